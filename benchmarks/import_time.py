@@ -1,0 +1,73 @@
+"""What importing loopkit costs over ``import torch``, and what it must not import.
+
+    python benchmarks/import_time.py
+
+Each measurement is a fresh process; its clock starts when Python is up and stops after the import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import record
+
+STATEMENTS = {
+    "torch": "import torch",
+    "loopkit": "from loopkit import Fit, Task",
+    "lightning": "import lightning",
+    "transformers.Trainer": "from transformers import Trainer",
+    "accelerate": "import accelerate",
+    "ignite": "import ignite.engine",
+    "torchtnt": "import torchtnt.framework",
+}
+LAZY = ("torchmetrics", "tensorboardX", "rich", "yaml", "jsonargparse", "matplotlib")
+TIMED = "import time; began = time.perf_counter(); {}; print(time.perf_counter() - began)"
+
+
+def python(code: str) -> str:
+    """What a fresh Python that runs ``code`` in the repository prints.
+
+    Raises:
+        subprocess.CalledProcessError: it fails.
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=record.ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def main() -> None:
+    """Measure, print, and write the results."""
+    parser = argparse.ArgumentParser(description="Milliseconds per import, in fresh processes.")
+    parser.add_argument("--rounds", type=int, default=9, help="processes of each (default: %(default)s)")
+    rounds = parser.parse_args().rounds
+    heavy = python(f"import sys; {STATEMENTS['loopkit']}; print([name for name in {LAZY} if name in sys.modules])")
+    installed = {name: code for name, code in STATEMENTS.items() if find_spec(name.split(".")[0]) is not None}
+    for name in STATEMENTS.keys() - installed.keys():
+        print(f"left out: {name} is not installed", file=sys.stderr)
+    found: dict[str, list[float]] = {name: [] for name in installed}
+    for number in range(-1, rounds):  # the first round fills the disk cache
+        for name, code in installed.items():
+            milliseconds = float(python(TIMED.format(code))) * 1e3
+            if number >= 0:
+                found[name].append(milliseconds)
+    summary = {}
+    print(f"{'import':24}{'ms':>8}{'over torch':>12}   quartiles of that")
+    for name, values in found.items():
+        whole = record.spread(values)
+        over = record.spread([mine - torch for mine, torch in zip(values, found["torch"])])
+        summary[name] = {"whole": whole, "over": over}
+        quartiles = f"{over['low']:.0f} to {over['high']:.0f}"
+        print(f"{name:24}{whole['median']:8.0f}{over['median']:+12.0f}   {quartiles}")
+    print(f"imported by loopkit of {', '.join(LAZY)}: {heavy}")
+    packages = ("torch", "loopkit", "lightning", "transformers", "accelerate", "pytorch-ignite", "torchtnt")
+    result = {"rounds": rounds, "versions": record.versions(packages), "milliseconds": summary, "heavy": heavy}
+    record.save("import_time", result)
+
+
+if __name__ == "__main__":
+    main()

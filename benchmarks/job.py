@@ -1,0 +1,68 @@
+"""The training job that every contestant runs, and the clock that sits in the user's code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LR, CLIP, LOG_EVERY = 1e-3, 1.0, 50
+
+
+class Model(nn.Module):
+    """A tiny classifier that gives its own loss and notes the time of every call: the same code in every framework."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        self.stamps: list[float] = []
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        self.stamps.append(perf_counter())
+        return F.cross_entropy(self.net(x), labels)
+
+
+def batches(count: int) -> list[dict[str, Tensor]]:
+    """``count`` batches of 32 samples, prepared beforehand."""
+    generator = torch.Generator().manual_seed(1)
+    rule = torch.randn(16, 4, generator=generator)
+    xs = torch.randn(count, 32, 16, generator=generator)
+    return [{"x": x, "labels": (x @ rule).argmax(1)} for x in xs]
+
+
+@dataclass
+class Job:
+    """One run: ``steps`` steps over as many batches, bare or with everything on.
+
+    With everything on: clipping to norm 1, a cosine schedule by step, logging every 50 steps to files and a
+    progress bar, each by the contestant's own means, and a checkpoint at the end.
+    """
+
+    steps: int
+    full: bool
+    folder: Path
+    model: Model = field(init=False, repr=False)
+    data: list[dict[str, Tensor]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = Model()
+        self.data = batches(self.steps)
+
+    def optimizer(self, **options: Any) -> torch.optim.Optimizer:
+        """AdamW over all parameters in one group: fused, unless told otherwise."""
+        return torch.optim.AdamW(self.model.parameters(), lr=LR, **({"fused": True} | options))
+
+    def factor(self, step: int) -> float:
+        """The cosine: the factor of the learning rate at ``step``."""
+        return 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        """The cosine as a scheduler object of torch's."""
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)

@@ -1,0 +1,37 @@
+"""loopkit as a contestant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.job import CLIP, LOG_EVERY, LR, Job
+from loopkit import Fit, Task
+from loopkit.optim import AdamW, cosine
+
+
+class Classifier(Task):
+    """The job as a Task."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job, self.model = job, job.model
+
+    def train_step(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model(**batch)
+
+    def optimizers(self) -> Any:
+        return AdamW(lr=LR, weight_decay=0.01, no_decay=(), schedule=cosine() if self.job.full else None)
+
+    def train_data(self) -> Any:
+        return self.job.data
+
+
+def loopkit(job: Job) -> None:
+    """Fit as it comes: on_nan="raise" and rng="counter" are on in both settings."""
+    if job.full:
+        options: dict[str, Any] = {"clip_norm": CLIP, "log_every": LOG_EVERY}
+    else:
+        options = {"loggers": None, "progress": False, "checkpoint": False, "log_every": "never"}
+    Fit(run_dir=job.folder, **options).run(Classifier(job))

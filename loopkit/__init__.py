@@ -1,0 +1,56 @@
+"""loopkit: a training framework for PyTorch. Write a Task, run it with Fit."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopkit.data.loader import Loader
+    from loopkit.events import Hook
+    from loopkit.fit import Fit
+    from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
+    from loopkit.options import Checkpoint
+    from loopkit.result import Result
+    from loopkit.run import Progress, Run
+    from loopkit.strategies.base import Strategy
+    from loopkit.strategies.compiling import Compile
+    from loopkit.strategies.single import SingleDevice
+    from loopkit.task import Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint", "Compile", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader", "PredictLoop", "Progress", "Result",
+    "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
+]  # fmt: skip
+
+# Imported when first asked for: `import loopkit` and `loopkit --help` do without torch.
+_HOMES = {
+    "loopkit.data.loader": ("Loader",),
+    "loopkit.events": ("Hook",),
+    "loopkit.fit": ("Fit",),
+    "loopkit.loops": ("EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),
+    "loopkit.options": ("Checkpoint",),
+    "loopkit.result": ("Result",),
+    "loopkit.run": ("Progress", "Run"),
+    "loopkit.strategies.base": ("Strategy",),
+    "loopkit.strategies.compiling": ("Compile",),
+    "loopkit.strategies.single": ("SingleDevice",),
+    "loopkit.task": ("Task",),
+}
+_ROOMS = ("checkpoint", "console", "data", "errors", "hooks", "loggers", "loops", "metrics", "optim", "strategies")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"loopkit.{name}")
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(home), name)
+            return value
+    raise AttributeError(f"module 'loopkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -1,0 +1,73 @@
+"""Agenda: everything that happens now and then, folded into one number that a plain step compares itself with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loopkit.durations import Cadence
+
+_NEVER = 1 << 62
+
+
+class Agenda:
+    """What is due at which step.
+
+    Attributes:
+        next: the first step at whose end anything is due; a step below it has nothing to do.
+        cadences: what repeats, by name ("log", "eval", "save").
+    """
+
+    __slots__ = ("_asked", "_stop_step", "_timed_stop", "cadences", "next")
+
+    def __init__(self, cadences: Mapping[str, Cadence], stop_step: int | None = None, *, timed_stop: bool) -> None:
+        self.cadences = dict(cadences)
+        self.next = 0
+        self._stop_step = stop_step
+        self._timed_stop = timed_stop
+        self._asked: set[str] = set()
+
+    def ask(self, what: str) -> None:
+        """Have ``what`` done at the end of the step under way (of the next one, between steps)."""
+        self._asked.add(what)
+        self.next = 0
+
+    def asked(self, what: str) -> bool:
+        """Whether ``what`` is asked for and not yet done."""
+        return what in self._asked
+
+    def forget(self, what: str) -> bool:
+        """Whether ``what`` was asked for; it is no longer."""
+        asked = what in self._asked
+        self._asked.discard(what)
+        return asked
+
+    def take(self, step: int, seconds: float, epoch_ended: int | None, *, again: bool = False) -> set[str]:
+        """What is due now that ``step`` is complete, requests included; they are forgotten.
+
+        ``again`` is for an epoch whose end shows only after its last step was dealt with: what is due by the
+        count of steps was done then.
+        """
+        cadences = {n: c for n, c in self.cadences.items() if not (again and c.counts_steps)}
+        due = {name for name, cadence in cadences.items() if cadence.is_due(step, seconds, epoch_ended)}
+        due |= self._asked
+        self._asked = set()
+        return due
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is asked for and not done, and the clocks of cadences in time."""
+        clocks = {name: cadence.last_seconds for name, cadence in self.cadences.items()}
+        return {"asked": sorted(self._asked - {"stop", "save"}), "clocks": clocks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self._asked = set(state["asked"])
+        for name, seconds in state["clocks"].items():
+            if name in self.cadences:
+                self.cadences[name].last_seconds = seconds
+
+    def look_ahead(self, step: int) -> None:
+        """Work out ``next`` as seen from ``step``."""
+        ahead = [cadence.next_step(step) for cadence in self.cadences.values()]
+        ahead += [self._stop_step, step + 1 if self._timed_stop or self._asked else None]
+        self.next = min((at for at in ahead if at is not None), default=_NEVER)

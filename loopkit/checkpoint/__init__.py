@@ -1,0 +1,37 @@
+"""Checkpoints: written whole or not at all, verified before use, and never able to run code."""
+
+from loopkit.checkpoint.background import BackgroundWriter
+from loopkit.checkpoint.format import Snapshot, checkpoints_dir
+from loopkit.checkpoint.lock import RunLock
+from loopkit.checkpoint.reader import read, verify
+from loopkit.checkpoint.retention import apply, plan
+from loopkit.checkpoint.search import (
+    Entry,
+    leave_behind,
+    load_newest,
+    load_snapshot,
+    newest_good,
+    scan,
+)
+from loopkit.checkpoint.store import Store
+from loopkit.checkpoint.writer import clean, write
+
+__all__ = [
+    "BackgroundWriter",
+    "Entry",
+    "RunLock",
+    "Snapshot",
+    "Store",
+    "apply",
+    "checkpoints_dir",
+    "clean",
+    "leave_behind",
+    "load_newest",
+    "load_snapshot",
+    "newest_good",
+    "plan",
+    "read",
+    "scan",
+    "verify",
+    "write",
+]

@@ -1,0 +1,79 @@
+"""One run per directory: a lock that the system releases when the process ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+import platform
+import weakref
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from loopkit.checkpoint.format import dump_json, load_json
+from loopkit.checkpoint.store import Store
+from loopkit.errors import CheckpointError, RunDirError
+
+LOCK = ".lock"
+
+
+class RunLock:
+    """Holds a run directory from construction until :meth:`release` or the end of the process.
+
+    Raises ``RunDirError`` when the directory cannot be written, and when another run holds it: then with
+    that run's id, process, host and start. The file stays; its content is only for that message.
+    """
+
+    def __init__(self, run_dir: Path, run_id: str = "", store: Store | None = None):
+        self.path = Path(run_dir) / LOCK
+        self._store = store or Store()
+        about = {
+            "run": run_id,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        self._handle = self._store.lock(self.path, dump_json(about))
+        if self._handle is None:
+            raise RunDirError(
+                f"{run_dir} is in use by {_holder(self._store, self.path)}. Choose another run directory, or end it."
+            )
+        # A forked child (a data worker) would hold the lock for as long as it outlives this process.
+        me = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forget(me))
+
+    def release(self) -> None:
+        """Let another run use the directory; a second call does nothing."""
+        self._close(clear=True)
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self._close(clear=False)
+
+    def _close(self, clear: bool) -> None:
+        # In a child this closes a copy of the handle, which does not release the parent's lock.
+        handle, self._handle = getattr(self, "_handle", None), None
+        if handle is not None:
+            self._store.unlock(handle, clear)
+
+
+def _forget(lock: weakref.ref[RunLock]) -> None:
+    found = lock()
+    if found is not None:
+        found._close(clear=False)
+
+
+def _holder(store: Store, path: Path) -> str:
+    try:
+        about: Any = load_json(store.read_bytes(path.parent, path.name, 4096), str(path))
+        who = f"run {about['run']!r}, " if about["run"] else ""
+        return f"{who}process {about['pid']} on {about['host']}, started {about['started']}"
+    except (CheckpointError, FileNotFoundError, TypeError, KeyError):
+        return "another run"

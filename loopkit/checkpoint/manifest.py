@@ -1,0 +1,243 @@
+"""MANIFEST.json: what files and tensors a checkpoint has, and how to tell that they are the ones written."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loopkit.checkpoint import codecs
+from loopkit.checkpoint.format import (
+    FORMAT,
+    MANIFEST,
+    MIN_READER,
+    STATE,
+    VERSION,
+    dump_json,
+    load_json,
+    safe_name,
+)
+from loopkit.errors import CheckpointError, CorruptCheckpointError
+
+RESERVED = frozenset(("format", "version", "min_reader", "generation", "files", "tensors", "aliases", "checksum"))
+"""Names in the manifest that a snapshot's ``meta`` cannot use (``generation`` is given by the writer)."""
+
+MAX_CHUNKS = 65536
+"""The most chunks one tensor can have."""
+
+_Box = list[tuple[int, int]]
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+MIGRATIONS: dict[int, Migration] = {}
+"""From the version that is the key to the next one; pure functions of the manifest's JSON."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file: relative path, size in bytes, SHA-256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A box of a tensor in a file: where it starts in the tensor, its shape, the CRC-32 of its bytes."""
+
+    file: str
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    crc32: int
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor: safetensors dtype code, shape, and the chunks that tile it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass
+class Manifest:
+    """The parsed MANIFEST.json. ``tensors`` and ``aliases`` go by file stem, then by tensor name."""
+
+    meta: dict[str, Any]
+    generation: int
+    files: dict[str, FileRecord]
+    tensors: dict[str, dict[str, TensorRecord]]
+    aliases: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files and of the manifest itself."""
+        return sum(record.size for record in self.files.values()) + len(self.dump())
+
+    def dump(self) -> bytes:
+        """The bytes of MANIFEST.json. Raises as :func:`meta_json`."""
+        body = {
+            **meta_json(self.meta),
+            "format": FORMAT,
+            "version": VERSION,
+            "min_reader": MIN_READER,
+            "generation": self.generation,
+            "files": [vars(record) for record in self.files.values()],
+            "tensors": {
+                stem: {name: _tensor_json(record) for name, record in records.items()}
+                for stem, records in self.tensors.items()
+            },
+            "aliases": self.aliases,
+        }
+        return dump_json({**body, "checksum": checksum(body)})
+
+
+def meta_json(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """``meta`` as the manifest has it.
+
+    ``ValueError`` for a name that is taken and without ``step``, ``TypeError`` for a value not kept.
+    """
+    own = {name: value for name, value in meta.items() if name != "generation"}
+    if RESERVED.intersection(own) or any(type(name) is not str or name.startswith("$") for name in own):
+        raise ValueError(f"meta takes plain names, none of {sorted(RESERVED)}")
+    step = own.get("step")
+    if type(step) is not int or not 0 <= step < 10**18:
+        raise ValueError(f"meta needs a step from 0, not {step!r}")
+    encoded: dict[str, Any] = codecs.encode(own, "meta", _NoTensors())
+    return encoded
+
+
+class _NoTensors(dict[str, Any]):
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise TypeError(f"{name}: a tensor or an array cannot be in meta; put it in state")
+
+
+def _tensor_json(record: TensorRecord) -> dict[str, Any]:
+    return {"dtype": record.dtype, "shape": record.shape, "chunks": [vars(chunk) for chunk in record.chunks]}
+
+
+def checksum(body: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest without its ``checksum``, in the one way it is written."""
+    return hashlib.sha256(dump_json({key: body[key] for key in body if key != "checksum"})).hexdigest()
+
+
+def parse(data: bytes, what: str = MANIFEST, migrations: Mapping[int, Migration] = MIGRATIONS) -> Manifest:
+    """The manifest in ``data``, migrated to this version and checked in itself.
+
+    ``CorruptCheckpointError`` when it is not what was written, ``CheckpointError`` when it was written by a
+    version that this one cannot read; ``what`` names it in the message.
+    """
+    raw = load_json(data, what)
+    if type(raw) is not dict or raw.get("format") != FORMAT:
+        raise CorruptCheckpointError(f"{what}: not a {FORMAT} manifest")
+    # Byte for byte, so that no edit passes, not even one of spaces.
+    if raw.get("checksum") != checksum(raw) or dump_json(raw) != data:
+        raise CorruptCheckpointError(f"{what}: edited or damaged, its checksum does not match")
+    try:
+        return _build(migrate(raw, what, migrations))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptCheckpointError(f"{what}: {type(error).__name__}: {error}") from None
+
+
+def migrate(raw: dict[str, Any], what: str, migrations: Mapping[int, Migration]) -> dict[str, Any]:
+    """The manifest's JSON brought to this version. ``CheckpointError`` when there is no way."""
+    version, needed = _count(raw["version"]), _count(raw["min_reader"])
+    if needed > VERSION:
+        raise CheckpointError(
+            f"{what}: written in format version {version}, which needs a reader of version {needed}; "
+            f"this loopkit reads version {VERSION}. Install a newer loopkit."
+        )
+    while version < VERSION:
+        if version not in migrations:
+            raise CheckpointError(f"{what}: format version {version} cannot be read any more")
+        raw = migrations[version](raw)
+        version += 1
+    return raw
+
+
+def _build(raw: dict[str, Any]) -> Manifest:
+    files = [FileRecord(str(f["path"]), _count(f["size"]), str(f["sha256"])) for f in raw["files"]]
+    tensors = {
+        stem: {name: _tensor(record) for name, record in records.items()} for stem, records in raw["tensors"].items()
+    }
+    meta = codecs.decode({key: raw[key] for key in raw if key not in RESERVED}, "meta", {})
+    meta["generation"] = _count(raw["generation"])
+    found = Manifest(meta, meta["generation"], {f.path: f for f in files}, tensors, raw["aliases"])
+    _count(meta["step"])
+    if len(found.files) != len(files) or not all(safe_name(f.path) and f.path != MANIFEST for f in files):
+        raise ValueError("file names that are unsafe or appear twice")
+    if STATE not in found.files:
+        raise ValueError(f"{STATE} is not listed")
+    check_coverage(found)
+    return found
+
+
+def _tensor(raw: dict[str, Any]) -> TensorRecord:
+    chunks = tuple(
+        Chunk(str(c["file"]), _shape(c["offset"]), _shape(c["shape"]), _count(c["crc32"])) for c in raw["chunks"]
+    )
+    return TensorRecord(str(raw["dtype"]), _shape(raw["shape"]), chunks)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"{str(value)[:60]!a} is not a count")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if type(value) is not list or len(value) > 64:
+        raise ValueError(f"{str(value)[:60]!a} is not a shape")
+    return tuple(_count(size) for size in value)
+
+
+def check_coverage(manifest: Manifest) -> None:
+    """Every tensor is tiled by its chunks, which are in files that are listed; aliases name tensors.
+
+    ``ValueError`` naming the tensor that is not.
+    """
+    seen: set[tuple[str, str]] = set()
+    for stem, records in manifest.tensors.items():
+        for name, record in records.items():
+            keys = {(chunk.file, name) for chunk in record.chunks}
+            if len(keys) != len(record.chunks) or keys & seen:
+                raise ValueError(f"{stem} tensor {name!r} appears twice in a file")
+            seen |= keys
+            if not _tiles(record):
+                raise ValueError(f"the chunks of {stem} tensor {name!r} do not cover it exactly once")
+            if any(chunk.file not in manifest.files for chunk in record.chunks):
+                raise ValueError(f"{stem} tensor {name!r} is in a file that is not listed")
+    for stem, names in manifest.aliases.items():
+        known = manifest.tensors.get(stem, {})
+        for name, canonical in names.items():
+            if canonical not in known or name in known:
+                raise ValueError(f"{stem} tensor {name!r} shares memory with {canonical!r}, which is missing")
+
+
+def _tiles(record: TensorRecord) -> bool:
+    boxes: list[_Box] = []
+    for chunk in record.chunks:
+        if len(chunk.offset) != len(record.shape) or len(chunk.shape) != len(record.shape):
+            return False
+        box = [(start, start + size) for start, size in zip(chunk.offset, chunk.shape)]
+        if any(stop > size for (_, stop), size in zip(box, record.shape)):
+            return False
+        boxes.append(box)
+    volume = sum(math.prod(chunk.shape) for chunk in record.chunks)
+    if not 0 < len(boxes) <= MAX_CHUNKS or volume != math.prod(record.shape):
+        return False
+    # Equal volume inside the bounds without overlap is a tiling.
+    return volume == 0 or len(boxes) == 1 or not _overlapping(boxes)
+
+
+def _overlapping(boxes: list[_Box]) -> bool:
+    open_boxes: list[_Box] = []
+    for box in sorted(boxes):
+        # Sorted by the first dimension, so a box that ends before this one starts meets no later one.
+        open_boxes = [other for other in open_boxes if other[0][1] > box[0][0]]
+        if any(all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, other)) for other in open_boxes):
+            return True
+        open_boxes.append(box)
+    return False

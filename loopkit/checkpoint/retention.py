@@ -1,0 +1,79 @@
+"""Which checkpoints to keep, and deleting the others so that a kill leaves no half of one."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from loopkit.checkpoint.format import DELETING
+from loopkit.checkpoint.reader import verify
+from loopkit.checkpoint.search import Entry, scan
+from loopkit.checkpoint.store import Store
+from loopkit.errors import OptionError
+
+Best = tuple[str, str]
+"""A metric's name, and "max" or "min"."""
+
+
+def plan(entries: Sequence[Entry], keep: int | None, keep_best: int = 1, best: Best | None = None) -> list[Path]:
+    """The checkpoints to delete, oldest first; a pure function of good checkpoints' manifests.
+
+    Kept: the ``keep`` newest by (step, generation), the newest of each kind, and the ``keep_best`` best by
+    the metric ``best`` (the best one always; of equal ones the earlier). Entries with a problem are neither
+    counted nor deleted. ``keep=None`` keeps all. ``OptionError`` for numbers below 1 or another mode.
+    """
+    if keep is not None and keep < 1:
+        raise OptionError(f"keep={keep}: keep at least 1 checkpoint, or None for all")
+    if best is not None and (best[1] not in ("max", "min") or keep_best < 0):
+        raise OptionError(f"best={best}, keep_best={keep_best}: the mode is 'max' or 'min', the number from 0")
+    if keep is None:
+        return []
+    good = sorted((e for e in entries if e.problem is None), key=lambda e: (e.step, e.generation))
+    kept = {entry.path for entry in good[-keep:]}
+    kept |= {entry.path for entry in {entry.kind: entry for entry in good}.values()}
+    if best is not None:
+        name, sign = best[0], (-1 if best[1] == "max" else 1)
+        scored = [(entry, entry.metrics.get(name)) for entry in good]
+        ranked = sorted(
+            (sign * value, entry.step, entry.generation, entry.path)
+            for entry, value in scored
+            if type(value) in (int, float) and value is not None and not math.isnan(value)
+        )
+        kept |= {item[3] for item in ranked[: max(1, keep_best)]}
+    return [entry.path for entry in good if entry.path not in kept]
+
+
+def apply(
+    store: Store,
+    run_dir: Path,
+    keep: int | None,
+    keep_best: int = 1,
+    best: Best | None = None,
+    trusted: set[Path] | None = None,
+) -> list[Path]:
+    """Delete what :func:`plan` says; the paths deleted.
+
+    Every byte of a checkpoint that is counted has been read back and found good, once: those in ``trusted``
+    before (add what this process wrote or loaded), the others now, and they are added.
+    """
+    if keep is None:
+        return []
+    known = set() if trusted is None else trusted
+    entries = []
+    for entry in scan(store, run_dir):
+        if entry.problem is None and entry.path not in known:
+            if verify(store, entry.path):
+                continue
+            known.add(entry.path)
+        entries.append(entry)
+    gone = plan(entries, keep, keep_best, best)
+    for path in gone:
+        # Out of the checkpoints' names first, durably, so that no half of one is ever taken for whole.
+        hidden = path.with_name(f"{DELETING}{path.name}-{secrets.token_hex(4)}")
+        store.rename(path, hidden)
+        store.sync_dir(path.parent)
+        store.remove_tree(hidden)
+        known.discard(path)
+    return gone

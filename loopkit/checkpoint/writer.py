@@ -1,0 +1,203 @@
+"""Writing a checkpoint: staged, synced, checked, renamed; the last good one is never touched."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from loopkit.checkpoint import codecs, tensorfile
+from loopkit.checkpoint.format import (
+    DELETING,
+    LATEST,
+    MANIFEST,
+    MAX_EXTRA,
+    MAX_JSON,
+    STAGING,
+    STATE,
+    TENSORS,
+    Snapshot,
+    checkpoints_dir,
+    dump_json,
+    parse_name,
+    safe_name,
+    step_name,
+)
+from loopkit.checkpoint.manifest import Chunk, FileRecord, Manifest, TensorRecord, check_coverage, meta_json
+from loopkit.checkpoint.store import Store
+from loopkit.errors import CheckpointError, LoopkitError
+
+_OWNER = re.compile(r"\.staging-(?P<host>[\w.]+)-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]+")
+
+
+@dataclass
+class Draft:
+    """A snapshot ready to be written: its state as JSON, all its tensors by file stem."""
+
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: bytes
+    meta: dict[str, object]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def draft(snapshot: Snapshot) -> Draft:
+    """Encode the state; its tensors join those of the stem "state". Tensors are not copied.
+
+    ``TypeError`` naming the path of a value or tensor that cannot be saved, ``ValueError`` for a bad name.
+    """
+    tensors = {stem: dict(named) for stem, named in snapshot.tensors.items()}
+    kept = tensors.setdefault("state", {})
+    state = dump_json(codecs.encode(snapshot.state, "", kept), sort=False)
+    if len(state) > MAX_JSON:
+        raise ValueError(f"{STATE} would have {len(state)} bytes; keep large values in tensors")
+    for stem, named in tensors.items():
+        if not safe_name(stem) or "/" in stem:
+            raise ValueError(f"{stem!r} cannot be the name of a file")
+        for name, tensor in named.items():
+            tensorfile.check(f"{stem} tensor {name!r}", tensor)
+    tensors = {stem: named for stem, named in tensors.items() if named}
+    meta_json(snapshot.meta)
+    taken = {MANIFEST, STATE, *(stem + TENSORS for stem in tensors)}
+    for name in snapshot.files:
+        if not safe_name(name) or name in taken:
+            raise ValueError(f"{name!r} cannot be the name of an extra file")
+        if len(snapshot.files[name]) > MAX_EXTRA:
+            raise ValueError(f"{name!r} has more than {MAX_EXTRA} bytes")
+    return Draft(tensors, state, dict(snapshot.meta), dict(snapshot.files))
+
+
+def write(store: Store, run_dir: Path, snapshot: Snapshot | Draft) -> Path:
+    """Save one checkpoint under ``run_dir`` and return its directory, durable.
+
+    On any failure the staging directory is removed, what was saved before is intact, and the error of
+    :func:`draft` or of the store is raised (``DiskFullError``, ``RunDirError``, ``CheckpointError``). A step
+    that is already there gets the next generation.
+    """
+    ready = snapshot if isinstance(snapshot, Draft) else draft(snapshot)
+    parent = checkpoints_dir(run_dir)
+    if store.mkdir(parent):
+        store.sync_dir(parent.parent)
+    staging = parent / _staging_name()
+    try:
+        store.mkdir(staging)
+        manifest = _write_files(store, staging, ready)
+        manifest.generation = _next_generation(store, parent, manifest)
+        final = parent / step_name(manifest.meta["step"], manifest.generation)
+        digest = _commit(store, staging, final, manifest)
+    except BaseException:
+        with suppress(LoopkitError, OSError):
+            store.remove_tree(staging)
+        raise
+    _point_latest(store, parent, final, manifest, digest)
+    return final
+
+
+def _write_files(store: Store, staging: Path, ready: Draft) -> Manifest:
+    manifest = Manifest(dict(ready.meta), 1, {}, {}, {})
+    for stem, named in ready.tensors.items():
+        name = stem + TENSORS
+        aliases = tensorfile.find_aliases(named)
+        written = {key: tensor for key, tensor in named.items() if key not in aliases}
+        with store.create(staging / name, tensorfile.data_size(written)) as sink:
+            # As safetensors' own save_model notes them, so that its load_model finds tied weights too.
+            specs = tensorfile.write(sink, written, aliases)
+        manifest.files[name] = FileRecord(name, sink.size, sink.sha256)
+        manifest.tensors[stem] = {
+            key: TensorRecord(s.dtype, s.shape, (Chunk(name, (0,) * len(s.shape), s.shape, s.crc32),))
+            for key, s in specs.items()
+        }
+        manifest.aliases.update({stem: aliases} if aliases else {})
+    for name, data in {STATE: ready.state, **ready.files}.items():
+        sink = store.write_below(staging, name, data)
+        manifest.files[name] = FileRecord(name, sink.size, sink.sha256)
+    return manifest
+
+
+def _next_generation(store: Store, parent: Path, manifest: Manifest) -> int:
+    found = [parse_name(name) for name in store.names(parent)]
+    return 1 + max((item[1] for item in found if item and item[0] == manifest.meta["step"]), default=0)
+
+
+def _commit(store: Store, staging: Path, final: Path, manifest: Manifest) -> str:
+    try:
+        check_coverage(manifest)
+    except ValueError as error:
+        raise CheckpointError(f"not saved: {error}") from None
+    sink = store.write_bytes(staging / MANIFEST, manifest.dump())
+    store.sync_dir(staging)
+    store.rename(staging, final)
+    store.sync_dir(final.parent)
+    return sink.sha256
+
+
+def _point_latest(store: Store, parent: Path, final: Path, manifest: Manifest, digest: str) -> None:
+    body = {
+        "dir": final.name,
+        "step": manifest.meta["step"],
+        "generation": manifest.generation,
+        "sha256": digest,
+    }
+    fresh = parent / _staging_name()
+    try:
+        store.write_bytes(fresh, dump_json(body))
+        store.rename(fresh, parent / LATEST)
+        store.sync_dir(parent)
+    except BaseException:
+        with suppress(LoopkitError, OSError):
+            store.remove(fresh)
+        raise
+
+
+def clean(store: Store, run_dir: Path) -> list[str]:
+    """Remove what writers that are gone left behind; the names removed.
+
+    Call it with the run's lock held. What a live process of this machine is writing stays.
+    """
+    parent = checkpoints_dir(run_dir)
+    gone = [
+        name
+        for name in store.names(parent)
+        if name.startswith(DELETING) or (name.startswith(STAGING) and not _owner_lives(name))
+    ]
+    for name in gone:
+        store.remove_tree(parent / name)
+    if gone:
+        store.sync_dir(parent)
+    return gone
+
+
+def _host() -> str:
+    return re.sub(r"[^\w.]", "_", platform.node())[:64] or "unknown"
+
+
+def _staging_name() -> str:
+    pid = os.getpid()
+    return f"{STAGING}{_host()}-{pid}-{_started(pid)}-{secrets.token_hex(4)}"
+
+
+def _started(pid: int) -> int:
+    """Clock ticks from boot to the start of a process; 0 where the system does not say or it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _owner_lives(name: str) -> bool:
+    match = _OWNER.fullmatch(name)
+    if match is None or match["host"] != _host():
+        return False
+    try:
+        os.kill(int(match["pid"]), 0)
+    except PermissionError:
+        pass
+    except (ProcessLookupError, OverflowError):
+        return False
+    # The same number may be another process by now.
+    return _started(int(match["pid"])) == int(match["start"])

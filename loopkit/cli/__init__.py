@@ -1,0 +1,1 @@
+"""The command line: ``loopkit fit``, ``evaluate``, ``predict``, ``ckpt``, ``report`` and ``doctor``."""

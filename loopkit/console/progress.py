@@ -1,0 +1,50 @@
+"""Which kind of progress a run shows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+from loopkit.errors import OptionError, nearest
+from loopkit.events import Hook
+
+KINDS = {
+    "rich": ("loopkit.console.rich_bar", "RichProgress"),
+    "plain": ("loopkit.console.plain", "PlainProgress"),
+}
+
+
+def build_progress(option: object) -> Hook | None:
+    """The hook for ``Fit(progress=option)``: "auto" (or True), "rich", "plain", or False (or None) for none.
+
+    "auto" is a bar on a terminal and in a notebook, and plain lines elsewhere.
+
+    Raises:
+        OptionError: none of these.
+    """
+    if option is None or option is False:
+        return None
+    if option is True or option == "auto":
+        option = "rich" if on_terminal() or in_notebook() else "plain"
+    if not isinstance(option, str) or option not in KINDS:
+        known = ("auto", *KINDS)
+        hint = nearest(str(option), known)
+        raise OptionError(f"progress={option!r} is not known: give one of {', '.join(known)} or False.{hint}")
+    module, name = KINDS[option]
+    hook: Hook = getattr(import_module(module), name)()
+    return hook
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal that can move its cursor."""
+    try:
+        return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    except (AttributeError, ValueError):  # no stderr, or a closed one
+        return False
+
+
+def in_notebook() -> bool:
+    """Whether this is a Jupyter kernel that can redraw its output."""
+    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None

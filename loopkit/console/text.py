@@ -1,0 +1,71 @@
+"""Numbers and columns as a person reads them."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+
+def width(text: str) -> int:
+    """How many terminal cells ``text`` takes."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def pad(text: str, cells: int, *, right: bool = False) -> str:
+    """``text`` filled up with spaces to ``cells``; ``right`` puts it at the right."""
+    space = " " * (cells - width(text))
+    return space + text if right else text + space
+
+
+def cut(text: str, cells: int) -> str:
+    """``text`` in at most ``cells``, with an ellipsis where something is left out."""
+    if width(text) <= cells:
+        return text
+    while text and width(text) > cells - 1:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def number(value: float) -> str:
+    """Four decimals where they say something, else powers of ten; large whole numbers in full."""
+    size = abs(value)
+    if not math.isfinite(value):
+        return str(float(value))
+    if size >= 1e4:
+        return f"{value:,.0f}" if size < 1e9 else f"{value:.3e}"
+    return f"{value:.4f}" if size >= 1e-3 or size == 0 else f"{value:.2e}"
+
+
+def duration(seconds: float) -> str:
+    """``0:07``, ``12:34``, ``1:02:03``, ``2d 03:04:05``."""
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def rate(per_second: float | None) -> str:
+    """``12.3 it/s``, or ``4.56 s/it`` where a step takes longer than a second."""
+    if not per_second:
+        return "- it/s"
+    if per_second < 1:
+        return f"{1 / per_second:.2f} s/it"
+    return f"{per_second:.1f} it/s" if per_second < 1000 else f"{per_second:,.0f} it/s"
+
+
+def megabytes(size: int) -> str:
+    """Bytes in MB."""
+    return f"{size / 1e6:,.2f} MB" if size < 1e8 else f"{size / 1e6:,.0f} MB"
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[bool], gap: int = 2) -> list[str]:
+    """Rows of cells as aligned lines; ``right`` says which columns stand at the right."""
+    widths = [max(width(row[at]) for row in rows) for at in range(len(right))]
+    lines = []
+    for row in rows:
+        cells = [pad(cell, cells, right=at) for cell, cells, at in zip(row, widths, right)]
+        lines.append((" " * gap).join(cells).rstrip())
+    return lines

@@ -1,0 +1,78 @@
+"""Position to indices, without state: which samples a batch holds is a function of (seed, epoch, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from loopkit.rng import mix
+
+_ALIKE_CHUNK = 50
+
+
+def order(length: int, *, seed: int, epoch: int, shuffle: bool) -> Sequence[int] | torch.Tensor:
+    """The order in which ``epoch`` visits ``length`` samples: an int64 permutation, or the plain range."""
+    if not shuffle:
+        return range(length)
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    return torch.randperm(length, generator=generator)
+
+
+def drawn(weights: torch.Tensor, length: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """``length`` samples drawn with replacement in ``epoch``, each with a chance in proportion to its weight."""
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    ends = weights.double().cumsum(0)
+    places = torch.rand(length, generator=generator, dtype=torch.float64) * ends[-1]
+    return torch.searchsorted(ends, places, right=True).clamp(max=len(weights) - 1)
+
+
+def alike(indices: Sequence[int] | torch.Tensor, lengths: torch.Tensor, batch: int) -> torch.Tensor:
+    """``indices`` with samples of like length brought together, so that batches of ``batch`` need little padding.
+
+    Stretches of 50 batches are sorted by falling length: across stretches the order stays random. The longest
+    sample of all comes first, so that memory runs out at once or not at all.
+    """
+    parts = torch.split(torch.as_tensor(indices), _ALIKE_CHUNK * batch)
+    stretches = [part[lengths[part].argsort(descending=True, stable=True)] for part in parts]
+    heads = torch.stack([lengths[part[0]] for part in stretches])
+    longest = int(heads.argmax())
+    stretches[0], stretches[longest] = stretches[longest], stretches[0]
+    return torch.cat(stretches)
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How one global order is dealt out: micro-batches of ``batch_size``, in turn to each of ``world`` ranks.
+
+    Rank r takes the r-th slice of every ``world`` consecutive micro-batches, so that trading ranks for
+    accumulation moves no sample to another micro-batch. Nothing is padded: the last slices may be short or
+    empty unless ``drop_last``.
+    """
+
+    length: int
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+    drop_last: bool = False
+
+    @cached_property
+    def round_size(self) -> int:
+        """Samples that all ranks together take for one micro-batch each."""
+        return self.batch_size * self.world
+
+    @cached_property
+    def end(self) -> int:
+        """The position at which an epoch is over, in samples."""
+        return self.length - self.length % self.round_size if self.drop_last else self.length
+
+    def rounds(self, start: int = 0) -> int:
+        """How many micro-batches each rank takes from ``start`` (in samples) to the end of the epoch."""
+        return -(-(self.end - start) // self.round_size) if start < self.end else 0
+
+    def slice(self, position: int) -> tuple[int, int]:
+        """This rank's part, as (low, high) in the order, of the round that starts at ``position``."""
+        low = min(position + self.rank * self.batch_size, self.end)
+        return low, min(low + self.batch_size, self.end)

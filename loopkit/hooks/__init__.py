@@ -1,0 +1,42 @@
+"""Hooks that come with loopkit, each loaded when first asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopkit.hooks.curves import Curves
+    from loopkit.hooks.early_stop import EarlyStop
+    from loopkit.hooks.ema import EMA
+    from loopkit.hooks.find_lr import FindLR
+    from loopkit.hooks.grad_monitor import GradMonitor
+    from loopkit.hooks.lr_monitor import LRMonitor
+    from loopkit.hooks.model_table import ModelSummary
+    from loopkit.hooks.numerics import Numerics
+    from loopkit.hooks.profiler import Profiler
+    from loopkit.hooks.swa import SWA
+    from loopkit.hooks.throughput import Throughput
+    from loopkit.hooks.unfreeze import Unfreeze
+
+__all__ = [
+    "EMA", "SWA", "Curves", "EarlyStop", "FindLR", "GradMonitor", "LRMonitor", "ModelSummary", "Numerics", "Profiler",
+    "Throughput", "Unfreeze",
+]  # fmt: skip
+
+_HOMES = {
+    "Curves": "curves", "EarlyStop": "early_stop", "EMA": "ema", "FindLR": "find_lr", "GradMonitor": "grad_monitor",
+    "LRMonitor": "lr_monitor", "ModelSummary": "model_table", "Numerics": "numerics", "Profiler": "profiler",
+    "SWA": "swa", "Throughput": "throughput", "Unfreeze": "unfreeze",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = globals()[name] = getattr(importlib.import_module(f"loopkit.hooks.{_HOMES[name]}"), name)
+        return value
+    raise AttributeError(f"module 'loopkit.hooks' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,91 @@
+"""GradMonitor: gradient norms and relative sizes of updates, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from loopkit.durations import Cadence, Duration
+from loopkit.errors import OptionError
+from loopkit.events import Hook
+from loopkit.hooks.averages import trained_parameters
+
+if TYPE_CHECKING:
+    from loopkit.run import Run
+
+_TINY = 1e-12
+
+
+class GradMonitor(Hook):
+    """Logs ``grad_norm/<layer>`` and ``update_ratio/<layer>``, without reading the device.
+
+    The norm is of the gradient that the optimizer is about to use: complete, unscaled and clipped. The ratio is
+    the length of the update over that of the weights before it; near 0.001 is usual, and much more or less
+    says that a layer's learning rate is wrong. The norm of all gradients before clipping is logged besides,
+    as ``train/grad_norm``.
+
+    Args:
+        every: the cadence: steps, or "1 epoch" or "1%" where the length of the data is known.
+        per: "layer" (the module that holds a parameter) or "all" (everything as one).
+
+    Raises:
+        OptionError: an argument that is not accepted.
+    """
+
+    def __init__(self, every: str | int = "50 steps", per: Literal["layer", "all"] = "layer") -> None:
+        if per not in ("layer", "all"):
+            raise OptionError(f"GradMonitor(per={per!r}): give 'layer' or 'all'")
+        self._every, self._per = Duration.parse(every, "GradMonitor(every=)"), per
+        if self._every.unit not in ("step", "epoch", "percent"):
+            raise OptionError(f"GradMonitor(every={every!r}): give steps, epochs or a percentage of the run")
+        self._before: dict[str, Tensor] = {}
+
+    def on_setup(self, run: Run) -> None:
+        """Work out the steps.
+
+        Raises:
+            OptionError: ``every`` needs data with a length.
+        """
+        self._before = {}
+        if run.feed is not None:
+            self._cadence = Cadence(self._every, run.plan, "GradMonitor(every=)")
+            if not self._cadence.counts_steps:
+                raise OptionError(f"GradMonitor(every='{self._every}') needs data with a length: give it in steps")
+            self._due = self._cadence.next_step(run.progress.step)
+            self._layers = {name: self._layer(name) for name in trained_parameters(run)}
+
+    def on_before_update(self, run: Run, grad_norm: Tensor | None) -> None:
+        """Measure the gradients, and keep the weights until the update is done."""
+        if run.progress.step + 1 != self._due:
+            return
+        parameters = {n: p for n, p in run.task.named_parameters() if n in self._layers and p.grad is not None}
+        norms = self._norms({name: p.grad for name, p in parameters.items() if p.grad is not None})
+        run.log({f"grad_norm/{layer}": norm for layer, norm in norms.items()})
+        self._before |= {name: p.detach().clone() for name, p in parameters.items()}
+
+    def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
+        """Measure what the update changed."""
+        if run.progress.step != self._due:
+            return
+        self._due = self._cadence.next_step(run.progress.step)
+        before, self._before = self._before, {}
+        if not before:  # a step of one's own that updated nothing
+            return
+        after = dict(run.task.named_parameters())
+        lengths = self._norms(before)
+        changes = self._norms({name: after[name].detach() - value for name, value in before.items()})
+        ratios = {layer: change / lengths[layer].clamp(min=_TINY) for layer, change in changes.items()}
+        run.log({f"update_ratio/{layer}": ratio for layer, ratio in ratios.items()})
+
+    def _layer(self, name: str) -> str:
+        return "all" if self._per == "all" else name.rpartition(".")[0] or name
+
+    def _norms(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The 2-norm over all tensors of each layer, as scalars on the device."""
+        parts: dict[str, list[Tensor]] = {}
+        for name, norm in zip(tensors, torch._foreach_norm(list(tensors.values()))):
+            parts.setdefault(self._layers[name], []).append(norm.float())
+        return {layer: torch.linalg.vector_norm(torch.stack(norms)) for layer, norms in parts.items()}

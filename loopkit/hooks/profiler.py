@@ -1,0 +1,120 @@
+"""Profiler: where the time of a few steps goes, as a trace; and what filled the memory of a GPU."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from loopkit.errors import LoopkitWarning, OptionError
+from loopkit.events import Hook
+
+if TYPE_CHECKING:
+    from loopkit.run import Run
+
+_ALLOCATIONS = 100_000
+
+
+class Profiler(Hook):
+    """Profiles ``active`` steps with ``torch.profiler`` and writes a trace for chrome://tracing or Perfetto.
+
+    Ranks after the first write ``trace-<rank>.json``. On a CUDA device the history of allocations is kept
+    besides, and a run that runs out of memory leaves it as ``memory.pickle``, to be looked at on
+    pytorch.org/memory_viz.
+
+    Args:
+        wait: steps before the profiler starts.
+        warmup: steps that it runs without keeping anything.
+        active: steps that are kept.
+        path: the trace, absolute or within the run directory.
+        memory: record the allocations of each operator too.
+        stacks: record Python's call stacks too, which slows the steps down.
+
+    Attributes:
+        trace: where the trace was written; None before.
+
+    Raises:
+        OptionError: an argument that is not accepted.
+    """
+
+    def __init__(
+        self, wait: int = 1, warmup: int = 1, active: int = 3, path: str | Path = "trace.json", memory: bool = False,
+        stacks: bool = False,
+    ) -> None:  # fmt: skip
+        for name, value, least in (("wait", wait, 0), ("warmup", warmup, 0), ("active", active, 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise OptionError(f"Profiler({name}={value!r}): give a whole number of at least {least}")
+        self._spans = {"wait": wait, "warmup": warmup, "active": active}
+        self._path, self._memory, self._stacks = Path(path), memory, stacks
+        self._profile: profile | None = None
+        self._recording = False
+        self.trace: Path | None = None
+
+    def on_fit_start(self, run: Run) -> None:
+        """Start the profiler."""
+        activities, cuda = [ProfilerActivity.CPU], run.strategy.device.type == "cuda"
+        if cuda:
+            activities.append(ProfilerActivity.CUDA)
+            torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
+        target = _beside(self._path, run.run_dir, run.strategy.rank)
+        self._steps, self.trace, self._recording = 0, None, cuda
+
+        def write(finished: profile) -> None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            finished.export_chrome_trace(str(target))
+            self.trace = target
+
+        self._profile = profile(
+            activities=activities, schedule=schedule(**self._spans, repeat=1), on_trace_ready=write,
+            record_shapes=True, profile_memory=self._memory, with_stack=self._stacks,
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Profiler won't be using warmup", UserWarning)  # asked for
+            self._profile.start()
+
+    def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
+        """Tell the profiler, and stop it after the last step it is to see."""
+        if self._profile is None:
+            return
+        self._profile.step()
+        self._steps += 1
+        if self._steps >= sum(self._spans.values()):
+            self._stop()
+
+    def on_fit_end(self, run: Run) -> None:
+        """Stop; say so where the run was too short to be profiled."""
+        self._stop()
+        if self.trace is None:
+            wanted = " + ".join(f"{name}={count}" for name, count in self._spans.items())
+            warnings.warn(f"Profiler({wanted.replace(' + ', ', ')}) wrote no trace: the run took {self._steps} steps",
+                          LoopkitWarning, stacklevel=2)  # fmt: skip
+        self._stop_recording()
+
+    def on_error(self, run: Run, exception: BaseException) -> None:
+        """Stop, and keep the history of allocations where memory ran out."""
+        if self._recording and isinstance(exception, torch.OutOfMemoryError):
+            target = _beside(Path("memory.pickle"), run.run_dir, run.strategy.rank)
+            torch.cuda.memory._dump_snapshot(str(target))  # type: ignore[no-untyped-call]
+            print(f"loopkit: the history of allocations is in {target}: see pytorch.org/memory_viz", file=sys.stderr)
+        self._stop()
+        self._stop_recording()
+
+    def _stop(self) -> None:
+        profiler, self._profile = self._profile, None
+        if profiler is not None:
+            profiler.stop()
+
+    def _stop_recording(self) -> None:
+        if self._recording:
+            torch.cuda.memory._record_memory_history(enabled=None)
+        self._recording = False
+
+
+def _beside(path: Path, run_dir: Path | None, rank: int) -> Path:
+    named = path.with_name(f"{path.stem}-{rank}{path.suffix}") if rank else path
+    return (run_dir or Path()) / named

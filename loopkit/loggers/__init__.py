@@ -1,0 +1,1 @@
+"""Where logged values go; each logger imports what it needs when it is asked for."""

@@ -1,0 +1,110 @@
+"""CsvLogger: a table with a column for every name that was ever logged."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import IO, Any
+
+from loopkit.loggers.base import Logger
+from loopkit.loggers.plain import replace_file, set_aside
+
+_PATIENCE = 20
+
+
+class CsvLogger(Logger):
+    """Writes a row of metrics.csv for every log; cells without a value are empty.
+
+    A new name adds a column, for which the file is written anew, in one piece. Where new names keep coming,
+    rows with them wait in memory until writing anew costs less than a twentieth of the time since it was last
+    done; ``flush`` and ``close`` write them at once.
+
+    Args:
+        path: the file, absolute or within the run directory; None is metrics.csv.
+        clock: seconds, for tests.
+    """
+
+    name = "csv"
+
+    def __init__(self, path: str | Path | None = None, clock: Callable[[], float] = perf_counter) -> None:
+        self._given = Path(path or "metrics.csv")
+        self._clock = clock
+        self._file: IO[bytes] | None = None
+        self._columns: dict[str, None] = {"step": None}
+        self._waiting: list[dict[str, Any]] = []
+        self._not_before = 0.0
+
+    def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
+        """Go on after ``step``: later rows and a torn last line are dropped. At step 0 the file starts anew."""
+        self.close()
+        self.path = Path(run_dir) / self._given
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if step == 0:
+            set_aside(self.path)
+        self._columns, rows = _read(self.path)
+        kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) <= step]
+        replace_file(self.path, [_line(self._columns), *map(_line, kept)])
+        self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Append one row; a value that is itself called "step" gives way to the row's step."""
+        assert self._file is not None
+        row = {**values, "step": step}
+        if self._waiting or not row.keys() <= self._columns.keys():
+            self._waiting.append(row)
+            if self._clock() >= self._not_before:
+                self._widen()
+            return
+        self._file.write(_line(row.get(name, "") for name in self._columns))
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait for new columns."""
+        if self._waiting:
+            self._widen()
+
+    def close(self) -> None:
+        """Write what waits and close the file."""
+        if self._file is not None:
+            self.flush()
+            self._file.close()
+            self._file = None
+
+    def _widen(self) -> None:
+        began = self._clock()
+        for row in self._waiting:
+            self._columns |= dict.fromkeys(row)
+        _, rows = _read(self.path)
+        replace_file(self.path, self._all_lines(rows))
+        self._waiting = []
+        assert self._file is not None
+        self._file.close()
+        self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
+        ended = self._clock()
+        self._not_before = ended + _PATIENCE * (ended - began)
+
+    def _all_lines(self, rows: Iterable[list[str]]) -> Iterator[bytes]:
+        yield _line(self._columns)
+        for row in rows:
+            yield _line(row + [""] * (len(self._columns) - len(row)))
+        for late in self._waiting:
+            yield _line(late.get(name, "") for name in self._columns)
+
+
+def _read(path: Path) -> tuple[dict[str, None], list[list[str]]]:
+    """Columns and rows of the complete lines of a file that need not exist."""
+    text = path.read_bytes() if path.exists() else b""
+    whole = text[: text.rfind(b"\n") + 1].decode("utf-8", "replace")
+    lines = list(csv.reader(io.StringIO(whole, newline="")))
+    if not lines or not lines[0]:
+        return {"step": None}, []
+    return dict.fromkeys(lines[0]), lines[1:]
+
+
+def _line(cells: Iterable[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode("utf-8", "backslashreplace")

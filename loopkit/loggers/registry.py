@@ -1,0 +1,55 @@
+"""Loggers by name: what ``Fit(loggers=…)`` accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+from loopkit.errors import OptionError, nearest
+from loopkit.loggers.base import Logger
+
+LOGGERS = {
+    "jsonl": ("loopkit.loggers.jsonl", "JsonlLogger"),
+    "csv": ("loopkit.loggers.csv", "CsvLogger"),
+    "tensorboard": ("loopkit.loggers.tensorboard", "TensorBoardLogger"),
+}
+
+
+def build_loggers(spec: Any) -> list[Logger]:
+    """The loggers for what a user gave: names, Logger objects, a sequence of both, or None, False or () for none.
+
+    Nothing is opened or written. A logger's module is imported only when its name is given.
+
+    Raises:
+        OptionError: as ``check_loggers``.
+    """
+    return [_named(item) if isinstance(item, str) else item for item in check_loggers(spec)]
+
+
+def check_loggers(spec: Any) -> list[str | Logger]:
+    """What a user gave as a list, without importing or building anything.
+
+    Raises:
+        OptionError: an unknown name, a name given twice, or something that is no Logger.
+    """
+    if spec is None or spec is False:
+        return []
+    items = list(spec) if isinstance(spec, Iterable) and not isinstance(spec, str) else [spec]
+    for place, item in enumerate(items):
+        if isinstance(item, str):
+            if item not in LOGGERS:
+                known = ", ".join(map(repr, LOGGERS))
+                raise OptionError(f"there is no logger {item!r}.{nearest(item, LOGGERS)} Loggers: {known}, or objects")
+            if item in items[:place]:
+                raise OptionError(f"loggers names {item!r} twice, and both would write the same file")
+        elif not isinstance(item, Logger):
+            hint = "give an instance, with ()" if isinstance(item, type) else "derive it from loopkit's Logger"
+            raise OptionError(f"loggers holds {item!r}, which is not a Logger: {hint}")
+    return items
+
+
+def _named(name: str) -> Logger:
+    module, kind = LOGGERS[name]
+    logger: Logger = getattr(import_module(module), kind)()
+    return logger

@@ -1,0 +1,187 @@
+"""TensorBoardLogger: event files for TensorBoard, from tensorboardX's message types and a few lines of framing.
+
+tensorboardX's own writer hands events to a thread through a queue of ten; when that thread meets a full disk it
+ends, and the queue, once full, blocks training for good. Writing the records here makes such a failure an
+ordinary exception, costs one event per row in place of one per scalar, and shows values at once.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tensorboardX.proto.api_pb2 import Status
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboardX.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
+from tensorboardX.record_writer import masked_crc32c
+
+from loopkit.loggers.base import Logger
+from loopkit.loggers.plain import flat
+
+_BINS = 30
+_PIXELS = 256
+_MOST_CELLS = 1024
+
+
+class TensorBoardLogger(Logger):
+    """Writes scalars, hyperparameters, 1-D arrays as histograms and 2-D arrays as images.
+
+    A resume writes a file of its own, whose first record has TensorBoard forget later steps of earlier ones.
+    Hyperparameters belong to the run itself (TensorBoard's HPARAMS tab), without a sub-run.
+
+    Args:
+        dir: the folder of the event files, absolute or within the run directory.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, dir: str | Path = "tensorboard") -> None:
+        self._given = Path(dir)
+        self._file: IO[bytes] | None = None
+
+    def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
+        """Start an event file; with earlier ones about, what they hold after ``step`` (at 0: all) is void."""
+        self.close()
+        folder = Path(run_dir) / self._given
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = [_stamp(path) for path in folder.glob("events.out.tfevents.*")]
+        # TensorBoard reads the files of a folder in the order of their names.
+        stamp = max([int(time.time()), *(other + 1 for other in earlier)])
+        self.path = folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
+        self._file = open(self.path, "xb")  # noqa: SIM115 - closed by close()
+        self._write(Event(file_version="brain.Event:2"))
+        if step or earlier:
+            from_step = step + 1 if step else 0
+            self._write(Event(step=from_step, session_log=SessionLog(status=SessionLog.START)))
+        self._write_hparams("session_start_info", session_start_info=_started(hparams))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """One event with a scalar for each value."""
+        scalars = [Summary.Value(tag=_tag(name), simple_value=_float(value)) for name, value in values.items()]
+        self._write(Event(step=step, summary=Summary(value=scalars)))
+
+    def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
+        """Histograms and images; what is neither 1-D nor 2-D, or holds no numbers, has no place here."""
+        found = []
+        for name, value in arrays.items():
+            array = _numbers(value)
+            if array is None or array.size == 0:
+                continue
+            if array.ndim == 1 and np.isfinite(array).any():
+                found.append(Summary.Value(tag=_tag(name), histo=_histogram(array)))
+            elif array.ndim == 2:
+                found.append(Summary.Value(tag=_tag(name), image=_image(array)))
+        if found:
+            self._write(Event(step=step, summary=Summary(value=found)))
+
+    def close(self) -> None:
+        """Mark the session as ended and close the file."""
+        if self._file is not None:
+            end = SessionEndInfo(status=Status.Value("STATUS_SUCCESS"), end_time_secs=time.time())
+            self._write_hparams("session_end_info", session_end_info=end)
+            self._file.close()
+            self._file = None
+
+    def _write_hparams(self, name: str, **content: Any) -> None:
+        data = HParamsPluginData(version=0, **content).SerializeToString()
+        plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=data)
+        value = Summary.Value(tag=f"_hparams_/{name}", metadata=SummaryMetadata(plugin_data=plugin))
+        self._write(Event(summary=Summary(value=[value])))
+
+    def _write(self, event: Any) -> None:
+        """One record: length, its checksum, the event, its checksum."""
+        assert self._file is not None
+        event.wall_time = time.time()
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+        self._file.write(length + checks[0] + data + checks[1])
+        self._file.flush()
+
+
+def _stamp(path: Path) -> int:
+    number = path.name.split(".")[3]
+    return int(number) if number.isdigit() else 0
+
+
+def _tag(name: str) -> str:
+    # Any text is a tag; TensorBoard groups by what stands before a slash, so none may lead.
+    return _text(name).lstrip("/") or "unnamed"
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def _started(hparams: Mapping[str, Any]) -> Any:
+    info = SessionStartInfo(start_time_secs=time.time())
+    for name, value in flat(hparams).items():
+        slot = info.hparams[_text(name)]
+        if isinstance(value, bool):
+            slot.bool_value = value
+        elif isinstance(value, str):
+            slot.string_value = _text(value)
+        else:
+            slot.number_value = _float(value)
+    return info
+
+
+def _numbers(value: Any) -> Any:
+    if hasattr(value, "detach"):
+        value = value.detach().to("cpu").double().numpy()
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def _histogram(array: Any) -> Any:
+    values = np.clip(array[np.isfinite(array)], -1e100, 1e100)
+    counts, edges = np.histogram(values, bins=_BINS)
+    return HistogramProto(
+        min=values.min(), max=values.max(), num=values.size, sum=values.sum(), sum_squares=values.dot(values),
+        bucket_limit=edges[1:].tolist(), bucket=counts.tolist(),
+    )  # fmt: skip
+
+
+def _image(array: Any) -> Any:
+    """A matrix as a picture: white is its least value, dark blue its greatest, grey what is not finite."""
+    array = array[tuple(slice(None, None, -(-side // _MOST_CELLS)) for side in array.shape)]
+    finite = np.isfinite(array)
+    known = np.clip(array[finite], -1e100, 1e100)
+    low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
+    share = (np.clip(np.where(finite, array, low), low, high) - low) / ((high - low) or 1.0)
+    white, blue, grey = np.array([255.0] * 3), np.array([8.0, 48.0, 107.0]), np.array([160.0] * 3)
+    colours = np.where(finite[..., None], white + share[..., None] * (blue - white), grey)
+    times = max(1, _PIXELS // max(array.shape))
+    pixels = colours.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
+    height, width, _ = pixels.shape
+    return Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=_png(pixels))
+
+
+def _png(pixels: Any) -> bytes:
+    """An RGB picture [height, width, 3] as a PNG file (RFC 2083): header, one compressed block, end."""
+    height, width, _ = pixels.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows.tobytes())),
+        (b"IEND", b""),
+    ]
+    chunks = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+              for kind, data in parts]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -1,0 +1,8 @@
+"""The four loops of a run: epoch, step, evaluation and prediction."""
+
+from loopkit.loops.epoch import EpochLoop
+from loopkit.loops.evaluate import EvalLoop
+from loopkit.loops.predict import PredictLoop
+from loopkit.loops.step import StepLoop
+
+__all__ = ["EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"]

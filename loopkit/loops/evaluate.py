@@ -1,0 +1,87 @@
+"""EvalLoop: one evaluation over one or several data sets, leaving the task and the random streams as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from loopkit import rng
+from loopkit.data.collate import mover
+from loopkit.data.feed import Source
+from loopkit.errors import TaskError
+from loopkit.metrics.evaluation import Evaluation
+from loopkit.optim.averaging import evaluation_weights
+from loopkit.run import Run
+
+
+@contextmanager
+def quietly(run: Run) -> Iterator[None]:
+    """Inside: ``eval()`` mode, weights to evaluate, no gradients; afterwards all of it and every stream as before."""
+    modes = [(module, module.training) for module in run.task.modules()]
+    streams = rng.capture(run.strategy.device)
+    run.task.eval()
+    try:
+        with evaluation_weights(run.optimizers.values()), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        rng.restore(streams, run.strategy.device)
+
+
+class EvalLoop:
+    """One evaluation: every sample once, metrics from ``Task.metrics`` and ``Task.compute_metrics``."""
+
+    def run(self, run: Run, data: Mapping[str, Source]) -> dict[str, float]:
+        """Evaluate on each data set of ``data``; the one called "" has no name of its own.
+
+        Returns:
+            Scalars by full name: ``eval/loss``, ``eval/accuracy``, or ``eval/<set>/accuracy``.
+        """
+        if run.events.eval_start is not None:
+            run.events.eval_start(run)
+        began, samples = perf_counter(), 0
+        metrics: dict[str, float] = {}
+        arrays: dict[str, Any] = {}
+        with quietly(run):
+            for name, source in data.items():
+                evaluation = Evaluation(run.task, run.strategy.device)
+                samples += self.measure(run, source, evaluation)
+                found, shaped = evaluation.compute(f"eval/{name}/" if name else "eval/")
+                metrics |= found
+                arrays |= shaped
+        seconds = perf_counter() - began
+        metrics["eval/runtime"] = seconds
+        metrics["eval/samples_per_second"] = samples / seconds
+        run.loggers.log_arrays(arrays, run.progress.step)
+        return metrics
+
+    def measure(self, run: Run, source: Source, evaluation: Evaluation) -> int:
+        """Feed every batch of ``source`` to ``evaluation``; returns how many samples there were.
+
+        Raises:
+            TaskError: ``eval_step`` returned no mapping.
+        """
+        strategy, seen = run.strategy, run.events.eval_step_end
+        step = strategy.method("eval_step")
+        move = mover(strategy.device, strategy.numerics.precision.storage)
+        samples = 0
+        for batch, size, _ in source.open(0, 0):
+            if run.seed is not None:
+                rng.seed_all(rng.mix(run.seed, samples, 3), strategy.device)
+            placed = batch if move is None else move(batch)
+            with strategy.forward or nullcontext():
+                outputs = step(placed)
+            if not isinstance(outputs, Mapping):
+                raise TaskError(f"{type(run.task).__name__}.eval_step returned {type(outputs).__name__}: return a dict "
+                                "with 'loss', and what the metrics ask for by name")  # fmt: skip
+            evaluation.update(outputs, size, run.task._logged)
+            run.task._logged.clear()
+            samples += size
+            if seen is not None:
+                seen(run, outputs)
+        return samples

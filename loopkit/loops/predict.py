@@ -1,0 +1,73 @@
+"""PredictLoop: one pass of predictions, in data set order, each sample once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loopkit import rng
+from loopkit.data.collate import map_tensors, mover
+from loopkit.data.feed import Source
+from loopkit.loops.evaluate import quietly
+from loopkit.run import Run
+
+Writer = Callable[[Any], None]
+
+
+class PredictLoop:
+    """One pass over the data with ``Task.predict_step``."""
+
+    def run(self, run: Run, source: Source, writer: Writer | None = None) -> Any:
+        """Predict every batch.
+
+        Args:
+            writer: gets each batch's predictions, on the CPU, in order; then nothing is kept or returned.
+
+        Returns:
+            The batches' predictions joined along the samples: tensors concatenated, lists chained, through
+            dicts and tuples; a list per batch where that is impossible (None with a writer).
+        """
+        strategy, seen = run.strategy, run.events.predict_step_end
+        step = strategy.method("predict_step")
+        move = mover(strategy.device, strategy.numerics.precision.storage)
+        kept: list[Any] = []
+        position = 0
+        with quietly(run):
+            for batch, size, _ in source.open(0, 0):
+                if run.seed is not None:
+                    rng.seed_all(rng.mix(run.seed, position, 4), strategy.device)
+                position += size
+                placed = batch if move is None else move(batch)
+                with strategy.forward or nullcontext():
+                    outputs = step(placed)
+                if seen is not None:
+                    seen(run, outputs)
+                outputs = map_tensors(lambda tensor: tensor.detach().cpu(), outputs)
+                if writer is None:
+                    kept.append(outputs)
+                else:
+                    writer(outputs)
+        return join(kept) if writer is None else None
+
+
+def join(parts: list[Any]) -> Any:
+    """Batches' outputs as one: tensors along their first dimension, lists chained, dicts and tuples inside out."""
+    if not parts:
+        return []
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if all(part.ndim and part.shape[1:] == first.shape[1:] for part in parts):
+            return torch.cat(parts)
+        return parts
+    if isinstance(first, Mapping):
+        return {key: join([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple):
+        joined = [join(list(column)) for column in zip(*parts)]
+        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
+    if isinstance(first, list):
+        return [item for part in parts for item in part]
+    return parts

@@ -1,0 +1,194 @@
+"""StepLoop: one optimizer step over its micro-batches: forward and backward for each, then one update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from loopkit.data.feed import Batches
+from loopkit.errors import DataError, TaskError
+from loopkit.rng import at_step, mix
+from loopkit.run import Run
+from loopkit.task import Task
+
+
+class StepLoop:
+    """One optimizer step. A custom one overrides ``run`` and calls ``backward`` and ``update`` as it needs.
+
+    It keeps precision, accumulation, clipping, events and counting, whatever it does in between.
+    """
+
+    def run(self, run: Run, batches: Batches) -> Mapping[str, Any]:
+        """Do the step; what it returns goes to ``on_step_end``."""
+        out = self.backward(run, batches)
+        self.update(run)
+        return out
+
+    def backward(
+        self, run: Run, batches: Batches, method: str = "train_step", optimizers: Sequence[str] | None = None,
+        *, log: bool = True,
+    ) -> Mapping[str, Any]:  # fmt: skip
+        """Run ``task.<method>`` on each micro-batch and add up the gradients of the step's exact mean loss.
+
+        Without weights a micro-batch counts by its samples, known beforehand. With weights each is taken
+        relative to the first and the sum is divided out of the gradients: both give the gradient of one big
+        batch.
+
+        Args:
+            optimizers: where given, only the parameters of these optimizers get gradients.
+            log: whether what the step returns and logs is logged; False for a pass that only explores.
+
+        Returns:
+            What the last micro-batch's step returned, without its graph.
+
+        Raises:
+            TaskError: the step returned no usable loss.
+            DataError: the step's weights add up to nothing.
+        """
+        strategy, task, running, timings = run.strategy, run.task, run.running, run.timings
+        micro_step_end = run.events.micro_step_end
+        call, context, step = strategy.method(method), strategy.forward, run.progress.step
+        seed = run.seed if run.seed is None or method == "train_step" else mix(run.seed, crc32(method.encode()))
+        prefix = "train/" if method == "train_step" else f"train/{method.removesuffix('_step')}_"
+        frozen = [] if optimizers is None else freeze_others(run, optimizers)
+        count, samples, sizes = len(batches), batches.samples, batches.sizes
+        weights: list[Any] = []
+        out: Mapping[str, Any] = {}
+        for index, batch in enumerate(batches):
+            if seed is not None:
+                strategy.seed(at_step(seed, step, index * strategy.world_size + strategy.rank))
+            if strategy.world_size > 1:
+                strategy.sync(index == count - 1)
+            began = perf_counter()
+            if context is None:
+                returned = call(batch)
+            else:
+                with context:
+                    returned = call(batch)
+            loss, weight, out = read_step(returned, task, method)
+            if weight is not None:
+                weight = _exact(weight)
+                weights.append(weight)
+            if count > 1:
+                loss = loss / (samples / sizes[index]) if weight is None else _weighed(loss, weight, weights[0])
+            strategy.backward(loss, out["loss"] if count == 1 else None)
+            timings.compute += perf_counter() - began
+            if log:
+                for name, value in out.items():
+                    running.add(prefix + name, value, sizes[index] if weight is None else weight)
+            if task._logged:
+                _drain(run, sizes[index], log)
+            if micro_step_end is not None:
+                micro_step_end(run, out)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        run.divisor = _divisor(weights, count, task, method) if weights else None
+        return out
+
+    def update(self, run: Run, optimizers: Sequence[str] | None = None) -> None:
+        """Make the gradients ready, show them to ``on_before_update``, and step the named optimizers (all)."""
+        strategy, before_update, schedules = run.strategy, run.events.before_update, run.schedules
+        began = perf_counter()
+        norm = strategy.complete(optimizers, run.divisor, want_norm=before_update is not None)
+        if norm is not None:
+            run.running.add("train/grad_norm", norm, reduce="last")
+        if before_update is not None:
+            before_update(run, norm)
+        bound = schedules.values() if optimizers is None else [schedules[n] for n in optimizers if n in schedules]
+        for schedule in bound:
+            schedule.before_update(run.progress.step)
+        strategy.update(optimizers)
+        for schedule in bound:
+            schedule.after_update()
+        run.timings.update += perf_counter() - began
+
+
+def read_step(returned: Any, task: Task, method: str) -> tuple[Tensor, Any, Mapping[str, Any]]:
+    """The loss, its weight (None without) and the scalars to log, from what a train step returned.
+
+    Raises:
+        TaskError: there is no loss, or it is no scalar with a gradient.
+    """
+    weight = None
+    if isinstance(returned, Tensor):
+        loss: Any = returned
+        out = {"loss": returned.detach()}
+    elif isinstance(returned, Mapping) and "loss" in returned:
+        loss, weight = returned["loss"], returned.get("weight")
+        out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in returned.items() if k != "weight"}
+    else:
+        keys = ", ".join(map(repr, returned)) if isinstance(returned, Mapping) else ""
+        what = f"a dict with {keys or 'nothing'}" if isinstance(returned, Mapping) else repr(returned)
+        raise _no_loss(task, method, f"returned {what}, with no loss")
+    if not isinstance(loss, Tensor):
+        raise _no_loss(task, method, f"returned a {type(loss).__name__} as loss")
+    if loss.ndim:
+        raise _no_loss(task, method, f"returned a loss of shape {tuple(loss.shape)}; take its mean")
+    if not loss.requires_grad:
+        raise _no_loss(task, method, "returned a loss without a gradient: it was detached, made under no_grad, "
+                                     "or depends on no trainable parameter")  # fmt: skip
+    return loss, weight, out
+
+
+def _no_loss(task: Task, method: str, why: str) -> TaskError:
+    return TaskError(f"{type(task).__name__}.{method} {why}: return a scalar tensor, or a dict with it as 'loss'")
+
+
+def _exact(weight: Any) -> Any:
+    # Counts divide to the default dtype, which is too coarse for a gradient in double precision.
+    if isinstance(weight, Tensor):
+        return weight.detach().to(torch.float32 if weight.device.type == "mps" else torch.float64)
+    return weight
+
+
+def _unit(first: Any) -> Any:
+    # Dividing by the first weight keeps gradients in the range of one micro-batch's; a first weight of 0 must not.
+    return first.clamp(min=1) if isinstance(first, Tensor) else max(first, 1)
+
+
+def _weighed(loss: Tensor, weight: Any, first: Any) -> Tensor:
+    # A mean over nothing is NaN, and NaN times a weight of 0 would still be NaN.
+    part = weight / _unit(first)
+    if isinstance(weight, Tensor):
+        return torch.mul(torch.where(weight > 0, loss, 0.0), part.to(loss.dtype))
+    return loss * part if part else torch.where(torch.zeros_like(loss, dtype=torch.bool), loss, 0.0)
+
+
+def _divisor(weights: list[Any], count: int, task: Task, method: str) -> Any:
+    where = f"{type(task).__name__}.{method}"
+    if len(weights) != count:
+        raise TaskError(f"{where} gave a weight for {len(weights)} of {count} micro-batches: give it for all or none")
+    total = sum(weights[1:], start=weights[0])
+    if not isinstance(total, Tensor) and total <= 0:
+        raise DataError(f"{where} returned weight={total!r}: the step has nothing to train on")
+    if count == 1:
+        return None
+    return total / _unit(weights[0])
+
+
+def freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:
+    """Switch gradients off for what only other optimizers hold; returns what was switched off."""
+    unknown = [name for name in optimizers if name not in run.optimizers]
+    if unknown:
+        raise TaskError(f"there is no optimizer {unknown[0]!r}: the task named {', '.join(run.optimizers)}")
+    ours = {id(p) for name in optimizers for group in run.optimizers[name].param_groups for p in group["params"]}
+    frozen = []
+    for name, optimizer in run.optimizers.items():
+        if name not in optimizers:
+            for group in optimizer.param_groups:
+                frozen += [p for p in group["params"] if id(p) not in ours and p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
+
+
+def _drain(run: Run, size: int, log: bool) -> None:
+    logged = run.task._logged
+    for name, value, reduce in logged if log else ():
+        run.running.add(name, value.detach() if isinstance(value, Tensor) else value, size, reduce)
+    logged.clear()

@@ -1,0 +1,1 @@
+"""Averages that never wait for the device, and evaluation that counts each sample once."""

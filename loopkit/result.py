@@ -1,0 +1,67 @@
+"""Result: what a run gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loopkit.checkpoint.inspect import export
+from loopkit.console.summary import result_summary
+from loopkit.errors import CheckpointError
+from loopkit.run import Progress, Run
+
+
+@dataclass
+class Result:
+    """The outcome of ``Fit.run``.
+
+    Attributes:
+        status: "finished", "stopped" (a hook or limit asked for it) or "interrupted" (a signal).
+        why: what stopped or interrupted it; empty otherwise.
+        step, epoch: completed optimizer steps and passes over the data.
+        metrics: the latest value of everything logged.
+        best: of the best evaluation: metric, value, step, checkpoint; empty without ``Checkpoint(best=)``.
+        history: every logged row, ``{"step": ..., "train/loss": ...}``, earlier attempts of a resumed run included.
+        checkpoint: the newest checkpoint; None when nothing was saved.
+        run_dir: the run's directory; None when it has none.
+        timings: microseconds per step on the host by part: "data", "compute" (forward and backward), "update",
+            "framework" (everything outside the user's code, the data and the optimizer) and "step", their sum.
+    """
+
+    status: str
+    why: str
+    step: int
+    epoch: int
+    metrics: dict[str, float]
+    best: dict[str, Any]
+    history: list[dict[str, Any]]
+    checkpoint: Path | None
+    run_dir: Path | None
+    timings: dict[str, float]
+    progress: Progress = field(repr=False, default_factory=Progress)
+
+    @classmethod
+    def of(cls, run: Run) -> Result:
+        """The result of a run that is over."""
+        progress = run.progress
+        return cls(
+            run.status, run.why, progress.step, progress.epoch, dict(run.metrics), dict(run.best), list(run.history),
+            run.saver.newest if run.saver is not None else None, run.run_dir, run.timings.per_step(), progress,
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        """What happened, as text: status, metrics, where the files are, where the time of a step went."""
+        return result_summary(
+            self.status, self.why, self.progress, self.metrics, self.best, self.timings, self.run_dir, self.checkpoint
+        )
+
+    def export(self, directory: str | Path) -> Path:
+        """Write the newest checkpoint's weights as one plain ``model.safetensors`` into ``directory``.
+
+        Raises:
+            CheckpointError: nothing was saved, it cannot be trusted, or the directory is not empty.
+        """
+        if self.checkpoint is None:
+            raise CheckpointError("this run saved no checkpoint to export: run with checkpoint=True")
+        return export(self.checkpoint, Path(directory))

@@ -1,0 +1,1 @@
+"""Where a task runs: devices, precision, loss scaling, clipping and state, behind one small interface."""

@@ -1,0 +1,117 @@
+"""Strategy: the only code that knows devices, processes, wrapping, loss scaling, clipping and sharded state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from loopkit.strategies.compiling import Compile
+from loopkit.strategies.precision import PRECISIONS, Precision
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What every strategy must do to the numbers, and how: precision, clipping, non-finite ones, memory for time."""
+
+    precision: Precision = PRECISIONS["fp32"]
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    on_nan: str = "raise"
+    compile: Compile | None = None
+    remat: str | None = None
+
+
+class Strategy(ABC):
+    """Where and how a task runs. Usable alone, in a hand-written loop: place, method, backward, update.
+
+    Attributes:
+        device: where batches and parameters are.
+        rank, world_size: this process among those that train together.
+        forward: the context that every call of a task's step runs in; None for none.
+        seed: seeds torch's generators, this device's among them.
+        optimizers: what ``adopt`` was given, by name.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    numerics: Numerics
+    forward: AbstractContextManager[Any] | None
+    seed: Callable[[int], object]
+    optimizers: dict[str, Optimizer]
+
+    @abstractmethod
+    def open(self, numerics: Numerics) -> None:
+        """Join the other processes, if any, and take the device."""
+
+    @abstractmethod
+    def place(self, task: nn.Module) -> None:
+        """Bring the task to the device, wrapped or sharded as need be; its attributes stay the user's."""
+
+    @abstractmethod
+    def adopt(self, optimizers: dict[str, Optimizer]) -> None:
+        """Take the optimizers, made over the placed parameters."""
+
+    @abstractmethod
+    def method(self, name: str) -> Callable[..., Any]:
+        """The task's method ``name`` as this strategy runs it."""
+
+    @abstractmethod
+    def sync(self, last: bool) -> None:
+        """Say, before a forward pass, whether its backward completes the gradients of this step."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
+        """Add the gradients of ``loss``, a scalar; ``value`` is its detached self, for callers who have it."""
+
+    @abstractmethod
+    def complete(
+        self, names: Sequence[str] | None = None, divisor: Tensor | float | None = None, *, want_norm: bool = False
+    ) -> Tensor | None:
+        """Make the gradients of the named optimizers (None: of all) ready: divided, unscaled, clipped, checked.
+
+        Returns:
+            The total norm before clipping, a scalar on the device, where it is clipped by or wanted; else None.
+        """
+
+    @abstractmethod
+    def update(self, names: Sequence[str] | None = None) -> None:
+        """Step the named optimizers (None: all) and clear their gradients."""
+
+    @abstractmethod
+    def close_step(self) -> bool:
+        """A step is complete; returns whether the host knows already that something in it was not finite.
+
+        Where it can only learn that by waiting, the step is counted on the device, for ``take_bad_steps``.
+        """
+
+    @abstractmethod
+    def take_bad_steps(self) -> int:
+        """How many steps since last asked had a loss or gradient that is not finite; reads the device."""
+
+    @abstractmethod
+    def model_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by the user's names."""
+
+    @abstractmethod
+    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back parameters and buffers, all of them."""
+
+    @abstractmethod
+    def scaler_state(self) -> dict[str, Any]:
+        """The loss scaler's state; empty where nothing is scaled."""
+
+    @abstractmethod
+    def load_scaler_state(self, state: Mapping[str, Any]) -> None:
+        """Put the loss scaler's state back."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the other processes."""

@@ -1,0 +1,101 @@
+"""Precision as data: what each name means for parameters, batches, the forward pass and loss scaling."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from loopkit.errors import OptionError, nearest
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One precision of the contract.
+
+    Attributes:
+        name: as the user types it.
+        autocast: the dtype operations are cast to; None for none.
+        storage: the dtype of parameters and floating inputs; None leaves them as they are.
+        scaled: whether the loss is scaled, so that small fp16 gradients do not vanish.
+    """
+
+    name: str
+    autocast: torch.dtype | None = None
+    storage: torch.dtype | None = None
+    scaled: bool = False
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("fp32"),
+        Precision("bf16", autocast=torch.bfloat16),
+        Precision("fp16", autocast=torch.float16, scaled=True),
+        Precision("bf16-true", storage=torch.bfloat16),
+        Precision("fp16-true", storage=torch.float16),
+        Precision("fp64", storage=torch.float64),
+    )
+}
+
+
+def parse_precision(name: object) -> Precision:
+    """The precision called ``name``.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    if name not in PRECISIONS:
+        hint = nearest(str(name), PRECISIONS)
+        raise OptionError(f"precision={name!r} is not known: give one of {', '.join(PRECISIONS)}.{hint}")
+    return PRECISIONS[str(name)]
+
+
+class DefaultDtype(AbstractContextManager[None]):
+    """Inside, new floating tensors have ``dtype``: what a task creates in its step matches its parameters."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._before: list[torch.dtype] = []
+
+    def __enter__(self) -> None:
+        self._before.append(torch.get_default_dtype())
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_default_dtype(self._before.pop())
+
+
+class Both(AbstractContextManager[None]):
+    """Two contexts as one that can be entered again and again."""
+
+    def __init__(self, outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> None:
+        self.outer, self.inner = outer, inner
+
+    def __enter__(self) -> None:
+        self.outer.__enter__()
+        self.inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.inner.__exit__(*error)
+        self.outer.__exit__(*error)
+
+
+def forward_context(
+    precision: Precision, device: torch.device, *, offload: bool = False
+) -> AbstractContextManager[Any] | None:
+    """The context every call of a task's step runs in, entered again and again; None for none.
+
+    ``offload`` keeps what the backward pass needs in the CPU's memory, pinned where the device is a GPU.
+    """
+    if offload:
+        saved = torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")
+        around = forward_context(precision, device)
+        return saved if around is None else Both(around, saved)
+    if precision.autocast is not None:
+        return torch.autocast(device.type, precision.autocast)
+    if precision.storage is not None:
+        return DefaultDtype(precision.storage)
+    return None

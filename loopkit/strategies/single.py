@@ -1,0 +1,195 @@
+"""SingleDevice: one process, one device: a CPU, a CUDA GPU or an Apple GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from loopkit.errors import OptionError, TaskError
+from loopkit.optim.fused import stepper
+from loopkit.rng import torch_seeder
+from loopkit.strategies.base import Numerics, Strategy
+from loopkit.strategies.compiling import compile_blocks, compiled
+from loopkit.strategies.guard import Guard
+from loopkit.strategies.precision import forward_context
+from loopkit.strategies.remat import apply_remat, parse_remat
+
+ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+
+
+def find_device(accelerator: str) -> torch.device:
+    """The device for ``accelerator``; "auto" takes a GPU where there is one.
+
+    Raises:
+        OptionError: it is not one of the accepted names, or this machine has none.
+    """
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if accelerator == "auto":
+        accelerator = "cuda" if have["cuda"] else "mps" if have["mps"] else "cpu"
+    kind = accelerator.split(":")[0]
+    if kind not in have:
+        raise OptionError(f"accelerator={accelerator!r} is not known: give one of {', '.join(ACCELERATORS)}")
+    if not have[kind]:
+        found = ", ".join(name for name, there in have.items() if there)
+        raise OptionError(f"accelerator={accelerator!r} is not on this machine, which has: {found}")
+    if accelerator == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(accelerator)
+
+
+class SingleDevice(Strategy):
+    """Everything on one device, in this process.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.device = find_device(device)
+        self.seed = torch_seeder(self.device)
+        self.optimizers = {}
+        self._parameters: dict[str, list[nn.Parameter]] = {}
+        self._steppers: dict[str, Callable[[], Any]] = {}
+        self._losses: list[Tensor] = []
+        self._blocked = False
+        self._guard: Guard | None = None
+        self._scaler: torch.amp.GradScaler | None = None
+        self._compiled: dict[str, Callable[..., Any]] = {}
+
+    def open(self, numerics: Numerics | None = None) -> None:
+        """Fix the numerics; the device is this process's already."""
+        self.numerics = numerics or Numerics()
+        _, offload = parse_remat(self.numerics.remat)
+        self.forward = forward_context(self.numerics.precision, self.device, offload=offload)
+        self._scaler = torch.amp.GradScaler(self.device.type) if self.numerics.precision.scaled else None
+        self._guard, self._blocked = None, False  # nothing of an earlier run with this object
+        self._losses.clear()
+        vars(self).pop("close_step", None)
+
+    def place(self, task: nn.Module) -> None:
+        """Move ``task`` to the device, in the precision's dtype; compile or recompute its blocks if asked to."""
+        task.to(self.device, self.numerics.precision.storage)
+        self._task = task
+        self._compiled = {}
+        apply_remat(task, self.numerics.remat)
+        how = self.numerics.compile
+        if how is not None and how.scope == "blocks":
+            compile_blocks(task, how)
+
+    def adopt(self, optimizers: dict[str, Optimizer]) -> None:
+        """Take the optimizers, made over the placed parameters."""
+        self.optimizers = optimizers
+        self._steppers = {name: stepper(optimizer) for name, optimizer in optimizers.items()}
+        self._parameters = {
+            name: [p for group in optimizer.param_groups for p in group["params"]]
+            for name, optimizer in optimizers.items()
+        }
+        if self.numerics.on_nan != "ignore":
+            watched = () if self._scaler is not None else optimizers.values()
+            # Gradients have the dtype of their parameters; a loss may be made in another one.
+            dtypes = {p.dtype for parameters in self._parameters.values() for p in parameters}
+            uniform = dtypes == {torch.float32} and self.numerics.precision.storage is None
+            self._guard = Guard(self.numerics.on_nan, self.device, watched, uniform=uniform)
+            self.close_step = self._guard.close_step  # type: ignore[method-assign] # one call less in every step
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """The task's own bound method, compiled if asked to: nothing stands between the loop and the task."""
+        if self.numerics.compile is None or self.numerics.compile.scope == "blocks":
+            return getattr(self._task, name)  # type: ignore[no-any-return]
+        if name not in self._compiled:
+            self._compiled[name] = compiled(getattr(self._task, name), self.numerics.compile)
+        return self._compiled[name]
+
+    def sync(self, last: bool) -> None:
+        """Nothing to synchronise."""
+
+    def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
+        """Add the gradients of ``loss``, scaled in fp16; see ``Strategy.backward``."""
+        if self._scaler is not None:
+            if self._guard is not None:
+                self._guard.check([loss.detach() if value is None else value])
+                loss = self._guard.poison(loss)
+            loss = self._scaler.scale(loss)
+        elif self._guard is not None:
+            self._losses.append(loss.detach() if value is None else value)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def complete(
+        self, names: Sequence[str] | None = None, divisor: Tensor | float | None = None, *, want_norm: bool = False
+    ) -> Tensor | None:
+        """Divide, unscale, clip and check the gradients; see ``Strategy.complete``."""
+        grads: list[Tensor] = []
+        for name in names or self._parameters:
+            for parameter in self._parameters[name]:
+                if parameter.grad is not None:
+                    grads.append(parameter.grad)
+        if not grads:
+            raise TaskError("the loss reaches no parameter of "
+                            f"{', '.join(names or self._parameters)}: no gradient was computed")  # fmt: skip
+        if divisor is not None:
+            torch._foreach_div_(grads, divisor)
+        if self._scaler is not None:
+            for name in names or self.optimizers:
+                self._scaler.unscale_(self.optimizers[name])
+        numerics, norm = self.numerics, None
+        if numerics.clip_norm is not None or want_norm:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        if self._guard is not None and self._scaler is None:  # a scaler looks at the gradients by itself
+            self._blocked = self._guard.check([*(grads if norm is None else (norm,)), *self._losses])
+            self._losses.clear()
+        if numerics.clip_norm is not None and norm is not None:
+            torch._foreach_mul_(grads, clip_factor(norm, numerics.clip_norm))
+        if numerics.clip_value is not None:
+            torch._foreach_clamp_min_(grads, -numerics.clip_value)
+            torch._foreach_clamp_max_(grads, numerics.clip_value)
+        return norm
+
+    def update(self, names: Sequence[str] | None = None) -> None:
+        """Step the named optimizers (None: all) and clear their gradients."""
+        scaler, blocked = self._scaler, self._blocked
+        for name in names or self.optimizers:
+            if scaler is not None:
+                scaler.step(self.optimizers[name])
+            elif not blocked:
+                self._steppers[name]()
+            for parameter in self._parameters[name]:
+                parameter.grad = None
+        if scaler is not None:
+            scaler.update()
+
+    def close_step(self) -> bool:
+        """A step is complete; returns whether it is known to have been bad."""
+        return False
+
+    def take_bad_steps(self) -> int:
+        """How many steps since last asked were not finite; reads the device."""
+        return 0 if self._guard is None else self._guard.take_bad_steps()
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by the user's names."""
+        return {name: tensor for name, tensor in self._task.state_dict().items() if isinstance(tensor, Tensor)}
+
+    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back parameters and buffers, all of them."""
+        self._task.load_state_dict(state)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The loss scaler's state; empty where nothing is scaled."""
+        return {} if self._scaler is None else self._scaler.state_dict()
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+    def load_scaler_state(self, state: Mapping[str, Any]) -> None:
+        """Put the loss scaler's state back."""
+        if self._scaler is not None and state:
+            self._scaler.load_state_dict(dict(state))
+
+
+def clip_factor(norm: Tensor, limit: float) -> Tensor:
+    """What to multiply gradients by so that their norm is at most ``limit``: ``torch.nn.utils.clip_grad_norm_``'s."""
+    return torch.clamp(limit / (norm + 1e-6), max=1.0)

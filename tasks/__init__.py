@@ -1,0 +1,1 @@
+"""Tasks to read, to run and to start from; each file is one."""

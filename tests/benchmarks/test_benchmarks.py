@@ -1,0 +1,74 @@
+"""The benchmarks run, compare like with like, and tell their contestants apart."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from benchmarks import by_hand, checkpoint, ours, overhead, page
+from benchmarks.job import Job
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_loopkit_and_both_hand_written_loops_do_the_same_job(full, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    contestants = {overhead.BASE: by_hand.best, "loopkit": ours.loopkit}
+    if not full:  # the usual loop draws its bar with tqdm, which only the peers bring
+        contestants["usual"] = by_hand.naive
+    found = overhead.measure(contestants, full, rounds=2)
+    summary = overhead.summarise(found)
+    assert summary.keys() == contestants.keys()
+    assert all(len(blocks) == overhead.BLOCKS for rounds in found.values() for blocks in rounds)
+    assert summary[overhead.BASE]["over"]["median"] == 0
+    assert summary["loopkit"]["step"]["median"] > 10
+    assert "loopkit" in overhead.table(summary)
+
+
+def test_what_happens_between_two_calls_of_the_model_is_counted():
+    def slow(job: Job) -> None:
+        for batch in job.data:
+            job.model(**batch)
+            time.sleep(0.002)
+
+    blocks, _ = overhead.once(slow, full=False)
+    assert min(blocks) > 2000
+
+
+def test_a_contestant_that_does_another_job_is_refused():
+    def lazy(job: Job) -> None:
+        for batch in job.data:
+            job.model(**batch)
+
+    with pytest.raises(RuntimeError, match="not the same job"):
+        overhead.measure({overhead.BASE: by_hand.best, "lazy": lazy}, False, rounds=1)
+
+
+def test_a_contestant_that_is_not_installed_is_left_out_with_a_line(capsys):
+    def absent(job: Job) -> None:
+        raise ImportError("No module named 'absent'")
+
+    found = overhead.measure({overhead.BASE: by_hand.best, "absent": absent}, False, rounds=1)
+    assert list(found) == [overhead.BASE]
+    assert "left out: absent: ImportError" in capsys.readouterr().err
+
+
+def test_every_way_to_save_gives_the_state_back(tmp_path):
+    state = checkpoint.made(1, 3)
+    for i, (save, load, _, _) in enumerate(checkpoint.CONTESTANTS.values()):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        save(state, folder)
+        loaded = load(folder)
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_the_page_shows_what_was_measured():
+    about = {"date": "2026-01-01", "versions": {"torch": "2"},
+             "machine": {"cpu": "abacus", "cores": 1, "load": 0.0, "python": "3.12"}}  # fmt: skip
+    row = {"step": {"median": 123.4, "low": 100, "high": 200}, "over": {"median": 7}, "ratio": {"median": 1.5}}
+    text = page.render({"overhead": {**about, "rounds": 3, "parameters": 9, "settings": {"bare": {"loopkit": row}}}})
+    assert "| loopkit | 123 | 100 to 200 | +7 | 1.50 |" in text
+    assert "abacus" in text
+    assert "import" not in text.split("## The cost of a step")[1]

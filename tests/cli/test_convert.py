@@ -1,0 +1,101 @@
+"""convert-args: Trainer arguments become a Fit that can be built, with what is lost said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import loopkit.optim
+from loopkit import Checkpoint, Fit, Loader
+from loopkit.cli.convert import SCHEDULES, convert
+from loopkit.cli.main import main
+from loopkit.errors import OptionError
+from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
+from tests.support import points
+
+GUIDE = {
+    "output_dir": "out", "num_train_epochs": 3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4,
+    "evaluation_strategy": "steps", "eval_steps": 200, "save_strategy": "steps", "save_steps": 200,
+    "save_total_limit": 2, "load_best_model_at_end": True, "metric_for_best_model": "f1", "greater_is_better": True,
+    "warmup_ratio": 0.1, "learning_rate": 2e-5, "weight_decay": 0.01, "lr_scheduler_type": "cosine", "fp16": True,
+    "gradient_checkpointing": True, "dataloader_num_workers": 4, "logging_steps": 50, "push_to_hub": True,
+    "report_to": "tensorboard", "max_grad_norm": 0.5, "seed": 7,
+}  # fmt: skip
+
+
+def built(source: str) -> dict:
+    """Run the printed source, as a person who pastes it would; returns its names."""
+    space = {"Fit": Fit, "Checkpoint": Checkpoint, "Loader": lambda _, **options: Loader(points(8), **options)}
+    space |= vars(loopkit.optim)
+    exec(source, space)
+    return space
+
+
+def test_the_guides_arguments_become_a_fit_that_can_be_built(tmp_path, capsys):
+    (tmp_path / "args.json").write_text(json.dumps(GUIDE))
+    assert main(["convert-args", str(tmp_path / "args.json")]) == 0
+    space = built(capsys.readouterr().out)
+    options = space["fit"].options
+    assert (options.run_dir, options.epochs, options.batch_size, options.accumulate) == ("out", 3, 8, 4)
+    assert (options.precision, options.remat, options.clip_norm, options.seed) == ("fp16", "full", 0.5, 7)
+    assert (options.eval_every, options.log_every) == ("200 steps", "50 steps")
+    assert options.checkpoint == Checkpoint(every="200 steps", keep=2, best="eval/f1:max", load_best=True)
+    spec = space["optimizers"](None)
+    assert (spec.optimizer.__name__, spec.lr, spec.weight_decay) == ("AdamW", 2e-5, 0.01)
+    assert (spec.schedule.name, str(spec.schedule.warmup)) == ("cosine", "10%")
+    assert space["train_data"](None).workers == 4
+
+
+def test_what_is_not_given_is_what_the_trainer_would_do():
+    found = convert({})
+    assert found.fit["epochs"] == "3"
+    assert found.fit["batch_size"] == "8"
+    assert found.fit["clip_norm"] == "1"
+    assert found.fit["eval_every"] == "'never'"
+    assert found.optimizer == "AdamW(lr=5e-05, weight_decay=0.0, schedule=linear())"
+    assert found.checkpoint == {"every": "'500 steps'", "keep": "None"}
+
+
+def test_what_is_lost_is_said():
+    assert "there is no upload" in convert({"push_to_hub": True}).source()
+    assert convert({"push_to_hub": False}).notes == {}
+
+
+def test_a_python_file_is_read_and_not_run(tmp_path, capsys):
+    (tmp_path / "args.py").write_text(
+        "raise SystemExit('run')\nargs = TrainingArguments(output_dir='x', max_steps=100, bf16=True, warmup_steps=5)\n")
+    assert main(["convert-args", str(tmp_path / "args.py")]) == 0
+    space = built(capsys.readouterr().out)
+    assert (space["fit"].options.steps, space["fit"].options.precision) == (100, "bf16")
+    assert str(space["optimizers"](None).schedule.warmup) in ("5", "5 steps")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_of_the_trainer_has_one_here(name):
+    built(convert({"lr_scheduler_type": name, "warmup_steps": 0.1}).source())["optimizers"](None)
+
+
+def test_errors(tmp_path, capsys):
+    with pytest.raises(OptionError, match=r"has no 'learning_rat'\. Did you mean 'learning_rate'"):
+        convert({"learning_rat": 1})
+    (tmp_path / "bad.json").write_text("[1]")
+    assert main(["convert-args", str(tmp_path / "bad.json")]) == 2
+    assert "it holds no object" in capsys.readouterr().err
+    assert main(["convert-args"]) == 2
+
+
+# The fields of transformers 5.23's TrainingArguments.
+FIELDS = ["output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "average_tokens_across_devices", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache", "neftune_noise_alpha", "torch_empty_cache_steps", "auto_find_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter", "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip", "restore_callback_states_from_checkpoint", "full_determinism", "seed", "data_seed", "use_cpu", "accelerator_config", "parallelism_config", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "label_names", "train_sampling_strategy", "length_column_name", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "deepspeed", "debug", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "local_rank"]
+
+
+def test_all_114_fields_are_known_to_the_checker():
+    assert len(FIELDS) == 114
+    options = Fit().options.to_dict()
+    for name in FIELDS:
+        if name in options or name == "debug":
+            continue
+        text = TRAINER_NAMES.get(name) or WITHOUT[name]
+        with pytest.raises(OptionError, match=f"Fit has no option '{name}'") as error:
+            Fit(**{name: True})
+        assert text in str(error.value)

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from made_runs import Clock, evaluate, made_run, take_step
+
+import loopkit
+from loopkit.console.rich_bar import RichProgress, Screen
+from loopkit.durations import Plan
+
+
+def shown(clock: Clock, width: int = 100, **fields: object) -> tuple[object, io.StringIO]:
+    file = io.StringIO()
+    console = Screen(file=file, force_terminal=True, width=width, height=30, color_system=None, legacy_windows=False)
+    return made_run(RichProgress(console=console, clock=clock), **fields), file
+
+
+def frames(text: str) -> list[str]:
+    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", part) for part in text.split("\r")]
+
+
+def test_the_bar_shows_epoch_step_speed_time_and_the_last_values():
+    clock = Clock()
+    run, file = shown(clock, metrics={"train/loss": 0.75, "lr": 3e-4, "eval/accuracy": 0.9, "eval/runtime": 3.0})
+    run.events.fit_start(run)
+    for _ in range(150):
+        take_step(run, clock, 0.125)
+    run.events.fit_end(run)
+    last = frames(file.getvalue())[-1].splitlines()
+    assert re.fullmatch(r"Epoch 2/4  ━+╸ +150/400  8.0 it/s  0:18 < 0:31", last[0])
+    assert last[1] == "           loss 0.7500   lr 3.00e-04   eval/accuracy 0.9000"
+    assert last[2] == "Finished: 150 steps in 0:18"
+
+
+def test_redraws_are_bounded_by_the_clock_and_a_step_in_between_costs_one_look_at_it():
+    clock = Clock()
+    run, _ = shown(clock)
+    drawn = []
+    hook = run.events.step_end.__self__
+    draw = hook._draw
+    hook._draw = lambda *args: (drawn.append(1), draw(*args))
+    run.events.fit_start(run)
+    drawn.clear()
+    before = clock.reads
+    for _ in range(10_000):
+        take_step(run, clock, 0.001)
+    assert 90 <= len(drawn) <= 100
+    assert clock.reads - before == 10_000
+    run.events.fit_end(run)
+
+
+def test_an_evaluation_has_a_bar_of_its_own_and_leaves_a_row():
+    clock = Clock()
+    run, file = shown(clock, width=110)
+    run.events.fit_start(run)
+    take_step(run, clock, 1.0)
+    evaluate(run, clock, loss=0.5, accuracy=0.25)
+    run.events.fit_end(run)
+    text = "\n".join(frames(file.getvalue()))
+    assert re.search(r"Evaluating ━+.* 3/8 batches", text)
+    assert text.count("Validation Loss") == 1
+    assert re.search(r"^ +0.01 +1 +- +0.5000 +0.2500 +0.40 s +2,500.0 *$", text, re.MULTILINE)
+    assert "Evaluating" not in text[text.rindex("Epoch 1/4") :]
+
+
+def test_an_evaluation_outside_training_cleans_up_after_itself():
+    clock = Clock()
+    run, file = shown(clock)
+    stdout, stderr = sys.stdout, sys.stderr
+    evaluate(run, clock, loss=0.5)
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+    assert "Epoch 1/4" not in file.getvalue()
+    assert "0.5000" in file.getvalue()
+
+
+def test_no_frame_is_wider_than_the_screen():
+    clock = Clock()
+    run, file = shown(clock, width=60, metrics={f"eval/{n}": n / 7 for n in range(30)})
+    run.events.fit_start(run)
+    for _ in range(20):
+        take_step(run, clock, 0.5)
+    assert max(len(line) for frame in frames(file.getvalue())[1:] for line in frame.splitlines()) <= 60
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(None, None, 3), Plan(None, None, None, 60.0), Plan(10, 5, 0.5)])
+def test_any_plan_can_be_drawn(plan):
+    clock = Clock()
+    run, _ = shown(clock, plan=plan)
+    run.events.fit_start(run)
+    for _ in range(20):
+        take_step(run, clock, 0.5)
+    run.events.fit_end(run)
+
+
+def test_other_ranks_are_silent():
+    clock = Clock()
+    run, file = shown(clock, rank=1)
+    run.events.fit_start(run)
+    for _ in range(30):
+        take_step(run, clock, 1.0)
+    evaluate(run, clock, loss=1.0)
+    run.events.fit_end(run)
+    assert file.getvalue() == ""
+
+
+def test_no_tensor_is_read(monkeypatch):
+    for name in ("item", "tolist", "__float__", "__bool__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *_: pytest.fail("a tensor was read"))
+    clock = Clock()
+    run, _ = shown(clock)
+    run.events.fit_start(run)
+    for _ in range(50):
+        take_step(run, clock, 1.0)
+    evaluate(run, clock, loss=1.0)
+    run.events.fit_end(run)
+
+
+def test_an_error_stops_the_bar_and_gives_the_streams_back():
+    clock = Clock()
+    run, file = shown(clock)
+    stdout, stderr = sys.stdout, sys.stderr
+    run.events.fit_start(run)
+    take_step(run, clock, 1.0)
+    run.events.error(run, KeyboardInterrupt())
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+    assert file.getvalue().endswith("\x1b[?25h")
+    length = len(file.getvalue())
+    take_step(run, clock, 1.0)
+    assert len(file.getvalue()) == length
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(), ValueError("closed file")])
+def test_a_terminal_that_is_gone_stops_the_bar_and_nothing_else(error):
+    clock = Clock()
+    run, file = shown(clock)
+    stdout, stderr = sys.stdout, sys.stderr
+    run.events.fit_start(run)
+
+    def gone(text: str) -> int:
+        raise error
+
+    file.write = gone
+    for _ in range(10):
+        take_step(run, clock, 1.0)
+    evaluate(run, clock, loss=1.0)
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+    run.events.fit_end(run)
+
+
+def test_a_closed_pipe_does_not_end_the_program(tmp_path):
+    done = subprocess.run(["bash", "-c", f"{sys.executable} {script(tmp_path, 'rich')} 3>&1 1>&3 2> >(exit 0)"],
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "over" in done.stdout
+
+
+def script(folder: Path, kind: str, ending: str = "run.events.fit_end(run)") -> Path:
+    """A program with a run whose steps take 5 ms."""
+    path = folder / "program.py"
+    body = f"""
+        import sys, time, warnings
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(loopkit.__file__).parents[1])]!r}
+        from made_runs import made_run
+        from loopkit.console import build_progress
+        from loopkit.durations import Plan
+        run = made_run(build_progress({kind!r}), plan=Plan(50, 100, 2), metrics={{"train/loss": 0.5}})
+        run.events.fit_start(run)
+        for step in range(100):
+            time.sleep(0.005)
+            run.progress.step += 1
+            run.events.step_end(run, {{}})
+            if step == 30:
+                print("printed")
+            if step == 60:
+                warnings.warn("warned")
+        {ending}
+        print("over")
+    """
+    path.write_text(textwrap.dedent(body))
+    return path
+
+
+def in_terminal(command: list[str], stdout: int | None = None) -> tuple[str, int]:
+    """What a program writes to a pseudo-terminal, and its exit code."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    process = subprocess.Popen(command, stdin=follower, stdout=stdout or follower, stderr=follower, env=environment)
+    os.close(follower)
+    received = b""
+    while True:
+        ready, _, _ = select.select([leader], [], [], 60)
+        try:
+            part = os.read(leader, 65536) if ready else b""
+        except OSError:
+            break
+        if not part:
+            break
+        received += part
+    os.close(leader)
+    return received.decode(), process.wait(timeout=60)
+
+
+def screen_of(text: str) -> list[str]:
+    """The lines a terminal ends up with: cursor up, erase line, carriage return, newline, text."""
+    lines, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", text):
+        if token == "\r":
+            column = 0
+        elif token == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif token.endswith("A") and token.startswith("\x1b"):
+            row -= int(token[2:-1] or 1)
+        elif token == "\x1b[2K":
+            lines[row] = ""
+        elif not token.startswith("\x1b"):
+            lines[row] = lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
+            column += len(token)
+    return [line.rstrip() for line in lines]
+
+
+def test_on_a_real_terminal_prints_and_warnings_stand_above_one_bar(tmp_path):
+    text, code = in_terminal([sys.executable, str(script(tmp_path, "auto"))])
+    assert code == 0, text
+    lines = [line for line in screen_of(text) if line]
+    bars = [place for place, line in enumerate(lines) if line.startswith("Epoch ")]
+    assert len(bars) == 1, lines
+    assert lines[bars[0]].split("━")[-1].split()[0] == "100/100"
+    above = lines[: bars[0]]
+    assert "printed" in above
+    assert "UserWarning:warned" in "".join(above).replace(" ", "")  # the terminal wraps a long path
+    assert lines[bars[0] + 1].strip() == "loss 0.5000"
+    assert lines[-1] == "over"
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    assert text.count("Epoch ") <= 3 + 10 * 3
+
+
+def test_on_a_real_terminal_an_unforeseen_exit_leaves_it_sane(tmp_path):
+    text, code = in_terminal([sys.executable, str(script(tmp_path, "auto", "raise RuntimeError('boom')"))])
+    assert code == 1
+    assert any(line.startswith("RuntimeError: boom") for line in screen_of(text))
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_even_a_killed_run_leaves_the_cursor_visible(tmp_path):
+    ending = "import os; os.kill(os.getpid(), 9)"
+    text, code = in_terminal([sys.executable, str(script(tmp_path, "auto", ending))])
+    assert code == -9
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+def test_what_is_printed_to_a_file_goes_there_and_not_to_the_terminal(tmp_path):
+    with open(tmp_path / "out.txt", "wb") as out:
+        text, code = in_terminal([sys.executable, str(script(tmp_path, "auto"))], stdout=out.fileno())
+    assert code == 0
+    assert (tmp_path / "out.txt").read_text() == "printed\nover\n"
+    assert "printed" not in screen_of(text)

@@ -1,0 +1,193 @@
+"""Loader: pure positions, grouping by length, weights, mixtures, padding, columns, sizes that do not divide."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from loopkit import Loader
+from loopkit.data import Padded, mixed
+from loopkit.data.feed import Reading, open_source
+from loopkit.data.loader import IndexedSource
+from loopkit.data.sampler import Sharding, order
+from loopkit.errors import DataError, OptionError
+from tests.support import Noisy, Tiny, digest, points, quiet
+
+
+def source(data: Any, **reading: Any) -> Any:
+    how = {"batch_size": 4, "shuffle": True, "seed": 0, "seeded": True, **reading}
+    return open_source(data, Reading(**how), "data")
+
+
+def ids(data: Any, epoch: int = 0, start: int = 0, **reading: Any) -> list[list[int]]:
+    """The samples of each batch, for a data set that holds its own indices."""
+    return [batch[0].tolist() for batch, _, _ in source(data, **reading).open(epoch, start)]
+
+
+def numbered(count: int) -> TensorDataset:
+    return TensorDataset(torch.arange(count))
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 30])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_take_every_sample_once_in_one_global_order(count, world):
+    whole = [i for batch in ids(numbered(count), batch_size=4) for i in batch]
+    assert sorted(whole) == list(range(count))
+    parts = [ids(numbered(count), batch_size=4, rank=rank, world=world) for rank in range(world)]
+    dealt = [i for turn in zip(*parts) for batch in turn for i in batch]
+    assert dealt == whole
+
+
+def test_any_position_opens_at_once_and_gives_the_same_batches():
+    data = TensorDataset(torch.arange(1_000_000))
+    opened = source(data)
+    whole = list(opened.open(3, 0))[200_000:200_003]
+    began = time.perf_counter()
+    rest = [next(batches) for batches in [opened.open(3, 800_000)] for _ in range(3)]
+    assert time.perf_counter() - began < 1
+    assert [b[0].tolist() for b, _, _ in rest] == [b[0].tolist() for b, _, _ in whole]
+
+
+def test_epochs_differ_and_seeds_differ():
+    orders = [tuple(order(100, seed=s, epoch=e, shuffle=True).tolist()) for s in range(3) for e in range(3)]
+    assert len(set(orders)) == 9
+    assert list(order(5, seed=0, epoch=0, shuffle=False)) == [0, 1, 2, 3, 4]
+
+
+def test_drop_last_and_sizes_that_do_not_divide():
+    assert [len(b) for b in ids(numbered(10))] == [4, 4, 2]
+    assert [len(b) for b in ids(Loader(numbered(10), drop_last=True))] == [4, 4]
+    assert Sharding(10, 4, drop_last=True).end == 8
+
+
+class Words(torch.utils.data.Dataset):
+    """Samples of every length from 1 to 40, as token lists."""
+
+    def __len__(self) -> int:
+        return 800
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": list(range(1, 2 + (index * 7) % 40)), "labels": [index] * (1 + (index * 7) % 40), "id": index}
+
+
+def padding(loader: Loader) -> float:
+    batches = [batch for batch, _, _ in source(loader).open(0, 0)]
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    return 1 - tokens / sum(batch["input_ids"].numel() for batch in batches)
+
+
+@pytest.mark.parametrize("lengths", [True, "labels", [1 + (i * 7) % 40 for i in range(800)]], ids=["ids", "key", "list"])
+def test_grouping_by_length_saves_padding_and_still_takes_each_sample_once(lengths):
+    loader = Loader(Words(), collate=Padded({"labels": -100}), group_by_length=lengths)
+    seen = [int(i) for batch, _, _ in source(loader).open(1, 0) for i in batch["id"]]
+    assert sorted(seen) == list(range(800))
+    assert padding(loader) < 0.05 < 0.3 < padding(Loader(Words(), collate=Padded()))
+    first = next(iter(source(loader).open(0, 0)))[0]
+    assert first["input_ids"].shape[1] == 40, "the longest comes first"
+
+
+def test_weights_draw_in_proportion_and_resume_from_any_position():
+    weights = [1.0] * 50 + [3.0] * 50 + [0.0] * 100
+    loader = Loader(numbered(200), weights=weights, length=4000)
+    seen = [i for batch in ids(loader) for i in batch]
+    assert len(seen) == 4000
+    assert max(seen) < 100
+    assert sum(i >= 50 for i in seen) / 4000 == pytest.approx(0.75, abs=0.03)
+    assert [i for batch in ids(loader, start=400) for i in batch] == seen[400:]
+
+
+def test_a_mixture_keeps_its_shares_whatever_the_sizes():
+    small, large = TensorDataset(torch.zeros(10)), TensorDataset(torch.ones(1000))
+    loader = mixed({"small": small, "large": large}, {"small": 1, "large": 3}, length=4000)
+    seen = torch.cat([batch[0] for batch, _, _ in source(loader).open(0, 0)])
+    assert float(seen.mean()) == pytest.approx(0.75, abs=0.03)
+    with pytest.raises(OptionError, match="the data sets are small, large, the shares are for small"):
+        mixed({"small": small, "large": large}, {"small": 1})
+
+
+def test_padding_by_key_side_and_multiple():
+    samples = [{"input_ids": [1, 2, 3], "labels": [5, 6, 7], "y": 1.5}, {"input_ids": [4], "labels": [8], "y": 2.5}]
+    batch = Padded({"labels": -100}, multiple_of=4)(samples)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[5, 6, 7, -100], [8, -100, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert batch["y"].tolist() == [1.5, 2.5]
+    assert Padded(side="left")(samples)["input_ids"].tolist() == [[1, 2, 3], [0, 0, 4]]
+    with pytest.raises(DataError, match="dicts with the same keys"):
+        Padded()([samples[0], {"input_ids": [1]}])
+
+
+def test_columns_keep_what_is_named():
+    loader = Loader(Words(), columns=["id"], batch_size=2)
+    assert list(next(iter(source(loader).open(0, 0)))[0]) == ["id"]
+
+
+@pytest.mark.parametrize(("make", "text"), [
+    (lambda: Loader(points(5), workers=-1), "Loader(workers=-1)"),
+    (lambda: Loader(points(5), batch_size=0), "Loader(batch_size=0)"),
+    (lambda: Padded(side="middle"), "'right' or 'left'"),
+])  # fmt: skip
+def test_bad_settings_are_named(make, text):
+    with pytest.raises(OptionError, match=re.escape(text)):
+        make()
+
+
+@pytest.mark.parametrize(("loader", "text"), [
+    (lambda: Loader(points(5), weights=[1.0]), "holds 1 weights for 5 samples"),
+    (lambda: Loader(points(2), weights=[0.0, 0.0]), "not all 0"),
+    (lambda: Loader(points(5), group_by_length=[1, 2]), "holds 2 lengths for 5 samples"),
+])  # fmt: skip
+def test_settings_that_do_not_fit_the_data_are_named(loader, text):
+    with pytest.raises(DataError, match=re.escape(text)):
+        list(source(loader()).open(0, 0))
+
+
+def test_augmentation_does_not_depend_on_workers_batch_size_or_ranks():
+    def read(**how: Any) -> dict[tuple[float, ...], None]:
+        workers = how.pop("workers", 0)
+        batches = [b for b, _, _ in source(Loader(Noisy(24), workers=workers), **how).open(2, 0)]
+        return {tuple(row.tolist()) for x, _ in batches for row in x}
+
+    plain = read()
+    assert plain == read(workers=2) == read(batch_size=7)
+    assert plain == read(rank=0, world=2) | read(rank=1, world=2)
+
+
+def test_a_plain_dataloader_is_taken_apart_and_others_are_read_as_they_are():
+    assert isinstance(source(DataLoader(points(8), 4, shuffle=True)), IndexedSource)
+    weighted = torch.utils.data.WeightedRandomSampler([1.0] * 8, 8)
+    assert not isinstance(source(DataLoader(points(8), 4, sampler=weighted)), IndexedSource)
+    assert not isinstance(source(DataLoader(points(8), 4, shuffle=True), seeded=False), IndexedSource)
+
+
+def test_iterable_data_trains_in_epochs_of_its_own_length():
+    class Lines(IterableDataset):
+        def __iter__(self):
+            yield from (points(10)[i] for i in range(10))
+
+    task = Tiny()
+    task.train_data = Lines
+    task.optimizers = lambda: torch.optim.SGD(task.parameters(), lr=0.1)
+    ends = []
+    fit = quiet(epochs=2, batch_size=4)
+    fit.on("epoch_end", lambda run: ends.append(run.progress.step))
+    assert fit.run(task).step == 6
+    assert ends == [3, 6]
+
+
+def test_global_batch_size_keeps_the_maths_whatever_the_batch_size():
+    weights = []
+    for size in (4, 8, 16):
+        task = Tiny(count=64, dropout=0.0)
+        assert quiet(batch_size=size, global_batch_size=16, precision="fp64", eval_every="never").run(task).step == 4
+        weights.append(task.net[0].weight.detach().clone())
+    assert digest({"w": weights[0]})
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=0, atol=1e-12)
+    with pytest.raises(OptionError, match="global_batch_size=20 is not a multiple of the 8 samples"):
+        quiet(batch_size=8, global_batch_size=20).run(Tiny())

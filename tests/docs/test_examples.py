@@ -1,0 +1,65 @@
+"""Every example of the pages is run: Python blocks in order, what they print compared, commands as typed."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loopkit.cli.main import main
+from tests.docs.pages import DOCS, ROOT, Block, blocks, matches
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [page for page in PAGES if page.name not in ("cli.md", "hooks-included.md")]  # run in tests/cli, tests/hooks
+LONGEST = 5.0
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    """A folder to run in, importable, whose modules are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("NO_COLOR", "1")
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+
+
+def run_python(block: Block, page, namespace):
+    if block.title:
+        Path(block.title).write_text(block.text, encoding="utf-8")
+    exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
+
+
+def run_console(block: Block, capsys):
+    """Each "$ loopkit …" line as the command line runs it; what it prints on stdout is compared."""
+    for part in block.text.split("$ ")[1:]:
+        command, _, shown = part.partition("\n")
+        words = shlex.split(command)
+        assert words[0] == "loopkit", f"a console block runs {words[0]}: only loopkit is run here"
+        capsys.readouterr()
+        code = main(words[1:])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        assert matches(shown, out), f"$ {command}\nshown:\n{shown}\nprinted:\n{out}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_examples_of_a_page_run_and_print_what_it_shows(page, capsys):
+    namespace = {"__name__": "__main__"}
+    printed, spent = "", 0.0
+    for block in blocks(page):
+        if block.language == "python" and block.runs:
+            capsys.readouterr()
+            began = time.process_time()
+            run_python(block, page, namespace)
+            spent += time.process_time() - began
+            printed = capsys.readouterr().out
+        elif block.language == "text" and block.follows and block.runs:
+            assert matches(block.text, printed), f"{page.name}, line {block.line}: printed\n{printed}"
+        elif block.language == "console" and block.runs and block.text.startswith("$ loopkit"):
+            run_console(block, capsys)
+    assert spent < LONGEST, f"the examples of {page.name} take {spent:.1f} s"

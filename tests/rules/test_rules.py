@@ -1,0 +1,146 @@
+"""The house rules, checked over the source: sizes, layers, names. A limit is raised only with a decision record."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "loopkit"
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+
+MOST_FILE_LINES = 300
+MOST_FUNCTION_LINES = 50
+MOST_PUBLIC_METHODS = 15
+MOST_BASES_INSIDE = 2
+
+# From the lowest room up; a room may import from its own line and the lines above it in this list.
+LAYERS = (
+    {"errors", "durations", "rng", "trainer_names"},
+    {"events"},
+    {"checkpoint", "data", "loggers", "metrics.running"},
+    {"task"},
+    {"optim", "metrics"},
+    {"strategies"},
+    {"options", "agenda"},
+    {"run"},
+    {"hooks", "console", "loops", "saving", "signals"},
+    {"opening", "result"},
+    {"fit"},
+    {"cli", "__main__", "__init__"},
+)
+FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")
+OPTIONAL = {"rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def layer_of(module: str) -> int:
+    """The layer of a dotted name below loopkit; the most exact entry decides."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        for number, layer in enumerate(LAYERS):
+            if ".".join(parts[:length]) in layer:
+                return number
+    raise AssertionError(f"loopkit.{module} has no layer: give it one in LAYERS")
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Names imported at run time (what stands under TYPE_CHECKING is left out)."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "loopkit":
+                yield from ((f"loopkit.{alias.name}", node) for alias in node.names)
+            else:
+                yield node.module, node
+        else:
+            yield from imports(node)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_sizes_and_names(path):
+    tree, lines = TREES[path], path.read_text().count("\n")
+    assert lines <= MOST_FILE_LINES, f"{lines} lines"
+    assert not any(word in part.lower() for part in path.relative_to(PACKAGE).parts for word in FORBIDDEN)
+    assert ast.get_docstring(tree), "no module docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = node.end_lineno - body[0].lineno + 1 if body else 0
+            assert length <= MOST_FUNCTION_LINES, f"{node.name} has {length} lines"
+        if isinstance(node, ast.ClassDef):
+            assert not any(word in node.name.lower() for word in FORBIDDEN), node.name
+            assert not any(keyword.arg == "metaclass" for keyword in node.keywords), node.name
+            public = [n.name for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith(("_", "on_"))]
+            assert len(public) <= MOST_PUBLIC_METHODS, f"{node.name} has {len(public)} public methods"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    here = layer_of(module.removesuffix(".__init__") or "__init__")
+    for name, _ in imports(TREES[path]):
+        if name.startswith("loopkit.") and name != "loopkit.__version__":
+            assert layer_of(name.removeprefix("loopkit.")) <= here, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_function_level_imports_are_for_optional_packages_alone(path):
+    if room(path) == "cli" or path.name in ("__init__.py", "__main__.py"):
+        return  # the command line and the package itself start without torch
+    for function in ast.walk(TREES[path]):
+        if isinstance(function, (ast.FunctionDef, ast.Lambda)):
+            for name, _ in imports(function):
+                lazy = name.split(".")[0] in {*OPTIONAL, "torch"} or name.startswith(("loopkit.console.", "loopkit.loggers."))
+                assert lazy, f"{path.name}: {name} is imported inside a function"
+
+
+def test_inheritance_is_shallow():
+    bases = {node.name: [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
+             for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}  # fmt: skip
+
+    def depth(name: str) -> int:
+        return 1 + max((depth(base) for base in bases[name] if base in bases and base != name), default=-1)
+
+    errors = {node.name for node in ast.walk(TREES[PACKAGE / "errors.py"]) if isinstance(node, ast.ClassDef)}
+    deep = {name: depth(name) for name in bases if name not in errors and depth(name) > MOST_BASES_INSIDE}
+    assert not deep
+
+
+def test_no_global_statement_and_no_unpickling():
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.Global), f"{path.name} changes a module's variable"
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("torch.load", "torch.save", "pickle.load", "pickle.loads", "eval", "exec"), path.name
+
+
+def test_only_the_store_touches_files_of_checkpoints():
+    for path in (PACKAGE / "checkpoint").glob("*.py"):
+        if path.name in ("store.py", "streams.py"):  # the door, and what passes through it
+            continue
+        calls = {ast.unparse(node.func) for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)}
+        assert not calls & {"open", "os.open", "os.rename", "os.replace", "shutil.rmtree", "os.fsync", "os.mkdir"}, path.name
+
+
+def test_importing_loopkit_brings_in_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, loopkit; loopkit.Fit, loopkit.Task, loopkit.optim.AdamW;"
+        "print([m for m in ('torchmetrics', 'tensorboardX', 'rich', 'yaml', 'jsonargparse', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
