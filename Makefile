@@ -12,10 +12,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m tasks.charlm $(if $(RESUME),--resume $(RESUME))
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 long: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m long --timeout=3000 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long --timeout=3000 $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

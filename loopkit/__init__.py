@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from loopkit.run import Progress, Run
     from loopkit.strategies.base import Strategy
     from loopkit.strategies.compiling import Compile
+    from loopkit.strategies.ddp import DDP
+    from loopkit.strategies.fsdp import FSDP
     from loopkit.strategies.single import SingleDevice
     from loopkit.task import Task
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Checkpoint", "Compile", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader", "PredictLoop", "Progress", "Result",
-    "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
+    "DDP", "FSDP", "Checkpoint", "Compile", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader", "PredictLoop", "Progress",
+    "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
 ]  # fmt: skip
 
 # Imported when first asked for: `import loopkit` and `loopkit --help` do without torch.
@@ -36,6 +38,8 @@ _HOMES = {
     "loopkit.run": ("Progress", "Run"),
     "loopkit.strategies.base": ("Strategy",),
     "loopkit.strategies.compiling": ("Compile",),
+    "loopkit.strategies.ddp": ("DDP",),
+    "loopkit.strategies.fsdp": ("FSDP",),
     "loopkit.strategies.single": ("SingleDevice",),
     "loopkit.task": ("Task",),
 }

@@ -16,13 +16,21 @@ class Agenda:
     Attributes:
         next: the first step at whose end anything is due; a step below it has nothing to do.
         cadences: what repeats, by name ("log", "eval", "save").
+
+    Args:
+        stop_step: the last step.
+        timed_stop: whether a clock ends the run.
+        joint: whether other ranks must hear of a request before it is met: it then changes nothing by itself.
     """
 
-    __slots__ = ("_asked", "_stop_step", "_timed_stop", "cadences", "next")
+    __slots__ = ("_asked", "_joint", "_stop_step", "_timed_stop", "cadences", "next")
 
-    def __init__(self, cadences: Mapping[str, Cadence], stop_step: int | None = None, *, timed_stop: bool) -> None:
+    def __init__(
+        self, cadences: Mapping[str, Cadence], stop_step: int | None = None, *, timed_stop: bool, joint: bool = False
+    ) -> None:
         self.cadences = dict(cadences)
         self.next = 0
+        self._joint = joint
         self._stop_step = stop_step
         self._timed_stop = timed_stop
         self._asked: set[str] = set()
@@ -30,11 +38,16 @@ class Agenda:
     def ask(self, what: str) -> None:
         """Have ``what`` done at the end of the step under way (of the next one, between steps)."""
         self._asked.add(what)
-        self.next = 0
+        if not self._joint:
+            self.next = 0
 
     def asked(self, what: str) -> bool:
         """Whether ``what`` is asked for and not yet done."""
         return what in self._asked
+
+    def waiting(self) -> bool:
+        """Whether anything is asked for and not yet done."""
+        return bool(self._asked)
 
     def forget(self, what: str) -> bool:
         """Whether ``what`` was asked for; it is no longer."""

@@ -12,22 +12,24 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from loopkit import opening
-from loopkit.checkpoint import RunLock, Snapshot, Store, checkpoints_dir, leave_behind, load_newest, load_snapshot, scan
+from loopkit.checkpoint import RunLock, load_snapshot
 from loopkit.console import build_progress
 from loopkit.data.feed import open_source
 from loopkit.durations import Duration
-from loopkit.errors import CheckpointError, NoGoodCheckpointError, RunDirError
 from loopkit.events import Hook, Subscription
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
 from loopkit.loops.epoch import evaluate as evaluate_within
 from loopkit.optim.averaging import switching
 from loopkit.options import Options, check_names
+from loopkit.ranks import gather_ranks
 from loopkit.result import Result
+from loopkit.resuming import open_saving
 from loopkit.run import Run
-from loopkit.saving import Saver, check_model, restore
+from loopkit.saving import check_model
 from loopkit.signals import PREEMPTED, signals
-from loopkit.task import Task
+from loopkit.strategies.sharded import put_all
+from loopkit.task import Task, name_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,6 +85,7 @@ class Fit:
         Raises:
             LoopkitError: whatever goes wrong, by kind (``loopkit.errors``); SystemExit(143) after SIGTERM.
         """
+        gather_ranks(self.options)
         if self.options.dry_run:
             return _dry_run(self, task)
         with _training(task, self.options, self._subscriptions) as run:
@@ -104,6 +107,7 @@ class Fit:
         Returns:
             Scalars by name: ``eval/loss``, ``eval/accuracy``, ``eval/runtime`` in seconds …
         """
+        gather_ranks(self.options)
         with _inference(task, self.options, self._subscriptions, checkpoint) as run:
             given, what = _given(task, "eval_data", data)
             sources = opening.open_eval_sources(given, self.options, run.strategy, what)
@@ -121,8 +125,9 @@ class Fit:
         Args:
             data: what to predict; None takes ``task.predict_data()``.
             checkpoint: whose weights the task gets (a run directory's: its newest good one's); None keeps its own.
-            writer: gets each batch's predictions instead; then nothing is returned.
+            writer: gets each batch's predictions instead, on the first rank; then nothing is returned.
         """
+        gather_ranks(self.options)
         with _inference(task, self.options, self._subscriptions, checkpoint) as run:
             given, what = _given(task, "predict_data", data)
             source = open_source(given, opening.reading(self.options, run.strategy, training=False), what)
@@ -146,7 +151,7 @@ def _errors_told(run: Run) -> Iterator[None]:
 
 def _given(task: Task, method: str, data: Any) -> tuple[Any, str]:
     """``data``, or else what the task's ``method`` returns; and what to call it in an error."""
-    return (getattr(task, method)(), f"{type(task).__name__}.{method}()") if data is None else (data, "data")
+    return (getattr(task, method)(), f"{name_of(task)}.{method}()") if data is None else (data, "data")
 
 
 @contextmanager
@@ -155,17 +160,19 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
     console = build_progress(options.progress)
     listeners: list[Hook] = [*subscriptions, *([console] if console else [])]
     run = opening.build_training(task, options, listeners)
-    lock = None
+    locks: list[RunLock] = []
+    world = run.strategy.world
     try:
         with _errors_told(run):
-            run.run_dir = opening.choose_run_dir(options, task)
-            lock = RunLock(run.run_dir, str(run.run_dir))
-            _open_saving(run)
+            run.run_dir = run_dir = world.first(lambda: opening.choose_run_dir(options, task))
+            world.first(lambda: locks.append(RunLock(run_dir, str(run_dir))))
+            open_saving(run)
             run.loggers = Loggers(build_loggers(options.loggers) if run.strategy.rank == 0 else ())
-            about = {"task": type(task).__name__, "hparams": dict(task.hparams), "options": options.to_dict()}
+            about = {"task": name_of(task), "hparams": dict(task.hparams), "options": options.to_dict()}
             run.loggers.open(run.run_dir, run.progress.step, about)
             for logger in run.loggers:
                 run.history = list(getattr(logger, "rows", [])) or run.history
+            run.history = world.share(run.history)
             with signals(run), opening.determinism(options.deterministic):
                 _start(run)
                 yield run
@@ -176,55 +183,8 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
         for source in run.evaluation.values():
             source.close()
         run.strategy.close()
-        if lock is not None:
+        for lock in locks:
             lock.release()
-
-
-def _open_saving(run: Run) -> None:
-    """Open the run's checkpoints, and go on from the one that ``resume`` names.
-
-    Raises:
-        RunDirError: the directory holds checkpoints and nothing says whether to go on from them.
-        CheckpointError: the named one is not there, or does not fit.
-    """
-    options, store = run.options, Store()
-    assert run.run_dir is not None
-    there = scan(store, run.run_dir)
-    if there and options.resume is None:
-        raise RunDirError(f"{run.run_dir} holds {len(there)} checkpoint(s), up to {there[-1].path.name}: pass "
-                          "resume='auto' to go on from the newest, or another run_dir")  # fmt: skip
-    saves = options.saves()
-    if saves is not None:
-        run.saver = Saver(saves, run.run_dir, store)
-    found = _find(options.resume, run.run_dir, store)
-    if found is not None:
-        path, snapshot = found
-        restore(run, snapshot, path)
-        run.resumed_from = path
-        if path.resolve().parent == checkpoints_dir(run.run_dir).resolve():
-            leave_behind(store, run.run_dir, path)  # or the abandoned later steps would be the newest next time
-            if run.saver is not None:
-                run.saver.resumed(path, run.progress.step)
-
-
-def _find(resume: str | Path | None, run_dir: Path, store: Store) -> tuple[Path, Snapshot] | None:
-    if resume is None:
-        return None
-    if resume == "auto":
-        found = load_newest(store, run_dir, kind="full")
-        if found is None and scan(store, run_dir):
-            raise CheckpointError(f"{run_dir} holds weights alone, which cannot be resumed: load them into the task, "
-                                  "and train on in another run_dir")  # fmt: skip
-        return found
-    path = Path(resume)
-    if not path.exists():
-        raise CheckpointError(f"resume={str(resume)!r}: there is no such checkpoint or run directory")
-    if (path / "checkpoints").is_dir():
-        found = load_newest(store, path, kind="full", quarantine=False)  # it may be another run's
-        if found is None:
-            raise NoGoodCheckpointError(f"resume={str(resume)!r}: the run directory holds no checkpoint")
-        return found
-    return path, load_snapshot(path)
 
 
 def _start(run: Run) -> None:
@@ -294,5 +254,5 @@ def _dry_run(fit: Fit, task: Task) -> Result:
         trial.options = replace(trial.options, resume="auto")
         result = trial.run(task)
         result.run_dir = result.checkpoint = None
-    task.load_state_dict(before)
+    put_all(task.state_dict(), before)
     return result

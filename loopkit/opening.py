@@ -25,32 +25,14 @@ from loopkit.hooks import numerics
 from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
 from loopkit.optim.specs import build_optimizers
 from loopkit.options import Options
+from loopkit.ranks import build_strategy
 from loopkit.run import Loops, Run
 from loopkit.strategies.base import Numerics, Strategy
 from loopkit.strategies.compiling import Compile
 from loopkit.strategies.precision import parse_precision
-from loopkit.strategies.single import SingleDevice
-from loopkit.task import Task, overrides
+from loopkit.task import Task, name_of, overrides
 
 LOOPS = {"step": StepLoop, "epoch": EpochLoop, "eval": EvalLoop, "predict": PredictLoop}
-
-
-def build_strategy(options: Options) -> Strategy:
-    """The strategy that the options name.
-
-    Raises:
-        OptionError: there is none of that name, or not that many devices.
-    """
-    if isinstance(options.strategy, Strategy):
-        return options.strategy
-    if options.strategy in ("ddp", "fsdp", "deepspeed"):
-        raise OptionError(f"strategy={options.strategy!r} is not in this version, which trains on one device: "
-                          "give 'single', or 'auto'")  # fmt: skip
-    if options.strategy not in ("auto", "single"):
-        raise OptionError(f"strategy={options.strategy!r} is not known: give 'auto', 'single' or a Strategy object")
-    if options.devices not in ("auto", 1) or options.nodes != 1:
-        raise OptionError(f"devices={options.devices!r}, nodes={options.nodes}: strategy 'single' uses one device")
-    return SingleDevice(options.accelerator)
 
 
 def open_strategy(options: Options, task: Task) -> Strategy:
@@ -66,9 +48,12 @@ def open_strategy(options: Options, task: Task) -> Strategy:
     strategy.open(Numerics(precision, *clip, options.on_nan, how, options.remat))
     rng.seed_all(options.seed, strategy.device)
     if not getattr(task, "_configured", False):
-        task.configure_model()
+        with strategy.building():
+            task.configure_model()
         task.__dict__["_configured"] = True
     strategy.place(task)
+    if options.rng == "stream" and strategy.rank:  # or all ranks would drop out the same units
+        rng.seed_all(rng.mix(options.seed, strategy.rank), strategy.device)
     return strategy
 
 
@@ -95,7 +80,7 @@ def build_loops(options: Options, task: Task) -> Loops:
     own = task.loops()
     unknown = [place for place in own if place not in LOOPS]
     if unknown:
-        raise TaskError(f"{type(task).__name__}.loops() names {unknown[0]!r}: the places are {', '.join(LOOPS)}")
+        raise TaskError(f"{name_of(task)}.loops() names {unknown[0]!r}: the places are {', '.join(LOOPS)}")
     return Loops(**{place: getattr(options, place) or own.get(place) or kind() for place, kind in LOOPS.items()})
 
 
@@ -129,7 +114,7 @@ def open_feed(task: Task, options: Options, strategy: Strategy) -> Feed:
         OptionError: ``global_batch_size`` is no multiple of what the devices take at once.
     """
     how = reading(options, strategy, training=True)
-    source = open_source(task.train_data(), how, f"{type(task).__name__}.train_data()")
+    source = open_source(task.train_data(), how, f"{name_of(task)}.train_data()")
     accumulate = options.accumulate
     if options.global_batch_size is not None:
         at_once = source.step() if isinstance(source, IndexedSource) else options.batch_size * strategy.world_size
@@ -159,14 +144,14 @@ def make_plan(options: Options, feed: Feed) -> Plan:
     return Plan(per_epoch, min(limits) if limits else None, epochs, options.seconds())
 
 
-def make_agenda(options: Options, plan: Plan) -> Agenda:
-    """What happens when."""
+def make_agenda(options: Options, plan: Plan, *, joint: bool) -> Agenda:
+    """What happens when; ``joint`` says that several ranks must agree."""
     every: dict[str, Any] = {"log": (options.log_every, "log_every"), "eval": (options.eval_every, "eval_every")}
     saves = options.saves()
     if saves is not None:
         every["save"] = (saves.every, "Checkpoint(every=)")
     cadences = {name: Cadence(Duration.parse(value, option), plan, option) for name, (value, option) in every.items()}
-    agenda = Agenda(cadences, plan.steps, timed_stop=plan.seconds is not None)
+    agenda = Agenda(cadences, plan.steps, timed_stop=plan.seconds is not None, joint=joint)
     agenda.ask("log")  # step 1 is always logged
     return agenda
 
@@ -183,9 +168,9 @@ def open_evaluation(task: Task, options: Options, strategy: Strategy) -> dict[st
     if data is None:
         return {}
     if not overrides(task, "eval_step"):
-        raise TaskError(f"{type(task).__name__} has eval_data and no eval_step: define eval_step(self, batch) -> dict, "
+        raise TaskError(f"{name_of(task)} has eval_data and no eval_step: define eval_step(self, batch) -> dict, "
                         "or pass eval_every='never'")  # fmt: skip
-    return open_eval_sources(data, options, strategy, f"{type(task).__name__}.eval_data()")
+    return open_eval_sources(data, options, strategy, f"{name_of(task)}.eval_data()")
 
 
 def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> Run:
@@ -205,9 +190,10 @@ def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> R
                           "eval_step, and give eval_every= a cadence")  # fmt: skip
     strategy.adopt(optimizers)
     task.train()
+    agenda = make_agenda(options, plan, joint=strategy.world_size > 1)
     hooks = [*options.hooks, *([numerics.Numerics()] if options.debug == "numerics" else []), *listeners]
     return Run(
-        task=task, strategy=strategy, options=options, plan=plan, agenda=make_agenda(options, plan),
+        task=task, strategy=strategy, options=options, plan=plan, agenda=agenda,
         events=Events([task, *hooks]), loops=build_loops(options, task), hooks=hooks, feed=feed,
         evaluation=evaluation, optimizers=optimizers, schedules=schedules,
         seed=options.seed if options.rng == "counter" else None,
@@ -239,7 +225,7 @@ def warn_of_batch_norm(run: Run) -> None:
 
 
 def choose_run_dir(options: Options, task: Task) -> Path:
-    """The directory of this run: the one given, or runs/<task>/<n>, the newest one when resuming "auto".
+    """The directory of this run, made: the one given, or runs/<task>/<n>, the newest one when resuming "auto".
 
     Raises:
         RunDirError: it cannot be made.
@@ -249,7 +235,7 @@ def choose_run_dir(options: Options, task: Task) -> Path:
             run_dir = Path(options.run_dir)
             run_dir.mkdir(parents=True, exist_ok=True)
             return run_dir
-        parent = Path("runs") / type(task).__name__.lower()
+        parent = Path("runs") / name_of(task).lower()
         parent.mkdir(parents=True, exist_ok=True)
         numbers = sorted(int(p.name) for p in parent.iterdir() if p.name.isdigit())
         if options.resume == "auto" and numbers:

@@ -71,9 +71,10 @@ class Options:
     """How a task is trained.
 
     Args:
-        strategy: where it runs: "auto", "single", or a Strategy object.
-        devices: how many devices: "auto" or a number.
-        nodes: how many machines.
+        strategy: where it runs: "auto" (DDP where there are several devices), "single", "ddp", "fsdp", "deepspeed", or a
+            Strategy object.
+        devices: how many devices on this machine, a process each: "auto" (all GPUs, or one CPU process) or a number.
+        nodes: how many machines; each is started by torchrun or srun.
         accelerator: "auto", "cpu", "cuda" or "mps".
         precision: "fp32", "bf16", "fp16" (autocast; fp16 with a scaler), "bf16-true", "fp16-true" or "fp64".
         epochs: passes over the data; fractions are taken. 1 where neither steps nor time is given.

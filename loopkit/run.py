@@ -52,13 +52,13 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
 
-    def count(self, batches: Batches, world: int = 1) -> None:
+    def count(self, batches: Batches) -> None:
         """One optimizer step over ``batches`` is complete."""
         self.step += 1
         self.step_in_epoch += 1
         self.position = batches.end
-        self.samples += batches.samples
-        self.tokens += batches.tokens * world
+        self.samples += batches.total
+        self.tokens += batches.tokens
 
     def close_epoch(self) -> None:
         """A pass is complete: the end of an epoch is the start of the next."""
@@ -137,6 +137,8 @@ class Run:
     why: str = ""
     stopping: bool = False
     data_state: Any = None
+    streams: dict[str, Any] | None = None  # torch's streams as of the last commit, where data was drawn since
+    unit: float | None = None  # what all ranks' weights are taken relative to
     divisor: Any = None  # what the gradients of the step under way are still to be divided by
     _clock: Callable[[], float] = time.perf_counter
     _started: float = 0.0
@@ -186,7 +188,7 @@ class Run:
 
     def log_now(self) -> None:
         """Publish what has been collected since the last log: averages, learning rates, the epoch as a number."""
-        values = self.running.take()
+        values = self.running.take(self.strategy.world.gather)
         rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         values |= {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
         per_epoch, progress = self.plan.steps_per_epoch, self.progress
@@ -199,6 +201,8 @@ class Run:
         return (
             self.stopping
             or (plan.steps is not None and progress.step >= plan.steps)
-            or (plan.epochs is not None and plan.steps is None and progress.epoch >= plan.epochs)
-            or (plan.seconds is not None and progress.step > 0 and self.seconds() >= plan.seconds)
+            # Where an epoch's length is known, epochs are counted in steps.
+            or (plan.epochs is not None and None in (plan.steps, plan.steps_per_epoch)
+                and progress.epoch >= plan.epochs)
+            or (plan.seconds is not None and progress.step > 0 and progress.seconds >= plan.seconds)
         )

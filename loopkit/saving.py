@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from loopkit import __version__, rng
-from loopkit.checkpoint import BackgroundWriter, Snapshot, Store, apply, clean, scan, write
+from loopkit.checkpoint import Snapshot
 from loopkit.checkpoint.codecs import encode
-from loopkit.errors import CheckpointError, LoopkitError
+from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
 from loopkit.events import Hook
 from loopkit.optim.averaging import evaluation_weights
-from loopkit.options import Checkpoint
 from loopkit.run import Run
+from loopkit.strategies import sharded
 from loopkit.strategies.base import Strategy
+from loopkit.task import name_of
 
 
 def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
-    """Everything a resume needs, as of this moment. Tensors are the live ones: copy or write before going on."""
-    progress, task = run.progress, run.task
+    """Everything a resume needs, as of this moment, on any number of ranks. Called by all of them.
+
+    Tensors are the live ones: copy or write before going on.
+    """
+    progress, task, world = run.progress, run.task, run.strategy.world
     hparams, unsaved = _plain_hparams(task.hparams)
     measured = run.measured_at == progress.step
     meta = {
@@ -37,7 +42,7 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
         "versions": {"loopkit": __version__, "torch": str(torch.__version__)},
         "metrics": {name: value for name, value in run.metrics.items() if name.startswith("eval/")} if measured else {},
     }
-    about = {"class": type(task).__name__, "hparams": hparams, "unsaved": unsaved}
+    about = {"class": name_of(task), "hparams": hparams, "unsaved": unsaved}
     state: dict[str, Any] = {"task": about, "progress": progress.state_dict()}
     with evaluation_weights(run.optimizers.values()) as training:
         model = run.strategy.model_state()
@@ -47,18 +52,18 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
         state |= {
             "options": run.options.to_dict(),
             "seed": {"seed": run.options.seed, "data_seed": run.options.data_seed, "rng": run.options.rng},
-            "data": run.data_state,
-            "running": run.running.state_dict(),
+            "data": world.gather(run.data_state) if _data_differs(run) else run.data_state,
+            "running": run.running.state_dict(world.gather),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
-            "scaler": run.strategy.scaler_state(),
+            "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
             "hooks": {key: hook.state_dict() for key, hook in _keyed(run.hooks).items()},
             "agenda": run.agenda.state_dict(),
             "metrics": run.metrics,
             "best": run.best,
-            "streams": rng.capture(run.strategy.device),
+            "streams": _streams(run),
             "training_weights": {n: training[id(p)] for n, p in task.named_parameters() if id(p) in training},
         }
-    return Snapshot(tensors, state, meta)
+    return Snapshot(sharded.parts(tensors), sharded.parts(state), meta)
 
 
 def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
@@ -72,7 +77,7 @@ def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
     state, meta = snapshot.state, snapshot.meta
     if meta.get("kind") != "full":
         raise CheckpointError(f"{path} holds weights alone and cannot be resumed: train on from it with "
-                              f"{type(run.task).__name__}.load({str(path)!r})")  # fmt: skip
+                              f"{name_of(run.task)}.load({str(path)!r})")  # fmt: skip
     check_model(run.strategy.model_state(), snapshot.tensors.get("model", {}), path)
     loads = [
         (optimizer, _optimizer_input(run, name, optimizer, snapshot, path))
@@ -82,24 +87,56 @@ def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
     run.strategy.load_model_state(snapshot.tensors["model"])
     for optimizer, saved in loads:
         optimizer.load_state_dict(saved)
-    with torch.no_grad():
-        for name, weight in state.get("training_weights", {}).items():
-            run.task.get_parameter(name).copy_(weight)
+    for name, weight in state.get("training_weights", {}).items():
+        sharded.put(run.task.get_parameter(name), weight)
     run.progress.load_state_dict(state["progress"])
-    run.data_state = state["data"]
+    run.data_state = _own_part(run, state["data"], path) if _data_differs(run) else state["data"]
     if run.feed is not None and hasattr(run.feed.source, "load_state"):
-        run.feed.source.load_state(state["data"])
-    run.running.load_state_dict(state["running"])
+        run.feed.source.load_state(run.data_state)
+    run.running.load_state_dict(state["running"] if run.strategy.rank == 0 else {})  # all ranks' together
     for name, schedule in run.schedules.items():
         if name in state["schedules"]:
             schedule.load_state_dict(state["schedules"][name])
-    run.strategy.load_scaler_state(state["scaler"])
+    if run.strategy.scaler is not None and state["scaler"]:
+        run.strategy.scaler.load_state_dict(dict(state["scaler"]))
     for key, hook in keyed.items():
         if key in state["hooks"]:
             hook.load_state_dict(state["hooks"][key])
     run.agenda.load_state_dict(state["agenda"])
     run.metrics, run.best = dict(state["metrics"]), dict(state["best"])
-    rng.restore(state["streams"], run.strategy.device)
+    _restore_streams(run, state["streams"])
+
+
+def _data_differs(run: Run) -> bool:
+    return run.feed is not None and run.feed.source.may_differ
+
+
+def _own_part(run: Run, saved: Any, path: Path) -> Any:
+    world = run.strategy.world
+    if not isinstance(saved, list) or len(saved) != world.size:
+        count = len(saved) if isinstance(saved, list) else 1
+        raise CheckpointError(f"{path} was saved by {count} ranks with data of their own (Loader(sharded=True)), which "
+                              f"{world.size} ranks cannot go on with: start as many")  # fmt: skip
+    return saved[world.rank]
+
+
+def _streams(run: Run) -> Any:
+    """torch's streams: under ``rng="stream"`` every rank has its own."""
+    streams = run.streams or rng.capture(run.strategy.device)
+    world = run.strategy.world
+    return world.gather(streams) if run.seed is None and world.size > 1 else streams
+
+
+def _restore_streams(run: Run, saved: Any) -> None:
+    strategy = run.strategy
+    each = saved if isinstance(saved, list) else [saved]
+    if run.seed is None and len(each) != strategy.world_size:
+        warnings.warn(f"{len(each)} ranks saved their random streams and {strategy.world_size} go on: under "
+                      "rng='stream' what follows is drawn anew. rng='counter' goes on alike on any number of ranks",
+                      LoopkitWarning, stacklevel=2)  # fmt: skip
+        rng.seed_all(rng.mix(run.options.seed, run.progress.step, strategy.rank), strategy.device)
+    else:
+        rng.restore(each[strategy.rank if run.seed is None else 0], strategy.device)
 
 
 def check_model(have: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
@@ -155,7 +192,8 @@ def _optimizer_input(run: Run, name: str, optimizer: Optimizer, snapshot: Snapsh
         raise CheckpointError(f"{path} was saved with {saved['class']} as optimizer {name!r}, and the task now makes "
                               f"{type(optimizer).__name__}")  # fmt: skip
     names = {id(parameter): n for n, parameter in run.task.named_parameters()}
-    numbers = {names[id(p)]: i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    held_parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    numbers = {names[id(p)]: i for i, p in enumerate(held_parameters)}
     by_names = {frozenset(group["params"]): group for group in saved["groups"]}
     groups, count = [], 0
     for group in optimizer.param_groups:
@@ -173,7 +211,10 @@ def _optimizer_input(run: Run, name: str, optimizer: Optimizer, snapshot: Snapsh
             if full.startswith(prefix):
                 parameter, _, key = full[len(prefix) :].rpartition("/")
                 if parameter in numbers:
-                    state.setdefault(numbers[parameter], {})[key] = value
+                    number = numbers[parameter]
+                    if isinstance(value, Tensor):
+                        value = sharded.like(value, held_parameters[number])
+                    state.setdefault(number, {})[key] = value
     return {"state": state, "param_groups": groups}
 
 
@@ -199,63 +240,3 @@ def _keyed(hooks: list[Hook]) -> dict[str, Hook]:
         count = sum(1 for other in keyed.values() if type(other).__name__ == name) + 1
         keyed[name if count == 1 else f"{name}-{count}"] = hook
     return keyed
-
-
-class Saver:
-    """Saves a run's state where it is asked to, in the background or at once, and keeps what is to be kept."""
-
-    def __init__(self, settings: Checkpoint, run_dir: Path, store: Store) -> None:
-        self.settings = settings
-        self.run_dir = run_dir
-        self.store = store
-        self.newest: Path | None = None
-        self._trusted: set[Path] = set()
-        self._saved_step = -1
-        self._writer = BackgroundWriter(store, run_dir, self._retain)
-        clean(store, run_dir)
-
-    def save(self, run: Run) -> None:
-        """Save the state of this moment, unless it is saved already.
-
-        Raises:
-            DiskFullError: an earlier save or this one did not fit; what was saved before is intact.
-        """
-        if self._saved_step == run.progress.step and not run.agenda.asked("eval"):
-            return
-        snapshot = capture(run, weights_only=self.settings.weights_only)
-        if self.settings.background:
-            self._writer.submit(snapshot)
-        else:
-            path = write(self.store, self.run_dir, snapshot)
-            self._retain(path)
-            self._report(run, [path])
-        self._saved_step = run.progress.step
-
-    def poll(self, run: Run) -> None:
-        """Tell the hooks what a background save has finished; raises its failure."""
-        self._report(run, self._writer.poll())
-
-    def finish(self, run: Run) -> None:
-        """Wait for the save in flight."""
-        self._report(run, self._writer.close())
-
-    def best(self, run: Run) -> Path | None:
-        """The checkpoint of the best evaluation; None when there was none, or it is gone."""
-        steps = [e.path for e in scan(self.store, self.run_dir) if e.step == run.best.get("step") and not e.problem]
-        return steps[-1] if steps else None
-
-    def resumed(self, path: Path, step: int) -> None:
-        """The run goes on from ``path``, which is known to be good."""
-        self._trusted.add(path)
-        self.newest, self._saved_step = path, step
-
-    def _report(self, run: Run, paths: list[Path]) -> None:
-        for path in paths:
-            self.newest = path
-            if run.events.save is not None:
-                run.events.save(run, path)
-
-    def _retain(self, path: Path) -> None:
-        self._trusted.add(path)
-        settings = self.settings
-        apply(self.store, self.run_dir, settings.keep, settings.keep_best, settings.metric(), self._trusted)

@@ -126,6 +126,11 @@ def overrides(task: Task, method: str) -> bool:
     return getattr(type(task), method) is not getattr(Task, method)
 
 
+def name_of(task: nn.Module) -> str:
+    """The name of the user's class, which a strategy may have derived one of its own from."""
+    return next(kind.__name__ for kind in type(task).__mro__ if not kind.__module__.startswith("torch.distributed"))
+
+
 def _arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
         bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, verified before use, and never able to run code."""
 
 from loopkit.checkpoint.background import BackgroundWriter
-from loopkit.checkpoint.format import Snapshot, checkpoints_dir
+from loopkit.checkpoint.format import Part, Snapshot, checkpoints_dir
 from loopkit.checkpoint.lock import RunLock
 from loopkit.checkpoint.reader import read, verify
 from loopkit.checkpoint.retention import apply, plan
@@ -14,11 +14,13 @@ from loopkit.checkpoint.search import (
     scan,
 )
 from loopkit.checkpoint.store import Store
+from loopkit.checkpoint.together import write_together
 from loopkit.checkpoint.writer import clean, write
 
 __all__ = [
     "BackgroundWriter",
     "Entry",
+    "Part",
     "RunLock",
     "Snapshot",
     "Store",
@@ -34,4 +36,5 @@ __all__ = [
     "scan",
     "verify",
     "write",
+    "write_together",
 ]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from loopkit.checkpoint.format import Snapshot
+from loopkit.checkpoint.format import Part, Snapshot
 from loopkit.checkpoint.store import Store
 from loopkit.checkpoint.tensorfile import find_aliases
+from loopkit.checkpoint.together import Everyone, write_together
 from loopkit.checkpoint.writer import Draft, draft, write
 
 
@@ -21,9 +23,15 @@ class BackgroundWriter:
 
     ``after(path)`` runs in that thread when a checkpoint is durable; retention is its use. The buffers take
     as much CPU memory as the tensors of one snapshot. All methods are called from one thread.
+
+    ``ranks`` are those who write each checkpoint together, each from a writer of its own; their collectives run
+    in the threads, so they must be a group of their own.
     """
 
-    def __init__(self, store: Store, run_dir: Path, after: Callable[[Path], object] | None = None):
+    def __init__(
+        self, store: Store, run_dir: Path, after: Callable[[Path], object] | None = None, ranks: Everyone | None = None
+    ):
+        self._ranks = ranks
         self._store = store
         self._run_dir = run_dir
         self._after = after
@@ -95,9 +103,12 @@ class BackgroundWriter:
     def _run(self, ready: Draft, copied: Callable[[], None]) -> None:
         try:
             copied()
-            path = write(self._store, self._run_dir, ready)
+            if self._ranks is None:
+                path = write(self._store, self._run_dir, ready)
+            else:
+                path = write_together(self._store, self._run_dir, ready, self._ranks)
             self._finished.append(path)
-            if self._after is not None:
+            if self._after is not None and (self._ranks is None or self._ranks.rank == 0):
                 self._after(path)
         except BaseException as error:
             self._failure = error
@@ -110,20 +121,23 @@ class _Buffers:
         self.kept: dict[tuple[str, str], torch.Tensor] = {}
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def fill(
-        self, tensors: dict[str, dict[str, torch.Tensor]]
-    ) -> tuple[dict[str, dict[str, torch.Tensor]], Callable[[], None]]:
+    def fill(self, tensors: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], Callable[[], None]]:
         """Copies by stem and name, and a function that waits until copies from devices have arrived."""
-        copies: dict[str, dict[str, torch.Tensor]] = {}
+        copies: dict[str, dict[str, Any]] = {}
         used: dict[tuple[str, str], torch.Tensor] = {}
         for stem, named in tensors.items():
             aliases = find_aliases(named)
             made = copies[stem] = {}
-            for name, tensor in named.items():
+            for name, held in named.items():
                 if name in aliases:
                     made[name] = made[aliases[name]]
-                else:
-                    made[name] = used[stem, name] = self._copy((stem, name), tensor.detach())
+                    continue
+                tensor = held.tensor if isinstance(held, Part) else held
+                if tensor is None:
+                    made[name] = held
+                    continue
+                used[stem, name] = copy = self._copy((stem, name), tensor.detach())
+                made[name] = replace(held, tensor=copy) if isinstance(held, Part) else copy
         self.kept = used
         return copies, self._hand_over()
 

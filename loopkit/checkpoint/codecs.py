@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loopkit.checkpoint.format import dump_json
+from loopkit.checkpoint.format import Part, dump_json
 from loopkit.checkpoint.values import FROM_JSON, PATHS, TO_JSON, numpy_kept, plain, read_array
 from loopkit.errors import CorruptCheckpointError
 
@@ -30,7 +30,7 @@ MAX_DEPTH = 100
 """Containers inside containers; deeper values are refused in both directions."""
 
 
-def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+def encode(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     """``value`` as JSON data. Tensors and arrays are put into ``tensors`` under a name made from ``path``.
 
     Tensors are not copied. Raises ``TypeError`` naming the path for a type outside the list above,
@@ -71,6 +71,8 @@ class _Encoder:
             return {f"${kind.__name__}": self.pairs(value, path, depth)}
         if kind is torch.Tensor or kind is torch.nn.Parameter:
             return {"$tensor": self.keep(path, value.detach())}
+        if kind is Part:
+            return {"$tensor": self.keep(path, value)}
         if isinstance(value, np.generic | np.ndarray):
             return self.numpy(value, path)
         raise TypeError(
@@ -105,7 +107,7 @@ class _Encoder:
         raw = torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8) if value.nbytes else torch.empty(0)
         return {"$array": [self.keep(path, raw.to(torch.uint8)), value.dtype.str, list(value.shape)]}
 
-    def keep(self, path: str, tensor: torch.Tensor) -> str:
+    def keep(self, path: str, tensor: Any) -> str:
         name, count = path, 1
         while name in self.tensors:
             count += 1

@@ -36,18 +36,31 @@ _STEP = re.compile(r"step-(\d{12,18})(?:-g([1-9]\d{0,8}))?")
 _CORRUPT = re.compile(rf"{_STEP.pattern}\.corrupt-[1-9]\d*")
 
 
+@dataclass(frozen=True)
+class Part:
+    """This rank's box of a tensor that is spread over ranks.
+
+    ``tensor`` is None where another rank writes the box, or it is empty; ``offset`` and ``shape`` say where in the
+    whole it lies and how large the whole is.
+    """
+
+    tensor: torch.Tensor | None
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
 @dataclass
 class Snapshot:
     """Everything a checkpoint holds, in memory.
 
-    ``tensors``: file stem ("model", "optimizer", "state") to tensor name to CPU tensor; a stem with no
+    ``tensors``: file stem ("model", "optimizer", "state") to tensor name to CPU tensor, or to a Part; a stem with no
     tensors has no file. Names under one stem that share one storage are written once and come back as
     one tensor object. ``state``: Python values, see :mod:`loopkit.checkpoint.codecs` for the types.
     ``meta``: facts for the manifest, ``step`` (an int, from 0) among them; key order is not kept.
     ``files``: extra files by relative name.
     """
 
-    tensors: dict[str, dict[str, torch.Tensor]]
+    tensors: dict[str, dict[str, Any]]
     state: dict[str, Any]
     meta: dict[str, Any]
     files: dict[str, bytes] = field(default_factory=dict)

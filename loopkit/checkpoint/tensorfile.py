@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from loopkit.checkpoint.format import dump_json, load_json
+from loopkit.checkpoint.format import Part, dump_json, load_json
 from loopkit.checkpoint.streams import CHUNK, Sink, Source
 from loopkit.errors import CheckpointError, CorruptCheckpointError
 
@@ -59,12 +59,16 @@ class Spec:
         return math.prod(self.shape) * int(DTYPE_OF[self.dtype].itemsize)
 
 
-def find_aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Names whose tensor is the memory of an earlier name, seen the same way: name to that earlier name."""
+def find_aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Names whose tensor is the memory of an earlier name, seen the same way: name to that earlier name.
+
+    For parts of tensors, by the memory of this rank's part.
+    """
     first: dict[Any, str] = {}
     aliases = {}
-    for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or not tensor.numel():
+    for name, held in tensors.items():
+        tensor = held.tensor if isinstance(held, Part) else held
+        if tensor is None or tensor.layout is not torch.strided or not tensor.numel():
             continue
         key = (
             tensor.device,
@@ -80,8 +84,11 @@ def find_aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return aliases
 
 
-def check(name: str, tensor: torch.Tensor) -> None:
+def check(name: str, held: torch.Tensor | Part) -> None:
     """``TypeError`` naming a tensor that the format cannot hold."""
+    tensor = held.tensor if isinstance(held, Part) else held
+    if tensor is None:
+        return
     if tensor.dtype not in CODE_OF or tensor.layout is not torch.strided or tensor.is_meta:
         raise TypeError(
             f"{name}: a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device} cannot be saved in a checkpoint"

@@ -9,8 +9,7 @@ import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from loopkit.checkpoint import codecs, tensorfile
 from loopkit.checkpoint.format import (
@@ -40,7 +39,7 @@ _OWNER = re.compile(r"\.staging-(?P<host>[\w.]+)-(?P<pid>\d+)-(?P<start>\d+)-[0-
 class Draft:
     """A snapshot ready to be written: its state as JSON, all its tensors by file stem."""
 
-    tensors: dict[str, dict[str, torch.Tensor]]
+    tensors: dict[str, dict[str, Any]]
     state: bytes
     meta: dict[str, object]
     files: dict[str, bytes] = field(default_factory=dict)
@@ -83,22 +82,29 @@ def write(store: Store, run_dir: Path, snapshot: Snapshot | Draft) -> Path:
     parent = checkpoints_dir(run_dir)
     if store.mkdir(parent):
         store.sync_dir(parent.parent)
-    staging = parent / _staging_name()
+    staging = parent / staging_name()
     try:
         store.mkdir(staging)
-        manifest = _write_files(store, staging, ready)
-        manifest.generation = _next_generation(store, parent, manifest)
-        final = parent / step_name(manifest.meta["step"], manifest.generation)
-        digest = _commit(store, staging, final, manifest)
+        manifest = write_files(store, staging, ready)
+        final, digest = publish(store, staging, manifest)
     except BaseException:
         with suppress(LoopkitError, OSError):
             store.remove_tree(staging)
         raise
-    _point_latest(store, parent, final, manifest, digest)
+    point_latest(store, final, manifest, digest)
     return final
 
 
-def _write_files(store: Store, staging: Path, ready: Draft) -> Manifest:
+def publish(store: Store, staging: Path, manifest: Manifest) -> tuple[Path, str]:
+    """Give a staged checkpoint its manifest and its name, durably; the directory and the manifest's SHA-256."""
+    parent = staging.parent
+    manifest.generation = _next_generation(store, parent, manifest)
+    final = parent / step_name(manifest.meta["step"], manifest.generation)
+    return final, _commit(store, staging, final, manifest)
+
+
+def write_files(store: Store, staging: Path, ready: Draft) -> Manifest:
+    """Write everything but the manifest, which is returned."""
     manifest = Manifest(dict(ready.meta), 1, {}, {}, {})
     for stem, named in ready.tensors.items():
         name = stem + TENSORS
@@ -136,14 +142,16 @@ def _commit(store: Store, staging: Path, final: Path, manifest: Manifest) -> str
     return sink.sha256
 
 
-def _point_latest(store: Store, parent: Path, final: Path, manifest: Manifest, digest: str) -> None:
+def point_latest(store: Store, final: Path, manifest: Manifest, digest: str) -> None:
+    """Name the newest checkpoint in ``latest``, replaced at once."""
     body = {
         "dir": final.name,
         "step": manifest.meta["step"],
         "generation": manifest.generation,
         "sha256": digest,
     }
-    fresh = parent / _staging_name()
+    parent = final.parent
+    fresh = parent / staging_name()
     try:
         store.write_bytes(fresh, dump_json(body))
         store.rename(fresh, parent / LATEST)
@@ -176,7 +184,8 @@ def _host() -> str:
     return re.sub(r"[^\w.]", "_", platform.node())[:64] or "unknown"
 
 
-def _staging_name() -> str:
+def staging_name() -> str:
+    """A new name for a staging directory, which tells whose it is."""
     pid = os.getpid()
     return f"{STAGING}{_host()}-{pid}-{_started(pid)}-{secrets.token_hex(4)}"
 

@@ -8,6 +8,7 @@ from loopkit.console.pace import total_steps
 from loopkit.console.summary import count_parameters
 from loopkit.console.text import duration
 from loopkit.console.text import number as shown
+from loopkit.task import name_of
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -26,7 +27,7 @@ def opening(run: Run) -> list[str]:
         lengths.append(f"{steps:,} step{'s' * (steps != 1)}")
     if plan.seconds is not None:
         lengths.append(f"at most {duration(plan.seconds)}")
-    lines = [f"{type(run.task).__name__}: {count_parameters(run.task)}", f"  on       {place}"]
+    lines = [f"{name_of(run.task)}: {count_parameters(run.task)}", f"  on       {place}"]
     numbered = [pair for optimizer in run.optimizers.values() for pair in enumerate(optimizer.param_groups)]
     groups = [f"{g.get('name', number)} {sum(p.numel() for p in g['params']):,}" for number, g in numbered]
     if len(groups) > 1:

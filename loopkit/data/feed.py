@@ -22,19 +22,21 @@ class Batches(list[Any]):
     """The micro-batches of one optimizer step, on the device, with what is known of them.
 
     Attributes:
-        sizes, samples: samples in each micro-batch of this rank, and in all of them.
+        sizes, samples: samples in each micro-batch of this rank, and in all of them; a size of 0 marks a batch
+            that stands in where this rank has no data left, and counts for nothing.
+        total: samples in all micro-batches of all ranks.
         start, end: the data position before and after the group, in the source's unit.
-        tokens: elements of ``input_ids``, 0 where batches have none.
+        tokens: elements of ``input_ids`` on all ranks, 0 where batches have none.
         last: whether the group is known to close the epoch.
         state: the source's own state after the group, for sources that have one.
     """
 
-    __slots__ = ("end", "last", "samples", "sizes", "start", "state", "tokens")
+    __slots__ = ("end", "last", "samples", "sizes", "start", "state", "tokens", "total")
 
     def __init__(self, start: int = 0) -> None:
         super().__init__()
         self.sizes: list[int] = []
-        self.samples = 0
+        self.samples = self.total = 0
         self.start = self.end = start
         self.tokens = 0
         self.last = False
@@ -60,8 +62,10 @@ def open_source(data: Any, reading: Reading, what: str) -> Source:
     Raises:
         DataError: it is nothing that can be read, or holds nothing.
     """
-    if isinstance(data, DataLoader) and reading.seeded and is_plain(data):
+    # Drawn from torch's streams, an order need not be the same on all ranks.
+    if isinstance(data, DataLoader) and (reading.seeded or reading.world > 1) and is_plain(data):
         data = _as_loader(data)
+    sharded = isinstance(data, Loader) and data.sharded
     if isinstance(data, (IterableDataset, Loader)) or _is_map_style(data):
         loader = data if isinstance(data, Loader) else Loader(data)
         if not isinstance(loader.dataset, IterableDataset):
@@ -71,7 +75,12 @@ def open_source(data: Any, reading: Reading, what: str) -> Source:
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, torch.Tensor)):
         raise DataError(f"{what} returned {type(data).__name__}: give a Dataset, a DataLoader, a loopkit.Loader "
                         "or an iterable of batches")  # fmt: skip
-    source = StreamSource(data, seed=reading.seed, seeded=reading.seeded)
+    if reading.world > 1 and not reading.seeded and not sharded:
+        raise DataError(f"{what} returned {type(data).__name__}, whose order torch's streams may decide: on several "
+                        "ranks rng='stream' takes a Dataset or a Loader over one, or pass rng='counter'")  # fmt: skip
+    shares = (0, 1) if sharded else (reading.rank, reading.world)
+    source = StreamSource(data, seed=reading.seed, seeded=reading.seeded, shares=shares)
+    source.may_differ = sharded and reading.world > 1
     source.limit = _limited(source.batches_per_epoch(), reading.limit, what)
     if source.batches_per_epoch() == 0:
         raise DataError(f"{what} returned {type(data).__name__} without a single batch: there is nothing to read")
@@ -89,7 +98,7 @@ def _as_loader(loader: DataLoader[Any]) -> Loader:
     return Loader(
         loader.dataset,
         loader.batch_size,
-        shuffle=type(loader.sampler) is not SequentialSampler,
+        shuffle=getattr(loader.sampler, "shuffle", type(loader.sampler) is not SequentialSampler),
         workers=loader.num_workers,
         pin=loader.pin_memory or "auto",
         drop_last=loader.drop_last,
@@ -161,7 +170,7 @@ class Feed:
         groups = self._groups(epoch, start)
         if self.bring is not None:
             groups = self.bring(groups)
-        marks_itself = self.source.end() is not None or not self.source.seeded
+        marks_itself = self.source.end() is not None or not self.source.seeded or self.source.may_differ
         return groups if marks_itself else _last_marked(groups)
 
     def _groups(self, epoch: int, start: int) -> Iterator[Batches]:
@@ -171,9 +180,9 @@ class Feed:
         for batch, size, end in source.open(epoch, start):
             group.append(batch)
             group.sizes.append(size)
-            group.samples += size
+            group.samples = group.total = group.samples + size
             group.end = end
-            if not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):  # the first is quicker
+            if size and not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):  # the second is quicker
                 group.tokens += token_count(batch)
             if len(group) == accumulate or end == epoch_end:
                 group.last = end == epoch_end

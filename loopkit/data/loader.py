@@ -33,6 +33,8 @@ class Loader:
         length: samples per epoch, where weights draw them; None takes the data set's length.
         timeout: seconds to wait for a worker before giving up; 0 waits for ever.
         worker_init_fn: called in each worker with its number, before it reads.
+        sharded: for an IterableDataset that gives each rank samples of its own; without it every rank reads all
+            of them and takes its share. Ranks may then run out at different times.
 
     Raises:
         OptionError: a negative or non-integer size or count.
@@ -56,6 +58,7 @@ class Loader:
         length: int | None = None,
         timeout: float = 0,
         worker_init_fn: Callable[[int], None] | None = None,
+        sharded: bool = False,
     ) -> None:
         positive = {"batch_size": batch_size, "prefetch": prefetch, "length": length}
         for name, value, least in [("workers", workers, 0), *((name, value, 1) for name, value in positive.items())]:
@@ -76,6 +79,7 @@ class Loader:
         self.length = length
         self.timeout = timeout
         self.worker_init_fn = worker_init_fn
+        self.sharded = sharded
 
     def worker_options(self) -> dict[str, Any]:
         """The arguments of ``torch.utils.data.DataLoader`` that concern its workers."""
@@ -128,6 +132,7 @@ class IndexedSource:
     """
 
     unit = "Samples"
+    may_differ = False
 
     def __init__(self, loader: Loader, sharding: Sharding, *, seed: int, shuffle: bool, seeded: bool) -> None:
         self.loader = loader
@@ -196,7 +201,10 @@ class IndexedSource:
         return [int(index) for index in indices[start:end]]
 
     def open(self, epoch: int, start: int) -> Iterator[tuple[Any, int, int]]:
-        """Yield (batch, its size, the position after it) from position ``start`` of ``epoch``, in samples."""
+        """Yield (batch, its size, the position after it) from position ``start`` of ``epoch``, in samples.
+
+        A size of 0 marks a batch that stands in where this rank has no sample of a round.
+        """
         read = self._from_workers if self.loader.workers else self._in_process
         return read(epoch, start, self.order(epoch))
 
@@ -204,13 +212,13 @@ class IndexedSource:
         columns, collate, samples, sharding = self._columns, self._collate, self._samples, self.sharding
         epoch_end, stride = sharding.end, sharding.round_size
         for position in range(start, epoch_end, stride):
-            low, high = sharding.slice(position)
+            low, high, size = sharding.read(position)
             if columns is None:
                 batch = collate([samples[epoch, int(index)] for index in indices[low:high]])
             else:
                 rows = slice(low, high) if isinstance(indices, range) else indices[low:high]
                 batch = tuple([column[rows] for column in columns])
-            yield batch, high - low, min(position + stride, epoch_end)
+            yield batch, size, min(position + stride, epoch_end)
 
     def _from_workers(self, epoch: int, start: int, indices: Any) -> Iterator[tuple[Any, int, int]]:
         sharding = self.sharding
@@ -223,10 +231,10 @@ class IndexedSource:
                 **self.loader.worker_options(),
             )
         positions = range(start, sharding.end, sharding.round_size)
-        slices = [sharding.slice(position) for position in positions]
-        self._indices.keys = ([(epoch, int(index)) for index in indices[low:high]] for low, high in slices)
+        slices = [sharding.read(position) for position in positions]
+        self._indices.keys = ([(epoch, int(index)) for index in indices[low:high]] for low, high, _ in slices)
         batches = iter(self._workers)
-        for position, (low, high) in zip(positions, slices):
+        for position, (low, high, size) in zip(positions, slices):
             try:
                 batch = next(batches)
             except RuntimeError as error:
@@ -236,7 +244,7 @@ class IndexedSource:
                 name = type(self.loader.dataset).__name__
                 where = f"at or after the batch of samples {ids}"
                 raise DataError(f"a worker reading {name} failed {where}: {error}") from error
-            yield batch, high - low, min(position + sharding.round_size, sharding.end)
+            yield batch, size, min(position + sharding.round_size, sharding.end)
 
     def state(self) -> None:
         """Nothing: the position says it all."""

@@ -72,7 +72,15 @@ class Sharding:
         """How many micro-batches each rank takes from ``start`` (in samples) to the end of the epoch."""
         return -(-(self.end - start) // self.round_size) if start < self.end else 0
 
-    def slice(self, position: int) -> tuple[int, int]:
-        """This rank's part, as (low, high) in the order, of the round that starts at ``position``."""
-        low = min(position + self.rank * self.batch_size, self.end)
-        return low, min(low + self.batch_size, self.end)
+    def read(self, position: int) -> tuple[int, int, int]:
+        """What this rank reads of the round that starts at ``position``: (low, high) in the order, and its size.
+
+        A rank without a sample of its own reads the first rank's, so that all take the same number of steps; the
+        size is then 0, which says that they count for nothing.
+        """
+        end = self.end
+        low = position + self.rank * self.batch_size
+        if low >= end:
+            return position, min(position + self.batch_size, end), 0
+        high = min(low + self.batch_size, end)
+        return low, high, high - low

@@ -21,15 +21,28 @@ class StreamSource:
     With ``seeded`` all generators are seeded from (seed, epoch, batch number) before each fetch, so that
     reading again gives the same batches. Without it (``rng="stream"``) the streams' state at the start of the
     epoch is kept, and put back before reading again: exactly what a hand-written loop draws.
+
+    Of several ranks each reads all batches and takes those of its turn, so that none needs to know of the
+    others. The position counts the batches of all.
+
+    Attributes:
+        shares: (rank, ranks) among whom the batches are dealt out.
+        limit: the most batches that each rank takes.
+        may_differ: whether ranks have data of their own, which may end at different times.
     """
 
     unit = "Batches"
 
-    def __init__(self, batches: Iterable[Any], *, seed: int, seeded: bool, limit: int | None = None) -> None:
+    def __init__(
+        self, batches: Iterable[Any], *, seed: int, seeded: bool, limit: int | None = None,
+        shares: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
         self.batches = batches
         self.seed = seed
         self.seeded = seeded
         self.limit = limit
+        self.rank, self.ranks = shares
+        self.may_differ = False
         # A list draws nothing when read, and workers have generators of their own.
         self._seeds_reads = seeded and not isinstance(batches, (list, tuple)) and not getattr(batches, "num_workers", 0)
         self.keeps_state = not seeded or hasattr(batches, "state_dict")
@@ -38,41 +51,56 @@ class StreamSource:
         self._restored: dict[str, Any] | None = None
 
     def batches_per_epoch(self) -> int | None:
-        """The iterable's length in batches, if it has one."""
+        """Micro-batches that this rank takes in one epoch, if the iterable has a length."""
+        end = self.end()
+        return None if end is None else -(-end // self.ranks)
+
+    def step(self) -> int:
+        """By how much one micro-batch of every rank moves the position."""
+        return self.ranks
+
+    def end(self) -> int | None:
+        """The position at which an epoch is over; None where only reading on can tell."""
         try:
             length = len(self.batches)  # type: ignore[arg-type]
         except TypeError:
             return None
-        return length if self.limit is None else min(length, self.limit)
-
-    def step(self) -> int:
-        """By how much one micro-batch moves the position."""
-        return 1
-
-    def end(self) -> int | None:
-        """The position at which an epoch is over; None where only reading on can tell."""
-        return self.batches_per_epoch()
+        if self.may_differ:  # the others' lengths are not known
+            return None
+        return length if self.limit is None else min(length, self.limit * self.ranks)
 
     def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
         """Batch numbers stand in for sample ids, which an iterable does not tell."""
         return list(range(start, end))
 
     def open(self, epoch: int, start: int) -> Iterator[tuple[Any, int, int]]:
-        """Yield (batch, its size, the position after it) from position ``start`` of ``epoch``, in batches."""
+        """Yield (batch, its size, the position after it) from position ``start`` of ``epoch``, in batches.
+
+        A size of 0 marks a batch that stands in where the last round has none for this rank.
+        """
         restored, self._restored = self._restored, None
         iterator = self._resumed(epoch, start, restored) if start else self._begin(epoch)
         number, base, owns_state = start, rng.mix(self.seed, epoch, 2), hasattr(self.batches, "state_dict")
-        while self.limit is None or number < self.limit:
+        held: Any = None
+        while self.limit is None or number < self.limit * self.ranks:
             if self._seeds_reads:
                 rng.seed_all(rng.at_step(base, number, 0))
             try:
                 batch = next(iterator)
             except StopIteration:
                 break
+            turn = (number - start) % self.ranks
             number += 1
-            if owns_state:
-                self._own_state = self.batches.state_dict()  # type: ignore[attr-defined]
-            yield batch, batch_size(batch), number
+            if turn == 0:
+                held = batch, 0
+            if turn == self.rank:
+                held = batch, batch_size(batch)
+            if turn == self.ranks - 1:
+                if owns_state:
+                    self._own_state = self.batches.state_dict()  # type: ignore[attr-defined]
+                yield *held, number
+        if (number - start) % self.ranks:
+            yield *held, number
         if number == 0 and epoch > 0 and iter(self.batches) is self.batches:
             name = type(self.batches).__name__
             raise DataError(f"the training data is a {name}, which can be read once, and epoch {epoch} needs it "
@@ -128,14 +156,17 @@ class StreamSource:
 
 
 def is_plain(loader: torch.utils.data.DataLoader[Any]) -> bool:
-    """Whether a DataLoader's order is torch's own shuffling or counting, so that it can be told from a position."""
+    """Whether a DataLoader's order is torch's own shuffling or counting, so that it can be told from a position.
+
+    A DistributedSampler counts: its ranks' shares are dealt out here, without the padding that it adds.
+    """
     data = torch.utils.data
     return (
         type(loader) is data.DataLoader
         and type(loader.batch_sampler) is data.BatchSampler
         and loader.batch_size is not None
         and (
-            type(loader.sampler) is data.SequentialSampler
+            type(loader.sampler) in (data.SequentialSampler, data.distributed.DistributedSampler)
             or (type(loader.sampler) is data.RandomSampler and not loader.sampler.replacement
                 and loader.sampler.num_samples == len(loader.sampler.data_source))
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loopkit.errors import CheckpointError
+from loopkit.strategies.sharded import like
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -50,7 +51,7 @@ class Averages:
         self._coarse = any(p.dtype in _COARSE for p in parameters.values())
         for name, parameter in parameters.items():
             dtype = torch.float32 if parameter.dtype in _COARSE else parameter.dtype
-            source = parameter.detach() if saved is None else saved[name]
+            source = parameter.detach() if saved is None else like(saved[name], parameter)
             self.tensors[name] = source.to(parameter.device, dtype, copy=True)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopkit.errors import LoopkitWarning, missing_extra
 from loopkit.events import Hook
+from loopkit.task import name_of
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -61,7 +62,7 @@ class Curves(Hook):
             return
         began = self._clock()
         try:
-            draw_curves(run.history, run.run_dir / self._path, title=type(run.task).__name__)
+            draw_curves(run.history, run.run_dir / self._path, title=name_of(run.task))
         except OSError as error:
             self._failed = True
             warnings.warn(f"Curves cannot write {run.run_dir / self._path} and stops drawing: {error}",

@@ -116,7 +116,8 @@ def _put_back(run: Run) -> Iterator[None]:
     own = copy.deepcopy(batches.state_dict()) if hasattr(batches, "load_state_dict") else None
     weights = {name: tensor.detach().clone() for name, tensor in strategy.model_state().items()}
     optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in run.optimizers.items()}
-    scaler, streams = strategy.scaler_state(), rng.capture(strategy.device)
+    scaler = strategy.scaler.state_dict() if strategy.scaler is not None else {}
+    streams = rng.capture(strategy.device)
     kept = {name: getattr(run, name) for name in ("events", "running", "schedules", "progress", "timings")}
     run.events, run.running, run.schedules = Events(), Running(), {}
     run.progress, run.timings = type(run.progress)(), type(run.timings)()
@@ -130,7 +131,8 @@ def _put_back(run: Run) -> Iterator[None]:
         for name, optimizer in run.optimizers.items():
             optimizer.load_state_dict(optimizers[name])
             optimizer.zero_grad(set_to_none=True)
-        strategy.load_scaler_state(scaler)
+        if strategy.scaler is not None:
+            strategy.scaler.load_state_dict(scaler)
         if own is not None:
             batches.load_state_dict(own)
         rng.restore(streams, strategy.device)

@@ -8,13 +8,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from time import perf_counter
 
-from loopkit.errors import DataError, MetricError, NotFiniteError, nearest
+from loopkit import rng
+from loopkit.data.feed import Batches
+from loopkit.errors import DataError, MetricError, nearest
+from loopkit.loops.finite import check_finite
+from loopkit.loops.joint import agree, join
 from loopkit.run import Interrupted, Run
-
-_SHOWN = 16
+from loopkit.task import name_of
 
 
 class EpochLoop:
@@ -29,21 +32,18 @@ class EpochLoop:
         """
         progress, events, agenda, strategy, timings = run.progress, run.events, run.agenda, run.strategy, run.timings
         assert run.feed is not None
-        step, world = run.loops.step, run.strategy.world_size
+        step, joint, batches = run.loops.step, strategy.world_size > 1, None
         if events.epoch_start is not None:
             events.epoch_start(run)
         agenda.look_ahead(progress.step)
         groups = iter(run.feed.open(progress.epoch, progress.position))
         while True:
             began = perf_counter()
-            try:
-                run.fetching = True
-                batches = next(groups, None)
-            except Interrupted:
-                self.leave(run)
+            held, batches = batches, fetch(run, groups)
+            if joint:
+                batches = join(run, batches, held)
+            if (joint or batches is None) and self.between(run, stepped=held is not None):
                 return
-            finally:
-                run.fetching = False
             timings.data += perf_counter() - began
             if batches is None:
                 break
@@ -51,7 +51,7 @@ class EpochLoop:
                 events.step_start(run, batches)
             out = step.run(run, batches)
             bad = strategy.close_step()
-            progress.count(batches, world)
+            progress.count(batches)
             if bad:
                 check_finite(run)
             run.data_state = batches.state
@@ -67,9 +67,21 @@ class EpochLoop:
             if self.boundary(run, epoch_is_over=batches.last):
                 return
         if progress.step_in_epoch == 0:
-            raise DataError(f"{type(run.task).__name__}.train_data() gave no batch in epoch {progress.epoch}: "
+            raise DataError(f"{name_of(run.task)}.train_data() gave no batch in epoch {progress.epoch}: "
                             "there is nothing to train on")  # fmt: skip
         self.boundary(run, epoch_is_over=True, between_steps=True)
+
+    def between(self, run: Run, *, stepped: bool) -> bool:
+        """Meet what was asked for since the last step, by a signal or by other ranks; whether to leave this pass."""
+        joint = run.strategy.world_size > 1
+        left = False
+        if run.agenda.asked("stop") and not (stepped and joint):
+            self.leave(run)
+            left = True
+        elif stepped and joint and run.agenda.waiting():
+            left = self.boundary(run, epoch_is_over=False, between_steps=True)
+        run.streams = None
+        return left
 
     def leave(self, run: Run) -> None:
         """A signal broke off the wait for data: save the state of the last commit."""
@@ -86,6 +98,7 @@ class EpochLoop:
         """
         progress, events, agenda = run.progress, run.events, run.agenda
         run.tick()
+        collected = agree(run)
         ended = progress.epoch + 1 if epoch_is_over else None
         due = agenda.take(progress.step, progress.seconds, ended, again=between_steps)
         epoch_is_over = epoch_is_over or "end_epoch" in due
@@ -96,7 +109,7 @@ class EpochLoop:
             run.data_state = None
         run.stopping = run.stopping or "stop" in due
         closing = run.finished() and run.status == "finished"  # a run cut short logs nothing it would not have logged
-        if "log" in due or (closing and len(run.running)):
+        if "log" in due or (closing and collected):
             run.log_now()
         if epoch_is_over and events.epoch_end is not None:
             events.epoch_end(run)
@@ -104,6 +117,7 @@ class EpochLoop:
             evaluate(run)
         if events.commit is not None and not between_steps:
             events.commit(run)
+        agree(run)
         if run.saver is not None:
             asked = agenda.forget("save")  # by the evaluation just done; what is saved now is that, due or not
             if asked or "save" in due or run.finished() or agenda.asked("stop"):
@@ -112,6 +126,20 @@ class EpochLoop:
         run.stopping = run.stopping or agenda.asked("stop")
         agenda.look_ahead(progress.step)
         return epoch_is_over or run.finished()
+
+
+def fetch(run: Run, groups: Iterator[Batches]) -> Batches | None:
+    """The next group; None when there is none, or a signal broke off the wait for it."""
+    if run.seed is None and run.strategy.world_size > 1:
+        # What is asked for by others is met after this, and saved as if nothing had been drawn for it.
+        run.streams = rng.capture(run.strategy.device)
+    run.fetching = True
+    try:
+        return next(groups, None)
+    except Interrupted:
+        return None
+    finally:
+        run.fetching = False
 
 
 def evaluate(run: Run) -> None:
@@ -144,39 +172,3 @@ def note_best(run: Run, metrics: Mapping[str, float]) -> None:
     if best is None or (value > best if side == "max" else value < best):
         run.best = {"metric": name, "value": value, "step": run.progress.step, "epoch": run.progress.epoch}
         run.agenda.ask("save")
-
-
-def check_finite(run: Run) -> None:
-    """Read whether a step since the last look was not finite.
-
-    Raises:
-        NotFiniteError: under ``on_nan="raise"``, with the first such step, its loss and its samples.
-    """
-    bad = run.strategy.take_bad_steps()
-    if not bad:
-        return
-    if run.options.on_nan == "skip":
-        run.running.add("train/skipped_steps", bad, reduce="sum")
-        return
-    progress = run.progress
-    assert run.feed is not None
-    per_step = run.feed.step_size()
-    first = progress.step_in_epoch - bad
-    start, end = first * per_step, (first + 1) * per_step
-    ids = run.feed.source.samples_at(progress.epoch, start, end)
-    shown = ", ".join(map(str, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
-    losses = run.running.values("train/loss")
-    micro = run.feed.accumulate
-    loss = losses[-bad * micro :][:micro] if len(losses) >= bad * micro else losses[:micro]
-    what = f"the loss is {', '.join(f'{value:g}' for value, _ in loss)}" if loss else "a loss or gradient is not finite"
-    if loss and all(weight == 0 for _, weight in loss):
-        what += " with a weight of 0: the step had nothing to train on"
-    elif loss and all(abs(value) < float("inf") for value, _ in loss):
-        what += ", finite, but its gradient is not"
-    # With several optimizers one may have had its update before the next one's loss went bad.
-    since = "before that step" if len(run.optimizers) < 2 else "the last update that was finite"
-    raise NotFiniteError(
-        f"step {progress.step - bad + 1} (epoch {progress.epoch}): {what}. {run.feed.source.unit}: {shown}. "
-        f"No parameter has changed since {since}. Look at these samples, lower the learning rate, clip gradients, "
-        "or pass on_nan='skip' to leave such steps out"
-    )

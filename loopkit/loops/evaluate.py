@@ -16,6 +16,7 @@ from loopkit.errors import TaskError
 from loopkit.metrics.evaluation import Evaluation
 from loopkit.optim.averaging import evaluation_weights
 from loopkit.run import Run
+from loopkit.task import name_of
 
 
 @contextmanager
@@ -28,6 +29,7 @@ def quietly(run: Run) -> Iterator[None]:
         with evaluation_weights(run.optimizers.values()), torch.no_grad():
             yield
     finally:
+        run.strategy.settle()
         for module, training in modes:
             module.training = training
         rng.restore(streams, run.strategy.device)
@@ -44,24 +46,25 @@ class EvalLoop:
         """
         if run.events.eval_start is not None:
             run.events.eval_start(run)
-        began, samples = perf_counter(), 0
+        began, samples, world = perf_counter(), 0.0, run.strategy.world
         metrics: dict[str, float] = {}
         arrays: dict[str, Any] = {}
         with quietly(run):
             for name, source in data.items():
-                evaluation = Evaluation(run.task, run.strategy.device)
+                evaluation = Evaluation(run.task, run.strategy.device, world)
                 samples += self.measure(run, source, evaluation)
                 found, shaped = evaluation.compute(f"eval/{name}/" if name else "eval/")
                 metrics |= found
                 arrays |= shaped
         seconds = perf_counter() - began
-        metrics["eval/runtime"] = seconds
-        metrics["eval/samples_per_second"] = samples / seconds
+        (samples,) = world.add(samples)
+        metrics |= {"eval/runtime": seconds, "eval/samples_per_second": samples / seconds}
+        metrics = world.share(metrics)  # what is decided by them must be the same everywhere
         run.loggers.log_arrays(arrays, run.progress.step)
         return metrics
 
     def measure(self, run: Run, source: Source, evaluation: Evaluation) -> int:
-        """Feed every batch of ``source`` to ``evaluation``; returns how many samples there were.
+        """Feed this rank's batches of ``source`` to ``evaluation``; returns how many samples there were.
 
         Raises:
             TaskError: ``eval_step`` returned no mapping.
@@ -70,18 +73,22 @@ class EvalLoop:
         step = strategy.method("eval_step")
         move = mover(strategy.device, strategy.numerics.precision.storage)
         samples = 0
-        for batch, size, _ in source.open(0, 0):
+        for number, (batch, size, _) in enumerate(source.open(0, 0)):
+            if not size and not strategy.lockstep:
+                continue
             if run.seed is not None:
-                rng.seed_all(rng.mix(run.seed, samples, 3), strategy.device)
+                turn = number * strategy.world_size + strategy.rank
+                rng.seed_all(rng.mix(run.seed, turn, 3), strategy.device)
             placed = batch if move is None else move(batch)
             with strategy.forward or nullcontext():
                 outputs = step(placed)
             if not isinstance(outputs, Mapping):
-                raise TaskError(f"{type(run.task).__name__}.eval_step returned {type(outputs).__name__}: return a dict "
+                raise TaskError(f"{name_of(run.task)}.eval_step returned {type(outputs).__name__}: return a dict "
                                 "with 'loss', and what the metrics ask for by name")  # fmt: skip
-            evaluation.update(outputs, size, run.task._logged)
+            if size:
+                evaluation.update(outputs, size, run.task._logged)
             run.task._logged.clear()
             samples += size
-            if seen is not None:
+            if seen is not None and size:
                 seen(run, outputs)
         return samples

@@ -13,6 +13,7 @@ from loopkit import rng
 from loopkit.data.collate import map_tensors, mover
 from loopkit.data.feed import Source
 from loopkit.loops.evaluate import quietly
+from loopkit.metrics.merging import in_turn
 from loopkit.run import Run
 
 Writer = Callable[[Any], None]
@@ -25,7 +26,8 @@ class PredictLoop:
         """Predict every batch.
 
         Args:
-            writer: gets each batch's predictions, on the CPU, in order; then nothing is kept or returned.
+            writer: gets each batch's predictions, on the CPU, in order, on the first rank; then nothing is kept
+                or returned.
 
         Returns:
             The batches' predictions joined along the samples: tensors concatenated, lists chained, through
@@ -35,23 +37,30 @@ class PredictLoop:
         step = strategy.method("predict_step")
         move = mover(strategy.device, strategy.numerics.precision.storage)
         kept: list[Any] = []
-        position = 0
+        world = strategy.world
         with quietly(run):
-            for batch, size, _ in source.open(0, 0):
+            for number, (batch, size, _) in enumerate(source.open(0, 0)):
                 if run.seed is not None:
-                    rng.seed_all(rng.mix(run.seed, position, 4), strategy.device)
-                position += size
-                placed = batch if move is None else move(batch)
-                with strategy.forward or nullcontext():
-                    outputs = step(placed)
-                if seen is not None:
+                    turn = number * world.size + world.rank
+                    rng.seed_all(rng.mix(run.seed, turn, 4), strategy.device)
+                outputs = None
+                if size or strategy.lockstep:
+                    placed = batch if move is None else move(batch)
+                    with strategy.forward or nullcontext():
+                        outputs = step(placed)
+                if seen is not None and size:
                     seen(run, outputs)
-                outputs = map_tensors(lambda tensor: tensor.detach().cpu(), outputs)
-                if writer is None:
-                    kept.append(outputs)
-                else:
-                    writer(outputs)
-        return join(kept) if writer is None else None
+                mine = [map_tensors(lambda tensor: tensor.detach().cpu(), outputs)] if size else []
+                if writer is None or source.may_differ:  # ranks then take different numbers of turns
+                    kept += mine
+                    continue
+                for part in in_turn(world.collect(mine)):
+                    writer(part)
+        if writer is None:
+            return join(in_turn(world.gather(kept)))
+        for part in in_turn(world.collect(kept)):
+            writer(part)
+        return None
 
 
 def join(parts: list[Any]) -> Any:

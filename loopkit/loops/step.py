@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -14,7 +15,7 @@ from loopkit.data.feed import Batches
 from loopkit.errors import DataError, TaskError
 from loopkit.rng import at_step, mix
 from loopkit.run import Run
-from loopkit.task import Task
+from loopkit.task import Task, name_of
 
 
 class StepLoop:
@@ -36,8 +37,8 @@ class StepLoop:
         """Run ``task.<method>`` on each micro-batch and add up the gradients of the step's exact mean loss.
 
         Without weights a micro-batch counts by its samples, known beforehand. With weights each is taken
-        relative to the first and the sum is divided out of the gradients: both give the gradient of one big
-        batch.
+        relative to a unit and the sum is divided out of the gradients. Both give the gradient of one big batch,
+        over all ranks, whose strategy averages what it is given.
 
         Args:
             optimizers: where given, only the parameters of these optimizers get gradients.
@@ -51,18 +52,21 @@ class StepLoop:
             DataError: the step's weights add up to nothing.
         """
         strategy, task, running, timings = run.strategy, run.task, run.running, run.timings
+        world = strategy.world_size
+        # Of all of a run's steps alike, the shorter last one of an epoch too: then ranks can be traded for batches.
+        several = world > 1 or (run.feed is not None and run.feed.accumulate > 1)
         micro_step_end = run.events.micro_step_end
         call, context, step = strategy.method(method), strategy.forward, run.progress.step
         seed = run.seed if run.seed is None or method == "train_step" else mix(run.seed, crc32(method.encode()))
         prefix = "train/" if method == "train_step" else f"train/{method.removesuffix('_step')}_"
         frozen = [] if optimizers is None else freeze_others(run, optimizers)
-        count, samples, sizes = len(batches), batches.samples, batches.sizes
+        count, total, sizes = len(batches), batches.total, batches.sizes
         weights: list[Any] = []
         out: Mapping[str, Any] = {}
         for index, batch in enumerate(batches):
             if seed is not None:
-                strategy.seed(at_step(seed, step, index * strategy.world_size + strategy.rank))
-            if strategy.world_size > 1:
+                strategy.seed(at_step(seed, step, index * world + strategy.rank))
+            if world > 1:
                 strategy.sync(index == count - 1)
             began = perf_counter()
             if context is None:
@@ -71,23 +75,27 @@ class StepLoop:
                 with context:
                     returned = call(batch)
             loss, weight, out = read_step(returned, task, method)
+            size = sizes[index]
             if weight is not None:
-                weight = _exact(weight)
+                weight = _exact(weight) if size else 0
                 weights.append(weight)
-            if count > 1:
-                loss = loss / (samples / sizes[index]) if weight is None else _weighed(loss, weight, weights[0])
-            strategy.backward(loss, out["loss"] if count == 1 else None)
+            if several:
+                if weight is not None:
+                    loss = _weighed(loss, weight, _unit(run, weights))
+                else:
+                    loss = loss / (total / (size * world)) if size else _weighed(loss, 0, 1)
+            strategy.backward(loss, None if several else out["loss"])
             timings.compute += perf_counter() - began
-            if log:
+            if log and size:
                 for name, value in out.items():
-                    running.add(prefix + name, value, sizes[index] if weight is None else weight)
+                    running.add(prefix + name, value, size if weight is None else weight)
             if task._logged:
-                _drain(run, sizes[index], log)
+                _drain(run, size, log and size > 0)
             if micro_step_end is not None:
                 micro_step_end(run, out)
         for parameter in frozen:
             parameter.requires_grad_(True)
-        run.divisor = _divisor(weights, count, task, method) if weights else None
+        run.divisor = _divisor(run, weights, count, method, several=several) if weights else None
         return out
 
     def update(self, run: Run, optimizers: Sequence[str] | None = None) -> None:
@@ -136,7 +144,7 @@ def read_step(returned: Any, task: Task, method: str) -> tuple[Tensor, Any, Mapp
 
 
 def _no_loss(task: Task, method: str, why: str) -> TaskError:
-    return TaskError(f"{type(task).__name__}.{method} {why}: return a scalar tensor, or a dict with it as 'loss'")
+    return TaskError(f"{name_of(task)}.{method} {why}: return a scalar tensor, or a dict with it as 'loss'")
 
 
 def _exact(weight: Any) -> Any:
@@ -146,29 +154,48 @@ def _exact(weight: Any) -> Any:
     return weight
 
 
-def _unit(first: Any) -> Any:
-    # Dividing by the first weight keeps gradients in the range of one micro-batch's; a first weight of 0 must not.
-    return first.clamp(min=1) if isinstance(first, Tensor) else max(first, 1)
+def _unit(run: Run, weights: list[Any]) -> Any:
+    """What weights are taken relative to, so that gradients stay in the range of one micro-batch's.
+
+    A power of two, so that no bit depends on it. On several ranks it must be the same on all: it is that of the
+    first weights, settled once.
+    """
+    if run.strategy.world_size > 1:
+        if run.unit is None:
+            largest = max(run.strategy.world.gather(float(weights[0])))
+            run.unit = 2.0 ** math.floor(math.log2(max(largest, 1.0)))
+        return run.unit
+    first = weights[0]
+    if isinstance(first, Tensor):
+        bits, exponent = (torch.int64, 0x7FF << 52) if first.dtype == torch.float64 else (torch.int32, 0xFF << 23)
+        return (first.clamp(min=1).view(bits) & exponent).view(first.dtype)  # what it is without its fraction
+    return 2.0 ** math.floor(math.log2(max(first, 1)))
 
 
-def _weighed(loss: Tensor, weight: Any, first: Any) -> Tensor:
+def _weighed(loss: Tensor, weight: Any, unit: Any) -> Tensor:
     # A mean over nothing is NaN, and NaN times a weight of 0 would still be NaN.
-    part = weight / _unit(first)
+    part = weight / unit
     if isinstance(weight, Tensor):
         return torch.mul(torch.where(weight > 0, loss, 0.0), part.to(loss.dtype))
     return loss * part if part else torch.where(torch.zeros_like(loss, dtype=torch.bool), loss, 0.0)
 
 
-def _divisor(weights: list[Any], count: int, task: Task, method: str) -> Any:
-    where = f"{type(task).__name__}.{method}"
+def _divisor(run: Run, weights: list[Any], count: int, method: str, *, several: bool) -> Any:
+    """What the added-up gradients are still to be divided by: all ranks' weights in units, over the ranks."""
+    where, strategy = f"{name_of(run.task)}.{method}", run.strategy
     if len(weights) != count:
         raise TaskError(f"{where} gave a weight for {len(weights)} of {count} micro-batches: give it for all or none")
     total = sum(weights[1:], start=weights[0])
+    if strategy.world_size > 1:
+        if isinstance(total, Tensor):
+            total = strategy.world.add_tensor(total)
+        else:
+            (total,) = strategy.world.add(total)
     if not isinstance(total, Tensor) and total <= 0:
         raise DataError(f"{where} returned weight={total!r}: the step has nothing to train on")
-    if count == 1:
+    if not several:
         return None
-    return total / _unit(weights[0])
+    return total / _unit(run, weights) / strategy.world_size
 
 
 def freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +13,27 @@ from torch import Tensor
 
 from loopkit.data.collate import map_tensors
 from loopkit.errors import MetricError
+from loopkit.metrics.merging import Replayed, in_turn, is_torchmetric, merge, widen
 from loopkit.metrics.running import Running
-from loopkit.task import Task, overrides
+from loopkit.task import Task, name_of, overrides
 
 PADDING = -100
 _OWN_KEYS = ("loss", "weight")
+
+
+class Ranks(Protocol):
+    """What an evaluation asks of those who evaluate together; ``loopkit.strategies.world.World`` has it."""
+
+    size: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everyone's value."""
+
+    def collect(self, value: Any) -> list[Any]:
+        """Everyone's value, on the first rank."""
+
+    def first(self, function: Callable[[], Any]) -> Any:
+        """What the function gives on the first rank."""
 
 
 @dataclass
@@ -45,17 +61,29 @@ class EvalOutputs:
 
 
 class Evaluation:
-    """Accumulates one pass over one data set."""
+    """Accumulates one pass over one data set, of which each rank sees its share.
 
-    def __init__(self, task: Task, device: torch.device) -> None:
+    Args:
+        ranks: those who evaluate together; its collective methods are called by ``compute``.
+    """
+
+    def __init__(self, task: Task, device: torch.device, ranks: Ranks) -> None:
         self._task = task
+        self._ranks = ranks
         self._metrics = [
-            (name, metric.to(device) if hasattr(metric, "to") else metric, _wanted(name, metric))
-            for name, metric in _flat(task.metrics(), "")
+            (name, self._prepared(metric, device), _wanted(name, metric)) for name, metric in _flat(task.metrics(), "")
         ]
         self._means = Running()
         self._whole = overrides(task, "compute_metrics")
         self._kept: dict[str, list[Any]] = {}
+
+    def _prepared(self, metric: Any, device: torch.device) -> Any:
+        metric = metric.to(device) if hasattr(metric, "to") else metric
+        if is_torchmetric(metric):
+            if device.type != "mps":  # which has no double precision
+                widen(metric)
+            return metric
+        return Replayed(metric) if self._ranks.size > 1 else metric
 
     def update(self, outputs: Mapping[str, Any], size: int, logged: Sequence[tuple[str, Any, str]] = ()) -> None:
         """Take in one batch of ``size`` samples: ``eval_step``'s outputs and what it logged.
@@ -71,8 +99,9 @@ class Evaluation:
         for name, metric, (needed, optional) in self._metrics:
             missing = [argument for argument in needed if argument not in outputs]
             if missing:
-                raise MetricError(f"the metric {name!r} ({type(metric).__name__}) asks for {missing[0]!r}, and "
-                                  f"{type(self._task).__name__}.eval_step returned {', '.join(map(repr, outputs))}: "
+                kind = type(getattr(metric, "metric", metric) if isinstance(metric, Replayed) else metric).__name__
+                raise MetricError(f"the metric {name!r} ({kind}) asks for {missing[0]!r}, and "
+                                  f"{name_of(self._task)}.eval_step returned {', '.join(map(repr, outputs))}: "
                                   f"return it under that name")  # fmt: skip
             metric.update(**{k: outputs[k] for k in (*needed, *optional) if k in outputs})
         if self._whole:
@@ -87,17 +116,16 @@ class Evaluation:
         Raises:
             MetricError: ``compute_metrics`` returned no mapping.
         """
-        found: dict[str, Any] = dict(self._means.take())
+        gather = self._ranks.gather
+        found: dict[str, Any] = dict(self._means.take(gather))
         for name, metric, _ in self._metrics:
-            found |= dict(_flat_values(metric.compute(), name))
+            if self._ranks.size > 1 and is_torchmetric(metric):
+                merge(metric, gather)
+            computed = metric.compute(gather) if isinstance(metric, Replayed) else metric.compute()
+            found |= dict(_flat_values(computed, name))
         if self._whole:
-            outputs = EvalOutputs({key: gather(parts) for key, parts in self._kept.items()})
-            computed = self._task.compute_metrics(outputs)
-            if not isinstance(computed, Mapping):
-                raise MetricError(f"{type(self._task).__name__}.compute_metrics returned {type(computed).__name__}: "
-                                  "return a dict of names to numbers")  # fmt: skip
-            for name, value in computed.items():
-                found |= dict(_flat_values(value, name))
+            everyones = self._ranks.collect(self._kept)
+            found |= self._ranks.first(lambda: self._of_the_whole(everyones))
         scalars, arrays = {}, {}
         for name, value in found.items():
             if isinstance(value, (int, float)):
@@ -105,6 +133,15 @@ class Evaluation:
             else:
                 arrays[prefix + name] = value
         return scalars, arrays
+
+    def _of_the_whole(self, everyones: list[dict[str, list[Any]]]) -> dict[str, Any]:
+        keys = dict.fromkeys(key for kept in everyones for key in kept)
+        kept = {key: in_turn([part.get(key, []) for part in everyones]) for key in keys}
+        computed = self._task.compute_metrics(EvalOutputs({key: joined(parts) for key, parts in kept.items()}))
+        if not isinstance(computed, Mapping):
+            raise MetricError(f"{name_of(self._task)}.compute_metrics returned {type(computed).__name__}: "
+                              "return a dict of names to numbers")  # fmt: skip
+        return {key: value for name, given in computed.items() for key, value in _flat_values(given, name)}
 
 
 def _flat(metrics: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
@@ -149,7 +186,7 @@ def _flat_values(value: Any, name: str) -> list[tuple[str, Any]]:
     return [(name, value)]
 
 
-def gather(parts: list[Any]) -> Any:
+def joined(parts: list[Any]) -> Any:
     """Batches' outputs as one, NumPy arrays for tensors; trailing shapes that differ are padded with -100."""
     first = parts[0]
     if isinstance(first, Tensor):
@@ -159,9 +196,9 @@ def gather(parts: list[Any]) -> Any:
         largest = [max(t.shape[axis] for t in tensors) for axis in range(1, ndim)]
         return np.concatenate([_padded(t, largest) for t in tensors])
     if isinstance(first, Mapping):
-        return {key: gather([part[key] for part in parts]) for key in first}
+        return {key: joined([part[key] for part in parts]) for key in first}
     if isinstance(first, tuple):
-        return tuple(gather(list(column)) for column in zip(*parts))
+        return tuple(joined(list(column)) for column in zip(*parts))
     if isinstance(first, list):
         return [item for part in parts for item in part]
     return parts

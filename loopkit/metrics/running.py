@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,11 @@ from torch import Tensor
 from loopkit.errors import TaskError
 
 _CHUNK = 512
+Gather = Callable[[Any], list[Any]]
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]
 
 
 class Running:
@@ -42,22 +47,32 @@ class Running:
         self._fetch()
         return self._fetched.get(name, ("mean", []))[1]
 
-    def take(self) -> dict[str, float]:
-        """Each name's value over everything collected, and start anew; reads the device once per name."""
-        self._fetch()
-        taken = {name: _reduced(reduce, pairs) for name, (reduce, pairs) in self._fetched.items()}
+    def take(self, gather: Gather = _alone) -> dict[str, float]:
+        """Each name's value over everything that all ranks collected, and start anew; reads the device once per name.
+
+        ``gather`` gives everyone's of one rank's value. Ranks may have collected different names.
+        """
+        taken = {name: _reduced(reduce, pairs) for name, (reduce, pairs) in self._everyones(gather).items()}
         self._fetched = {}
         return taken
+
+    def _everyones(self, gather: Gather) -> dict[str, Any]:
+        self._fetch()
+        merged: dict[str, Any] = {}
+        for part in gather(self._fetched):
+            for name, (reduce, pairs) in part.items():
+                merged.setdefault(name, (reduce, []))[1].extend(pairs)
+        return merged
 
     def compact(self) -> None:
         """Fetch what is collected if it has grown long, so that a rare log holds no long list of tensors."""
         if any(len(pairs) >= _CHUNK for _, pairs in self._pending.values()):
             self._fetch()
 
-    def state_dict(self) -> dict[str, Any]:
-        """What is collected, as plain numbers."""
-        self._fetch()
-        return {name: [reduce, [list(pair) for pair in pairs]] for name, (reduce, pairs) in self._fetched.items()}
+    def state_dict(self, gather: Gather = _alone) -> dict[str, Any]:
+        """What all ranks collected, as plain numbers."""
+        collected = self._everyones(gather).items()
+        return {name: [reduce, [list(pair) for pair in pairs]] for name, (reduce, pairs) in collected}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""

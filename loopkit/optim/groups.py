@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from loopkit.errors import OptionError, TaskError
 from loopkit.optim.layers import layer_levels
+from loopkit.task import name_of
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
@@ -70,7 +71,7 @@ def partition(
     for number, group in enumerate(groups):
         if number not in used:
             raise OptionError(f"Group(match={group.match!r}) is the first to match no parameter of "
-                              f"{type(task).__name__}: see the names with named_parameters()")  # fmt: skip
+                              f"{name_of(task)}: see the names with named_parameters()")  # fmt: skip
     return sorted(buckets.values(), key=lambda group: (-group["lr"], group["weight_decay"] == 0))
 
 
@@ -123,7 +124,7 @@ def select(task: nn.Module, chosen: Any, what: str) -> dict[str, nn.Parameter]:
         found = {name: p for name, p in trainable.items() if id(p) in ids}
     if not found:
         picked = chosen if isinstance(chosen, str) else getattr(chosen, "__name__", "...")
-        raise OptionError(f"{what}(params={picked!r}) picks no trainable parameter of {type(task).__name__}")
+        raise OptionError(f"{what}(params={picked!r}) picks no trainable parameter of {name_of(task)}")
     return found
 
 
@@ -134,7 +135,7 @@ def check_complete(task: nn.Module, optimizers: Mapping[str, Optimizer]) -> None
         TaskError: with the names of the parameters in no group.
     """
     held = {id(p) for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"]}
-    name = type(task).__name__
+    name = name_of(task)
     left_out = [n for n, p in task.named_parameters() if p.requires_grad and id(p) not in held]
     if left_out:
         shown = ", ".join(left_out[:8]) + (f" and {len(left_out) - 8} more" if len(left_out) > 8 else "")

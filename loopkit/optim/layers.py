@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from loopkit.errors import OptionError
+from loopkit.task import name_of
 
 _HEAD = re.compile(r"(^|\.)(\w*_)?(head|classifier)(\.|$)")
 _EMBEDDING = re.compile(r"(^|\.)\w*emb(ed|s?(\.|$))")
@@ -26,7 +27,7 @@ def layer_levels(task: nn.Module) -> dict[str, int]:
     """
     stacks = [f"{prefix}." for prefix in _stacks(task, "")]
     if not stacks:
-        raise OptionError(f"layer_decay: {type(task).__name__} has no ModuleList or Sequential to tell its layers by; "
+        raise OptionError(f"layer_decay: {name_of(task)} has no ModuleList or Sequential to tell its layers by; "
                           "give each part its rate with groups=[Group(match=..., lr=...)]")  # fmt: skip
     embeddings, top = _embedding_weights(task), 2 * sum(1 for _ in task.parameters())
     blocks: dict[str, int] = {}

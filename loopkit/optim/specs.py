@@ -17,6 +17,7 @@ from loopkit.optim.averaging import switching
 from loopkit.optim.binding import BoundSchedule, bind
 from loopkit.optim.groups import Group, check_complete, check_number, check_pattern, partition, select
 from loopkit.optim.schedules import Plateau, Schedule
+from loopkit.task import name_of
 from loopkit.trainer_names import SCHEDULE_NAMES
 
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
@@ -126,7 +127,7 @@ def make_optimizers(task: Any) -> dict[str, tuple[Optimizer, Any]]:
     returned = task.optimizers()
     named = dict(returned) if isinstance(returned, Mapping) else {"main": returned}
     if not named:
-        raise TaskError(f"{type(task).__name__}.optimizers() returned an empty dict: name at least one optimizer")
+        raise TaskError(f"{name_of(task)}.optimizers() returned an empty dict: name at least one optimizer")
     made: dict[str, tuple[Optimizer, Any]] = {}
     for name, given in _flat(named).items():
         schedule = None
@@ -136,7 +137,7 @@ def make_optimizers(task: Any) -> dict[str, tuple[Optimizer, Any]]:
             schedule = schedule or given.schedule
             given = given.build(task)
         if not isinstance(given, Optimizer):
-            raise TaskError(f"{type(task).__name__}.optimizers() returned {type(given).__name__}: give a "
+            raise TaskError(f"{name_of(task)}.optimizers() returned {type(given).__name__}: give a "
                             "loopkit.optim spec, a torch optimizer, or a dict of these by name")  # fmt: skip
         made[name] = given, schedule
     check_complete(task, {name: optimizer for name, (optimizer, _) in made.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from loopkit.strategies.compiling import Compile
 from loopkit.strategies.precision import PRECISIONS, Precision
+from loopkit.strategies.world import World
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,36 @@ class Strategy(ABC):
 
     Attributes:
         device: where batches and parameters are.
-        rank, world_size: this process among those that train together.
+        world: those who train together; ``rank`` and ``world_size`` are its, at hand for the hot path.
+        joins: whether it takes several processes.
+        sharded: whether parameters are spread over the ranks, which then save together.
+        lockstep: whether a forward pass is collective, so that a rank without data must run it too.
         forward: the context that every call of a task's step runs in; None for none.
         seed: seeds torch's generators, this device's among them.
+        scaler: the loss scaler, with ``state_dict`` and ``load_state_dict``; None where nothing is scaled.
         optimizers: what ``adopt`` was given, by name.
     """
 
     device: torch.device
+    world: World = World()
     rank: int = 0
     world_size: int = 1
+    joins: bool = False
+    sharded: bool = False
+    lockstep: bool = False
     numerics: Numerics
     forward: AbstractContextManager[Any] | None
     seed: Callable[[int], object]
+    scaler: Any = None
     optimizers: dict[str, Optimizer]
 
     @abstractmethod
     def open(self, numerics: Numerics) -> None:
         """Join the other processes, if any, and take the device."""
+
+    def building(self) -> AbstractContextManager[Any]:
+        """The context in which ``Task.configure_model`` makes its parameters."""
+        return nullcontext()
 
     @abstractmethod
     def place(self, task: nn.Module) -> None:
@@ -105,12 +119,8 @@ class Strategy(ABC):
         """Put back parameters and buffers, all of them."""
 
     @abstractmethod
-    def scaler_state(self) -> dict[str, Any]:
-        """The loss scaler's state; empty where nothing is scaled."""
-
-    @abstractmethod
-    def load_scaler_state(self, state: Mapping[str, Any]) -> None:
-        """Put the loss scaler's state back."""
+    def settle(self) -> None:
+        """Forward passes without a backward are over: parameters are to be as before them."""
 
     @abstractmethod
     def close(self) -> None:

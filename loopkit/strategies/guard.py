@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -61,6 +62,10 @@ class Guard:
         if self._host is not None:
             return bool(self._host[()])
         return self._needs_read and bool(self._found)
+
+    def agree(self) -> None:
+        """Raise the flag where any rank's is up; collective, and without a wait on an accelerator."""
+        dist.all_reduce(self._found.view(1), op=dist.ReduceOp.MAX)
 
     def close_step(self) -> bool:
         """The step is over: count it if it was bad; returns whether the host knows that it was."""

@@ -21,8 +21,10 @@ from loopkit.strategies.remat import apply_remat, parse_remat
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 
 
-def find_device(accelerator: str) -> torch.device:
+def find_device(accelerator: str, number: int | None = None) -> torch.device:
     """The device for ``accelerator``; "auto" takes a GPU where there is one.
+
+    ``number`` says which GPU; None takes torch's present one.
 
     Raises:
         OptionError: it is not one of the accepted names, or this machine has none.
@@ -37,7 +39,10 @@ def find_device(accelerator: str) -> torch.device:
         found = ", ".join(name for name, there in have.items() if there)
         raise OptionError(f"accelerator={accelerator!r} is not on this machine, which has: {found}")
     if accelerator == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
+        if number is not None and number >= torch.cuda.device_count():
+            raise OptionError(f"this process is number {number} of its machine, which has "
+                              f"{torch.cuda.device_count()} GPUs: start fewer, or pass accelerator='cpu'")  # fmt: skip
+        return torch.device("cuda", torch.cuda.current_device() if number is None else number)
     return torch.device(accelerator)
 
 
@@ -49,23 +54,26 @@ class SingleDevice(Strategy):
     """
 
     def __init__(self, device: str = "auto") -> None:
-        self.device = find_device(device)
-        self.seed = torch_seeder(self.device)
+        self._take(find_device(device))
         self.optimizers = {}
         self._parameters: dict[str, list[nn.Parameter]] = {}
         self._steppers: dict[str, Callable[[], Any]] = {}
         self._losses: list[Tensor] = []
         self._blocked = False
         self._guard: Guard | None = None
-        self._scaler: torch.amp.GradScaler | None = None
+        self.scaler: torch.amp.GradScaler | None = None
         self._compiled: dict[str, Callable[..., Any]] = {}
+
+    def _take(self, device: torch.device) -> None:
+        self.device = device
+        self.seed = torch_seeder(device)
 
     def open(self, numerics: Numerics | None = None) -> None:
         """Fix the numerics; the device is this process's already."""
         self.numerics = numerics or Numerics()
         _, offload = parse_remat(self.numerics.remat)
         self.forward = forward_context(self.numerics.precision, self.device, offload=offload)
-        self._scaler = torch.amp.GradScaler(self.device.type) if self.numerics.precision.scaled else None
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.numerics.precision.scaled else None
         self._guard, self._blocked = None, False  # nothing of an earlier run with this object
         self._losses.clear()
         vars(self).pop("close_step", None)
@@ -74,6 +82,10 @@ class SingleDevice(Strategy):
         """Move ``task`` to the device, in the precision's dtype; compile or recompute its blocks if asked to."""
         task.to(self.device, self.numerics.precision.storage)
         self._task = task
+        self.equip(task)
+
+    def equip(self, task: nn.Module) -> None:
+        """Have blocks compiled or computed again, as the numerics say."""
         self._compiled = {}
         apply_remat(task, self.numerics.remat)
         how = self.numerics.compile
@@ -89,7 +101,7 @@ class SingleDevice(Strategy):
             for name, optimizer in optimizers.items()
         }
         if self.numerics.on_nan != "ignore":
-            watched = () if self._scaler is not None else optimizers.values()
+            watched = () if self.scaler is not None else optimizers.values()
             # Gradients have the dtype of their parameters; a loss may be made in another one.
             dtypes = {p.dtype for parameters in self._parameters.values() for p in parameters}
             uniform = dtypes == {torch.float32} and self.numerics.precision.storage is None
@@ -109,11 +121,11 @@ class SingleDevice(Strategy):
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``, scaled in fp16; see ``Strategy.backward``."""
-        if self._scaler is not None:
+        if self.scaler is not None:
             if self._guard is not None:
                 self._guard.check([loss.detach() if value is None else value])
                 loss = self._guard.poison(loss)
-            loss = self._scaler.scale(loss)
+            loss = self.scaler.scale(loss)
         elif self._guard is not None:
             self._losses.append(loss.detach() if value is None else value)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -132,13 +144,13 @@ class SingleDevice(Strategy):
                             f"{', '.join(names or self._parameters)}: no gradient was computed")  # fmt: skip
         if divisor is not None:
             torch._foreach_div_(grads, divisor)
-        if self._scaler is not None:
+        if self.scaler is not None:
             for name in names or self.optimizers:
-                self._scaler.unscale_(self.optimizers[name])
+                self.scaler.unscale_(self.optimizers[name])
         numerics, norm = self.numerics, None
         if numerics.clip_norm is not None or want_norm:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        if self._guard is not None and self._scaler is None:  # a scaler looks at the gradients by itself
+        if self._guard is not None and self.scaler is None:  # a scaler looks at the gradients by itself
             self._blocked = self._guard.check([*(grads if norm is None else (norm,)), *self._losses])
             self._losses.clear()
         if numerics.clip_norm is not None and norm is not None:
@@ -150,7 +162,7 @@ class SingleDevice(Strategy):
 
     def update(self, names: Sequence[str] | None = None) -> None:
         """Step the named optimizers (None: all) and clear their gradients."""
-        scaler, blocked = self._scaler, self._blocked
+        scaler, blocked = self.scaler, self._blocked
         for name in names or self.optimizers:
             if scaler is not None:
                 scaler.step(self.optimizers[name])
@@ -166,8 +178,8 @@ class SingleDevice(Strategy):
         return False
 
     def take_bad_steps(self) -> int:
-        """How many steps since last asked were not finite; reads the device."""
-        return 0 if self._guard is None else self._guard.take_bad_steps()
+        """How many steps since last asked were not finite, on any rank; reads the device."""
+        return max(self.world.gather(0 if self._guard is None else self._guard.take_bad_steps()))
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers by the user's names."""
@@ -177,17 +189,11 @@ class SingleDevice(Strategy):
         """Put back parameters and buffers, all of them."""
         self._task.load_state_dict(state)
 
-    def scaler_state(self) -> dict[str, Any]:
-        """The loss scaler's state; empty where nothing is scaled."""
-        return {} if self._scaler is None else self._scaler.state_dict()
+    def settle(self) -> None:
+        """Nothing was gathered for a forward pass."""
 
     def close(self) -> None:
         """Nothing to leave."""
-
-    def load_scaler_state(self, state: Mapping[str, Any]) -> None:
-        """Put the loss scaler's state back."""
-        if self._scaler is not None and state:
-            self._scaler.load_state_dict(dict(state))
 
 
 def clip_factor(norm: Tensor, limit: float) -> Tensor:

@@ -203,7 +203,7 @@ def test_reading_what_is_not_there(tmp_path):
 def test_clean_removes_what_the_dead_left_and_not_what_the_living_write(tmp_path):
     write(Store(), tmp_path, make(1))
     parent = tmp_path / "checkpoints"
-    mine = writer_module._staging_name()
+    mine = writer_module.staging_name()
     host, pid, start = mine.removeprefix(".staging-").rsplit("-", 1)[0].rsplit("-", 2)
     dead = [
         f".staging-{host}-999999999-1-ab",

@@ -25,8 +25,8 @@ def source(data: Any, **reading: Any) -> Any:
 
 
 def ids(data: Any, epoch: int = 0, start: int = 0, **reading: Any) -> list[list[int]]:
-    """The samples of each batch, for a data set that holds its own indices."""
-    return [batch[0].tolist() for batch, _, _ in source(data, **reading).open(epoch, start)]
+    """The samples of each batch, for a data set that holds its own indices; none where another's stand in."""
+    return [batch[0].tolist() if size else [] for batch, size, _ in source(data, **reading).open(epoch, start)]
 
 
 def numbered(count: int) -> TensorDataset:

@@ -72,7 +72,7 @@ def test_the_scaler_skips_an_overflow_and_lowers_its_scale():
 
     @fit.on("step_end")
     def note(run, out):
-        scales.append(run.strategy.scaler_state()["scale"])
+        scales.append(run.strategy.scaler.state_dict()["scale"])
         weights.append(task.net[0].weight.detach().clone())
 
     fit.run(task)

@@ -28,8 +28,8 @@ LAYERS = (
     {"strategies"},
     {"options", "agenda"},
     {"run"},
-    {"hooks", "console", "loops", "saving", "signals"},
-    {"opening", "result"},
+    {"hooks", "console", "loops", "saving", "saver", "signals", "ranks"},
+    {"opening", "result", "resuming"},
     {"fit"},
     {"cli", "__main__", "__init__"},
 )

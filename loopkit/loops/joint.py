@@ -1,0 +1,79 @@
+"""Joint decisions: what one rank asks for, all ranks do at the same step."""
+
+from __future__ import annotations
+
+from loopkit.data.feed import Batches
+from loopkit.errors import DataError
+from loopkit.run import Run
+
+ASKS = ("stop", "save", "eval", "log", "end_epoch")
+
+
+def _ask_all(run: Run, *numbers: float) -> list[float]:
+    """Make every rank's requests everyone's; the sums of what else each says. One small sum over all ranks."""
+    agenda, world = run.agenda, run.strategy.world
+    sums = world.add(*(float(agenda.asked(what)) for what in ASKS), *numbers)
+    for what, count in zip(ASKS, sums):
+        if count:
+            agenda.ask(what)
+    if sums[0]:  # a stop has a reason, which only the rank that asked may know
+        told = [(status, why) for status, why in world.gather((run.status, run.why)) if status != "finished"]
+        run.status, run.why = told[0] if told else (run.status, run.why)
+    return sums[len(ASKS) :]
+
+
+def agree(run: Run) -> bool:
+    """Have all ranks know of all requests, and go by the first one's clock.
+
+    Returns:
+        Whether any rank has collected something to log.
+    """
+    collected: float = len(run.running)
+    if run.strategy.world_size > 1:
+        collected, seconds = _ask_all(run, collected, run.progress.seconds if run.strategy.rank == 0 else 0.0)
+        run.progress.seconds = seconds
+    return collected > 0
+
+
+def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | None:
+    """Between two steps: have all ranks know of all requests, and of all data that is at hand.
+
+    Here, and not at the end of a step, since a rank may be told to stop while it waits for data.
+
+    Args:
+        batches: this rank's next group; None when it has none.
+        held: its last group, which stands in when others go on.
+
+    Returns:
+        The group to train on, with what all ranks have of it; None when no rank has any.
+
+    Raises:
+        DataError: the others have data and this rank never had any.
+    """
+    mine = (0, 0, 0) if batches is None else (1, batches.samples, batches.tokens)
+    ranks, samples, tokens = _ask_all(run, *mine)
+    feed = run.feed
+    assert feed is not None
+    if feed.source.may_differ and ranks > 0 and not run.agenda.asked("stop"):
+        batches = _filled(batches, held, feed.accumulate, run.strategy.rank)
+    if batches is not None:
+        batches.total, batches.tokens = int(samples), int(tokens)
+    return batches
+
+
+def _filled(batches: Batches | None, held: Batches | None, accumulate: int, rank: int) -> Batches:
+    """A group of as many micro-batches as the other ranks': what is missing stands in, and counts for nothing."""
+    last = batches or held
+    if last is None:
+        raise DataError(f"the other ranks have training data and rank {rank} has none: give each some, or leave out "
+                        "Loader(sharded=True) to have one stream dealt out to all")  # fmt: skip
+    group = Batches(last.start if batches else last.end)
+    group.extend(batches or ())
+    group.sizes = list(batches.sizes) if batches else []
+    group.samples = batches.samples if batches else 0
+    group.state = last.state
+    group.end = group.start + accumulate
+    while len(group) < accumulate:
+        group.append(last[-1])
+        group.sizes.append(0)
+    return group

@@ -1,0 +1,279 @@
+"""FSDP: parameters, gradients and optimizer state sharded over the ranks (torch's fully_shard, FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from loopkit.errors import OptionError, TaskError
+from loopkit.strategies.base import Numerics
+from loopkit.strategies.joining import Joining, spread, tell
+from loopkit.strategies.remat import repeated_blocks
+from loopkit.strategies.sharded import is_sharded, local, put
+from loopkit.strategies.single import SingleDevice, clip_factor
+
+Wrap = Literal["auto"] | int | Sequence[str | type]
+
+
+class FSDP(SingleDevice):
+    """Fully sharded data parallel: each rank keeps a part of every parameter, and gathers a block when it needs it.
+
+    The task is sharded in place and stays the user's: its attributes, parameter names and step methods. Within a
+    step parameters are whole; outside they are torch DTensors. A model that is too large for one device is made
+    in ``Task.configure_model``: the first rank makes it on the CPU, the others not at all.
+
+    Args:
+        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its number on the machine.
+        wrap: what is gathered at once, besides the rest of the task as a whole: "auto" takes the blocks that
+            stand in a ModuleList or Sequential more than once, a number takes modules of at least so many
+            parameters, a list takes classes, by themselves or by name.
+        reshard_after_forward: free a block's whole parameters after its forward pass, and gather them again in
+            the backward pass; False keeps them, a number keeps them whole within groups of that many ranks.
+        param_dtype, reduce_dtype: the dtypes in which parameters are gathered and gradients are added up; None
+            takes bfloat16 or float16 and float32 under ``precision="bf16"`` or ``"fp16"``, else the parameters'.
+        offload: keep parameters, gradients and optimizer state in the CPU's memory.
+        prefetch: how many blocks ahead are gathered, forward and backward; None leaves it to torch.
+        replicas: shard within groups and replicate over this many of them (hybrid sharding).
+        timeout: seconds that a rank waits for the others before the run is ended as hung.
+
+    Raises:
+        OptionError: a setting that is not accepted.
+    """
+
+    joins = True
+    lockstep = True
+    sharded = True
+
+    def __init__(
+        self,
+        accelerator: str = "auto",
+        *,
+        wrap: Wrap = "auto",
+        reshard_after_forward: bool | int = True,
+        param_dtype: torch.dtype | None = None,
+        reduce_dtype: torch.dtype | None = None,
+        offload: bool = False,
+        prefetch: int | None = None,
+        replicas: int = 1,
+        timeout: float = 600,
+    ) -> None:
+        super().__init__("cpu")  # until the place among the ranks is known
+        self._join = Joining(accelerator, timeout, alone=True)
+        if isinstance(wrap, str) and wrap != "auto":
+            raise OptionError(f"FSDP(wrap={wrap!r}): give 'auto', a number of parameters, or a list of classes")
+        if type(replicas) is not int or replicas < 1:
+            raise OptionError(f"FSDP(replicas={replicas!r}): give a whole number of at least 1")
+        if prefetch is not None and (type(prefetch) is not int or prefetch < 1):
+            raise OptionError(f"FSDP(prefetch={prefetch!r}): give a whole number of at least 1, or None")
+        self.wrap, self.reshard_after_forward, self.prefetch = wrap, reshard_after_forward, prefetch
+        self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
+        self.offload, self.replicas = offload, replicas
+        self._replicated: list[nn.Parameter] = []
+
+    def open(self, numerics: Numerics | None = None) -> None:
+        """Join the other ranks and take this one's device."""
+        device, self.world = self._join()
+        self.rank, self.world_size = self.world.rank, self.world.size
+        self._take(device)
+        super().open(numerics)
+        if self.world_size % self.replicas:
+            raise OptionError(f"FSDP(replicas={self.replicas}): {self.world_size} ranks cannot be dealt out evenly")
+
+    def building(self) -> AbstractContextManager[Any]:
+        """On the first rank a model is made on the CPU; on the others without memory, to be filled from there."""
+        return nullcontext() if self.rank == 0 else torch.device("meta")
+
+    def place(self, task: nn.Module) -> None:
+        """Shard ``task`` in place, with the first rank's weights; one that is sharded already stays so."""
+        self._task = task
+        if any(is_sharded(parameter) for parameter in task.parameters()):
+            self._replicated = [p for p in task.parameters() if not is_sharded(p)]
+            return
+        hollow = any(self.world.gather(any(tensor.is_meta for tensor in _named(task).values())))
+        if hollow:
+            full = _take_out(task, self.numerics.precision.storage)
+            self.equip(task)
+            self._shard(task)
+            self._fill(task, full if self.rank == 0 else {})
+        else:
+            super().place(task)
+            spread(task, self.world)
+            self._shard(task)
+
+    def _shard(self, task: nn.Module) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        group = self.world_size // self.replicas
+        if self.replicas == 1:
+            mesh = init_device_mesh(self.device.type, (group,), mesh_dim_names=("shard",))
+        else:
+            mesh = init_device_mesh(self.device.type, (self.replicas, group), mesh_dim_names=("replicate", "shard"))
+        precision = self.numerics.precision
+        reduce = torch.float32 if precision.autocast is not None else None
+        policy = MixedPrecisionPolicy(self.param_dtype or precision.autocast, self.reduce_dtype or reduce)
+        offload: Any = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.offload else OffloadPolicy()
+        # fully_shard takes no scalars: they stay whole on every rank, and their gradients are averaged by ``complete``.
+        self._replicated = [p for p in task.parameters() if p.ndim == 0]
+        settings: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload}
+        settings |= {"ignored_params": set(self._replicated), "reshard_after_forward": self.reshard_after_forward}
+        blocks = [block for block in self._blocks(task) if any(p.ndim for p in block.parameters())]
+        for block in blocks:
+            fully_shard(block, **settings)
+        # The rest is needed through the whole of a step: also after a call of the task itself within it.
+        fully_shard(task, **{**settings, "reshard_after_forward": False})
+        self._look_ahead(blocks)
+
+    def _blocks(self, task: nn.Module) -> list[nn.Module]:
+        if self.wrap == "auto":
+            found = [block for block in repeated_blocks(task) if block is not task]
+        elif isinstance(self.wrap, int):
+            found = [m for m in task.modules() if m is not task and sum(p.numel() for p in m.parameters()) >= self.wrap]
+        else:
+            kinds = [kind if isinstance(kind, str) else kind.__name__ for kind in self.wrap]
+            found = [m for m in task.modules() if type(m).__name__ in kinds and m is not task]
+            missing = [kind for kind in kinds if kind not in {type(m).__name__ for m in found}]
+            if missing:
+                there = ", ".join(sorted({type(m).__name__ for m in task.modules() if m is not task}))
+                raise OptionError(f"FSDP(wrap=...): no module is of class {missing[0]!r}; there are {there}")
+        # Inner modules first, as fully_shard wants them; a list or dict has no forward pass of its own.
+        return [m for m in reversed(found) if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+
+    def _look_ahead(self, blocks: list[Any]) -> None:
+        if self.prefetch is None:
+            return
+        order = blocks[::-1]  # as the forward pass meets them
+        for number, block in enumerate(order):
+            block.set_modules_to_forward_prefetch(order[number + 1 : number + 1 + self.prefetch])
+            block.set_modules_to_backward_prefetch(order[max(0, number - self.prefetch) : number][::-1])
+
+    def _fill(self, task: nn.Module, full: Mapping[str, Tensor]) -> None:
+        """Give the hollow shards the first rank's values, a tensor at a time."""
+        task.to_empty(device="cpu" if self.offload else self.device)
+        for name, target in _named(task).items():
+            empty = torch.empty(tuple(target.shape), dtype=target.dtype, device=self.device)
+            value = full[name].to(self.device) if full else empty
+            dist.broadcast(value, src=0)
+            put(target.data, value)
+
+    def adopt(self, optimizers: dict[str, Optimizer]) -> None:
+        """Take the optimizers, made over the sharded parameters."""
+        super().adopt(optimizers)
+        self._steppers = {name: _step_of(optimizer) for name, optimizer in optimizers.items()}
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """The task's method, in which parameters are whole."""
+        if name not in vars(self._task):
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            register_fsdp_forward_method(self._task, name)
+        return super().method(name)
+
+    def sync(self, last: bool) -> None:
+        """Add up gradients over the ranks in the backward pass to come, or leave them to add up on each."""
+        task: Any = self._task
+        task.set_requires_gradient_sync(last)
+
+    def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
+        """Add the gradients of ``loss``; see ``Strategy.backward``."""
+        super().backward(tell(loss) if self._guard is not None else loss, value)
+
+    def complete(
+        self, names: Sequence[str] | None = None, divisor: Tensor | float | None = None, *, want_norm: bool = False
+    ) -> Tensor | None:
+        """Divide, unscale, clip and check the gradients, by the parts that each rank holds."""
+        held = [p for name in names or self._parameters for p in self._parameters[name] if p.grad is not None]
+        if not held:
+            raise TaskError(f"the loss reaches no parameter of {', '.join(names or self._parameters)}: no gradient "
+                            "was computed")  # fmt: skip
+        own = [p.grad for p in held if not is_sharded(p) and p.grad is not None]
+        for gradient in own:
+            dist.all_reduce(gradient)
+            gradient /= self.world_size
+        parts = [local(p.grad) for p in held if is_sharded(p)]
+        if divisor is not None:
+            torch._foreach_div_([*parts, *own], divisor)
+        if self.scaler is not None:
+            for name in names or self.optimizers:
+                self.scaler.unscale_(self.optimizers[name])
+        numerics, norm = self.numerics, None
+        guarded = self._guard is not None and self.scaler is None
+        if numerics.clip_norm is not None or want_norm or guarded:
+            norm = self._norm(parts, own)
+        if self._guard is not None and norm is not None and self.scaler is None:
+            self._blocked = self._guard.check([norm])  # which all ranks have alike
+            self._losses.clear()
+        if numerics.clip_norm is not None and norm is not None:
+            torch._foreach_mul_([*parts, *own], clip_factor(norm, numerics.clip_norm))
+        if numerics.clip_value is not None:
+            torch._foreach_clamp_min_([*parts, *own], -numerics.clip_value)
+            torch._foreach_clamp_max_([*parts, *own], numerics.clip_value)
+        return norm if numerics.clip_norm is not None or want_norm else None
+
+    def _norm(self, parts: list[Tensor], own: list[Tensor]) -> Tensor:
+        """The norm of all gradients, from each rank's parts; what is whole on every rank counts once."""
+        total = _squares(parts, self.device)
+        dist.all_reduce(total)
+        # Replicas hold the same parts, and each of them was counted.
+        total = total / self.replicas + _squares(own, self.device)
+        dtype = (parts or own)[0].dtype
+        return total.sqrt().to(dtype)
+
+    def settle(self) -> None:
+        """Shard again what an evaluation gathered; without a backward pass nobody else does."""
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in self._task.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back parameters and buffers, all of them: whole tensors, or sharded ones like the task's."""
+        for name, target in self.model_state().items():
+            value = state[name]
+            if is_sharded(value):
+                local(target).copy_(local(value))
+            else:
+                put(target, value)
+
+
+def _named(task: nn.Module) -> dict[str, Tensor]:
+    return {**dict(task.named_parameters()), **dict(task.named_buffers())}
+
+
+def _take_out(task: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The values of ``task`` by name, in ``dtype`` if they are floating; afterwards it is hollow, tied as before."""
+    values = {name: tensor.detach() for name, tensor in _named(task).items()}
+    if dtype is not None:
+        values = {name: t.to(dtype) if t.is_floating_point() else t for name, t in values.items()}
+    hollow: dict[int, Any] = {}
+    for module in task.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                kind = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+                empty = torch.empty_like(parameter, dtype=kind, device="meta")
+                fresh = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = hollow.setdefault(id(parameter), fresh)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                kind = dtype if dtype is not None and buffer.is_floating_point() else buffer.dtype
+                module._buffers[name] = hollow.setdefault(
+                    id(buffer), torch.empty_like(buffer, dtype=kind, device="meta")
+                )
+    return values
+
+
+def _step_of(optimizer: Optimizer) -> Callable[[], Any]:
+    return lambda: optimizer.step()  # looked up at each call: torch's schedulers replace it
+
+
+def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(tensors)).to(device).double().square().sum()

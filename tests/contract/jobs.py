@@ -1,0 +1,84 @@
+"""What the ranks of the contract tests are asked to do: each runs one and the same Fit, whatever the strategy."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loopkit.errors import LoopkitWarning
+from loopkit.saving import optimizer_state
+from loopkit.strategies.sharded import whole
+from tests.contract.tasks import TASKS
+from tests.support import Recorder, digest, quiet
+
+
+def make(strategy: Any) -> Any:
+    """A strategy by what a test calls it: a name, or (name, settings)."""
+    import loopkit
+
+    if isinstance(strategy, tuple):
+        return getattr(loopkit, strategy[0])(**strategy[1])
+    return strategy
+
+
+def train(strategy: Any, task: str = "tiny", task_args: dict[str, Any] | None = None, stop_at: int | None = None,
+          **options: Any) -> dict[str, Any]:  # fmt: skip
+    """Train and tell everything that must be the same: weights, optimizer, losses, progress, rows, result."""
+    made, recorder, found = TASKS[task](**(task_args or {})), Recorder(), {}
+    options = {"hooks": [recorder], **options}
+    fit = quiet(strategy=make(strategy), **options)
+    if stop_at is not None:
+        fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None)
+
+    @fit.on("fit_end")
+    def keep(run: Any) -> None:
+        found["model"] = {name: whole(t).detach().clone() for name, t in run.strategy.model_state().items()}
+        tensors, plain = optimizer_state(run.strategy, run.task)
+        found["optimizer"] = {name: whole(t).detach().clone() for name, t in tensors.items()}
+        found["plain"] = repr(plain)
+        found["progress"] = {k: v for k, v in run.progress.state_dict().items() if k != "seconds"}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoopkitWarning)
+        result = fit.run(made)
+    timed = ("eval/runtime", "eval/samples_per_second")
+    rows = [{k: v for k, v in row.items() if k not in timed} for row in result.history]
+    found["digest"] = digest(found["model"]) + digest(found["optimizer"])
+    return {**found, "losses": recorder.losses, "rows": rows, "status": result.status, "why": result.why, "step": result.step,
+            "checkpoint": result.checkpoint, "names": list(made.state_dict()), "best": result.best}  # fmt: skip
+
+
+def evaluate(strategy: Any, task: str, task_args: dict[str, Any] | None = None, **options: Any) -> dict[str, float]:
+    """Evaluate a task as it is made."""
+    torch.manual_seed(0)
+    return quiet(strategy=make(strategy), **options).evaluate(TASKS[task](**(task_args or {})))
+
+
+def predict(strategy: Any, task: str, task_args: dict[str, Any] | None = None, writer: bool = False, **options: Any) -> Any:
+    """Predict with a task as it is made; with a writer, what it got."""
+    torch.manual_seed(0)
+    written: list[Any] = []
+    made = TASKS[task](**(task_args or {}))
+    returned = quiet(strategy=make(strategy), **options).predict(made, writer=written.append if writer else None)
+    return written if writer else returned
+
+
+def resume_everywhere(strategy: Any, place: Path, stops: int, **options: Any) -> list[str]:
+    """Train whole, then stop at every step and go on; what differs, in words."""
+    whole = train(strategy, run_dir=place / "whole", resume="auto", **options)
+    wrong = []
+    for stop in range(1, stops):
+        first = train(strategy, run_dir=place / str(stop), resume="auto", stop_at=stop, **options)
+        rest = train(strategy, run_dir=place / str(stop), resume="auto", **options)
+        for what, same in (
+            ("losses", first["losses"] + rest["losses"] == whole["losses"]),
+            ("state", rest["digest"] == whole["digest"] and rest["plain"] == whole["plain"]),
+            ("progress", rest["progress"] == whole["progress"]),
+            ("rows", rest["rows"] == whole["rows"]),
+        ):
+            if not same:
+                wrong.append(f"{what} after a stop at step {stop}")
+    return wrong

@@ -1,0 +1,159 @@
+"""Jobs on sharded parameters."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from loopkit import FSDP, Checkpoint, Compile
+from loopkit.strategies.sharded import local, whole
+from tests.contract import jobs
+from tests.contract.tasks import Block, Words
+from tests.support import Tiny, digest, quiet
+
+
+def sizes() -> dict[str, Any]:
+    """How many numbers this rank holds, of parameters and of optimizer state."""
+    task, found = Words(width=32), {"whole": sum(p.numel() for p in Words(width=32).parameters())}
+    fit = quiet(strategy="fsdp", batch_size=4, steps=3, eval_every="2 steps")
+
+    @fit.on("fit_end")
+    def look(run: Any) -> None:
+        found["state"] = sum(local(t).numel() for s in run.optimizers["main"].state.values() for t in s.values() if t.ndim)
+
+    @fit.on("eval_end")
+    def after(run: Any, metrics: Any) -> None:
+        found["after evaluation"] = sum(local(p).numel() for p in task.parameters())
+
+    fit.run(task)
+    from loopkit.task import name_of
+
+    found["parameters"] = sum(local(p).numel() for p in task.parameters())
+    found["class"] = name_of(task)
+    return found
+
+
+class Late(Words):
+    """Makes its layers in configure_model, two of them tied, and notes where."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.count, self.made_on = 52, []
+
+    def configure_model(self) -> None:
+        self.embed = nn.Embedding(11, 16)
+        self.blocks = nn.ModuleList([Block(16, 0.1) for _ in range(2)])
+        self.head = nn.Linear(16, 5)
+        self.out = nn.Linear(16, 11, bias=False)
+        self.out.weight = self.embed.weight
+        self.register_buffer("scale", torch.full((), 2.0), persistent=False)
+        self.made_on.append(self.embed.weight.device.type)
+
+    def train_step(self, batch: Any) -> Any:
+        told = super().train_step(batch)
+        x = self.embed(batch["input_ids"])
+        return {**told, "loss": told["loss"] + 0.1 * self.scale * F.cross_entropy(self.out(x).flatten(0, 1), batch["input_ids"].flatten())}
+
+
+def built_late(strategy: Any = "fsdp") -> dict[str, Any]:
+    """Train what configure_model makes."""
+    task = Late()
+    accumulate = 1 if strategy == "fsdp" else 2
+    quiet(strategy=strategy, batch_size=8, epochs=1, accumulate=accumulate).run(task)
+    weights = {name: whole(t) for name, t in task.state_dict().items()}
+    tied = torch.equal(weights["embed.weight"], weights["out.weight"])
+    return {"made on": task.made_on, "digest": digest(weights), "tied": tied}
+
+
+class Scaled(Tiny):
+    """Has a scalar parameter and a buffer that counts."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def train_step(self, batch: Any) -> Any:
+        x, y = batch
+        return F.cross_entropy(self.net(x) * self.scale, y)
+
+
+def scalars(strategy: str) -> dict[str, torch.Tensor]:
+    """The state after training a task with a scalar."""
+    return jobs.train(strategy, "scaled", batch_size=8, epochs=2, clip_norm=0.1, accumulate=2 if strategy == "single" else 1)["model"]
+
+
+from tests.contract.tasks import TASKS  # noqa: E402
+
+TASKS["scaled"] = Scaled
+
+
+def disk_full(place: Path, rank: int, background: bool) -> tuple[str, list[str]]:
+    """One rank's disk is full at the second save."""
+    import torch.distributed as dist
+
+    from loopkit.checkpoint.store import Store
+    from loopkit.errors import DiskFullError
+
+    kept, calls = Store.create, [0]
+
+    def create(self: Any, path: Path, *rest: Any, **more: Any) -> Any:
+        calls[0] += "shards" in str(path) and "model-" in str(path)
+        if calls[0] > 1 and dist.get_rank() == rank:
+            raise DiskFullError(errno.ENOSPC, "no space", str(path))
+        return kept(self, path, *rest, **more)
+
+    Store.create = create  # type: ignore[method-assign]
+    told = ""
+    try:
+        save = Checkpoint(every="2 steps", background=background)
+        quiet(strategy="fsdp", batch_size=4, epochs=3, checkpoint=save, run_dir=place).run(Words())
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+    finally:
+        Store.create = kept  # type: ignore[method-assign]
+    return told, sorted(os.listdir(place / "checkpoints"))
+
+
+def with_hook(name: str, strategy: str, place: Path) -> dict[str, float]:
+    """What a run with a hook logs last, stopped and resumed halfway."""
+    from loopkit import hooks
+
+    arguments: dict[str, Any] = {"EMA": {"decay": 0.5}, "SWA": {"start": 3}}
+    options = {"batch_size": 4, "accumulate": 1 if strategy == "fsdp" else 2, "run_dir": place,
+               "checkpoint": Checkpoint(every="never"), "resume": "auto", "epochs": 1, "log_every": 1, "eval_every": "3 steps"}  # fmt: skip
+    made = [getattr(hooks, name)(**arguments.get(name, {}))]
+    jobs.train(strategy, "words", stop_at=4, **{**options, "hooks": made})
+    rows: dict[str, float] = {}
+    fit = quiet(strategy=strategy, **{**options, "hooks": [getattr(hooks, name)(**arguments.get(name, {}))]})
+    fit.on("log", lambda run, values: rows.update(values))
+    fit.run(Words())
+    return {name: value for name, value in rows.items() if "per_second" not in name and name != "mfu"}
+
+
+def bad_wrap() -> str:
+    """A class that the task does not have."""
+    try:
+        quiet(strategy=FSDP(wrap=["Blok"]), steps=1).run(Words())
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def compiled(wanted: bool, **options: Any) -> Any:
+    """Train with blocks compiled (without code generation, which takes a minute), or not."""
+    return jobs.train("fsdp", "words", compile=Compile(scope="blocks", backend="aot_eager") if wanted else False, **options)
+
+
+def dry_run() -> bool:
+    """Whether a dry run left the weights."""
+    task = Words()
+    before = {name: t.clone() for name, t in task.state_dict().items()}
+    quiet(strategy="fsdp", batch_size=4, dry_run=True).run(task)
+    return all(torch.equal(whole(t), before[name]) for name, t in task.state_dict().items())

@@ -1,0 +1,63 @@
+"""What one rank asks for, all do at the same step; what one meets, all hear of."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract import deciding
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("what", ["stop", "save", "eval", "log", "end_epoch"])
+def test_what_one_rank_asks_for_all_do_at_the_same_step(pair, tmp_path, what, rank):
+    first, second = pair.call(deciding.asks, what, rank, tmp_path)
+    assert first == second
+    assert first["done"], "nothing was done"
+    if what == "stop":
+        assert first["result"] == ("stopped", f"rank {rank} has seen enough", 3)
+
+
+def test_a_hook_of_one_rank_may_ask_after_an_evaluation_too(pair, tmp_path):
+    first, second = pair.call(deciding.asks_after_evaluation, tmp_path)
+    assert first == second == ("stopped", "good enough", 4)
+
+
+def test_each_rank_may_log_what_it_likes(pair):
+    first, second = pair.call(deciding.logs)
+    assert first == second
+    assert first["own/0"] == 10.0
+    assert first["own/1"] == 11.0
+    assert first["both"] == 0.5
+    assert first["odd"] == 1.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("how", ["loss", "gradient", "infinite"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(pair, rank, how, precision):
+    if how == "gradient" and precision == "fp16":
+        return  # a scaler skips such a step, on all ranks
+    (told, changed), other = pair.call(deciding.not_finite, rank, how, "raise", precision)
+    assert other == (told, changed)
+    assert "step 3" in told
+    assert f"on rank {rank}" in told or how == "gradient"  # which is known only added up
+    assert not changed
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_step_that_is_left_out_is_left_out_on_all_ranks(pair, rank):
+    (skipped, digest), other = pair.call(deciding.not_finite, rank, "infinite", "skip", "fp32")
+    assert other == (skipped, digest)
+    assert skipped == 1
+
+
+def test_a_time_limit_goes_by_one_clock(pair):
+    first, second = pair.call(deciding.timed)
+    assert first == second
+    assert 0 < first < 5000
+
+
+def test_an_error_of_the_first_rank_alone_is_everyones(pair, tmp_path):
+    (tmp_path / "file").write_text("")
+    for told in pair.call(deciding.bad_directory, tmp_path / "file" / "run"):
+        assert told.startswith("RunDirError")

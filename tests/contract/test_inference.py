@@ -1,0 +1,57 @@
+"""Evaluation and prediction over several ranks: every sample once, in order, and the numbers of one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.contract import jobs, scoring
+
+STRATEGIES = ["ddp", "fsdp"]
+
+
+SWEEPS = [(1, range(1, 8)), (2, range(1, 8)), (3, (1, 4)), (4, (3, 7))]
+REST = [pytest.param(3, (2, 3, 5, 6, 7), marks=pytest.mark.long), pytest.param(4, (1, 2, 4, 5, 6), marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize(("size", "batches"), [*SWEEPS, *REST])
+def test_every_sample_is_scored_and_predicted_once_whatever_the_sizes(pool, size, batches):
+    wrong = pool(size).call(scoring.sweep, range(51), batches)
+    assert wrong == [[]] * size
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", ["dataset", "list"])
+@pytest.mark.parametrize("count", [1, 7, 20, 33])
+def test_metrics_are_those_of_one_process(pool, strategy, kind, count):
+    task = {"count": count, "kind": kind}
+    alone = jobs.evaluate("single", "scored", task, batch_size=3)
+    for size in (2, 3):
+        for found in pool(size).call(jobs.evaluate, strategy, "scored", task, batch_size=3):
+            assert found.keys() == alone.keys()
+            for name, value in alone.items():
+                if "runtime" not in name and "per_second" not in name:
+                    assert found[name] == pytest.approx(value, rel=1e-12, abs=1e-12), name
+            assert found["eval/seen"] == count
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_loss_weighted_by_tokens_is_that_of_one_process(pair, strategy):
+    alone = jobs.evaluate("single", "words", batch_size=4)
+    for found in pair.call(jobs.evaluate, strategy, "words", batch_size=4):
+        assert found["eval/loss"] == pytest.approx(alone["eval/loss"], rel=1e-12)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_predictions_come_in_the_order_of_the_data_on_every_rank(pair, strategy):
+    alone = jobs.predict("single", "scored", {"count": 23}, batch_size=4)
+    assert alone["ids"].tolist() == list(range(23))
+    for found in pair.call(jobs.predict, strategy, "scored", {"count": 23}, batch_size=4):
+        assert torch.equal(found["ids"], alone["ids"])
+        assert found["names"] == alone["names"]
+
+
+def test_a_writer_gets_all_batches_in_order_on_the_first_rank(pair):
+    first, second = pair.call(jobs.predict, "ddp", "scored", {"count": 23}, writer=True, batch_size=4)
+    assert second == []
+    assert [part["ids"].tolist() for part in first] == [list(range(i, min(i + 4, 23))) for i in range(0, 23, 4)]

@@ -1,0 +1,80 @@
+"""Resume over several ranks: from every step, and on another number of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from loopkit import Checkpoint
+from tests.contract import jobs
+
+SAVE = Checkpoint(every="1000 steps", background=False)
+STRATEGIES = ["ddp", "fsdp"]
+OPTIONS = {"epochs": 2, "eval_every": "3 steps", "log_every": "3 steps", "clip_norm": 1.0, "loggers": "jsonl"}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("task", "more"), [
+    ("kinds", {"batch_size": 8, "task_args": {"kind": "dataset"}}),
+    ("words", {"batch_size": 4, "accumulate": 2}),
+])  # fmt: skip
+def test_resume_from_every_step_is_identical(pair, tmp_path, strategy, task, more):
+    assert pair.call(jobs.resume_everywhere, strategy, tmp_path, 8, task=task, checkpoint=SAVE, **OPTIONS, **more) == [[], []]
+
+
+@pytest.mark.parametrize(("kind", "rng"), [("list", "counter"), ("stream", "counter"), ("sharded", "counter"), ("dataset", "stream")])
+def test_resume_is_identical_on_every_kind_of_data(pair, tmp_path, kind, rng):
+    options = {**OPTIONS, "batch_size": 8, "steps": 8, "task_args": {"kind": kind}, "rng": rng}
+    assert pair.call(jobs.resume_everywhere, "ddp", tmp_path, 8, task="kinds", checkpoint=SAVE, **options) == [[], []]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("task", ["kinds", "words"])
+def test_a_run_goes_on_over_another_number_of_ranks(pair, tmp_path, strategy, task):
+    # Without clipping, whose norm FSDP rounds in its own way, all strategies give the same bits.
+    options = {**OPTIONS, "batch_size": 4, "global_batch_size": 8, "resume": "auto", "checkpoint": SAVE, "clip_norm": None}
+    whole = jobs.train("single", task, run_dir=tmp_path / "whole", **options)
+    for stop in (1, 5, 9):
+        # From one rank to two.
+        first = jobs.train("single", task, run_dir=tmp_path / f"up-{stop}", stop_at=stop, **options)
+        rest, other = pair.call(jobs.train, strategy, task, run_dir=tmp_path / f"up-{stop}", **options)
+        assert (first["step"], rest["progress"]) == (stop, whole["progress"])
+        assert rest["digest"] == other["digest"]
+        assert (rest["digest"], rest["rows"]) == (whole["digest"], whole["rows"])
+        # And from two to one.
+        pair.call(jobs.train, strategy, task, run_dir=tmp_path / f"down-{stop}", stop_at=stop, **options)
+        rest = jobs.train("single", task, run_dir=tmp_path / f"down-{stop}", **options)
+        assert (rest["digest"], rest["rows"]) == (whole["digest"], whole["rows"])
+
+
+def test_a_save_in_the_background_is_told_of_on_all_ranks(pair, tmp_path):
+    from tests.contract import deciding
+
+    first, second = pair.call(deciding.saves, tmp_path)
+    assert first == second
+    assert first[-1] == ("fit_end", 8)
+    assert [what for what in first if what[0] == "save"] == [("save", step) for step in (2, 4, 6, 8)]
+
+
+def test_a_rank_that_sees_another_directory_is_named(pair, tmp_path):
+    from tests.contract import deciding
+
+    for told in pair.call(deciding.other_directories, tmp_path):
+        assert "cannot be read by rank 1" in told
+        assert "All ranks must see one run directory" in told
+
+
+def test_a_full_disk_ends_all_ranks_alike_and_loses_nothing(pair, tmp_path):
+    from tests.contract import deciding
+
+    first, second = pair.call(deciding.disk_full, tmp_path)
+    assert first == second
+    assert "DiskFullError" in first
+
+
+@pytest.mark.parametrize(("before", "after"), [("ddp", "fsdp"), ("fsdp", "ddp")])
+def test_a_run_goes_on_under_another_strategy(pair, tmp_path, before, after):
+    options = {**OPTIONS, "batch_size": 4, "resume": "auto", "checkpoint": SAVE, "clip_norm": None}
+    whole = pair.call(jobs.train, before, "words", run_dir=tmp_path / "whole", **options)[0]
+    pair.call(jobs.train, before, "words", run_dir=tmp_path / "run", stop_at=5, **options)
+    rest = pair.call(jobs.train, after, "words", run_dir=tmp_path / "run", **options)[0]
+    assert (rest["digest"], rest["rows"], rest["progress"]) == (whole["digest"], whole["rows"], whole["progress"])

@@ -1,0 +1,120 @@
+"""FSDP: what is sharded, how it is built, saved and loaded, and what it does to memory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from loopkit import Checkpoint, Fit
+from loopkit.checkpoint import load_snapshot
+from tests.contract import jobs, sharding
+from tests.contract.tasks import Words
+from tests.contract.test_training import distance
+
+
+@pytest.mark.parametrize("settings", [
+    {"reshard_after_forward": False}, {"wrap": 200}, {"wrap": ["Block"]}, {"prefetch": 1}, {"offload": True},
+    {"reduce_dtype": torch.float32}, {"param_dtype": torch.bfloat16},
+])  # fmt: skip
+def test_every_knob_trains_the_same_task(pair, settings):
+    options = {"batch_size": 4, "accumulate": 2, "epochs": 1, "eval_every": "4 steps"}
+    plain, _ = pair.call(jobs.train, "fsdp", "words", **options)
+    first, second = pair.call(jobs.train, ("FSDP", settings), "words", **options)
+    assert first["digest"] == second["digest"]
+    if "param_dtype" in settings:
+        assert 0 < distance(first["model"], plain["model"]) < 0.05
+    else:
+        assert distance(first["model"], plain["model"]) == 0
+
+
+def test_hybrid_sharding_over_four_ranks_is_data_parallel_over_four(pool):
+    options = {"batch_size": 4, "epochs": 2, "clip_norm": 0.5}
+    hybrid = pool(4).call(jobs.train, ("FSDP", {"replicas": 2}), "words", **options)
+    plain = pool(4).call(jobs.train, "ddp", "words", **options)
+    assert len({each["digest"] for each in hybrid}) == 1
+    assert distance(hybrid[0]["model"], plain[0]["model"]) < 1e-6
+
+
+def test_each_rank_holds_its_part_of_everything_that_is_large(pair):
+    for told in pair.call(sharding.sizes):
+        assert told["parameters"] < 0.6 * told["whole"]
+        assert told["state"] < 0.6 * 2 * told["whole"]
+        assert told["class"] == "Words"
+        assert told["after evaluation"] == told["parameters"]
+
+
+def test_a_model_made_in_configure_model_is_made_once_and_has_the_same_weights(pair):
+    first, second = pair.call(sharding.built_late)
+    assert first["made on"] == ["cpu"]
+    assert second["made on"] == ["meta"]
+    assert first["digest"] == second["digest"] == sharding.built_late("single")["digest"]
+    assert first["tied"]
+    assert second["tied"]
+
+
+def test_scalars_and_buffers_are_kept_whole_and_alike(pair):
+    first, second = pair.call(sharding.scalars, "fsdp")
+    alone = sharding.scalars("single")
+    assert distance(first, second) == 0
+    assert first.keys() == alone.keys()
+    assert distance(first, alone) < 1e-6
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_checkpoint_has_a_file_for_each_rank_and_opens_anywhere(pair, tmp_path, background):
+    save = Checkpoint(every="3 steps", background=background)
+    first, _ = pair.call(jobs.train, "fsdp", "words", batch_size=4, epochs=1, checkpoint=save, run_dir=tmp_path)
+    files = sorted(str(p.relative_to(first["checkpoint"])) for p in first["checkpoint"].rglob("*.safetensors"))
+    assert {"shards/model-00000.safetensors", "shards/model-00001.safetensors", "shards/optimizer-00001.safetensors"} <= set(files)
+    manifest = json.loads((first["checkpoint"] / "MANIFEST.json").read_text())
+    assert manifest["strategy"] == "FSDP"
+    snapshot = load_snapshot(first["checkpoint"])
+    assert distance(snapshot.tensors["model"], first["model"]) == 0
+    assert distance(Words.load(first["checkpoint"]).state_dict(), first["model"]) == 0
+    out = tmp_path / "out"
+    from loopkit.checkpoint.inspect import export
+
+    export(first["checkpoint"], out)
+    assert distance(load_file(out / "model.safetensors"), first["model"]) == 0
+    assert Fit(progress=False, batch_size=4).evaluate(Words(), checkpoint=tmp_path)["eval/loss"] == first["rows"][-1]["eval/loss"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("background", [True, False])
+def test_a_rank_that_cannot_write_its_part_ends_all_alike_and_the_last_good_one_stays(pair, tmp_path, rank, background):
+    first, second = pair.call(sharding.disk_full, tmp_path, rank, background)
+    assert first == second
+    assert "DiskFullError" in first[0]
+    assert first[1] == ["latest", "step-000000000002"]
+
+
+@pytest.mark.parametrize("hook", ["EMA", "GradMonitor", "SWA", "LRMonitor", "Throughput"])
+def test_hooks_work_on_sharded_parameters(pair, tmp_path, hook):
+    first, second = pair.call(sharding.with_hook, hook, "fsdp", tmp_path / "fsdp")
+    alone = sharding.with_hook(hook, "single", tmp_path / "single")
+    assert first == second
+    assert first.keys() == alone.keys()
+    for name, value in alone.items():
+        if "second" not in name and "runtime" not in name:
+            assert first[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_a_block_that_is_not_there_is_named(pair):
+    for told in pair.call(sharding.bad_wrap):
+        assert "no module is of class 'Blok'; there are Block, " in told
+
+
+@pytest.mark.parametrize("remat", ["full", None])
+@pytest.mark.parametrize("compile", [True, False])
+def test_remat_and_compile_change_nothing(pair, remat, compile):
+    options = {"batch_size": 4, "epochs": 1, "remat": remat, "eval_every": "never", "steps": 3}
+    plain, _ = pair.call(jobs.train, "fsdp", "words", **{**options, "remat": None})
+    first, _ = pair.call(sharding.compiled, compile, **options)
+    assert distance(first["model"], plain["model"]) < 1e-5
+
+
+def test_a_dry_run_leaves_the_weights_as_they_were(pair):
+    assert pair.call(sharding.dry_run) == [True, True]

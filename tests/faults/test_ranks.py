@@ -1,0 +1,198 @@
+"""A rank that fails, is killed, hangs or is told to stop: all end, soon, and what is told is the cause, once."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.rank_run import TIMEOUT
+
+ROOT = Path(__file__).parents[2]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ALL = 50  # 400 samples in batches of 8 over two ranks, twice
+
+
+def start(run_dir: Path, how: str = "none", where: str = "none", rank: int = 0, launcher: tuple[str, ...] = (), **env: str):
+    run_dir.mkdir(exist_ok=True)
+    words = [*(launcher or (sys.executable,)), "-m", "tests.faults.rank_run", str(run_dir), how, where, str(rank)]
+    return subprocess.Popen(words, cwd=ROOT, env={**ENV, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process, limit: float = 90) -> tuple[int, list[str], str]:
+    out, err = process.communicate(timeout=limit)
+    return process.returncode, out.splitlines(), err
+
+
+def read_until(process, text: str) -> list[str]:
+    lines = []
+    for line in process.stdout:
+        lines.append(line.strip())
+        if text in line:
+            return lines
+    raise AssertionError(f"{text!r} never came: {lines} {process.stderr.read()}")
+
+
+def left_over(run_dir: Path) -> list[str]:
+    """Processes of this run that still live."""
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid,stat,args"], capture_output=True, text=True).stdout.splitlines()
+    return [line for line in listed if str(run_dir) in line and " Z" not in line[:20]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> str:
+    code, lines, err = finish(start(tmp_path_factory.mktemp("whole")))
+    assert code == 0, err
+    assert lines[-1].startswith(f"end finished  {ALL} ")
+    assert lines.count("step 7") == 1, "what ranks print shows once"
+    return lines[-1].split()[-1]
+
+
+@pytest.mark.parametrize(("where", "rank"), [("step", 0), ("step", 1), ("data", 1), ("hook", 1), ("eval", 0), ("save", 1)])
+def test_a_rank_that_raises_ends_all_and_its_traceback_comes_last_and_once(tmp_path, where, rank, whole):
+    process = start(tmp_path / "run", "raise", where, rank)
+    read_until(process, "step 1")
+    code, _, err = finish(process)
+    assert code == 1
+    assert err.count("Traceback") == (2 if where == "data" else 1), err  # a failed read is wrapped, with its cause
+    assert f"rank {rank} failed:" in err
+    assert err.strip().splitlines()[-1].startswith("loopkit.errors.DataError" if where == "data" else "ValueError: bad batch 17")
+    assert not left_over(tmp_path)
+    # And the run goes on from what was saved.
+    code, lines, err = finish(start(tmp_path / "run"))
+    assert lines[-1].split()[-1] == whole, err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_is_named_and_the_run_goes_on_later(tmp_path, rank, whole):
+    process = start(tmp_path / "run", "kill", "step", rank)
+    read_until(process, "step 8")
+    began = time.monotonic()
+    code, _, err = finish(process)
+    assert time.monotonic() - began < 15
+    assert code == 128 + signal.SIGKILL
+    assert err.strip().splitlines()[-1].startswith(f"rank {rank} was ended by signal SIGKILL")
+    assert "Traceback" not in err
+    code, lines, err = finish(start(tmp_path / "run"))
+    assert lines[-1].split()[-1] == whole, err
+
+
+@pytest.mark.parametrize(("how", "rank"), [("stop", 1), ("stop", 0), ("hang", 1)])
+def test_a_rank_that_hangs_is_named_and_all_end_within_the_limit(tmp_path, how, rank):
+    process = start(tmp_path / "run", how, "step", rank)
+    read_until(process, "step 8")
+    began = time.monotonic()
+    code, _, err = finish(process)
+    assert code == 75, err
+    assert time.monotonic() - began < TIMEOUT + 15  # its limit + 5 s, and room for a busy machine
+    assert re.search(rf"hung: rank {rank} ", err), err
+    assert ("stopped" in err) == (how == "stop")
+    assert how != "hang" or "rank_run.py" in err, "where it hangs"
+    assert not left_over(tmp_path)
+
+
+def test_a_rank_that_is_slow_is_waited_for(tmp_path, whole):
+    code, lines, err = finish(start(tmp_path / "run", "slow", "step", 1))
+    assert code == 0, err
+    assert lines[-1].split()[-1] == whole
+
+
+def test_a_rank_that_leaves_without_a_word_is_named(tmp_path):
+    code, _, err = finish(start(tmp_path / "run", "exit", "hook", 1))
+    assert code == 3
+    assert "rank 1 ended with exit code 3 while the others went on" in err
+
+
+def ranks_of(run_dir: Path, launcher: int) -> list[int]:
+    pids = [int(line.split()[0]) for line in left_over(run_dir)]
+    return [pid for pid in pids if pid != launcher]
+
+
+@pytest.mark.parametrize("whom", ["launcher", "rank", "all"])
+def test_sigterm_saves_on_all_ranks_and_exits_143(tmp_path, whom, whole):
+    process = start(tmp_path / "run")
+    read_until(process, "step 6")
+    ranks = ranks_of(tmp_path, process.pid)
+    assert len(ranks) == 2
+    for pid in {"launcher": [process.pid], "rank": ranks[1:], "all": ranks}[whom]:
+        os.kill(pid, signal.SIGTERM)
+    code, lines, err = finish(process)
+    assert code == 143, err
+    last = max(int(line.split()[1]) for line in lines if line.startswith("step"))
+    assert (tmp_path / "run" / "checkpoints" / f"step-{last:012}").is_dir()
+    assert last < ALL
+    code, lines, err = finish(start(tmp_path / "run"))
+    assert lines[-1].split()[-1] == whole, err
+
+
+def test_ctrl_c_saves_and_the_script_goes_on(tmp_path, whole):
+    process = start(tmp_path / "run")
+    read_until(process, "step 6")
+    process.send_signal(signal.SIGINT)
+    code, lines, err = finish(process)
+    assert code == 0, err
+    assert lines[-1].startswith("end interrupted SIGINT")
+    code, lines, err = finish(start(tmp_path / "run"))
+    assert lines[-1].split()[-1] == whole, err
+
+
+def test_no_rank_outlives_its_launcher(tmp_path):
+    process = start(tmp_path / "run")
+    read_until(process, "step 3")
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while left_over(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize(("how", "rank", "told"), [
+    ("raise", 1, "rank 1: Traceback"), ("kill", 1, "Signal 9 (SIGKILL)"), ("hang", 1, "hung: rank 1 did not come"),
+])  # fmt: skip
+def test_under_torchrun_the_cause_is_told_too(tmp_path, how, rank, told):
+    process = start(tmp_path / "run", how, "step", rank, launcher=tuple(TORCHRUN))
+    read_until(process, "step 8")
+    began = time.monotonic()
+    code, _, err = finish(process)
+    assert code == 1
+    assert time.monotonic() - began < TIMEOUT + 15
+    cause = err[err.index("Root Cause") :]
+    assert told in cause, err
+    assert err.count("bad batch 17") == (2 if how == "raise" else 0), err  # the line that raises it, and what it says
+
+
+@pytest.mark.parametrize("how", ["raise", "kill"])
+def test_torchrun_restarts_from_the_newest_checkpoint(tmp_path, how, whole):
+    launcher = (*TORCHRUN, "--max-restarts", "2", "--monitor-interval", "0.1")
+    code, lines, err = finish(start(tmp_path / "run", how, "step", 1, launcher=launcher))
+    assert code == 0, err
+    assert lines[-1].split()[-1] == whole
+    assert (tmp_path / "run" / "failed").exists()
+
+
+def test_fsdp_goes_on_after_a_kill_too(tmp_path):
+    code, lines, err = finish(start(tmp_path / "whole", UNDER="fsdp"))
+    assert code == 0, err
+    first = start(tmp_path / "run", "kill", "step", 1, UNDER="fsdp")
+    assert finish(first)[0] == 128 + signal.SIGKILL
+    code, rest, err = finish(start(tmp_path / "run", UNDER="fsdp"))
+    assert rest[-1].split()[-1] == lines[-1].split()[-1], err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("attempt", range(20))
+@pytest.mark.parametrize(("how", "where"), [("raise", "step"), ("kill", "step"), ("stop", "step"), ("hang", "step")])
+def test_failures_end_alike_twenty_times_in_a_row(tmp_path, how, where, attempt):
+    rank = attempt % 2
+    code, _, err = finish(start(tmp_path / "run", how, where, rank))
+    assert code == {"raise": 1, "kill": 137, "stop": 75, "hang": 75}[how], err
+    assert f"rank {rank}" in err
+    assert not left_over(tmp_path)

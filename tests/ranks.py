@@ -1,0 +1,85 @@
+"""Real processes that train together over gloo on loopback, kept from test to test: importing torch takes seconds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+ROOT = Path(__file__).parents[1]
+
+
+class Ranks:
+    """``size`` processes, each with torchrun's environment, that call functions of this test suite together."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._store.port,
+                  "OMP_NUM_THREADS": 1, "TORCHELASTIC_USE_AGENT_STORE": "True", "DS_ACCELERATOR": "cpu"}
+        self._processes = [
+            subprocess.Popen([sys.executable, "-m", "tests.ranks"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             env={**os.environ, **{n: str(v) for n, v in shared.items()}, "RANK": str(r), "LOCAL_RANK": str(r)})
+            for r in range(size)
+        ]
+
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        """What ``function``, found by its name, returned on each rank; AssertionError with the traceback if one raised."""
+        name = f"{function.__module__}:{function.__qualname__}"
+        with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+            torch.save((name, args, kwargs), file.name)
+            for process in self._processes:
+                process.stdin.write(f"{file.name}\n".encode())
+                process.stdin.flush()
+            answers = [process.stdout.readline().decode() for process in self._processes]
+        results = []
+        for rank, answer in enumerate(answers):
+            if not answer:
+                raise AssertionError(f"rank {rank} is gone: {self._processes[rank].poll()}")
+            place, error = json.loads(answer)
+            if error:
+                raise AssertionError(f"rank {rank}:\n{error}")
+            results.append(torch.load(place, weights_only=False))
+            os.unlink(place)
+        return results
+
+    def close(self) -> None:
+        """End them."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+def serve() -> None:
+    """In a rank: call what is asked for, until the pipe is closed."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a test prints is no answer
+    from loopkit.strategies import failure
+
+    failure.Failure.install = lambda self: None  # errors are answers here
+    for line in sys.stdin:
+        name, args, kwargs = torch.load(line.strip(), weights_only=False)
+        place, error = "", ""
+        try:
+            module, _, function = name.partition(":")
+            result = getattr(importlib.import_module(module), function)(*args, **kwargs)
+            handle, place = tempfile.mkstemp(suffix=".pt")
+            os.close(handle)
+            torch.save(result, place)
+        except BaseException:
+            error = traceback.format_exc()
+        out.write(json.dumps([place, error]) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    serve()
