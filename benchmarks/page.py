@@ -12,6 +12,7 @@ Made by the scripts in `benchmarks/` from what they measured; the numbers with a
 ```console
 $ pip install -c constraints.txt -e '.[bench]'
 $ python benchmarks/overhead.py
+$ python benchmarks/strategies.py
 $ python benchmarks/import_time.py
 $ python benchmarks/checkpoint.py
 ```
@@ -40,6 +41,16 @@ because it hands parameters to torch's fused kernel itself and spares the Python
 kernel with the same arguments, and the same bits.
 """
 
+STRATEGIES = """
+## The cost of a step over several ranks
+
+A GPT of {parameters:,} parameters on {ranks} ranks over gloo, one torch thread each: every contestant in one process
+group, in short runs taken in turns, {rounds} of each, all to the same weights. "By hand" is the loop one writes around
+torch's `DistributedDataParallel` or `fully_shard` with a fused AdamW; "ratio" compares with it in the same round.
+loopkit runs with its defaults, so that each step also agrees with the other rank on what to do next (stop, save,
+evaluate, data at an end), and a value that is not finite on any rank is caught before it is used.
+"""
+
 IMPORTS = """
 ## The cost of `import`
 
@@ -55,10 +66,12 @@ whether the data is on the disk when the call returns (`fsync`), "verified" whet
 
 
 def render(found: dict[str, Any]) -> str:
-    """The page for the results by name: "overhead", "import_time", "checkpoint"."""
+    """The page for the results by name: "overhead", "strategies", "import_time", "checkpoint"."""
     parts = [HEAD]
     if "overhead" in found:
         parts.append(_overhead(found["overhead"]))
+    if "strategies" in found:
+        parts.append(_strategies(found["strategies"]))
     if "import_time" in found:
         parts.append(_imports(found["import_time"]))
     if "checkpoint" in found:
@@ -82,6 +95,17 @@ def _overhead(result: dict[str, Any]) -> str:
             step = row["step"]
             text += (f"| {name} | {step['median']:.0f} | {step['low']:.0f} to {step['high']:.0f} | "
                      f"{row['over']['median']:+.0f} | {row['ratio']['median']:.2f} |\n")  # fmt: skip
+    return text + _where(result)
+
+
+def _strategies(result: dict[str, Any]) -> str:
+    text = STRATEGIES.format(**{key: result[key] for key in ("parameters", "ranks", "rounds")})
+    for kind, rows in result["settings"].items():
+        text += f"\n### {kind}\n\n| | ms per step | ratio | quartiles |\n|---|---:|---:|---:|\n"
+        for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]["median"]):
+            ratio = row["ratio"]
+            text += (f"| {name} | {row['step']['median']:.2f} | {ratio['median']:.3f} | "
+                     f"{ratio['low']:.3f} to {ratio['high']:.3f} |\n")  # fmt: skip
     return text + _where(result)
 
 

@@ -101,6 +101,14 @@ TRAINER_NAMES = {
     "prediction_loss_only": "Task.eval_step, which returns just {'loss': ...}",
     "enable_jit_checkpoint": "nothing: SIGTERM always saves before the run ends",
     "plugins": "strategy",
+    "ddp_find_unused_parameters": "strategy=DDP(find_unused_parameters=True)",
+    "ddp_bucket_cap_mb": "strategy=DDP(bucket_cap_mb=25)",
+    "ddp_broadcast_buffers": "strategy=DDP(broadcast_buffers=False)",
+    "ddp_static_graph": "strategy=DDP(static_graph=True)",
+    "ddp_timeout": "strategy=DDP(timeout=1800)",
+    "fsdp": "strategy=FSDP()",
+    "fsdp_config": "strategy=FSDP(wrap=..., reshard_after_forward=..., offload=...)",
+    "deepspeed": "strategy=DeepSpeed(config=...)",
 }
 
 WITHOUT = {
@@ -131,19 +139,11 @@ WITHOUT = {
     "hub_always_push": "there is no upload in this version",
     "hub_revision": "there is no upload in this version",
     "accelerator_config": "its parts are options of Fit and Loader of their own",
-    "parallelism_config": "this version trains on one device",
+    "parallelism_config": "the strategy says it: DDP, FSDP(replicas=...) or DeepSpeed",
     "dataloader_multiprocessing_context": "call torch.multiprocessing.set_start_method in your script",
-    "ddp_find_unused_parameters": "this version trains on one device",
-    "ddp_bucket_cap_mb": "this version trains on one device",
-    "ddp_broadcast_buffers": "this version trains on one device",
-    "ddp_static_graph": "this version trains on one device",
-    "ddp_backend": "this version trains on one device",
-    "ddp_timeout": "this version trains on one device",
-    "fsdp": "this version trains on one device",
-    "fsdp_config": "this version trains on one device",
-    "deepspeed": "this version trains on one device",
+    "ddp_backend": "CUDA tensors go over NCCL, all others over gloo",
+    "local_rank": "it is read from the environment that torchrun, srun or loopkit itself sets",
     "skip_memory_metrics": "memory is not logged by default",
-    "local_rank": "this version trains on one device",
 }
 
 OPTIMIZER_NAMES = {

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loopkit.cli.convert_strategy import strategy_source
 from loopkit.errors import OptionError, nearest
 from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
 
@@ -56,8 +57,10 @@ class Conversion:
         """The conversion as Python source, to be pasted."""
         if self.checkpoint:
             self.fit["checkpoint"] = f"Checkpoint({_arguments(self.checkpoint)})"
-        lines = ["fit = Fit(", *(f"    {name}={value}," for name, value in self.fit.items()), ")", "", "# in the task:"]
-        lines += ["def optimizers(self):", f"    return {self.optimizer}"]
+        strategy = self.fit.get("strategy", "").partition("(")[0]
+        lines = [f"from loopkit import {strategy}", ""] if strategy else []
+        lines += ["fit = Fit(", *(f"    {name}={value}," for name, value in self.fit.items()), ")"]
+        lines += ["", "# in the task:", "def optimizers(self):", f"    return {self.optimizer}"]
         if self.loader:
             lines += ["", "def train_data(self):", f"    return Loader(..., {_arguments(self.loader)})"]
         if self.notes:
@@ -93,6 +96,9 @@ def convert(given: Mapping[str, Any]) -> Conversion:
     if args.get("disable_tqdm"):
         found.fit["progress"] = "False"
     _cadences(args, found)
+    strategy = strategy_source(given)
+    if strategy:
+        found.fit["strategy"] = strategy
     for name, ours in LOADER.items():
         if given.get(name) not in (None, False) and name != "dataloader_pin_memory":
             found.loader[ours] = repr(given[name])

@@ -62,6 +62,24 @@ def test_what_is_lost_is_said():
     assert convert({"push_to_hub": False}).notes == {}
 
 
+@pytest.mark.parametrize(("given", "source"), [
+    ({"ddp_find_unused_parameters": True, "ddp_bucket_cap_mb": 10}, "DDP(find_unused_parameters=True, bucket_cap_mb=10)"),
+    ({"fsdp": "full_shard auto_wrap"}, "FSDP()"),
+    ({"fsdp": "full_shard auto_wrap offload", "fsdp_config": {"min_num_params": 2000, "backward_prefetch": "backward_pre"}},
+     "FSDP(offload=True, wrap=2000, prefetch=1)"),
+    ({"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"], "reshard_after_forward": False}},
+     "FSDP(reshard_after_forward=False, wrap=['BertLayer'])"),
+    ({"fsdp": "", "deepspeed": None}, None),
+])  # fmt: skip
+def test_several_devices_become_a_strategy(given, source):
+    found = convert(given)
+    assert found.fit.get("strategy") == source
+    if source:
+        strategy = built(found.source())["fit"].options.strategy
+        assert type(strategy).__name__ == source.partition("(")[0]
+    assert not found.notes
+
+
 def test_a_python_file_is_read_and_not_run(tmp_path, capsys):
     (tmp_path / "args.py").write_text(
         "raise SystemExit('run')\nargs = TrainingArguments(output_dir='x', max_steps=100, bf16=True, warmup_steps=5)\n")

@@ -1,6 +1,8 @@
 """Every example of the pages is run: Python blocks in order, what they print compared, commands as typed."""
 
+import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,11 +37,17 @@ def run_python(block: Block, page, namespace):
 
 
 def run_console(block: Block, capsys):
-    """Each "$ loopkit …" line as the command line runs it; what it prints on stdout is compared."""
+    """Each "$ loopkit …" line as the command line runs it, "$ python …" as a process; stdout is compared."""
     for part in block.text.split("$ ")[1:]:
         command, _, shown = part.partition("\n")
         words = shlex.split(command)
-        assert words[0] == "loopkit", f"a console block runs {words[0]}: only loopkit is run here"
+        if words[0] == "python":
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, env=environment, timeout=120)
+            assert done.returncode == 0, done.stderr
+            assert matches(shown, done.stdout), f"$ {command}\nshown:\n{shown}\nprinted:\n{done.stdout}"
+            continue
+        assert words[0] == "loopkit", f"a console block runs {words[0]}: only loopkit and python are run here"
         capsys.readouterr()
         code = main(words[1:])
         out, err = capsys.readouterr()
@@ -58,8 +66,10 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page, capsys):
             run_python(block, page, namespace)
             spent += time.process_time() - began
             printed = capsys.readouterr().out
+        elif block.language == "python" and block.title:
+            Path(block.title).write_text(block.text, encoding="utf-8")  # a command runs it
         elif block.language == "text" and block.follows and block.runs:
             assert matches(block.text, printed), f"{page.name}, line {block.line}: printed\n{printed}"
-        elif block.language == "console" and block.runs and block.text.startswith("$ loopkit"):
+        elif block.language == "console" and block.runs and block.text.startswith(("$ loopkit", "$ python train")):
             run_console(block, capsys)
     assert spent < LONGEST, f"the examples of {page.name} take {spent:.1f} s"

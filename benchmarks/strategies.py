@@ -1,0 +1,297 @@
+"""What a training step costs over two ranks: loopkit, hand-written loops and the peers, in one process group.
+
+    pip install -c constraints.txt -e '.[bench]'
+    python benchmarks/strategies.py                    # five minutes on two idle cores
+
+Two processes over gloo, one torch thread each. Every contestant trains the same small GPT from the same weights on
+the same batches, in short runs taken in turns within one process group, and all of a kind end with the same
+weights, which is checked. The clock is in the user's code, on the first rank, as in ``overhead.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import record
+from benchmarks.overhead import quiet
+from loopkit import DDP, FSDP, Fit, Task
+from loopkit.strategies.launch import die_with_parent, launch
+from loopkit.strategies.world import find_place, join
+
+RANKS, BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 8, 64, 128, 4, 96
+BLOCK, BLOCKS, LR = 5, 4, 1e-3
+PACKAGES = ("torch", "loopkit", "lightning", "accelerate")
+
+
+class Block(nn.Module):
+    """A transformer block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.first(x)).view(*x.shape[:2], 3, 4, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.second(x))))
+
+
+class Gpt(nn.Module):
+    """A GPT that gives its own loss and notes the time of every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = nn.ModuleList([Block() for _ in range(LAYERS)])
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+        self.stamps: list[float] = []
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.stamps.append(perf_counter())
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy(self.head(x[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+
+class Job:
+    """One run: the model, and this rank's batches."""
+
+    def __init__(self, rank: int) -> None:
+        torch.manual_seed(0)
+        self.rank, self.steps = rank, BLOCK * (BLOCKS + 1) + 1
+        self.model = Gpt()
+        generator = torch.Generator().manual_seed(1)
+        shape, count = (BATCH, LENGTH), RANKS * self.steps
+        self.all = [torch.randint(0, VOCABULARY, shape, generator=generator) for _ in range(count)]
+        self.data = self.all[rank::RANKS]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Fused AdamW over the model as it is now."""
+        return torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
+
+
+def loop(job: Job, model: Any) -> None:
+    """The best hand-written loop around a wrapped or sharded model."""
+    optimizer = job.optimizer()
+    for ids in job.data:
+        model(ids).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def hand_ddp(job: Job) -> None:
+    """torch's DistributedDataParallel by hand."""
+    loop(job, torch.nn.parallel.DistributedDataParallel(job.model))
+
+
+def hand_fsdp(job: Job) -> None:
+    """torch's fully_shard by hand, by block."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in job.model.blocks:
+        fully_shard(block)
+    fully_shard(job.model, reshard_after_forward=False)
+    loop(job, job.model)
+
+
+class Language(Task):
+    """The job as a Task."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job, self.model = job, job.model
+
+    def train_step(self, batch: Tensor) -> Tensor:
+        return self.model(batch)
+
+    def optimizers(self) -> Any:
+        return self.job.optimizer()
+
+    def train_data(self) -> Any:
+        return self.job.all  # dealt out by Fit
+
+
+def ours(strategy: Any) -> Callable[[Job], None]:
+    """Fit as it comes, without logs and files."""
+
+    def train(job: Job) -> None:
+        options: dict[str, Any] = {"loggers": None, "progress": False, "checkpoint": False, "log_every": "never"}
+        with tempfile.TemporaryDirectory() as folder:
+            Fit(strategy=strategy(), run_dir=folder, **options).run(Language(job))
+
+    return train
+
+
+class _Batches:
+    """Batches that a framework takes as they are."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def lightning(strategy: str) -> Callable[[Job], None]:
+    """Lightning's Trainer."""
+
+    def train(job: Job) -> None:
+        import lightning.pytorch as pl
+
+        class Module(pl.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = job.model
+
+            def configure_model(self) -> None:
+                if strategy == "fsdp2":
+                    from torch.distributed.fsdp import fully_shard
+
+                    for block in self.model.blocks:
+                        fully_shard(block, mesh=self.device_mesh["data_parallel"])
+                    fully_shard(self.model, mesh=self.device_mesh["data_parallel"], reshard_after_forward=False)
+
+            def training_step(self, batch: Any, index: int) -> Any:
+                return self.model(batch)
+
+            def configure_optimizers(self) -> Any:
+                return job.optimizer()
+
+        from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+        sizes = {"data_parallel_size": RANKS, "tensor_parallel_size": 1}
+        how: Any = DDPStrategy() if strategy == "ddp" else ModelParallelStrategy(**sizes)
+        trainer = pl.Trainer(
+            strategy=how, accelerator="cpu", devices=RANKS, max_epochs=1, enable_model_summary=False, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(Module(), _Batches(job.data))
+
+    return train
+
+
+def accelerate(job: Job) -> None:
+    """Accelerate: a hand-written loop around its wrappers."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(job.model, job.optimizer())
+    for ids in job.data:
+        accelerator.backward(model(ids))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+KINDS: dict[str, dict[str, Callable[[Job], None]]] = {
+    "DDP": {"by hand": hand_ddp, "loopkit": ours(DDP), "lightning": lightning("ddp"), "accelerate": accelerate},
+    "FSDP": {"by hand": hand_fsdp, "loopkit": ours(FSDP), "lightning": lightning("fsdp2")},
+}
+
+
+def once(train: Callable[[Job], None], rank: int) -> tuple[list[float], Tensor]:
+    """One run: ms per step of each block, and the trained weights."""
+    job = Job(rank)
+    gc.collect()
+    with quiet():
+        train(job)
+    stamps = job.model.stamps
+    if len(stamps) != job.steps:
+        raise RuntimeError(f"it took {len(stamps)} steps instead of {job.steps}")
+    blocks = [(end - start) / BLOCK * 1e3 for start, end in pairwise(stamps[BLOCK::BLOCK])]
+    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in job.model.parameters()]
+    return blocks, torch.cat([p.detach().flatten() for p in weights])
+
+
+def measure(kind: str, rounds: int, world: Any) -> dict[str, list[list[float]]]:
+    """Blocks of every round by contestant, in rotating order. One that fails on any rank is left out with a line."""
+    found: dict[str, list[list[float]]] = {name: [] for name in KINDS[kind]}
+    base: Tensor | None = None
+    for number in range(-1, rounds):
+        names = list(found)
+        start = max(number, 0) % len(names)
+        for name in names[start:] + names[:start]:
+            problem, blocks, weights = "", [], None
+            try:
+                blocks, weights = once(KINDS[kind][name], world.rank)
+            except Exception as error:
+                problem = f"{type(error).__name__}: {str(error)[:200]}"
+            problems = [told for told in world.gather(problem) if told]
+            if problems:
+                if world.rank == 0:
+                    print(f"left out: {name}: {problems[0]}", file=sys.stderr)
+                del found[name]
+                continue
+            base = weights if base is None else base
+            if weights is None or not torch.allclose(weights, base, rtol=1e-3, atol=1e-5):
+                raise RuntimeError(f"{name} trained to other weights than {next(iter(found))}: not the same job")
+            if number >= 0:
+                found[name].append(blocks)
+        if world.rank == 0:
+            print(f"\r{kind}: round {number + 1} of {rounds}", end="", file=sys.stderr)
+    return found
+
+
+def summarise(found: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """Per contestant: ms per step, and against the loop by hand of the same round."""
+    base = [record.spread(blocks)["median"] for blocks in found["by hand"]]
+    return {
+        name: {
+            "step": record.spread([block for blocks in rounds for block in blocks]),
+            "ratio": record.spread([record.spread(mine)["median"] / best for mine, best in zip(rounds, base)]),
+        }
+        for name, rounds in found.items()
+    }
+
+
+def main() -> None:
+    """Measure, print, and write the results."""
+    parser = argparse.ArgumentParser(description="ms per training step over two ranks, side by side.")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of one short run each (default: %(default)s)")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="measure this alone; writes no results")
+    args = parser.parse_args()
+    place = find_place()
+    if place is None:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        sys.exit(launch(RANKS))
+    die_with_parent()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    world = join(place, torch.device("cpu"), 120)
+    settings = {kind: summarise(measure(kind, args.rounds, world)) for kind in args.kind or KINDS}
+    if world.rank:
+        return
+    for kind, rows in settings.items():
+        print(f"\n{kind}\n{'':12}{'ms/step':>10}{'ratio':>8}   quartiles of the ratio")
+        for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]["median"]):
+            ratio, step = row["ratio"], row["step"]["median"]
+            print(f"{name:12}{step:10.2f}{ratio['median']:8.3f}   {ratio['low']:.3f} to {ratio['high']:.3f}")
+    if args.kind is None:
+        about = {"rounds": args.rounds, "ranks": RANKS, "parameters": sum(p.numel() for p in Gpt().parameters())}
+        record.save("strategies", {**about, "versions": record.versions(PACKAGES), "settings": settings})
+
+
+if __name__ == "__main__":
+    main()
