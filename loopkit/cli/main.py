@@ -13,6 +13,7 @@ from typing import TextIO
 
 from loopkit import __version__
 from loopkit.errors import LoopkitError, LoopkitWarning, OptionError, nearest
+from loopkit.strategies.failure import leave
 
 INTERRUPTED = 130
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(words)
         except LoopkitError as error:
+            leave(error, f"loopkit: {error}")
             print(f"loopkit: {error}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt:
@@ -61,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except Exception as error:
-            traceback.print_exception(error.with_traceback(_of_the_user(error.__traceback__)))
+            told = error.with_traceback(_of_the_user(error.__traceback__))
+            leave(error, "".join(traceback.format_exception(told)).rstrip())
+            traceback.print_exception(told)
             return 1
 
 

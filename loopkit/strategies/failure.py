@@ -94,6 +94,13 @@ class Failure:
             print(f"rank {self.rank} failed:\n{text}", file=sys.stderr)
 
 
+def leave(error: BaseException, text: str) -> None:
+    """In one of several ranks: end it by ``error``, of which ``text`` is shown. Returns where there is one process."""
+    hook = sys.excepthook
+    if isinstance(hook, Failure):
+        hook(type(error), error, error.__traceback__, text)
+
+
 def _write(path: Path, value: dict[str, Any]) -> None:
     """Replace ``path`` at once: whoever reads it may end this process in the midst of a write."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}")

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -214,7 +215,9 @@ def join(place: Place | None, device: torch.device, timeout: float) -> World:
             # A store that outlives an attempt still holds the addresses of its dead processes.
             store = PrefixStore(f"loopkit/{place.attempt}", store)
         given: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+        hook = sys.excepthook
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit, **given)
+        sys.excepthook = hook  # torch puts one around it, that only marks lines with the rank, and hides what it is
         atexit.register(_part)  # later Fits of this process go on with it; left to the end, its threads abort
     return Group()
 

@@ -187,6 +187,41 @@ def test_fsdp_goes_on_after_a_kill_too(tmp_path):
     assert rest[-1].split()[-1] == lines[-1].split()[-1], err
 
 
+TASK = """
+import os
+from tests.support import Tiny
+
+class Odd(Tiny):
+    def __init__(self, fail: int = -1) -> None:
+        super().__init__()
+        self.fail, self.steps = fail, 0
+
+    def train_step(self, batch):
+        self.steps += 1
+        if self.steps == 3 and os.environ.get("RANK") == str(self.fail):
+            raise ValueError("bad batch 17")
+        return super().train_step(batch)
+"""
+
+
+def test_the_command_line_starts_ranks_and_tells_the_cause(tmp_path):
+    (tmp_path / "odd.py").write_text(TASK)
+    words = [sys.executable, "-m", "loopkit", "fit", "odd.py", "--strategy", "ddp", "--devices", "2", "--batch-size", "4"]
+    env = {**ENV, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*words, "--run-dir", "one"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("***** finished *****") == 1
+    assert "DDP x 2" in done.stderr
+    failing = [*words, "--run-dir", "two", "--fail", "1"]
+    done = subprocess.run(failing, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "ValueError: bad batch 17"
+    taken = subprocess.run([*words, "--run-dir", "one"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert taken.returncode == 73
+    assert taken.stderr.count("pass resume='auto'") == 1
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("attempt", range(20))
 @pytest.mark.parametrize(("how", "where"), [("raise", "step"), ("kill", "step"), ("stop", "step"), ("hang", "step")])
