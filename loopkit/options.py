@@ -86,6 +86,8 @@ class Options:
         clip_norm: the largest norm of all gradients together.
         clip_value: the largest absolute value of any element of a gradient.
         eval_every: cadence of evaluations: "500 steps", "1 epoch", "10%", "30 min", "never" or a number of steps.
+        eval_after: leave out evaluations that fall due before this point of training: "500 steps", "1 epoch", "10%",
+            "30 min" or a number of steps; those at the start (eval_first) and the end of the run stay.
         eval_first: evaluate before the first step.
         log_every: cadence of logs; step 1 is always logged.
         checkpoint: what is saved: a Checkpoint, True for its defaults, False for nothing.
@@ -128,6 +130,7 @@ class Options:
     clip_norm: float | None = None
     clip_value: float | None = None
     eval_every: Every = "1 epoch"
+    eval_after: Every | None = None
     eval_first: bool = False
     log_every: Every = "50 steps"
     checkpoint: Checkpoint | bool = True
@@ -198,6 +201,9 @@ class Options:
     def _check_durations(self) -> None:
         for name in ("eval_every", "log_every"):
             Duration.parse(getattr(self, name), name)
+        if self.eval_after is not None and Duration.parse(self.eval_after, "eval_after").unit == "never":
+            raise OptionError("eval_after='never' names no point of training: to evaluate never, "
+                              "give eval_every='never'")  # fmt: skip
         if isinstance(self.time, (int, float)):
             timed = self.time > 0
         else:
