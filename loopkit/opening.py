@@ -30,6 +30,7 @@ from loopkit.strategies.base import Numerics, Strategy
 from loopkit.strategies.compiling import Compile
 from loopkit.strategies.precision import parse_precision
 from loopkit.strategies.single import SingleDevice
+from loopkit.strategies.spread import spread
 from loopkit.task import Task, overrides
 
 LOOPS = {"step": StepLoop, "epoch": EpochLoop, "eval": EvalLoop, "predict": PredictLoop}
@@ -41,6 +42,8 @@ def build_strategy(options: Options) -> Strategy:
     Raises:
         OptionError: there is none of that name, or not that many devices.
     """
+    if options.device_map is not None:
+        return spread(options)
     if isinstance(options.strategy, Strategy):
         return options.strategy
     if options.strategy in ("ddp", "fsdp", "deepspeed"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,6 +18,7 @@ from loopkit.strategies.guard import GUARDS
 from loopkit.strategies.precision import parse_precision
 from loopkit.strategies.remat import parse_remat
 from loopkit.strategies.single import ACCELERATORS
+from loopkit.strategies.spread import parse_device_map
 from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
 
 Every: TypeAlias = "str | int"
@@ -75,6 +76,8 @@ class Options:
         devices: how many devices: "auto" or a number.
         nodes: how many machines.
         accelerator: "auto", "cpu", "cuda" or "mps".
+        device_map: the layers of one model on several devices of one process: "auto", or the device of each part by
+            the start of its name, as {"encoder": "cpu", "head": "cuda:0"}.
         precision: "fp32", "bf16", "fp16" (autocast; fp16 with a scaler), "bf16-true", "fp16-true" or "fp64".
         epochs: passes over the data; fractions are taken. 1 where neither steps nor time is given.
         steps: optimizer steps. Of several limits the first reached ends the run.
@@ -119,6 +122,7 @@ class Options:
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
     accelerator: str = "auto"
+    device_map: str | Mapping[str, str | int] | None = None
     precision: str = "fp32"
     epochs: int | float | None = None
     steps: int | None = None
@@ -159,6 +163,8 @@ class Options:
     def __post_init__(self) -> None:
         parse_precision(self.precision)
         parse_remat(self.remat)
+        if self.device_map is not None:
+            parse_device_map(self.device_map)
         self._check_choices()
         self._check_numbers()
         self._check_durations()
@@ -249,6 +255,8 @@ def _named(value: Any) -> Any:
     """A value as text: settings by their repr, other objects by their class."""
     if isinstance(value, (list, tuple)):
         return [_named(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(name): part if isinstance(part, (str, int)) else str(part) for name, part in value.items()}
     if isinstance(value, (str, Path, Checkpoint, Compile)):
         return str(value)
     return type(value).__name__
