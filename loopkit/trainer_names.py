@@ -105,7 +105,7 @@ TRAINER_NAMES = {
 }
 
 WITHOUT = {
-    "tf32": "set torch.backends.cuda.matmul.allow_tf32 in your script",
+    "tf32": "call torch.set_float32_matmul_precision('high') in your script",
     "optim_target_modules": "give AdamW(params=<regular expression>) for a part of the model",
     "use_liger_kernel": "apply the kernels to the model in the task's __init__",
     "liger_kernel_config": "apply the kernels to the model in the task's __init__",
