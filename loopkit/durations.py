@@ -95,6 +95,38 @@ class Duration:
         return None
 
 
+@dataclass(frozen=True)
+class Start:
+    """A point of training before which a cadence does nothing: by one of step, epoch and seconds."""
+
+    step: int = 0
+    epoch: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def parse(cls, value: object, option: str, plan: Plan, every: Duration) -> Start:
+        """Read what a user typed for ``option``, the start of what comes ``every`` so often.
+
+        A point beyond the last step counts as the last step, where that is known.
+
+        Raises:
+            OptionError: it is not a duration, or nothing says where in the data or the run that point is.
+        """
+        after = Duration.parse(value, option)
+        if after.unit == "never":
+            raise OptionError(f"{option}='never' names no point of training: give 'never' as the cadence instead")
+        if after.unit == "second":
+            return cls(seconds=float(after.amount))
+        steps = after.in_steps(plan, option)
+        if steps is not None:
+            last = math.inf if plan.steps is None else plan.steps
+            return cls(step=int(min(math.ceil(steps), last)))
+        if every.unit != "epoch":
+            raise OptionError(f"{option}='{after}' needs data with a length where the cadence is not in epochs: "
+                              "give it in steps, or give limit_train")  # fmt: skip
+        return cls(epoch=int(after.amount))
+
+
 @dataclass
 class Cadence:
     """When something that repeats is next due. Pure in the step; only a time cadence keeps a clock."""
@@ -103,6 +135,7 @@ class Cadence:
     plan: Plan
     option: str
     last_seconds: float = 0.0
+    start: Start = Start()
 
     def __post_init__(self) -> None:
         self._period = self.every.in_steps(self.plan, self.option)
@@ -116,6 +149,7 @@ class Cadence:
         """The first step after ``step`` at which this is due; the very next one where only a clock can tell."""
         if self._period is None:
             return step + 1 if self.every.unit == "second" else None
+        step = max(step, self.start.step - 1)
         if self._period <= 1:
             return step + 1
         count = math.floor(step / self._period) + 1
@@ -127,11 +161,14 @@ class Cadence:
 
         ``epoch_ended`` is the number of epochs completed if the step closed one, else None.
         """
+        started = step >= self.start.step and seconds >= self.start.seconds
         if self._period is not None:
-            return self.next_step(step - 1) == step
+            return started and self.next_step(step - 1) == step
         if self.every.unit == "second":
             if seconds - self.last_seconds < self.every.amount:
                 return False
-            self.last_seconds = seconds
-            return True
-        return self.every.unit == "epoch" and epoch_ended is not None and epoch_ended % self.every.amount == 0
+            self.last_seconds = seconds  # also before the start: what falls due there is left out, not put off
+            return started
+        if self.every.unit != "epoch" or epoch_ended is None or epoch_ended % self.every.amount:
+            return False
+        return started and epoch_ended >= self.start.epoch

@@ -242,7 +242,7 @@ def _dry_run(fit: Fit, task: Task) -> Result:
     with tempfile.TemporaryDirectory(prefix="loopkit-dry-run-") as place:
         common: dict[str, Any] = {
             "dry_run": False, "epochs": None, "time": None, "limit_eval": 1, "run_dir": place,
-            "checkpoint": fit.options.checkpoint or True, "eval_first": False, "log_every": 1,
+            "checkpoint": fit.options.checkpoint or True, "eval_first": False, "eval_after": None, "log_every": 1,
         }  # fmt: skip
         if fit.options.eval_every != "never":
             common["eval_every"] = str(Duration.parse(1, "eval_every"))

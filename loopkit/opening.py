@@ -18,7 +18,7 @@ from loopkit.agenda import Agenda
 from loopkit.data.feed import Feed, Reading, Source, open_source
 from loopkit.data.loader import IndexedSource
 from loopkit.data.prefetch import bring_to
-from loopkit.durations import Cadence, Duration, Plan
+from loopkit.durations import Cadence, Duration, Plan, Start
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
 from loopkit.events import Events, Hook
 from loopkit.hooks import numerics
@@ -151,6 +151,9 @@ def make_agenda(options: Options, plan: Plan, *, joint: bool) -> Agenda:
     if saves is not None:
         every["save"] = (saves.every, "Checkpoint(every=)")
     cadences = {name: Cadence(Duration.parse(value, option), plan, option) for name, (value, option) in every.items()}
+    if options.eval_after is not None:
+        evaluations = cadences["eval"]
+        evaluations.start = Start.parse(options.eval_after, "eval_after", plan, evaluations.every)
     agenda = Agenda(cadences, plan.steps, timed_stop=plan.seconds is not None, joint=joint)
     agenda.ask("log")  # step 1 is always logged
     return agenda

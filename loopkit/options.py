@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,6 +18,7 @@ from loopkit.strategies.guard import GUARDS
 from loopkit.strategies.precision import parse_precision
 from loopkit.strategies.remat import parse_remat
 from loopkit.strategies.single import ACCELERATORS
+from loopkit.strategies.spread import parse_device_map
 from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
 
 Every: TypeAlias = "str | int"
@@ -76,6 +77,8 @@ class Options:
         devices: how many devices on this machine, a process each: "auto" (all GPUs, or one CPU process) or a number.
         nodes: how many machines; each is started by torchrun or srun.
         accelerator: "auto", "cpu", "cuda" or "mps".
+        device_map: the layers of one model on several devices of one process: "auto", or the device of each part by
+            the start of its name, as {"encoder": "cpu", "head": "cuda:0"}.
         precision: "fp32", "bf16", "fp16" (autocast; fp16 with a scaler), "bf16-true", "fp16-true" or "fp64".
         epochs: passes over the data; fractions are taken. 1 where neither steps nor time is given.
         steps: optimizer steps. Of several limits the first reached ends the run.
@@ -87,6 +90,8 @@ class Options:
         clip_norm: the largest norm of all gradients together.
         clip_value: the largest absolute value of any element of a gradient.
         eval_every: cadence of evaluations: "500 steps", "1 epoch", "10%", "30 min", "never" or a number of steps.
+        eval_after: leave out evaluations that fall due before this point of training: "500 steps", "1 epoch", "10%",
+            "30 min" or a number of steps; those at the start (eval_first) and the end of the run stay.
         eval_first: evaluate before the first step.
         log_every: cadence of logs; step 1 is always logged.
         checkpoint: what is saved: a Checkpoint, True for its defaults, False for nothing.
@@ -118,6 +123,7 @@ class Options:
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
     accelerator: str = "auto"
+    device_map: str | Mapping[str, str | int] | None = None
     precision: str = "fp32"
     epochs: int | float | None = None
     steps: int | None = None
@@ -129,6 +135,7 @@ class Options:
     clip_norm: float | None = None
     clip_value: float | None = None
     eval_every: Every = "1 epoch"
+    eval_after: Every | None = None
     eval_first: bool = False
     log_every: Every = "50 steps"
     checkpoint: Checkpoint | bool = True
@@ -157,6 +164,8 @@ class Options:
     def __post_init__(self) -> None:
         parse_precision(self.precision)
         parse_remat(self.remat)
+        if self.device_map is not None:
+            parse_device_map(self.device_map)
         self._check_choices()
         self._check_numbers()
         self._check_durations()
@@ -199,6 +208,9 @@ class Options:
     def _check_durations(self) -> None:
         for name in ("eval_every", "log_every"):
             Duration.parse(getattr(self, name), name)
+        if self.eval_after is not None and Duration.parse(self.eval_after, "eval_after").unit == "never":
+            raise OptionError("eval_after='never' names no point of training: to evaluate never, "
+                              "give eval_every='never'")  # fmt: skip
         if isinstance(self.time, (int, float)):
             timed = self.time > 0
         else:
@@ -244,6 +256,8 @@ def _named(value: Any) -> Any:
     """A value as text: settings by their repr, other objects by their class."""
     if isinstance(value, (list, tuple)):
         return [_named(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(name): part if isinstance(part, (str, int)) else str(part) for name, part in value.items()}
     if isinstance(value, (str, Path, Checkpoint, Compile)):
         return str(value)
     return type(value).__name__

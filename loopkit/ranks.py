@@ -16,6 +16,7 @@ from loopkit.strategies.fsdp import FSDP
 from loopkit.strategies.launch import die_with_parent, launch
 from loopkit.strategies.pulse import Pulse
 from loopkit.strategies.single import SingleDevice
+from loopkit.strategies.spread import spread
 from loopkit.strategies.world import Place, find_place
 
 STRATEGIES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP}
@@ -49,6 +50,8 @@ def gather_ranks(options: Options) -> None:
 
 
 def _joins(options: Options) -> bool:
+    if options.device_map is not None:
+        return False
     if isinstance(options.strategy, Strategy):
         return options.strategy.joins
     return options.strategy in STRATEGIES or options.strategy == "auto"
@@ -73,6 +76,8 @@ def build_strategy(options: Options) -> Strategy:
     Raises:
         OptionError: there is none of that name, or not that many devices.
     """
+    if options.device_map is not None:
+        return spread(options)
     name = options.strategy
     if isinstance(name, Strategy):
         return name

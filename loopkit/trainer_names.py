@@ -23,6 +23,7 @@ TRAINER_NAMES = {
     "evaluation_strategy": 'eval_every="1 epoch"',
     "eval_strategy": 'eval_every="1 epoch"',
     "eval_steps": 'eval_every="500 steps"',
+    "eval_delay": 'eval_after="500 steps"',
     "eval_on_start": "eval_first",
     "val_check_interval": "eval_every",
     "check_val_every_n_epoch": "eval_every",
@@ -112,7 +113,7 @@ TRAINER_NAMES = {
 }
 
 WITHOUT = {
-    "tf32": "set torch.backends.cuda.matmul.allow_tf32 in your script",
+    "tf32": "call torch.set_float32_matmul_precision('high') in your script",
     "optim_target_modules": "give AdamW(params=<regular expression>) for a part of the model",
     "use_liger_kernel": "apply the kernels to the model in the task's __init__",
     "liger_kernel_config": "apply the kernels to the model in the task's __init__",
@@ -126,7 +127,6 @@ WITHOUT = {
     "trackio_space_id": "a tracker's own setting",
     "trackio_bucket_id": "a tracker's own setting",
     "trackio_static_space_id": "a tracker's own setting",
-    "eval_delay": "give eval_every so that the first evaluation comes late enough",
     "eval_use_gather_object": "outputs are gathered whatever they are",
     "eval_accumulation_steps": "outputs move to the CPU after every batch",
     "batch_eval_metrics": "metrics with update() are fed batch by batch anyway",

@@ -1,1 +1,1 @@
-"""The command line: ``loopkit fit``, ``evaluate``, ``predict``, ``ckpt``, ``report`` and ``doctor``."""
+"""The command line: ``loopkit fit``, ``evaluate``, ``predict``, ``ckpt``, ``bench``, ``report`` and ``doctor``."""

@@ -132,6 +132,9 @@ def _cadences(args: Mapping[str, Any], found: Conversion) -> None:
     found.fit["log_every"] = log
     evaluation = args.get("eval_strategy") or args.get("evaluation_strategy") or "no"
     found.fit["eval_every"] = _every(evaluation, args.get("eval_steps") or args.get("logging_steps", 500))
+    if args.get("eval_delay"):
+        delay = args["eval_delay"]
+        found.fit["eval_after"] = repr(f"{delay:g} {'epochs' if '1 epoch' in found.fit['eval_every'] else 'steps'}")
     strategy = args.get("save_strategy", "steps")
     if str(strategy).lower().endswith("no"):
         found.fit["checkpoint"] = "False"

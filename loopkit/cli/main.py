@@ -23,12 +23,13 @@ COMMANDS = {
     "evaluate": ("assess", "measure a task on its evaluation data"),
     "predict": ("forecast", "write a task's predictions"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
+    "bench": ("bench", "time and memory of a task by precision, or over a grid of options"),
     "report": ("report", "what a run did, from its files"),
     "convert-args": ("convert", "the Fit for a Hugging Face Trainer's arguments"),
     "doctor": ("doctor", "what this machine has: versions, devices, extras"),
 }
 ALIASES = {"train": "fit", "eval": "evaluate", "test": "evaluate", "validate": "evaluate", "infer": "predict",
-           "checkpoint": "ckpt", "checkpoints": "ckpt"}  # fmt: skip
+           "checkpoint": "ckpt", "checkpoints": "ckpt", "benchmark": "bench"}  # fmt: skip
 USAGE = """usage: loopkit COMMAND [...]
 
 {commands}

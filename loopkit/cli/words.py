@@ -27,6 +27,11 @@ class Word:
         """As it is shown in messages."""
         return f"--{self.name}"
 
+    @property
+    def typed(self) -> str:
+        """As one argument that reads as this word again."""
+        return f"--{self.name}{'+' if self.append else ''}{'' if self.value is None else f'={self.value}'}"
+
 
 def read_words(argv: Sequence[str]) -> list[Word]:
     """``--name value``, ``--name=value``, ``--name+=value`` and ``--name`` alone.

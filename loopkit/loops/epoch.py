@@ -169,6 +169,8 @@ def note_best(run: Run, metrics: Mapping[str, float]) -> None:
         raise MetricError(f"Checkpoint(best='{name}:{side}'): the evaluation gave no {name!r}."
                           f"{nearest(name, metrics)} It gave {', '.join(sorted(metrics))}")  # fmt: skip
     value, best = metrics[name], run.best.get("value")
+    if value != value:  # NaN is better than nothing, and nothing is better than it
+        return
     if best is None or (value > best if side == "max" else value < best):
         run.best = {"metric": name, "value": value, "step": run.progress.step, "epoch": run.progress.epoch}
         run.agenda.ask("save")

@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.durations import Plan
@@ -90,7 +91,7 @@ class Spec:
             layer_decay=self.layer_decay,
         )  # fmt: skip
         options = {option: value for option, value in self.options.items() if option != "fused" or value is not None}
-        fits = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in chosen.values())
+        fits = all(_fuses(self.optimizer, parameter) for parameter in chosen.values())
         if fits and "fused" in (arguments(self.optimizer) or ()) and not {"fused", "foreach"} & options.keys():
             with suppress(RuntimeError):  # where this version of torch has no such kernel for the device
                 return self._make([dict(group) for group in groups], {**options, "fused": True})
@@ -104,6 +105,13 @@ class Spec:
             return self.optimizer(groups, lr=self.lr, **options)  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
             raise OptionError(f"{self.optimizer.__name__} cannot be built: {error}") from error
+
+
+def _fuses(optimizer: type[Optimizer], parameter: Tensor) -> bool:
+    """Whether torch's fused kernel is to be had for ``parameter``, and right."""
+    if parameter.device.type == "cpu" and parameter.element_size() == 2 and issubclass(optimizer, torch.optim.SGD):
+        return False  # up to 2.13 it leaves whole vectors of 16-bit numbers as they were (pytorch issue 191763)
+    return parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point()
 
 
 SETTINGS = ("lr", "weight_decay", "schedule", "no_decay", "params", "groups", "layer_decay")

@@ -80,7 +80,7 @@ class SingleDevice(Strategy):
 
     def place(self, task: nn.Module) -> None:
         """Move ``task`` to the device, in the precision's dtype; compile or recompute its blocks if asked to."""
-        task.to(self.device, self.numerics.precision.storage)
+        self._move(task)
         self._task = task
         self.equip(task)
 
@@ -91,6 +91,9 @@ class SingleDevice(Strategy):
         how = self.numerics.compile
         if how is not None and how.scope == "blocks":
             compile_blocks(task, how)
+
+    def _move(self, task: nn.Module) -> None:
+        task.to(self.device, self.numerics.precision.storage)
 
     def adopt(self, optimizers: dict[str, Optimizer]) -> None:
         """Take the optimizers, made over the placed parameters."""

@@ -57,6 +57,13 @@ def test_what_is_not_given_is_what_the_trainer_would_do():
     assert found.checkpoint == {"every": "'500 steps'", "keep": "None"}
 
 
+def test_a_delay_counts_what_the_cadence_counts():
+    steps = convert({"eval_strategy": "steps", "eval_steps": 10, "eval_delay": 40})
+    epochs = convert({"eval_strategy": "epoch", "eval_delay": 1.5})
+    assert [built(found.source())["fit"].options.eval_after for found in (steps, epochs)] == ["40 steps", "1.5 epochs"]
+    assert "eval_after" not in convert({"eval_delay": 0}).fit
+
+
 def test_what_is_lost_is_said():
     assert "there is no upload" in convert({"push_to_hub": True}).source()
     assert convert({"push_to_hub": False}).notes == {}

@@ -60,6 +60,8 @@ def test_a_required_argument_is_asked_for(loopkit, shapes):
         ("--time 30", "time", 30),
         ("--time=2 min", "time", "2 min"),
         ("--eval_first", "eval_first", True),
+        ("--eval_after 5", "eval_after", 5),
+        ("--eval_after=50%", "eval_after", "50%"),
         ("--progress false", "progress", False),
         ("--checkpoint false", "checkpoint", False),
         ("--resume auto", "resume", "auto"),

@@ -179,6 +179,23 @@ def test_a_new_best_where_a_checkpoint_is_due_anyway_is_saved_once(tmp_path):
     assert sorted(int(p.name[5:]) for p in (tmp_path / "checkpoints").glob("step-*")) == [2, 4, 6]
 
 
+def test_a_first_evaluation_that_is_nan_is_not_the_best(tmp_path):
+    class Bad(Tiny):
+        def eval_step(self, batch):
+            outputs = super().eval_step(batch)
+            return outputs if self.evaluated else {**outputs, "loss": outputs["loss"] * float("nan")}
+
+    task = Bad()
+    task.evaluated = 0
+    fit = quiet(batch_size=10, eval_every="2 steps", run_dir=tmp_path, checkpoint=Checkpoint(best="eval/loss:min", every="never"))
+    fit.on("eval_end", lambda run, metrics: setattr(task, "evaluated", task.evaluated + 1))
+    result = fit.run(task)
+    losses = {row["step"]: row["eval/loss"] for row in result.history if "eval/loss" in row}
+    assert losses[2] != losses[2]
+    assert result.best["step"] == min((loss, step) for step, loss in losses.items() if loss == loss)[1]
+    assert result.best["checkpoint"] is not None
+
+
 def test_load_best_gives_the_task_the_best_weights(tmp_path):
     weights = {}
 

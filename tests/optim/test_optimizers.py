@@ -42,6 +42,25 @@ def test_fused_is_the_default_and_can_be_left(spec):
     assert left.build(Tiny()).param_groups[0]["fused"] is False
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adagrad"])
+def test_16_bit_parameters_move_by_the_optimizers_formula(name, dtype):
+    """torch's fused SGD on the CPU once left most of them where they were."""
+    task, single = Tiny().to(dtype), Tiny().to(dtype)
+    ours = build(name, lr=0.1).build(task)
+    plain = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}[name]
+    theirs = plain(single.parameters(), lr=0.1, foreach=False)
+    for mine, other in zip(task.parameters(), single.parameters()):
+        mine.grad = torch.linspace(1, 2, mine.numel(), dtype=dtype).view_as(mine)
+        other.grad = mine.grad.clone()
+    before = [p.detach().clone() for p in task.parameters()]
+    ours.step()
+    theirs.step()
+    for mine, other, old in zip(task.parameters(), single.parameters(), before):
+        assert not torch.equal(mine, old)
+        torch.testing.assert_close(mine, other, atol=0.01, rtol=0.01)
+
+
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 def test_a_trainer_name_is_told_ours(name):
     with pytest.raises(OptionError, match=f"no optimizer {name!r}: here that is") as caught:

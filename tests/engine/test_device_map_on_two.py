@@ -1,0 +1,70 @@
+"""device_map with two devices that torch keeps apart: the numbers are those of one device, and state comes back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.second_device import CASES, MAPS, build
+
+EXACT = {"bf16": 5e-3, "bf16-true": 0.05, "fp16": 1e-3, "fp64": 1e-12}  # of losses around 1; fp32: 1e-6
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if shutil.which("g++") is None or not (Path(torch.__file__).parent / "include/ATen").is_dir():
+        pytest.skip("the second device is compiled with g++ and torch's headers, which are not here")
+    library = build(tmp_path_factory.mktemp("device"))
+    done = subprocess.run([sys.executable, "-m", "tests.engine.second_device", str(library)], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[2])  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_torch_keeps_the_two_devices_apart(found):
+    assert "Expected all tensors to be on the same device" in found["refused"]
+
+
+@pytest.mark.parametrize("place", MAPS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_losses_are_those_of_one_device(found, case, place):
+    one, two = found["cases"][case]["one"], found["cases"][case][place]
+    assert len(one["losses"]) >= 8
+    assert one["losses"][0] != pytest.approx(one["losses"][-1], abs=1e-2)
+    assert two["losses"] == pytest.approx(one["losses"], abs=EXACT.get(case, 1e-6))
+    assert two["eval"] == pytest.approx(one["eval"], abs=EXACT.get(case, 1e-6))
+    second = {name for name, device in two["places"].items() if device != "cpu"}
+    prefixes = [prefix for prefix, device in MAPS[place].items() if device == "second"]
+    assert second == {name for name in two["places"] if name.startswith(tuple(prefixes))}
+    assert 0 < len(second) < len(two["places"])
+
+
+def test_auto_fills_both_and_gives_the_same_losses(found):
+    two = found["auto"]
+    assert two["losses"] == pytest.approx(found["cases"]["plain"]["one"]["losses"], abs=1e-6)
+    assert two["places"]["model.blocks.0.up.weight"] == "cpu"
+    assert two["places"]["model.blocks.5.up.weight"] == two["places"]["out.weight"] != "cpu"
+
+
+def test_a_resumed_run_is_the_whole_run_and_its_state_is_beside_its_parameters(found):
+    assert found["resumed"]["whole"] == found["resumed"]["resumed"]
+    moments = found["resumed"]["moments"]
+    assert {name for name, device in moments.items() if device != "cpu"} == {n for n in moments if ".blocks." in n}
+
+
+def test_a_gradient_that_is_not_finite_on_the_second_device_stops_the_run(found):
+    assert found["poisoned"].startswith("step 1 (epoch 0)")
+    assert found["poisoned"].endswith("as it was")
+
+
+def test_monitors_and_averages_read_both_devices(found):
+    one, two = found["hooked"]
+    assert len(one) > 5
+    assert two == pytest.approx(one, abs=1e-5)
