@@ -182,6 +182,8 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
             run.feed.source.close()
         for source in run.evaluation.values():
             source.close()
+        if run.saver is not None:
+            run.saver.close()
         run.strategy.close()
         for lock in locks:
             lock.release()

@@ -22,7 +22,7 @@ from loopkit.durations import Cadence, Duration, Plan, Start
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
 from loopkit.events import Events, Hook
 from loopkit.hooks import numerics
-from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
+from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, SplittingStep, StepLoop
 from loopkit.optim.specs import build_optimizers
 from loopkit.options import Options
 from loopkit.ranks import build_strategy
@@ -77,11 +77,16 @@ def build_loops(options: Options, task: Task) -> Loops:
     Raises:
         TaskError: the task names a loop for a place there is not.
     """
-    own = task.loops()
+    own, kinds = task.loops(), dict(LOOPS)
+    if options.micro_batch == "auto":
+        if options.step is not None or "step" in own:
+            raise OptionError("micro_batch='auto' begins the default step anew where memory runs out, and "
+                              f"{name_of(task)} brings its own step: leave one of them out")  # fmt: skip
+        kinds["step"] = SplittingStep
     unknown = [place for place in own if place not in LOOPS]
     if unknown:
         raise TaskError(f"{name_of(task)}.loops() names {unknown[0]!r}: the places are {', '.join(LOOPS)}")
-    return Loops(**{place: getattr(options, place) or own.get(place) or kind() for place, kind in LOOPS.items()})
+    return Loops(**{place: getattr(options, place) or own.get(place) or kind() for place, kind in kinds.items()})
 
 
 def reading(options: Options, strategy: Strategy, *, training: bool) -> Reading:
@@ -193,6 +198,10 @@ def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> R
                           "eval_step, and give eval_every= a cadence")  # fmt: skip
     strategy.adopt(optimizers)
     task.train()
+    if options.micro_batch == "auto" and strategy.world_size > 1:
+        raise OptionError("micro_batch='auto' is for one process: where one of several ranks runs out of memory, the "
+                          "others wait in the midst of the same step. Give batch_size, and global_batch_size for the "
+                          "same maths")  # fmt: skip
     agenda = make_agenda(options, plan, joint=strategy.world_size > 1)
     hooks = [*options.hooks, *([numerics.Numerics()] if options.debug == "numerics" else []), *listeners]
     return Run(

@@ -87,6 +87,7 @@ class Options:
         eval_batch_size: the same for evaluation and prediction; None takes batch_size.
         global_batch_size: samples per optimizer step on all devices; accumulation is derived from it.
         accumulate: micro-batches per optimizer step.
+        micro_batch: "auto" takes micro-batches in smaller parts where memory runs out, with the same gradient.
         clip_norm: the largest norm of all gradients together.
         clip_value: the largest absolute value of any element of a gradient.
         eval_every: cadence of evaluations: "500 steps", "1 epoch", "10%", "30 min", "never" or a number of steps.
@@ -132,6 +133,7 @@ class Options:
     eval_batch_size: int | None = None
     global_batch_size: int | None = None
     accumulate: int = 1
+    micro_batch: Literal["auto"] | None = None
     clip_norm: float | None = None
     clip_value: float | None = None
     eval_every: Every = "1 epoch"
@@ -174,7 +176,7 @@ class Options:
     def _check_choices(self) -> None:
         choices: dict[str, tuple[Any, ...]] = {
             "rng": RNGS, "on_nan": GUARDS, "progress": ("auto", "rich", "plain", True, False),
-            "debug": (None, "numerics"),
+            "debug": (None, "numerics"), "micro_batch": (None, "auto"),
         }  # fmt: skip
         if ":" not in self.accelerator:
             choices["accelerator"] = ACCELERATORS

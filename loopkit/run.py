@@ -138,6 +138,7 @@ class Run:
     stopping: bool = False
     data_state: Any = None
     streams: dict[str, Any] | None = None  # torch's streams as of the last commit, where data was drawn since
+    parts: int = 1  # in how many parts a micro-batch is taken, under micro_batch="auto"
     unit: float | None = None  # what all ranks' weights are taken relative to
     divisor: Any = None  # what the gradients of the step under way are still to be divided by
     _clock: Callable[[], float] = time.perf_counter

@@ -70,6 +70,11 @@ class Saver:
         """Wait for the save in flight."""
         self._report(run, self._joint(self._writer.close))
 
+    def close(self) -> None:
+        """The run is over, in whatever way: leave the other writers."""
+        if self._together is not None:
+            self._together.leave()
+
     def best(self, run: Run) -> Path | None:
         """The checkpoint of the best evaluation; None when there was none, or it is gone."""
         entries = self._world.first(lambda: scan(self.store, self.run_dir))

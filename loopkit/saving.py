@@ -60,6 +60,7 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
             "agenda": run.agenda.state_dict(),
             "metrics": run.metrics,
             "best": run.best,
+            "parts": run.parts,
             "streams": _streams(run),
             "training_weights": {n: training[id(p)] for n, p in task.named_parameters() if id(p) in training},
         }
@@ -103,6 +104,7 @@ def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
         if key in state["hooks"]:
             hook.load_state_dict(state["hooks"][key])
     run.agenda.load_state_dict(state["agenda"])
+    run.parts = state.get("parts", 1)
     run.metrics, run.best = dict(state["metrics"]), dict(state["best"])
     _restore_streams(run, state["streams"])
 

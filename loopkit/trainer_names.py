@@ -10,7 +10,7 @@ TRAINER_NAMES = {
     "per_device_train_batch_size": "batch_size",
     "per_device_eval_batch_size": "eval_batch_size",
     "train_batch_size": "batch_size",
-    "auto_find_batch_size": "batch_size",
+    "auto_find_batch_size": 'micro_batch="auto"',
     "gradient_accumulation_steps": "accumulate",
     "accumulate_grad_batches": "accumulate",
     "max_grad_norm": "clip_norm",

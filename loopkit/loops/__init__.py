@@ -3,6 +3,7 @@
 from loopkit.loops.epoch import EpochLoop
 from loopkit.loops.evaluate import EvalLoop
 from loopkit.loops.predict import PredictLoop
+from loopkit.loops.splitting import SplittingStep
 from loopkit.loops.step import StepLoop
 
-__all__ = ["EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"]
+__all__ = ["EpochLoop", "EvalLoop", "PredictLoop", "SplittingStep", "StepLoop"]

@@ -54,7 +54,7 @@ class StepLoop:
         strategy, task, running, timings = run.strategy, run.task, run.running, run.timings
         world = strategy.world_size
         # Of all of a run's steps alike, the shorter last one of an epoch too: then ranks can be traded for batches.
-        several = world > 1 or (run.feed is not None and run.feed.accumulate > 1)
+        several = world > 1 or len(batches) > 1 or (run.feed is not None and run.feed.accumulate > 1)
         micro_step_end = run.events.micro_step_end
         call, context, step = strategy.method(method), strategy.forward, run.progress.step
         seed = run.seed if run.seed is None or method == "train_step" else mix(run.seed, crc32(method.encode()))

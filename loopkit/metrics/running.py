@@ -39,6 +39,12 @@ class Running:
             entry = self._pending[name] = (reduce, [])
         entry[1].append((value, weight))
 
+    def absorb(self, other: Running) -> None:
+        """Take in what ``other`` has collected."""
+        for name, (reduce, pairs) in other._pending.items():
+            for value, weight in pairs:
+                self.add(name, value, weight, reduce)
+
     def __len__(self) -> int:
         return len(self._pending) + len(self._fetched)
 

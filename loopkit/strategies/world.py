@@ -115,8 +115,11 @@ class World:
         return list(numbers)
 
     def beside(self) -> World:
-        """The same ranks, to be talked to from another thread."""
+        """The same ranks, to be talked to from another thread, until it is left."""
         return self
+
+    def leave(self) -> None:
+        """Give back what ``beside`` took; the run's own World stays."""
 
     def add_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of everyone's scalar tensor, on its device, without waiting for it."""
@@ -178,8 +181,13 @@ class Group(World):
         return first
 
     def beside(self) -> World:
-        """The same ranks, to be talked to from another thread."""
+        """The same ranks, to be talked to from another thread, until it is left."""
         return Group(dist.new_group(backend="gloo"))
+
+    def leave(self) -> None:
+        """Give back what ``beside`` took; the run's own World stays."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
 
     def add(self, *numbers: float) -> list[float]:
         """The sums of everyone's numbers; whole numbers up to 2**53 are exact."""

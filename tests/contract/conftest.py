@@ -53,6 +53,7 @@ def pytest_runtest_makereport(item, call):
     item.failed = getattr(item, "failed", False) or outcome.get_result().failed
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/contract/" in item.nodeid:

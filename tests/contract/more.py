@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopkit import DDP
+from loopkit import DDP, FSDP, SingleDevice
 from loopkit.hooks import Unfreeze
-from tests.support import Tiny, digest, quiet
+from loopkit.strategies.sharded import whole
+from tests.support import Tiny, digest, points, quiet
 
 
 def unfreeze() -> dict[str, Any]:
@@ -37,3 +38,54 @@ def unused() -> str:
         told = str(error)
     quiet(strategy=DDP(find_unused_parameters=True), batch_size=8).run(Idle())
     return told
+
+
+def by_hand(strategy: str) -> str:
+    """A loop of the user's own around a strategy: each rank its half of every batch; the digest of the weights."""
+    made = {"single": SingleDevice, "ddp": DDP, "fsdp": FSDP}[strategy]("cpu")
+    task, data = Tiny(dropout=0.0), points(64)
+    made.open()
+    made.place(task)
+    made.adopt({"main": torch.optim.AdamW(task.parameters(), lr=1e-2, fused=True)})
+    step, ranks = made.method("train_step"), made.world_size
+    for start in range(0, 64, 16):
+        parts = [data[start : start + 8], data[start + 8 : start + 16]]
+        mine = parts[made.rank :: ranks]
+        for number, batch in enumerate(mine):
+            made.sync(number == len(mine) - 1)
+            made.backward(step(batch) / len(mine))
+        made.complete()
+        made.update()
+    weights = {name: whole(t) for name, t in made.model_state().items()}
+    made.close()
+    return digest(weights)
+
+
+def strategy_of(name: str) -> tuple[str, int]:
+    """The class of the strategy that a run has, and over how many ranks."""
+    found = []
+    fit = quiet(strategy=name, steps=1)
+    fit.on("setup", lambda run: found.append((type(run.strategy).__name__, run.strategy.world_size)))
+    fit.run(Tiny())
+    return found[0]
+
+
+def other_number() -> str:
+    """Asks for three devices where two processes were started."""
+    try:
+        quiet(strategy="ddp", devices=3, steps=1).run(Tiny())
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def own_step(name: str, ranks: int) -> dict[str, Any]:
+    """A few steps of a task that brings its own StepLoop."""
+    from tasks.gan import RingGan
+    from tasks.sam import NoisyDigits
+
+    torch.manual_seed(0)
+    task = RingGan(hidden=16) if name == "gan" else NoisyDigits()
+    strategy = "ddp" if ranks > 1 else "single"
+    quiet(strategy=strategy, batch_size=16, accumulate=2 // ranks, steps=6, eval_every="never").run(task)
+    return {"digest": digest(task.state_dict()), "model": {n: t.clone() for n, t in task.state_dict().items()}}

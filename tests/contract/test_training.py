@@ -128,3 +128,35 @@ def test_a_parameter_that_the_loss_does_not_reach_is_explained(pair):
 
     for told in pair.call(more.unused):
         assert "DDP(find_unused_parameters=True)" in told
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_alone_serves_a_loop_written_by_hand(pair, strategy):
+    from tests.contract import more
+
+    first, second = pair.call(more.by_hand, strategy)
+    assert first == second == more.by_hand("single")
+
+
+def test_auto_is_one_process_here_and_ddp_among_several(pair):
+    from tests.contract import more
+
+    assert pair.call(more.strategy_of, "auto") == [("DDP", 2), ("DDP", 2)]
+    assert more.strategy_of("auto") == ("SingleDevice", 1)
+
+
+def test_a_number_of_devices_that_was_not_started_is_refused(pair):
+    from tests.contract import more
+
+    for told in pair.call(more.other_number):
+        assert told == "devices=3, and 2 processes were started on this machine: leave devices out, or start as many"
+
+
+@pytest.mark.parametrize("task", ["gan", "sam"])
+def test_the_tasks_with_a_step_of_their_own_run_over_ranks(pair, task):
+    from tests.contract import more
+
+    first, second = pair.call(more.own_step, task, 2)
+    alone = more.own_step(task, 1)
+    assert first["digest"] == second["digest"]
+    assert distance(first["model"], alone["model"]) < 1e-5

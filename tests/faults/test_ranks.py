@@ -187,6 +187,17 @@ def test_fsdp_goes_on_after_a_kill_too(tmp_path):
     assert rest[-1].split()[-1] == lines[-1].split()[-1], err
 
 
+def test_slurms_variables_give_a_place():
+    from loopkit.strategies.world import find_place
+
+    env = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "11", "SLURM_LOCALID": "3", "SLURM_JOB_ID": "70042",
+           "SLURM_STEP_NODELIST": "node[07-08]", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}  # fmt: skip
+    place = find_place(env)
+    assert (place.rank, place.size, place.local_rank, place.local_size) == (11, 16, 3, 8)
+    assert (place.host, place.port, place.hosted) == ("node07", 15000 + 70042 % 20000, False)
+    assert find_place({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16"}) is None, "a job's own shell is not a step"
+
+
 TASK = """
 import os
 from tests.support import Tiny

@@ -1,0 +1,82 @@
+"""The table of docs/strategies.md, measured: ``python -m tests.docs.parity_table`` writes it anew."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from tests.contract import jobs
+from tests.docs.pages import DOCS
+from tests.ranks import Ranks
+
+PAGE = DOCS / "strategies.md"
+STRATEGIES: dict[str, Any] = {"DDP": "ddp", "FSDP": "fsdp"}
+# Two epochs of 7 steps over 52 sentences with dropout, a schedule and weighted losses; one process accumulates.
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clip_norm": {"clip_norm": 0.5},
+    "accumulate": {"accumulate": 2, "batch_size": 4, "clip_norm": 0.5},
+    "bf16": {"precision": "bf16"},
+}
+HEAD = ["| on 2 ranks, against one process | fp32 | fp32, `clip_norm` | fp32, `clip_norm`, `accumulate=2` | bf16 |",
+        "|---|---|---|---|---|"]  # fmt: skip
+BEGIN, END = "<!-- parity -->\n", "<!-- end -->"
+
+
+def distances(pair: Ranks, strategy: Any) -> dict[str, tuple[float, float]]:
+    """By case: the largest difference of a weight and of a loss, relative to the largest weight and loss."""
+    found = {}
+    for case, given in CASES.items():
+        options = {"batch_size": 8, "epochs": 2, "log_every": 1, **given}
+        mine = pair.call(jobs.train, strategy, "words", **options)[0]
+        alone = jobs.train("single", "words", **{**options, "accumulate": 2 * options.get("accumulate", 1)})
+        gap = max(float((mine["model"][n].double() - t.double()).abs().max()) for n, t in alone["model"].items())
+        size = max(float(t.abs().max()) for t in alone["model"].values())
+        losses = [(a["train/loss"], b["train/loss"]) for a, b in zip(mine["rows"], alone["rows"]) if "train/loss" in a]
+        found[case] = gap / size, max(abs(a - b) / abs(b) for a, b in losses)
+    return found
+
+
+def shown(weights: float, losses: float) -> str:
+    """The distances in words: their power of ten, rounded up."""
+    if weights == losses == 0:
+        return "the same bits"
+    return " and ".join(f"{what} within {bound(value)}" for what, value in (("weights", weights), ("losses", losses)))
+
+
+def bound(value: float) -> str:
+    """The next larger power of ten."""
+    power = -20
+    while 10.0**power < value:
+        power += 1
+    return f"1e{power}"
+
+
+def within(cell: str, weights: float, losses: float) -> bool:
+    """Whether measured distances are within what a cell of the page says."""
+    said = [float(number) for number in re.findall(r"within (1e-?\d+)", cell)]
+    return weights == losses == 0 if not said else weights <= said[0] and losses <= said[1]
+
+
+def table(pair: Ranks) -> str:
+    """The table as Markdown."""
+    rows = []
+    for name, strategy in STRATEGIES.items():
+        found = distances(pair, strategy)
+        rows.append(f"| {name} | " + " | ".join(shown(*found[case]) for case in CASES) + " |")
+    return "\n".join([*HEAD, *rows]) + "\n"
+
+
+def written(page: str, text: str) -> str:
+    """The page with the table between its markers made anew."""
+    head, _, rest = page.partition(BEGIN)
+    return head + BEGIN + "\n" + text + "\n" + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ranks = Ranks(2)
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), table(ranks)), encoding="utf-8")
+    ranks.close()
