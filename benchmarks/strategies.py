@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks import record
 from benchmarks.overhead import quiet
+from benchmarks.peers import Batches
 from loopkit import DDP, FSDP, Fit, Task
 from loopkit.strategies.launch import die_with_parent, launch
 from loopkit.strategies.world import find_place, join
@@ -142,19 +143,6 @@ def ours(strategy: Any) -> Callable[[Job], None]:
     return train
 
 
-class _Batches:
-    """Batches that a framework takes as they are."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
-
-
 def lightning(strategy: str) -> Callable[[Job], None]:
     """Lightning's Trainer."""
 
@@ -188,7 +176,7 @@ def lightning(strategy: str) -> Callable[[Job], None]:
             strategy=how, accelerator="cpu", devices=RANKS, max_epochs=1, enable_model_summary=False, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
         )  # fmt: skip
-        trainer.fit(Module(), _Batches(job.data))
+        trainer.fit(Module(), Batches(job.data))
 
     return train
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import by_hand, checkpoint, ours, overhead, page
 from benchmarks.job import Job
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -72,3 +78,14 @@ def test_the_page_shows_what_was_measured():
     assert "| loopkit | 123 | 100 to 200 | +7 | 1.50 |" in text
     assert "abacus" in text
     assert "import" not in text.split("## The cost of a step")[1]
+
+
+def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights():
+    words = [sys.executable, "benchmarks/strategies.py", "--rounds", "2", "--kind", "DDP"]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.split("\nDDP\n")[1].splitlines()[1:]
+    ratios = {row[:12].strip(): float(row.split()[-4]) for row in rows}
+    assert ratios["by hand"] == 1.0
+    assert 0.2 < ratios["loopkit"] < 5
