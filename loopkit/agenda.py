@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loopkit.durations import Cadence
@@ -20,26 +20,42 @@ class Agenda:
     Args:
         stop_step: the last step.
         timed_stop: whether a clock ends the run.
-        joint: whether other ranks must hear of a request before it is met: it then changes nothing by itself.
+        joint: whether other ranks must hear of a request before it is met. Until then it is wished for, which changes
+            nothing: a signal may come at any moment, and what it asks for must not show on one rank alone.
+        first: what is due at the end of the first step.
     """
 
-    __slots__ = ("_asked", "_joint", "_stop_step", "_timed_stop", "cadences", "next")
+    __slots__ = ("_asked", "_joint", "_stop_step", "_timed_stop", "_wished", "cadences", "next")
 
     def __init__(
-        self, cadences: Mapping[str, Cadence], stop_step: int | None = None, *, timed_stop: bool, joint: bool = False
-    ) -> None:
+        self, cadences: Mapping[str, Cadence], stop_step: int | None = None, *, timed_stop: bool, joint: bool = False,
+        first: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         self.cadences = dict(cadences)
         self.next = 0
         self._joint = joint
         self._stop_step = stop_step
         self._timed_stop = timed_stop
-        self._asked: set[str] = set()
+        self._asked: set[str] = set(first)
+        self._wished: set[str] = set()
 
     def ask(self, what: str) -> None:
         """Have ``what`` done at the end of the step under way (of the next one, between steps)."""
+        if self._joint:
+            self._wished.add(what)
+            return
         self._asked.add(what)
-        if not self._joint:
-            self.next = 0
+        self.next = 0
+
+    def wishes(self) -> set[str]:
+        """What this rank wishes for and the others have not heard of; it is theirs to hear now, and forgotten."""
+        wished = set(self._wished)
+        self._wished -= wished
+        return wished
+
+    def agree(self, what: str) -> None:
+        """All ranks know that ``what`` is asked for."""
+        self._asked.add(what)
 
     def asked(self, what: str) -> bool:
         """Whether ``what`` is asked for and not yet done."""

@@ -159,9 +159,8 @@ def make_agenda(options: Options, plan: Plan, *, joint: bool) -> Agenda:
     if options.eval_after is not None:
         evaluations = cadences["eval"]
         evaluations.start = Start.parse(options.eval_after, "eval_after", plan, evaluations.every)
-    agenda = Agenda(cadences, plan.steps, timed_stop=plan.seconds is not None, joint=joint)
-    agenda.ask("log")  # step 1 is always logged
-    return agenda
+    timed = plan.seconds is not None
+    return Agenda(cadences, plan.steps, timed_stop=timed, joint=joint, first=["log"])  # step 1 is always logged
 
 
 def open_evaluation(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:

@@ -35,7 +35,7 @@ def gather_ranks(options: Options) -> None:
     """
     place, count = find_place(), _wanted(options)
     if place is None:
-        if options.nodes > 1:
+        if options.nodes > 1 and _joins(options):
             raise OptionError(f"nodes={options.nodes}: start the script on each machine, with "
                               f"torchrun --nnodes {options.nodes} (or srun)")  # fmt: skip
         if count > 1:

@@ -135,6 +135,7 @@ class Run:
     measured_at: int = -1  # the step of the last evaluation
     status: str = "finished"
     why: str = ""
+    reason: tuple[str, str] | None = None  # the status and why of a stop that this rank asked for
     stopping: bool = False
     data_state: Any = None
     streams: dict[str, Any] | None = None  # torch's streams as of the last commit, where data was drawn since
@@ -151,8 +152,14 @@ class Run:
 
     def stop(self, why: str) -> None:
         """End training after this step, with a last evaluation left out and the last checkpoint saved."""
+        self.end("stopped", why)
+
+    def end(self, status: str, why: str) -> None:
+        """As ``stop``, with the status that the result is to have."""
+        self.reason = status, why
+        if self.strategy.world_size == 1:  # else it holds once all ranks know of it
+            self.status, self.why = status, why
         self.agenda.ask("stop")
-        self.status, self.why = "stopped", why
 
     def request(self, what: Request) -> None:
         """Ask for an evaluation, a checkpoint, a log or the end of the epoch at the end of this step.

@@ -25,10 +25,9 @@ def signals(run: Run) -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and run.status == "interrupted":
+        if number == signal.SIGINT and run.reason is not None and run.reason[0] == "interrupted":
             raise KeyboardInterrupt
-        run.status, run.why = "interrupted", signal.Signals(number).name
-        run.agenda.ask("stop")
+        run.end("interrupted", signal.Signals(number).name)
         if run.fetching:  # nothing is half done, and the data may never come
             raise Interrupted
 

@@ -80,6 +80,8 @@ class EpochLoop:
             left = True
         elif stepped and joint and run.agenda.waiting():
             left = self.boundary(run, epoch_is_over=False, between_steps=True)
+        elif joint and run.agenda.waiting():
+            run.agenda.look_ahead(run.progress.step)  # asked for before the first step: met at its end
         run.streams = None
         return left
 

@@ -12,13 +12,14 @@ ASKS = ("stop", "save", "eval", "log", "end_epoch")
 def _ask_all(run: Run, *numbers: float) -> list[float]:
     """Make every rank's requests everyone's; the sums of what else each says. One small sum over all ranks."""
     agenda, world = run.agenda, run.strategy.world
-    sums = world.add(*(float(agenda.asked(what)) for what in ASKS), *numbers)
+    wishes = agenda.wishes()
+    sums = world.add(*(float(what in wishes) for what in ASKS), *numbers)
     for what, count in zip(ASKS, sums):
         if count:
-            agenda.ask(what)
+            agenda.agree(what)
     if sums[0]:  # a stop has a reason, which only the rank that asked may know
-        told = [(status, why) for status, why in world.gather((run.status, run.why)) if status != "finished"]
-        run.status, run.why = told[0] if told else (run.status, run.why)
+        reasons = [reason for reason in world.gather(run.reason) if reason is not None]
+        run.status, run.why = reasons[0] if reasons else ("stopped", "")
     return sums[len(ASKS) :]
 
 

@@ -98,7 +98,7 @@ def test_a_resumed_run_evaluates_where_the_whole_run_does(tmp_path):
 
 
 def test_a_dry_run_evaluates_all_the_same():
-    assert evaluated(dry_run=True, eval_after="1000 steps") == [2]
+    assert evaluated(dry_run=True, eval_after="1000 steps") == evaluated(dry_run=True) == [1, 2]
 
 
 def test_the_best_checkpoint_is_chosen_among_those_from_then_on(tmp_path):
