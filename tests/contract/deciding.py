@@ -182,3 +182,29 @@ def disk_full(place: Path) -> str:
     finally:
         Store.create = kept  # type: ignore[method-assign]
     return ""
+
+
+def signal_after(rank: int, moment: int) -> tuple[str, int]:
+    """SIGTERM comes to one rank right after its word number ``moment``: too late for the others to have heard of it."""
+    import signal
+
+    from loopkit.strategies.world import Group
+
+    kept, words, seen = Group.add, [0], [0]
+
+    def add(self: Any, *numbers: float) -> list[float]:
+        sums = kept(self, *numbers)
+        words[0] += 1
+        if words[0] == moment and self.rank == rank:
+            signal.raise_signal(signal.SIGTERM)
+        return sums
+
+    Group.add = add  # type: ignore[method-assign]
+    fit = quiet(strategy="ddp", batch_size=4, epochs=2, eval_every="3 steps", log_every="3 steps")
+    fit.on("step_end", lambda run, out: seen.__setitem__(0, run.progress.step))
+    try:
+        return fit.run(Tiny()).status, seen[0]
+    except SystemExit as error:
+        return f"exit {error.code}", seen[0]
+    finally:
+        Group.add = kept  # type: ignore[method-assign]

@@ -61,3 +61,11 @@ def test_an_error_of_the_first_rank_alone_is_everyones(pair, tmp_path):
     (tmp_path / "file").write_text("")
     for told in pair.call(deciding.bad_directory, tmp_path / "file" / "run"):
         assert told.startswith("RunDirError")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_at_any_moment_ends_all_at_the_same_step(pair, rank):
+    for moment in range(1, 16):
+        first, second = pair.call(deciding.signal_after, rank, moment)
+        assert first == second
+        assert first[0] == "exit 143"
