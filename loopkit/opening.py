@@ -45,7 +45,8 @@ def open_strategy(options: Options, task: Task) -> Strategy:
     how = options.compile if isinstance(options.compile, Compile) else Compile() if options.compile else None
     precision = parse_precision(options.precision)
     clip = (options.clip_norm, options.clip_value)
-    strategy.open(Numerics(precision, *clip, options.on_nan, how, options.remat))
+    at_once = (options.batch_size, options.accumulate)
+    strategy.open(Numerics(precision, *clip, options.on_nan, how, options.remat, *at_once))
     rng.seed_all(options.seed, strategy.device)
     if not getattr(task, "_configured", False):
         with strategy.building():

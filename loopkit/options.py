@@ -71,8 +71,8 @@ class Options:
     """How a task is trained.
 
     Args:
-        strategy: where it runs: "auto" (DDP where there are several devices), "single", "ddp", "fsdp", "deepspeed", or a
-            Strategy object.
+        strategy: where it runs: "auto" (DDP where there are several devices), "single", "ddp", "fsdp", "deepspeed", or
+            a Strategy object.
         devices: how many devices on this machine, a process each: "auto" (all GPUs, or one CPU process) or a number.
         nodes: how many machines; each is started by torchrun or srun.
         accelerator: "auto", "cpu", "cuda" or "mps".

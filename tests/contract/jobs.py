@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from loopkit.errors import LoopkitWarning
-from loopkit.saving import optimizer_state
 from loopkit.strategies.sharded import whole
 from tests.contract.tasks import TASKS
 from tests.support import Recorder, digest, quiet
@@ -36,7 +35,7 @@ def train(strategy: Any, task: str = "tiny", task_args: dict[str, Any] | None = 
     @fit.on("fit_end")
     def keep(run: Any) -> None:
         found["model"] = {name: whole(t).detach().clone() for name, t in run.strategy.model_state().items()}
-        tensors, plain = optimizer_state(run.strategy, run.task)
+        tensors, plain = run.strategy.optimizer_state()
         found["optimizer"] = {name: whole(t).detach().clone() for name, t in tensors.items()}
         found["plain"] = repr(plain)
         found["progress"] = {k: v for k, v in run.progress.state_dict().items() if k != "seconds"}
