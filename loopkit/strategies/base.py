@@ -22,7 +22,7 @@ from loopkit.strategies.world import World
 class Numerics:
     """What every strategy must do to the numbers, and how: precision, clipping, non-finite ones, memory for time.
 
-    ``batch_size`` and ``accumulate`` are what each device takes at once and how often, for one step.
+    The sizes are Fit's: what each device takes at once, how often for one step, and for a step on all devices.
     """
 
     precision: Precision = PRECISIONS["fp32"]
@@ -33,6 +33,7 @@ class Numerics:
     remat: str | None = None
     batch_size: int = 1
     accumulate: int = 1
+    global_batch_size: int | None = None
 
 
 class Strategy(ABC):
@@ -43,6 +44,8 @@ class Strategy(ABC):
         world: those who train together; ``rank`` and ``world_size`` are its, at hand for the hot path.
         joins: whether it takes several processes.
         sharded: whether parameters are spread over the ranks, which then save together.
+        shows_gradients: whether parameters, their gradients and the optimizers' state are whole and at hand between
+            backward and update; what looks at them is refused where they are not.
         lockstep: whether a forward pass is collective, so that a rank without data must run it too.
         forward: the context that every call of a task's step runs in; None for none.
         seed: seeds torch's generators, this device's among them.
@@ -60,6 +63,7 @@ class Strategy(ABC):
     world_size: int = 1
     joins: bool = False
     sharded: bool = False
+    shows_gradients: bool = True
     lockstep: bool = False
     numerics: Numerics
     forward: AbstractContextManager[Any] | None
@@ -144,5 +148,5 @@ class Strategy(ABC):
         """Forward passes without a backward are over: parameters are to be as before them."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Leave the other processes."""
+    def close(self, failed: bool = False) -> None:
+        """The run is over. Where it ``failed``, perhaps on this rank alone, no collective may be issued."""

@@ -64,7 +64,7 @@ class SingleDevice(Strategy):
         self._losses: list[Tensor] = []
         self._blocked = False
         self._guard: Guard | None = None
-        self.scaler: torch.amp.GradScaler | None = None
+        self.scaler: Any = None
         self._compiled: dict[str, Callable[..., Any]] = {}
         self.building, self.close_step = nullcontext, _unknown
 
@@ -202,7 +202,7 @@ class SingleDevice(Strategy):
     def settle(self) -> None:
         """Nothing was gathered for a forward pass."""
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Nothing to leave."""
 
 
