@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from loopkit.strategies.base import Strategy
     from loopkit.strategies.compiling import Compile
     from loopkit.strategies.ddp import DDP
+    from loopkit.strategies.deepspeed import DeepSpeed
     from loopkit.strategies.fsdp import FSDP
     from loopkit.strategies.single import SingleDevice
     from loopkit.task import Task
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "DDP", "FSDP", "Checkpoint", "Compile", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader", "PredictLoop", "Progress",
-    "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
+    "DDP", "FSDP", "Checkpoint", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader",
+    "PredictLoop", "Progress", "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
 ]  # fmt: skip
 
 # Imported when first asked for: `import loopkit` and `loopkit --help` do without torch.
@@ -39,6 +40,7 @@ _HOMES = {
     "loopkit.strategies.base": ("Strategy",),
     "loopkit.strategies.compiling": ("Compile",),
     "loopkit.strategies.ddp": ("DDP",),
+    "loopkit.strategies.deepspeed": ("DeepSpeed",),
     "loopkit.strategies.fsdp": ("FSDP",),
     "loopkit.strategies.single": ("SingleDevice",),
     "loopkit.task": ("Task",),

@@ -141,16 +141,18 @@ class Events:
         for listener in listeners:
             _refuse_unknown_events(listener)
         for event in EVENTS:
-            found = [getattr(listener, f"on_{event}", None) for listener in listeners]
-            setattr(self, event, _fan_out([f for f in found if f is not None and _is_overridden(f, event)]))
+            found = [getattr(listener, f"on_{event}") for listener in listeners if listens(listener, event)]
+            setattr(self, event, _fan_out(found))
 
     if TYPE_CHECKING:
 
         def __getattr__(self, event: str) -> Callable[..., None] | None: ...
 
 
-def _is_overridden(method: Any, event: str) -> bool:
-    return getattr(method, "__func__", method) is not getattr(Hook, f"on_{event}")
+def listens(listener: object, event: str) -> bool:
+    """Whether a hook, a task or a subscription has a method of its own for ``event``."""
+    method = getattr(listener, f"on_{event}", None)
+    return method is not None and getattr(method, "__func__", method) is not getattr(Hook, f"on_{event}")
 
 
 def _refuse_unknown_events(listener: object) -> None:

@@ -161,7 +161,7 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
     listeners: list[Hook] = [*subscriptions, *([console] if console else [])]
     run = opening.build_training(task, options, listeners)
     locks: list[RunLock] = []
-    world = run.strategy.world
+    world, failed = run.strategy.world, True
     try:
         with _errors_told(run):
             run.run_dir = run_dir = world.first(lambda: opening.choose_run_dir(options, task))
@@ -176,6 +176,7 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
             with signals(run), opening.determinism(options.deterministic):
                 _start(run)
                 yield run
+        failed = False
     finally:
         run.loggers.close()
         if run.feed is not None:
@@ -184,7 +185,7 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
             source.close()
         if run.saver is not None:
             run.saver.close()
-        run.strategy.close()
+        run.strategy.close(failed)
         for lock in locks:
             lock.release()
 
@@ -224,7 +225,7 @@ def _finish(run: Run) -> None:
 def _inference(
     task: Task, options: Options, subscriptions: list[Subscription], checkpoint: str | Path | None
 ) -> Iterator[Run]:
-    run = opening.build_inference(task, options, subscriptions)
+    run, failed = opening.build_inference(task, options, subscriptions), True
     try:
         with _errors_told(run), opening.determinism(options.deterministic):
             if checkpoint is not None:
@@ -234,8 +235,9 @@ def _inference(
             if run.events.setup is not None:
                 run.events.setup(run)
             yield run
+        failed = False
     finally:
-        run.strategy.close()
+        run.strategy.close(failed)
 
 
 def _dry_run(fit: Fit, task: Task) -> Result:

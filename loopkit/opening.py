@@ -20,7 +20,7 @@ from loopkit.data.loader import IndexedSource
 from loopkit.data.prefetch import bring_to
 from loopkit.durations import Cadence, Duration, Plan, Start
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
-from loopkit.events import Events, Hook
+from loopkit.events import Events, Hook, listens
 from loopkit.hooks import numerics
 from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, SplittingStep, StepLoop
 from loopkit.optim.specs import build_optimizers
@@ -45,7 +45,12 @@ def open_strategy(options: Options, task: Task) -> Strategy:
     how = options.compile if isinstance(options.compile, Compile) else Compile() if options.compile else None
     precision = parse_precision(options.precision)
     clip = (options.clip_norm, options.clip_value)
-    strategy.open(Numerics(precision, *clip, options.on_nan, how, options.remat))
+    strategy.open(
+        Numerics(
+            precision, *clip, options.on_nan, how, options.remat, options.batch_size, options.accumulate,
+            options.global_batch_size,
+        )
+    )  # fmt: skip
     rng.seed_all(options.seed, strategy.device)
     if not getattr(task, "_configured", False):
         with strategy.building():
@@ -195,6 +200,9 @@ def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> R
     if watched and not evaluation:
         raise OptionError(f"a schedule watches {watched[0]!r} and nothing is evaluated: define eval_data and "
                           "eval_step, and give eval_every= a cadence")  # fmt: skip
+    hooks = [*options.hooks, *([numerics.Numerics()] if options.debug == "numerics" else []), *listeners]
+    if not strategy.shows_gradients:
+        refuse_looking_at_gradients([task, *hooks], strategy)
     strategy.adopt(optimizers)
     task.train()
     if options.micro_batch == "auto" and strategy.world_size > 1:
@@ -202,13 +210,26 @@ def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> R
                           "others wait in the midst of the same step. Give batch_size, and global_batch_size for the "
                           "same maths")  # fmt: skip
     agenda = make_agenda(options, plan, joint=strategy.world_size > 1)
-    hooks = [*options.hooks, *([numerics.Numerics()] if options.debug == "numerics" else []), *listeners]
     return Run(
         task=task, strategy=strategy, options=options, plan=plan, agenda=agenda,
         events=Events([task, *hooks]), loops=build_loops(options, task), hooks=hooks, feed=feed,
         evaluation=evaluation, optimizers=optimizers, schedules=schedules,
         seed=options.seed if options.rng == "counter" else None,
     )  # fmt: skip
+
+
+def refuse_looking_at_gradients(listeners: Iterable[Any], strategy: Strategy) -> None:
+    """Refuse listeners that would be shown gradients where there are none to see.
+
+    Raises:
+        OptionError: with the listener.
+    """
+    for listener in listeners:
+        if listens(listener, "before_update"):
+            who = name_of(listener) if isinstance(listener, Task) else type(listener).__name__
+            raise OptionError(f"{who} listens to on_before_update, and {type(strategy).__name__} keeps gradients to "
+                              "itself, in flat parts over the ranks: leave it out, or take strategy='ddp' or "
+                              "'fsdp'")  # fmt: skip
 
 
 def build_inference(task: Task, options: Options, listeners: Iterable[Hook]) -> Run:

@@ -11,6 +11,7 @@ from loopkit.errors import OptionError, nearest
 from loopkit.options import Options
 from loopkit.strategies.base import Strategy
 from loopkit.strategies.ddp import DDP
+from loopkit.strategies.deepspeed import DeepSpeed
 from loopkit.strategies.failure import Failure
 from loopkit.strategies.fsdp import FSDP
 from loopkit.strategies.launch import die_with_parent, launch
@@ -19,7 +20,7 @@ from loopkit.strategies.single import SingleDevice
 from loopkit.strategies.spread import spread
 from loopkit.strategies.world import Place, find_place
 
-STRATEGIES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP}
+STRATEGIES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP, "deepspeed": DeepSpeed}
 _NAMES = ("auto", "single", *STRATEGIES)
 
 
@@ -92,5 +93,5 @@ def build_strategy(options: Options) -> Strategy:
         if options.devices not in ("auto", 1) or options.nodes != 1:
             raise OptionError(f"devices={options.devices!r}, nodes={options.nodes}: strategy 'single' uses one device")
         return SingleDevice(options.accelerator)
-    strategy: Strategy = STRATEGIES[name](options.accelerator)
+    strategy: Strategy = STRATEGIES[name](accelerator=options.accelerator)
     return strategy

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from loopkit import __version__, rng
 from loopkit.checkpoint import Snapshot
@@ -19,7 +18,6 @@ from loopkit.events import Hook
 from loopkit.optim.averaging import evaluation_weights
 from loopkit.run import Run
 from loopkit.strategies import sharded
-from loopkit.strategies.base import Strategy
 from loopkit.task import name_of
 
 
@@ -48,7 +46,7 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
         model = run.strategy.model_state()
         tensors = {"model": {name: tensor.clone() for name, tensor in model.items()} if training else model}
     if not weights_only:
-        tensors["optimizer"], state["optimizers"] = optimizer_state(run.strategy, task)
+        tensors["optimizer"], state["optimizers"] = run.strategy.optimizer_state()
         state |= {
             "options": run.options.to_dict(),
             "seed": {"seed": run.options.seed, "data_seed": run.options.data_seed, "rng": run.options.rng},
@@ -80,14 +78,10 @@ def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
         raise CheckpointError(f"{path} holds weights alone and cannot be resumed: train on from it with "
                               f"{name_of(run.task)}.load({str(path)!r})")  # fmt: skip
     check_model(run.strategy.model_state(), snapshot.tensors.get("model", {}), path)
-    loads = [
-        (optimizer, _optimizer_input(run, name, optimizer, snapshot, path))
-        for name, optimizer in run.optimizers.items()
-    ]
+    load = run.strategy.load_optimizer_state(snapshot.tensors.get("optimizer", {}), state["optimizers"], path)
     keyed = _keyed(run.hooks)
     run.strategy.load_model_state(snapshot.tensors["model"])
-    for optimizer, saved in loads:
-        optimizer.load_state_dict(saved)
+    load()
     for name, weight in state.get("training_weights", {}).items():
         sharded.put(run.task.get_parameter(name), weight)
     run.progress.load_state_dict(state["progress"])
@@ -156,68 +150,6 @@ def check_model(have: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: P
     if wrong:
         shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
         raise CheckpointError(f"{path} does not fit the task: {shown}")
-
-
-def optimizer_state(strategy: Strategy, task: torch.nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimizers' tensors by "<parameter>/<state>" and the rest as plain values.
-
-    With several optimizers the first part is preceded by the optimizer's name.
-    """
-    names = {id(parameter): name for name, parameter in task.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for name, optimizer in strategy.optimizers.items():
-        prefix = f"{name}/" if len(strategy.optimizers) > 1 else ""
-        values: dict[str, Any] = {}
-        for parameter, state in optimizer.state.items():
-            for key, value in state.items():
-                full = f"{names[id(parameter)]}/{key}"
-                if isinstance(value, Tensor):
-                    tensors[prefix + full] = value
-                else:
-                    values[full] = value
-        groups = [
-            {k: v for k, v in group.items() if k != "params"} | {"params": [names[id(p)] for p in group["params"]]}
-            for group in optimizer.param_groups
-        ]
-        plain[name] = {"class": type(optimizer).__name__, "groups": groups, "values": values}
-    return tensors, plain
-
-
-def _optimizer_input(run: Run, name: str, optimizer: Optimizer, snapshot: Snapshot, path: Path) -> dict[str, Any]:
-    """What ``optimizer.load_state_dict`` takes, matched by parameter name, so that order does not matter."""
-    saved = snapshot.state["optimizers"].get(name)
-    if saved is None:
-        have = ", ".join(snapshot.state["optimizers"])
-        raise CheckpointError(f"{path} has no optimizer {name!r}: it has {have}")
-    if saved["class"] != type(optimizer).__name__:
-        raise CheckpointError(f"{path} was saved with {saved['class']} as optimizer {name!r}, and the task now makes "
-                              f"{type(optimizer).__name__}")  # fmt: skip
-    names = {id(parameter): n for n, parameter in run.task.named_parameters()}
-    held_parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    numbers = {names[id(p)]: i for i, p in enumerate(held_parameters)}
-    by_names = {frozenset(group["params"]): group for group in saved["groups"]}
-    groups, count = [], 0
-    for group in optimizer.param_groups:
-        held = [names[id(p)] for p in group["params"]]
-        match = by_names.get(frozenset(held))
-        if match is None:
-            raise CheckpointError(f"{path}: optimizer {name!r} has other parameter groups: none of the saved ones "
-                                  f"holds just {', '.join(held[:4])}{' …' if len(held) > 4 else ''}")  # fmt: skip
-        groups.append(match | {"params": list(range(count, count + len(held)))})
-        count += len(held)
-    state: dict[int, dict[str, Any]] = {}
-    prefix = f"{name}/" if len(run.optimizers) > 1 else ""
-    for source in (snapshot.tensors.get("optimizer", {}), {prefix + k: v for k, v in saved["values"].items()}):
-        for full, value in source.items():
-            if full.startswith(prefix):
-                parameter, _, key = full[len(prefix) :].rpartition("/")
-                if parameter in numbers:
-                    number = numbers[parameter]
-                    if isinstance(value, Tensor):
-                        value = sharded.like(value, held_parameters[number])
-                    state.setdefault(number, {})[key] = value
-    return {"state": state, "param_groups": groups}
 
 
 def _plain_hparams(hparams: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from loopkit.errors import CheckpointError
+from loopkit.errors import CheckpointError, OptionError
 from loopkit.strategies.sharded import like
 
 if TYPE_CHECKING:
@@ -18,7 +18,15 @@ _COARSE = (torch.float16, torch.bfloat16)
 
 
 def trained_parameters(run: Run) -> dict[str, nn.Parameter]:
-    """The floating parameters that the run's optimizers hold, by the user's names, each once."""
+    """The floating parameters that the run's optimizers hold, by the user's names, each once.
+
+    Raises:
+        OptionError: the strategy keeps them to itself.
+    """
+    if not run.strategy.shows_gradients:
+        raise OptionError(f"EMA, SWA, Unfreeze and GradMonitor follow the parameters that the optimizer holds, and "
+                          f"under {type(run.strategy).__name__} it holds flat parts of them: leave the hook out, or "
+                          "take strategy='ddp' or 'fsdp'")  # fmt: skip
     held = {id(p) for o in run.optimizers.values() for group in o.param_groups for p in group["params"]}
     return {n: p for n, p in run.task.named_parameters() if id(p) in held and p.is_floating_point()}
 

@@ -60,10 +60,13 @@ class FindLR(Hook):
         """Do the test.
 
         Raises:
-            OptionError: the data can be read only once.
+            OptionError: the data can be read only once, or the optimizer cannot be put back.
         """
         if run.progress.step or run.resumed_from is not None:
             return
+        if not run.strategy.shows_gradients:
+            raise OptionError(f"FindLR puts the optimizer back as it was, and {type(run.strategy).__name__} keeps its "
+                              "state in flat parts: run FindLR under strategy='ddp' or 'fsdp'")  # fmt: skip
         source: Any = run.feed.source if run.feed is not None else None
         if hasattr(source, "batches") and iter(source.batches) is source.batches:
             kind = type(source.batches).__name__

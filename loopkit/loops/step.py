@@ -66,7 +66,7 @@ class StepLoop:
         for index, batch in enumerate(batches):
             if seed is not None:
                 strategy.seed(at_step(seed, step, index * world + strategy.rank))
-            if world > 1:
+            if several:
                 strategy.sync(index == count - 1)
             began = perf_counter()
             if context is None:

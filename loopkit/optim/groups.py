@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from loopkit.errors import OptionError, TaskError
-from loopkit.optim.layers import layer_levels
+from loopkit.optim.layers import dimensions, layer_levels
 from loopkit.task import name_of
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
@@ -90,7 +90,7 @@ def _spared(task: nn.Module, no_decay: str | Sequence[str]) -> set[str]:
 
 def spared_from_decay(task: nn.Module) -> set[str]:
     """Names of the parameters that weight decay spares: of fewer than two dimensions, or of a norm layer."""
-    spared = {name for name, parameter in task.named_parameters() if parameter.ndim < 2}
+    spared = {name for name, parameter in task.named_parameters() if dimensions(parameter) < 2}
     for prefix, module in task.named_modules():
         if isinstance(module, _NORMS) or "norm" in type(module).__name__.lower():
             spared |= {f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters(recurse=False)}

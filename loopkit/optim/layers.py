@@ -55,7 +55,7 @@ def hidden_matrices(task: nn.Module, among: Iterable[str] | None = None) -> set[
     """
     embeddings = _embedding_weights(task)
     looked_at = None if among is None else set(among)
-    names = [(n, p) for n, p in task.named_parameters() if p.ndim == 2 and (looked_at is None or n in looked_at)]
+    names = [(n, p) for n, p in task.named_parameters() if dimensions(p) == 2 and (looked_at is None or n in looked_at)]
     between = [n for n, p in names if id(p) not in embeddings and not _EMBEDDING.search(n)]
     uses = [n for n, p in task.named_parameters(remove_duplicate=False) if id(p) in embeddings]
     tied = len(uses) > len(embeddings)
@@ -95,3 +95,8 @@ def _ahead(task: nn.Module, stacks: list[str], name: str) -> bool:
 def _embedding_weights(task: nn.Module) -> set[int]:
     kinds = (nn.Embedding, nn.EmbeddingBag)
     return {id(module.weight) for module in task.modules() if isinstance(module, kinds)}
+
+
+def dimensions(parameter: nn.Parameter) -> int:
+    """How many dimensions a parameter has; one that DeepSpeed made in parts looks as if it had one."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ from loopkit.strategies.world import World
 
 @dataclass(frozen=True)
 class Numerics:
-    """What every strategy must do to the numbers, and how: precision, clipping, non-finite ones, memory for time."""
+    """What every strategy must do to the numbers, and how: precision, clipping, non-finite ones, memory for time.
+
+    The sizes are Fit's: what each device takes at once, how often for one step, and for a step on all devices.
+    """
 
     precision: Precision = PRECISIONS["fp32"]
     clip_norm: float | None = None
@@ -27,6 +31,9 @@ class Numerics:
     on_nan: str = "raise"
     compile: Compile | None = None
     remat: str | None = None
+    batch_size: int = 1
+    accumulate: int = 1
+    global_batch_size: int | None = None
 
 
 class Strategy(ABC):
@@ -37,11 +44,17 @@ class Strategy(ABC):
         world: those who train together; ``rank`` and ``world_size`` are its, at hand for the hot path.
         joins: whether it takes several processes.
         sharded: whether parameters are spread over the ranks, which then save together.
+        shows_gradients: whether parameters, their gradients and the optimizers' state are whole and at hand between
+            backward and update; what looks at them is refused where they are not.
         lockstep: whether a forward pass is collective, so that a rank without data must run it too.
         forward: the context that every call of a task's step runs in; None for none.
         seed: seeds torch's generators, this device's among them.
         scaler: the loss scaler, with ``state_dict`` and ``load_state_dict``; None where nothing is scaled.
         optimizers: what ``adopt`` was given, by name.
+        building: gives the context in which ``Task.configure_model`` makes its parameters.
+        close_step: called when a step is complete; returns whether the host knows already that something in it
+            was not finite. Where it can only learn that by waiting, the step is counted on the device, for
+            ``take_bad_steps``. An attribute, since what is called in every step is chosen once.
     """
 
     device: torch.device
@@ -50,20 +63,19 @@ class Strategy(ABC):
     world_size: int = 1
     joins: bool = False
     sharded: bool = False
+    shows_gradients: bool = True
     lockstep: bool = False
     numerics: Numerics
     forward: AbstractContextManager[Any] | None
     seed: Callable[[int], object]
     scaler: Any = None
     optimizers: dict[str, Optimizer]
+    building: Callable[[], AbstractContextManager[Any]]
+    close_step: Callable[[], bool]
 
     @abstractmethod
     def open(self, numerics: Numerics) -> None:
         """Join the other processes, if any, and take the device."""
-
-    def building(self) -> AbstractContextManager[Any]:
-        """The context in which ``Task.configure_model`` makes its parameters."""
-        return nullcontext()
 
     @abstractmethod
     def place(self, task: nn.Module) -> None:
@@ -100,13 +112,6 @@ class Strategy(ABC):
         """Step the named optimizers (None: all) and clear their gradients."""
 
     @abstractmethod
-    def close_step(self) -> bool:
-        """A step is complete; returns whether the host knows already that something in it was not finite.
-
-        Where it can only learn that by waiting, the step is counted on the device, for ``take_bad_steps``.
-        """
-
-    @abstractmethod
     def take_bad_steps(self) -> int:
         """How many steps since last asked had a loss or gradient that is not finite; reads the device."""
 
@@ -119,9 +124,29 @@ class Strategy(ABC):
         """Put back parameters and buffers, all of them."""
 
     @abstractmethod
+    def optimizer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimizers' tensors by "<parameter>/<state>", by the user's names, and the rest as plain values.
+
+        With several optimizers the first part is preceded by the optimizer's name.
+        """
+
+    @abstractmethod
+    def load_optimizer_state(
+        self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], path: Path
+    ) -> Callable[[], None]:
+        """Compare what ``optimizer_state`` gave, under any strategy, with these optimizers; nothing changes yet.
+
+        Returns:
+            What loads it.
+
+        Raises:
+            CheckpointError: the optimizers or their groups are not those that were saved in ``path``.
+        """
+
+    @abstractmethod
     def settle(self) -> None:
         """Forward passes without a backward are over: parameters are to be as before them."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Leave the other processes."""
+    def close(self, failed: bool = False) -> None:
+        """The run is over. Where it ``failed``, perhaps on this rank alone, no collective may be issued."""

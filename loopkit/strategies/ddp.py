@@ -137,7 +137,7 @@ class DDP(SingleDevice):
             compress(wrapped, self._compress)
         return wrapped
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Leave the gradients to themselves."""
         self._wrapped = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -84,10 +84,8 @@ class FSDP(SingleDevice):
         super().open(numerics)
         if self.world_size % self.replicas:
             raise OptionError(f"FSDP(replicas={self.replicas}): {self.world_size} ranks cannot be dealt out evenly")
-
-    def building(self) -> AbstractContextManager[Any]:
-        """On the first rank a model is made on the CPU; on the others without memory, to be filled from there."""
-        return nullcontext() if self.rank == 0 else torch.device("meta")
+        # On the first rank a model is made on the CPU; on the others without memory, to be filled from there.
+        self.building = nullcontext if self.rank == 0 else lambda: torch.device("meta")
 
     def place(self, task: nn.Module) -> None:
         """Shard ``task`` in place, with the first rank's weights; one that is sharded already stays so."""
@@ -98,7 +96,7 @@ class FSDP(SingleDevice):
         hollow = any(self.world.gather(any(tensor.is_meta for tensor in _named(task).values())))
         if hollow:
             full = _take_out(task, self.numerics.precision.storage)
-            self.equip(task)
+            self._equip(task)
             self._shard(task)
             self._fill(task, full if self.rank == 0 else {})
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 from loopkit.errors import OptionError, TaskError
 from loopkit.optim.fused import stepper
 from loopkit.rng import torch_seeder
+from loopkit.strategies import states
 from loopkit.strategies.base import Numerics, Strategy
 from loopkit.strategies.compiling import compile_blocks, compiled
 from loopkit.strategies.guard import Guard
@@ -61,8 +64,9 @@ class SingleDevice(Strategy):
         self._losses: list[Tensor] = []
         self._blocked = False
         self._guard: Guard | None = None
-        self.scaler: torch.amp.GradScaler | None = None
+        self.scaler: Any = None
         self._compiled: dict[str, Callable[..., Any]] = {}
+        self.building, self.close_step = nullcontext, _unknown
 
     def _take(self, device: torch.device) -> None:
         self.device = device
@@ -76,15 +80,15 @@ class SingleDevice(Strategy):
         self.scaler = torch.amp.GradScaler(self.device.type) if self.numerics.precision.scaled else None
         self._guard, self._blocked = None, False  # nothing of an earlier run with this object
         self._losses.clear()
-        vars(self).pop("close_step", None)
+        self.close_step = _unknown
 
     def place(self, task: nn.Module) -> None:
         """Move ``task`` to the device, in the precision's dtype; compile or recompute its blocks if asked to."""
         self._move(task)
         self._task = task
-        self.equip(task)
+        self._equip(task)
 
-    def equip(self, task: nn.Module) -> None:
+    def _equip(self, task: nn.Module) -> None:
         """Have blocks compiled or computed again, as the numerics say."""
         self._compiled = {}
         apply_remat(task, self.numerics.remat)
@@ -109,7 +113,7 @@ class SingleDevice(Strategy):
             dtypes = {p.dtype for parameters in self._parameters.values() for p in parameters}
             uniform = dtypes == {torch.float32} and self.numerics.precision.storage is None
             self._guard = Guard(self.numerics.on_nan, self.device, watched, uniform=uniform)
-            self.close_step = self._guard.close_step  # type: ignore[method-assign] # one call less in every step
+            self.close_step = self._guard.close_step
 
     def method(self, name: str) -> Callable[..., Any]:
         """The task's own bound method, compiled if asked to: nothing stands between the loop and the task."""
@@ -176,10 +180,6 @@ class SingleDevice(Strategy):
         if scaler is not None:
             scaler.update()
 
-    def close_step(self) -> bool:
-        """A step is complete; returns whether it is known to have been bad."""
-        return False
-
     def take_bad_steps(self) -> int:
         """How many steps since last asked were not finite, on any rank; reads the device."""
         return max(self.world.gather(0 if self._guard is None else self._guard.take_bad_steps()))
@@ -192,11 +192,26 @@ class SingleDevice(Strategy):
         """Put back parameters and buffers, all of them."""
         self._task.load_state_dict(state)
 
+    def optimizer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimizers' tensors by "<parameter>/<state>", and the rest as plain values."""
+        return states.optimizer_state(self.optimizers, self._task)
+
+    def load_optimizer_state(
+        self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], path: Path
+    ) -> Callable[[], None]:
+        """What loads a saved state that fits; see ``Strategy.load_optimizer_state``."""
+        return states.loading(self.optimizers, self._task, tensors, plain, path)
+
     def settle(self) -> None:
         """Nothing was gathered for a forward pass."""
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Nothing to leave."""
+
+
+def _unknown() -> bool:
+    """Nothing is known of a step."""
+    return False
 
 
 def clip_factor(norm: Tensor, limit: float) -> Tensor:

@@ -187,10 +187,10 @@ class Spread(SingleDevice):
                 torch._foreach_clamp_max_(held, numerics.clip_value)
         return norm if want_norm or numerics.clip_norm is not None else None
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Take the hooks off the task; its layers stay where they are."""
         self._disconnect()
-        super().close()
+        super().close(failed)
 
     def _disconnect(self) -> None:
         for handle in self._handles:

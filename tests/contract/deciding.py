@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from loopkit import Checkpoint, Hook
+from tests.contract.jobs import make
 from tests.support import Tiny, digest, quiet
 
 
@@ -100,10 +101,10 @@ class Broken(Tiny):
         return loss * float("nan")
 
 
-def not_finite(rank: int, how: str, on_nan: str, precision: str) -> tuple[Any, Any]:
+def not_finite(rank: int, how: str, on_nan: str, precision: str, strategy: Any = "ddp") -> tuple[Any, Any]:
     """What was raised and whether a weight changed since step 2; under "skip", how many steps were, and the end."""
     task, weights = Broken(rank, how), {}
-    fit = quiet(strategy="ddp", batch_size=4, epochs=1, on_nan=on_nan, precision=precision, log_every=1, eval_every="never")
+    fit = quiet(strategy=make(strategy), batch_size=4, epochs=1, on_nan=on_nan, precision=precision, log_every=1, eval_every="never")
 
     @fit.on("step_end")
     def keep(run: Any, out: Any) -> None:

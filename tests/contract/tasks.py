@@ -218,4 +218,20 @@ class Players(Tiny):
         return {name: AdamW(lr=1e-2, params=f"^{name}") for name in ("left", "right")}
 
 
-TASKS: dict[str, Any] = {"tiny": Tiny, "words": Words, "kinds": Kinds, "scored": Scored, "players": Players}
+class PartFrozen(Words):
+    """Words with a frozen embedding, a parameter that may be a scalar, and a buffer that counts."""
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.embed.requires_grad_(False)
+        self.scale = nn.Parameter(torch.full(shape, 1.5))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def train_step(self, batch: Any) -> Any:
+        self.steps += 1
+        told = super().train_step(batch)
+        return {**told, "loss": told["loss"] * self.scale.sum()}
+
+
+TASKS: dict[str, Any] = {"tiny": Tiny, "words": Words, "kinds": Kinds, "scored": Scored, "players": Players,
+                         "part frozen": PartFrozen}  # fmt: skip

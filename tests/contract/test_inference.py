@@ -7,7 +7,7 @@ import torch
 
 from tests.contract import jobs, scoring
 
-STRATEGIES = ["ddp", "fsdp"]
+STRATEGIES = ["ddp", "fsdp", "zero2", "zero3"]
 
 
 SWEEPS = [(1, range(1, 8)), (2, range(1, 8)), (3, (1, 4)), (4, (3, 7))]

@@ -6,13 +6,15 @@ import pytest
 
 from loopkit import Checkpoint
 from tests.contract import jobs
+from tests.contract.test_training import distance
 
 SAVE = Checkpoint(every="1000 steps", background=False)
 STRATEGIES = ["ddp", "fsdp"]
+ZERO = ["zero1", "zero2", "zero3"]
 OPTIONS = {"epochs": 2, "eval_every": "3 steps", "log_every": "3 steps", "clip_norm": 1.0, "loggers": "jsonl"}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES + ZERO)
 @pytest.mark.parametrize(("task", "more"), [
     ("kinds", {"batch_size": 8, "task_args": {"kind": "dataset"}}),
     ("words", {"batch_size": 4, "accumulate": 2}),
@@ -78,3 +80,21 @@ def test_a_run_goes_on_under_another_strategy(pair, tmp_path, before, after):
     pair.call(jobs.train, before, "words", run_dir=tmp_path / "run", stop_at=5, **options)
     rest = pair.call(jobs.train, after, "words", run_dir=tmp_path / "run", **options)[0]
     assert (rest["digest"], rest["rows"], rest["progress"]) == (whole["digest"], whole["rows"], whole["progress"])
+
+
+@pytest.mark.parametrize(("other", "size"), [("same", 1), ("ddp", 2), ("single", 1), ("zero1", 2)])
+@pytest.mark.parametrize("strategy", ZERO)
+def test_a_deepspeed_run_goes_on_elsewhere_from_the_state_it_had(pool, tmp_path, strategy, other, size):
+    options = {**OPTIONS, "batch_size": 4, "global_batch_size": 8, "checkpoint": SAVE, "resume": "auto"}
+    whole = jobs.train("single", "words", run_dir=tmp_path / "whole", **options)
+    places = [(strategy, 2), (strategy if other == "same" else other, size)]
+    for before, after in (places, places[::-1]):
+        run = {**options, "run_dir": tmp_path / f"from-{before[0]}-{before[1]}"}
+        saved = pool(before[1]).call(jobs.train, before[0], "words", stop_at=5, **run)[0]
+        rest = pool(after[1]).call(jobs.train, after[0], "words", **run)[0]
+        assert distance(rest["loaded"]["model"], saved["model"]) == 0
+        assert distance(rest["loaded"]["optimizer"], saved["optimizer"]) == 0
+        assert rest["loaded"]["plain"] == saved["plain"]
+        assert rest["progress"] == whole["progress"]
+        assert distance(rest["model"], whole["model"]) < 1e-6
+        assert rest["rows"][-1] == pytest.approx(whole["rows"][-1], rel=1e-5)  # so the samples were the same

@@ -12,7 +12,11 @@ from tests.docs.pages import DOCS
 from tests.ranks import Ranks
 
 PAGE = DOCS / "strategies.md"
-STRATEGIES: dict[str, Any] = {"DDP": "ddp", "FSDP": "fsdp"}
+ZERO3 = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # or the small layers here stay whole
+STRATEGIES: dict[str, Any] = {
+    "DDP": "ddp", "FSDP": "fsdp", "DeepSpeed, stage 1": ("DeepSpeed", {"stage": 1}),
+    "DeepSpeed, stage 2": ("DeepSpeed", {"stage": 2}), "DeepSpeed, stage 3": ("DeepSpeed", {"stage": 3, "config": ZERO3}),
+}  # fmt: skip
 # Two epochs of 7 steps over 52 sentences with dropout, a schedule and weighted losses; one process accumulates.
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from loopkit import DDP, FSDP, Checkpoint
+from loopkit import DDP, FSDP, Checkpoint, DeepSpeed
 from tests.support import Tiny, digest, points, quiet
 
 WORDS = sys.argv[1:] if __name__ == "__main__" else [".", "", "", "0"]
@@ -80,7 +80,8 @@ class Failing(Tiny):
 
 def main() -> None:
     """Train; the first rank says how it went."""
-    strategy = (FSDP if os.environ.get("UNDER") == "fsdp" else DDP)(timeout=TIMEOUT)
+    under = {"fsdp": FSDP, "deepspeed": DeepSpeed}.get(os.environ.get("UNDER", ""), DDP)
+    strategy = under(timeout=TIMEOUT)
     fit = quiet(strategy=strategy, devices=2, epochs=2, batch_size=8, run_dir=RUN_DIR, resume="auto", loggers="jsonl",
                 checkpoint=Checkpoint(every="4 steps"), eval_every="12 steps")  # fmt: skip
 

@@ -179,12 +179,13 @@ def test_torchrun_restarts_from_the_newest_checkpoint(tmp_path, how, whole):
     assert (tmp_path / "run" / "failed").exists()
 
 
-def test_fsdp_goes_on_after_a_kill_too(tmp_path):
-    code, lines, err = finish(start(tmp_path / "whole", UNDER="fsdp"))
+@pytest.mark.parametrize("under", ["fsdp", "deepspeed"])
+def test_the_others_go_on_after_a_kill_too(tmp_path, under):
+    code, lines, err = finish(start(tmp_path / "whole", UNDER=under))
     assert code == 0, err
-    first = start(tmp_path / "run", "kill", "step", 1, UNDER="fsdp")
+    first = start(tmp_path / "run", "kill", "step", 1, UNDER=under)
     assert finish(first)[0] == 128 + signal.SIGKILL
-    code, rest, err = finish(start(tmp_path / "run", UNDER="fsdp"))
+    code, rest, err = finish(start(tmp_path / "run", UNDER=under))
     assert rest[-1].split()[-1] == lines[-1].split()[-1], err
 
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from loopkit import Checkpoint, Hook
 from loopkit.loggers.jsonl import read_rows
-from loopkit.saving import optimizer_state
 from tests.support import Recorder, Tiny, digest, quiet
 
 TIMED = ("eval/runtime", "eval/samples_per_second")
@@ -40,7 +39,7 @@ def go(
 
     @fit.on("fit_end")
     def keep(run, *_):
-        tensors, plain = optimizer_state(run.strategy, run.task)
+        tensors, plain = run.strategy.optimizer_state()
         kept["optimizer"] = digest(tensors) + repr(plain)
         state = hook.state_dict()
         averages = state.pop("averages", {})

@@ -11,7 +11,6 @@ from loopkit.errors import MissingExtraError, OptionError
 from loopkit.optim import SGD, Adagrad, AdamW, AdamW8bit, AdamWBf16, Lion, Muon, ScheduleFree, Spec, build, cosine
 from loopkit.optim.kahan import KahanAdamW
 from loopkit.optim.names import OPTIMIZERS
-from loopkit.saving import optimizer_state
 from loopkit.trainer_names import OPTIMIZER_NAMES
 from tests.support import Recorder, Tiny, digest, quiet
 
@@ -210,7 +209,7 @@ def resumed_and_whole(make, tmp_path, **options):
                 if r.progress.step == stop:
                     r.stop("test")
                 if r.progress.step == 12:
-                    tensors, plain = optimizer_state(r.strategy, r.task)
+                    tensors, plain = r.strategy.optimizer_state()
                     state["optimizer"] = digest(tensors), plain
 
             task = make()

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from loopkit import Checkpoint, Loader
 from loopkit.errors import LoopkitWarning
 from loopkit.loggers.jsonl import read_rows
-from loopkit.saving import optimizer_state
 from tests.support import Noisy, Recorder, Tiny, digest, points, quiet
 
 EPOCHS, STEPS = 3, 12  # 60 samples in micro-batches of 8, two of them a step: 4 steps an epoch, the last one shorter
@@ -75,7 +74,7 @@ def run(kind: str, run_dir: Path, stop_at: int | None = None, **options: Any) ->
 
     @fit.on("fit_end")
     def keep(r, *_):
-        tensors, plain = optimizer_state(r.strategy, r.task)
+        tensors, plain = r.strategy.optimizer_state()
         state["optimizer"] = digest(tensors) + repr(plain)
         state["progress"] = repr({k: v for k, v in r.progress.state_dict().items() if k != "seconds"})
 
