@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,11 @@ def predict(strategy: Any, task: str, task_args: dict[str, Any] | None = None, w
     return written if writer else returned
 
 
-def resume_everywhere(strategy: Any, place: Path, stops: int, **options: Any) -> list[str]:
-    """Train whole, then stop at every step and go on; what differs, in words."""
+def resume_everywhere(strategy: Any, place: Path, stops: Iterable[int], **options: Any) -> list[str]:
+    """Train whole, then stop at each of ``stops`` and go on; what differs, in words."""
     whole = train(strategy, run_dir=place / "whole", resume="auto", **options)
     wrong = []
-    for stop in range(1, stops):
+    for stop in stops:
         first = train(strategy, run_dir=place / str(stop), resume="auto", stop_at=stop, **options)
         rest = train(strategy, run_dir=place / str(stop), resume="auto", **options)
         for what, same in (

@@ -14,19 +14,22 @@ ZERO = ["zero1", "zero2", "zero3"]
 OPTIONS = {"epochs": 2, "eval_every": "3 steps", "log_every": "3 steps", "clip_norm": 1.0, "loggers": "jsonl"}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES + ZERO)
-@pytest.mark.parametrize(("task", "more"), [
-    ("kinds", {"batch_size": 8, "task_args": {"kind": "dataset"}}),
-    ("words", {"batch_size": 4, "accumulate": 2}),
-])  # fmt: skip
-def test_resume_from_every_step_is_identical(pair, tmp_path, strategy, task, more):
-    assert pair.call(jobs.resume_everywhere, strategy, tmp_path, 8, task=task, checkpoint=SAVE, **OPTIONS, **more) == [[], []]
+RUNS = {"kinds": {"batch_size": 8, "task_args": {"kind": "dataset"}}, "words": {"batch_size": 4, "accumulate": 2}}
+CASES = [(strategy, task, range(1, 8)) for strategy in STRATEGIES for task in RUNS]
+CASES += [(strategy, "words", (3, 7)) for strategy in ZERO]  # of 8 steps, 7 of them to an epoch
+CASES += [pytest.param(strategy, task, range(1, 8), marks=pytest.mark.long) for strategy in ZERO for task in RUNS]
+
+
+@pytest.mark.parametrize(("strategy", "task", "stops"), CASES)
+def test_resume_from_every_step_is_identical(pair, tmp_path, strategy, task, stops):
+    options = {"task": task, "checkpoint": SAVE, **OPTIONS, **RUNS[task]}
+    assert pair.call(jobs.resume_everywhere, strategy, tmp_path, stops, **options) == [[], []]
 
 
 @pytest.mark.parametrize(("kind", "rng"), [("list", "counter"), ("stream", "counter"), ("sharded", "counter"), ("dataset", "stream")])
 def test_resume_is_identical_on_every_kind_of_data(pair, tmp_path, kind, rng):
     options = {**OPTIONS, "batch_size": 8, "steps": 8, "task_args": {"kind": kind}, "rng": rng}
-    assert pair.call(jobs.resume_everywhere, "ddp", tmp_path, 8, task="kinds", checkpoint=SAVE, **options) == [[], []]
+    assert pair.call(jobs.resume_everywhere, "ddp", tmp_path, range(1, 8), task="kinds", checkpoint=SAVE, **options) == [[], []]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
