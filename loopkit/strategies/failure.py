@@ -13,9 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from loopkit.errors import LoopkitError
+from loopkit.errors import HungError, LoopkitError
 
-HUNG = 75
 _GRACE = 3.0
 # What a rank hears when another one is gone; it says nothing of why.
 _ECHOES = (
@@ -69,7 +68,7 @@ class Failure:
         code = error.exit_code if isinstance(error, LoopkitError) else 130 if kind is KeyboardInterrupt else 1
         why = kind_of(error)
         if why == "hung":
-            code, text = HUNG, f"{self.diagnose()}\n{_last_line(error)}"
+            code, text = HungError.exit_code, f"loopkit.errors.HungError: {self.diagnose()}\n{_last_line(error)}"
         if text is None:
             text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
         self._tell(why, text, code)
