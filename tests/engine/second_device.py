@@ -19,7 +19,6 @@ from loopkit import Checkpoint
 from loopkit.errors import NotFiniteError
 from loopkit.hooks import EMA, GradMonitor
 from loopkit.optim import AdamW
-from loopkit.saving import optimizer_state
 from loopkit.strategies.spread import Spread
 from tests.engine.test_device_map import Deep
 from tests.support import Recorder, digest, quiet
@@ -85,7 +84,7 @@ def resumed(device_map: Any) -> dict[str, Any]:
             fit = quiet(steps=10, batch_size=8, device_map=device_map, run_dir=place, resume="auto", checkpoint=Checkpoint())
             fit.on("step_end", lambda run, out, last=last: run.stop("half") if run.progress.step == last else None)
             state: list[Any] = []
-            fit.on("fit_end", lambda run, kept=state: kept.append(optimizer_state(run.strategy, run.task)[0]))
+            fit.on("fit_end", lambda run, kept=state: kept.append(run.strategy.optimizer_state()[0]))
             fit.run(task)
     moments = {name: tensor.device.type for name, tensor in state[0].items() if name.endswith("exp_avg")}
     return {"whole": digest(whole.state_dict()), "resumed": digest(task.state_dict()), "moments": moments}
