@@ -118,14 +118,14 @@ def ranks_of(run_dir: Path, launcher: int) -> list[int]:
 @pytest.mark.parametrize("whom", ["launcher", "rank", "all"])
 def test_sigterm_saves_on_all_ranks_and_exits_143(tmp_path, whom, whole):
     process = start(tmp_path / "run")
-    read_until(process, "step 6")
+    seen = read_until(process, "step 6")
     ranks = ranks_of(tmp_path, process.pid)
     assert len(ranks) == 2
     for pid in {"launcher": [process.pid], "rank": ranks[1:], "all": ranks}[whom]:
         os.kill(pid, signal.SIGTERM)
     code, lines, err = finish(process)
     assert code == 143, err
-    last = max(int(line.split()[1]) for line in lines if line.startswith("step"))
+    last = max(int(line.split()[1]) for line in [*seen, *lines] if line.startswith("step"))
     assert (tmp_path / "run" / "checkpoints" / f"step-{last:012}").is_dir()
     assert last < ALL
     if whom == "rank":
