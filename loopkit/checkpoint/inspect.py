@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from loopkit.checkpoint.reader import read
 from loopkit.checkpoint.reader import verify as verify_one
 from loopkit.checkpoint.search import Entry, scan
 from loopkit.checkpoint.store import Store
-from loopkit.errors import CheckpointError, LoopkitError, OptionError
+from loopkit.checkpoint.writer import gone_on_failure
+from loopkit.errors import CheckpointError, OptionError
 
 ABOUT = "loopkit.json"
 """What an export says about itself, in the JSON of :mod:`loopkit.checkpoint.codecs`."""
@@ -157,7 +157,7 @@ def export(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
     if tensors:
         raise CheckpointError(f"{checkpoint}: {sorted(tensors)[0]} is a tensor, which {ABOUT} cannot hold")
     staging = out.parent / f"{STAGING}{secrets.token_hex(4)}"
-    try:
+    with gone_on_failure(door, staging):
         door.mkdir(staging)
         aliases = tensorfile.find_aliases(model)
         with door.create(staging / "model.safetensors") as sink:
@@ -167,8 +167,4 @@ def export(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
         door.sync_dir(staging)
         door.rename(staging, out)
         door.sync_dir(out.parent)
-    except BaseException:
-        with suppress(LoopkitError, OSError):
-            door.remove_tree(staging)
-        raise
     return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from loopkit.checkpoint import tensorfile
 from loopkit.checkpoint.format import TENSORS, Part, Snapshot, checkpoints_dir
 from loopkit.checkpoint.manifest import Chunk, FileRecord, Manifest, TensorRecord
 from loopkit.checkpoint.store import Store
-from loopkit.checkpoint.writer import Draft, draft, point_latest, publish, staging_name, write_files
+from loopkit.checkpoint.writer import Draft, draft, gone_on_failure, point_latest, publish, staging_name, write_files
 from loopkit.errors import LoopkitError
 
 SHARDS = "shards"
@@ -101,7 +100,7 @@ def _write_parts(store: Store, staging: Path, ready: Draft, rank: int) -> Writte
 
 def _finish(store: Store, staging: Path, everyones: list[tuple[Any, ...]]) -> Path:
     """On the first rank: one manifest of what all wrote, and the checkpoint its name."""
-    try:
+    with gone_on_failure(store, staging):
         for _, _, failure in everyones:
             if failure is not None:
                 raise failure
@@ -114,10 +113,6 @@ def _finish(store: Store, staging: Path, everyones: list[tuple[Any, ...]]) -> Pa
         }
         store.sync_dir(staging / SHARDS)
         final, digest = publish(store, staging, manifest)
-    except BaseException:
-        with suppress(LoopkitError, OSError):
-            store.remove_tree(staging)
-        raise
     point_latest(store, final, manifest, digest)
     return final
 

@@ -6,7 +6,8 @@ import os
 import platform
 import re
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,16 +84,23 @@ def write(store: Store, run_dir: Path, snapshot: Snapshot | Draft) -> Path:
     if store.mkdir(parent):
         store.sync_dir(parent.parent)
     staging = parent / staging_name()
-    try:
+    with gone_on_failure(store, staging):
         store.mkdir(staging)
         manifest = write_files(store, staging, ready)
         final, digest = publish(store, staging, manifest)
+    point_latest(store, final, manifest, digest)
+    return final
+
+
+@contextmanager
+def gone_on_failure(store: Store, staging: Path) -> Iterator[None]:
+    """Inside, ``staging`` is written; whatever is raised, it is removed first."""
+    try:
+        yield
     except BaseException:
         with suppress(LoopkitError, OSError):
             store.remove_tree(staging)
         raise
-    point_latest(store, final, manifest, digest)
-    return final
 
 
 def publish(store: Store, staging: Path, manifest: Manifest) -> tuple[Path, str]:

@@ -52,10 +52,7 @@ class SplittingStep(StepLoop):
 
     def _halve(self, run: Run, told: str) -> None:
         run.parts *= 2
-        for optimizer in run.optimizers.values():
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
+        run.task.zero_grad()
         if run.strategy.device.type == "cuda":
             torch.cuda.empty_cache()
         said = (f"step {run.progress.step + 1} does not fit into memory ({told}): it is begun anew, and each "

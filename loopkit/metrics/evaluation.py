@@ -99,7 +99,7 @@ class Evaluation:
         for name, metric, (needed, optional) in self._metrics:
             missing = [argument for argument in needed if argument not in outputs]
             if missing:
-                kind = type(getattr(metric, "metric", metric) if isinstance(metric, Replayed) else metric).__name__
+                kind = type(metric.metric if isinstance(metric, Replayed) else metric).__name__
                 raise MetricError(f"the metric {name!r} ({kind}) asks for {missing[0]!r}, and "
                                   f"{name_of(self._task)}.eval_step returned {', '.join(map(repr, outputs))}: "
                                   f"return it under that name")  # fmt: skip

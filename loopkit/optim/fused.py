@@ -30,6 +30,9 @@ def _suits(optimizer: Optimizer) -> bool:
         return False
     if not _is_known(_KERNELS[type(optimizer)]):
         return False
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(type(p.data) is not Tensor for p in parameters):  # a sharded one is torch's to step
+        return False
     kinds = [{(p.device.type, p.dtype) for p in group["params"]} for group in optimizer.param_groups]
     return all(len(kind) == 1 and next(iter(kind))[0] == "cpu" for kind in kinds) and all(
         group["fused"] and isinstance(group["lr"], float) and not any(group[name] for name in _UNUSUAL)

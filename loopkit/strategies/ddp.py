@@ -88,9 +88,7 @@ class DDP(SingleDevice):
 
     def open(self, numerics: Numerics | None = None) -> None:
         """Join the other ranks and take this one's device."""
-        device, self.world = self._join()
-        self.rank, self.world_size = self.world.rank, self.world.size
-        self._take(device)
+        self._take(*self._join())
         super().open(numerics)
         self._wrapped, self._steps, self._first = None, StepForward(), True
 

@@ -77,15 +77,14 @@ class DeepSpeed(SingleDevice):
         """
         numerics = numerics or Numerics()
         check_numerics(numerics, self.stage)
-        device, self.world = self._join()
-        self.rank, self.world_size = self.world.rank, self.world.size
-        self._take(device)
+        self._take(*self._join())
         # DeepSpeed's fp16 has parameters of that type, no autocast, and a scaler of its own.
         fp16 = numerics.precision.name == "fp16"
         super().open(dataclasses.replace(numerics, precision=FP16) if fp16 else numerics)
         self.scaler = None
-        self._whole_config = resolve(self._config, self._settings, numerics, self.world_size, pin=device.type == "cuda")
-        self._deepspeed = bring_in(device, fp16=fp16)
+        pin = self.device.type == "cuda"
+        self._whole_config = resolve(self._config, self._settings, numerics, self.world_size, pin=pin)
+        self._deepspeed = bring_in(self.device, fp16=fp16)
         self._deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)  # takes ours
         if self.stage == 3:  # what configure_model makes is dealt out while it is made
             self.building = lambda: self._deepspeed.zero.Init(config_dict_or_path=self._whole_config)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from loopkit.errors import OptionError, TaskError
 from loopkit.strategies.base import Numerics
@@ -78,9 +77,7 @@ class FSDP(SingleDevice):
 
     def open(self, numerics: Numerics | None = None) -> None:
         """Join the other ranks and take this one's device."""
-        device, self.world = self._join()
-        self.rank, self.world_size = self.world.rank, self.world.size
-        self._take(device)
+        self._take(*self._join())
         super().open(numerics)
         if self.world_size % self.replicas:
             raise OptionError(f"FSDP(replicas={self.replicas}): {self.world_size} ranks cannot be dealt out evenly")
@@ -159,11 +156,6 @@ class FSDP(SingleDevice):
             value = full[name].to(self.device) if full else empty
             dist.broadcast(value, src=0)
             put(target.data, value)
-
-    def adopt(self, optimizers: dict[str, Optimizer]) -> None:
-        """Take the optimizers, made over the sharded parameters."""
-        super().adopt(optimizers)
-        self._steppers = {name: _step_of(optimizer) for name, optimizer in optimizers.items()}
 
     def method(self, name: str) -> Callable[..., Any]:
         """The task's method, in which parameters are whole."""
@@ -265,10 +257,6 @@ def _take_out(task: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
                     id(buffer), torch.empty_like(buffer, dtype=kind, device="meta")
                 )
     return values
-
-
-def _step_of(optimizer: Optimizer) -> Callable[[], Any]:
-    return lambda: optimizer.step()  # looked up at each call: torch's schedulers replace it
 
 
 def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from loopkit.strategies.compiling import compile_blocks, compiled
 from loopkit.strategies.guard import Guard
 from loopkit.strategies.precision import forward_context
 from loopkit.strategies.remat import apply_remat, parse_remat
+from loopkit.strategies.world import World
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 
@@ -68,9 +69,11 @@ class SingleDevice(Strategy):
         self._compiled: dict[str, Callable[..., Any]] = {}
         self.building, self.close_step = nullcontext, _unknown
 
-    def _take(self, device: torch.device) -> None:
+    def _take(self, device: torch.device, world: World | None = None) -> None:
         self.device = device
         self.seed = torch_seeder(device)
+        if world is not None:
+            self.world, self.rank, self.world_size = world, world.rank, world.size
 
     def open(self, numerics: Numerics | None = None) -> None:
         """Fix the numerics; the device is this process's already."""
