@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 from loopkit.durations import Cadence
 
 _NEVER = 1 << 62
+SPACING = 1.0
+
+
+@dataclass(slots=True)
+class Words:
+    """When the ranks next tell each other what is asked for: before every step, or about once a second.
+
+    Attributes:
+        spaced: whether once a second will do, since nothing but a signal can ask for anything within a step.
+        next: the first step before which they do.
+        tokens: those of this rank's batches that the others have not heard of.
+    """
+
+    spaced: bool = False
+    next: int = 0
+    tokens: int = 0
+    _step: int = 0
+    _time: float | None = None
+
+    def take_tokens(self) -> int:
+        """The tokens to tell of now."""
+        tokens, self.tokens = self.tokens, 0
+        return tokens
+
+    def space(self, step: int) -> int:
+        """How many steps from ``step`` on take about a second, by those since last asked; at least 1."""
+        now, began, steps = perf_counter(), self._time, step - self._step
+        self._step, self._time = step, now
+        return 1 if began is None or steps < 1 else max(1, int(SPACING * steps / max(now - began, 1e-9)))
 
 
 class Agenda:

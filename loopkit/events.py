@@ -27,7 +27,13 @@ class Hook:
 
     State that must survive a resume goes through ``state_dict`` and ``load_state_dict``: plain Python values
     and tensors. It is saved under the class name and its occurrence among the run's hooks.
+
+    Attributes:
+        steers: whether it may ask for anything (``run.stop``, ``run.request``) within a step: False lets several
+            ranks train on for about a second without telling each other what is asked for.
     """
+
+    steers = True
 
     def on_setup(self, run: Run) -> None:
         """Everything is built and placed; nothing has run."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-from loopkit.agenda import Agenda
+from loopkit.agenda import Agenda, Words
 from loopkit.data.feed import Batches, Feed
 from loopkit.durations import Plan
 from loopkit.errors import OptionError
@@ -40,7 +40,8 @@ class Progress:
         step: optimizer steps.
         step_in_epoch: optimizer steps since the pass began.
         position: how far into the pass the data is read, in samples (in batches for iterables), all ranks.
-        samples, tokens: seen in all; tokens where batches carry ``input_ids``.
+        samples, tokens: seen in all; tokens where batches carry ``input_ids``, those of other ranks as of the
+            last log, evaluation or save at the latest.
         seconds: spent training, evaluation and saving included, over all resumes.
     """
 
@@ -126,6 +127,7 @@ class Run:
     seed: int | None = None
     progress: Progress = field(default_factory=Progress)
     running: Running = field(default_factory=Running)
+    words: Words = field(default_factory=Words)
     timings: Timings = field(default_factory=Timings)
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)

@@ -31,6 +31,8 @@ class PlainProgress(Hook):
         clock: seconds, for tests.
     """
 
+    steers = False
+
     def __init__(
         self, every: float = 10.0, file: IO[str] | None = None, clock: Callable[[], float] = perf_counter
     ) -> None:

@@ -51,6 +51,8 @@ class RichProgress(Hook):
         clock: seconds, for tests.
     """
 
+    steers = False
+
     def __init__(
         self, every: float = 0.1, console: Console | None = None, clock: Callable[[], float] = perf_counter
     ) -> None:

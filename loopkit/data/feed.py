@@ -177,10 +177,11 @@ class Feed:
         source, accumulate, epoch_end = self.source, self.accumulate, self.source.end()
         keeps_state = isinstance(source, StreamSource) and source.keeps_state
         group = Batches(start)
-        for batch, size, end in source.open(epoch, start):
+        for batch, size, total, end in source.open(epoch, start):
             group.append(batch)
             group.sizes.append(size)
-            group.samples = group.total = group.samples + size
+            group.samples += size
+            group.total += total
             group.end = end
             if size and not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):  # the second is quicker
                 group.tokens += token_count(batch)

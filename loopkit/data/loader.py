@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset, default_collate
 
 from loopkit import rng
-from loopkit.data.sampler import Sharding, alike, drawn, order
+from loopkit.data.sampler import Sharding, Turn, alike, drawn, order
 from loopkit.errors import DataError, LoopkitError, OptionError
 
 
@@ -200,15 +200,15 @@ class IndexedSource:
         indices = self.order(epoch)
         return [int(index) for index in indices[start:end]]
 
-    def open(self, epoch: int, start: int) -> Iterator[tuple[Any, int, int]]:
-        """Yield (batch, its size, the position after it) from position ``start`` of ``epoch``, in samples.
+    def open(self, epoch: int, start: int) -> Iterator[Turn]:
+        """Yield each turn from position ``start`` of ``epoch``, in samples.
 
         A size of 0 marks a batch that stands in where this rank has no sample of a round.
         """
         read = self._from_workers if self.loader.workers else self._in_process
         return read(epoch, start, self.order(epoch))
 
-    def _in_process(self, epoch: int, start: int, indices: Any) -> Iterator[tuple[Any, int, int]]:
+    def _in_process(self, epoch: int, start: int, indices: Any) -> Iterator[Turn]:
         columns, collate, samples, sharding = self._columns, self._collate, self._samples, self.sharding
         epoch_end, stride = sharding.end, sharding.round_size
         for position in range(start, epoch_end, stride):
@@ -218,9 +218,10 @@ class IndexedSource:
             else:
                 rows = slice(low, high) if isinstance(indices, range) else indices[low:high]
                 batch = tuple([column[rows] for column in columns])
-            yield batch, size, min(position + stride, epoch_end)
+            end = min(position + stride, epoch_end)
+            yield batch, size, end - position, end
 
-    def _from_workers(self, epoch: int, start: int, indices: Any) -> Iterator[tuple[Any, int, int]]:
+    def _from_workers(self, epoch: int, start: int, indices: Any) -> Iterator[Turn]:
         sharding = self.sharding
         if self._workers is None:
             self._workers = DataLoader(
@@ -244,7 +245,8 @@ class IndexedSource:
                 name = type(self.loader.dataset).__name__
                 where = f"at or after the batch of samples {ids}"
                 raise DataError(f"a worker reading {name} failed {where}: {error}") from error
-            yield batch, size, min(position + sharding.round_size, sharding.end)
+            end = min(position + sharding.round_size, sharding.end)
+            yield batch, size, end - position, end
 
     def state(self) -> None:
         """Nothing: the position says it all."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from loopkit.rng import mix
+
+# What a source gives a rank at a time: its batch, the samples in it (0 where it only stands in), those that all
+# ranks have together, and the position after them.
+Turn = tuple[Any, int, int, int]
 
 _ALIKE_CHUNK = 50
 

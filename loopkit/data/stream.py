@@ -10,6 +10,7 @@ import torch
 
 from loopkit import rng
 from loopkit.data.collate import batch_size
+from loopkit.data.sampler import Turn
 from loopkit.errors import DataError, LoopkitWarning
 
 LONG_REPLAY = 1000
@@ -73,8 +74,8 @@ class StreamSource:
         """Batch numbers stand in for sample ids, which an iterable does not tell."""
         return list(range(start, end))
 
-    def open(self, epoch: int, start: int) -> Iterator[tuple[Any, int, int]]:
-        """Yield (batch, its size, the position after it) from position ``start`` of ``epoch``, in batches.
+    def open(self, epoch: int, start: int) -> Iterator[Turn]:
+        """Yield each turn from position ``start`` of ``epoch``, in batches.
 
         A size of 0 marks a batch that stands in where the last round has none for this rank.
         """
@@ -82,6 +83,7 @@ class StreamSource:
         iterator = self._resumed(epoch, start, restored) if start else self._begin(epoch)
         number, base, owns_state = start, rng.mix(self.seed, epoch, 2), hasattr(self.batches, "state_dict")
         held: Any = None
+        total = 0
         while self.limit is None or number < self.limit * self.ranks:
             if self._seeds_reads:
                 rng.seed_all(rng.at_step(base, number, 0))
@@ -91,16 +93,18 @@ class StreamSource:
                 break
             turn = (number - start) % self.ranks
             number += 1
+            size = batch_size(batch)
             if turn == 0:
-                held = batch, 0
+                held, total = (batch, 0), 0
             if turn == self.rank:
-                held = batch, batch_size(batch)
+                held = batch, size
+            total += size
             if turn == self.ranks - 1:
                 if owns_state:
                     self._own_state = self.batches.state_dict()  # type: ignore[attr-defined]
-                yield *held, number
+                yield *held, total, number
         if (number - start) % self.ranks:
-            yield *held, number
+            yield *held, total, number
         if number == 0 and epoch > 0 and iter(self.batches) is self.batches:
             name = type(self.batches).__name__
             raise DataError(f"the training data is a {name}, which can be read once, and epoch {epoch} needs it "

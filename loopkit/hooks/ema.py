@@ -40,6 +40,8 @@ class EMA(Hook):
         OptionError: an argument that is not accepted.
     """
 
+    steers = False
+
     def __init__(
         self, decay: float = 0.999, every: Every = 1, warmup: bool = False, evaluate: bool = True,
         apply_at_end: bool = False,

@@ -35,6 +35,8 @@ class GradMonitor(Hook):
         OptionError: an argument that is not accepted.
     """
 
+    steers = False
+
     def __init__(self, every: str | int = "50 steps", per: Literal["layer", "all"] = "layer") -> None:
         if per not in ("layer", "all"):
             raise OptionError(f"GradMonitor(per={per!r}): give 'layer' or 'all'")

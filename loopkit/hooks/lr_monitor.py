@@ -20,6 +20,8 @@ class LRMonitor(Hook):
     the optimizer's name comes first (``lr/generator/decay``).
     """
 
+    steers = False
+
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
         """Note the rates where a log may follow."""
         # Only at the end of an epoch of unknown length can a log come that the agenda does not know of.

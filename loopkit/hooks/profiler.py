@@ -42,6 +42,8 @@ class Profiler(Hook):
         OptionError: an argument that is not accepted.
     """
 
+    steers = False
+
     def __init__(
         self, wait: int = 1, warmup: int = 1, active: int = 3, path: str | Path = "trace.json", memory: bool = False,
         stacks: bool = False,

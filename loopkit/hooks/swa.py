@@ -44,6 +44,8 @@ class SWA(Hook):
         OptionError: an argument that is not accepted.
     """
 
+    steers = False
+
     def __init__(self, start: Every = "75%", every: Every = "1 epoch", batches: int | None = None) -> None:
         self._start, self._every = Duration.parse(start, "SWA(start=)"), Duration.parse(every, "SWA(every=)")
         for name, given in (("start", self._start), ("every", self._every)):

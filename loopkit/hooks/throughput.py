@@ -39,6 +39,8 @@ class Throughput(Hook):
         OptionError: an argument that is not accepted.
     """
 
+    steers = False
+
     def __init__(
         self, flops: bool = False, peak_flops: float | None = None, clock: Callable[[], float] = perf_counter
     ) -> None:

@@ -38,6 +38,8 @@ class Unfreeze(Hook):
         OptionError: there are no stages, or one is not accepted.
     """
 
+    steers = False
+
     def __init__(self, stages: Mapping[str | int, str | Sequence[str]]) -> None:
         if not isinstance(stages, Mapping) or not stages:
             raise OptionError(f"Unfreeze({stages!r}): give when and what, as Unfreeze({{'2 epochs': 'encoder'}})")

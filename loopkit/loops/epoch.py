@@ -15,7 +15,7 @@ from loopkit import rng
 from loopkit.data.feed import Batches
 from loopkit.errors import DataError, MetricError, nearest
 from loopkit.loops.finite import check_finite
-from loopkit.loops.joint import agree, join
+from loopkit.loops.joint import agree, join, spaced
 from loopkit.run import Interrupted, Run
 from loopkit.task import name_of
 
@@ -36,6 +36,7 @@ class EpochLoop:
         if events.epoch_start is not None:
             events.epoch_start(run)
         agenda.look_ahead(progress.step)
+        run.words.spaced = joint and spaced(run)
         groups = iter(run.feed.open(progress.epoch, progress.position))
         while True:
             began = perf_counter()
@@ -131,11 +132,12 @@ class EpochLoop:
 
 
 def fetch(run: Run, groups: Iterator[Batches]) -> Batches | None:
-    """The next group; None when there is none, or a signal broke off the wait for it."""
-    if run.seed is None and run.strategy.world_size > 1:
+    """The next group; None when there is none, or a signal broke off the wait for it, where that can be told."""
+    heard = run.progress.step >= run.words.next  # else the others would go on without this rank
+    if heard and run.seed is None and run.strategy.world_size > 1:
         # What is asked for by others is met after this, and saved as if nothing had been drawn for it.
         run.streams = rng.capture(run.strategy.device)
-    run.fetching = True
+    run.fetching = heard
     try:
         return next(groups, None)
     except Interrupted:

@@ -73,7 +73,7 @@ class EvalLoop:
         step = strategy.method("eval_step")
         move = mover(strategy.device, strategy.numerics.precision.storage)
         samples = 0
-        for number, (batch, size, _) in enumerate(source.open(0, 0)):
+        for number, (batch, size, *_) in enumerate(source.open(0, 0)):
             if not size and not strategy.lockstep:
                 continue
             if run.seed is not None:

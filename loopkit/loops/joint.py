@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from loopkit.data.feed import Batches
 from loopkit.errors import DataError
+from loopkit.events import listens
+from loopkit.loops.step import StepLoop
 from loopkit.run import Run
 
 ASKS = ("stop", "save", "eval", "log", "end_epoch")
@@ -23,6 +25,22 @@ def _ask_all(run: Run, *numbers: float) -> list[float]:
     return sums[len(ASKS) :]
 
 
+_WITHIN = ("epoch_start", "step_start", "micro_step_end", "before_update", "step_end", "commit")
+
+
+def spaced(run: Run) -> bool:
+    """Whether the ranks may train on for a second without a word.
+
+    They may where no more than signals can ask for anything within a step, and where each knows by itself what
+    the others have: how much, and until when.
+    """
+    feed = run.feed
+    assert feed is not None
+    steering = [who for who in (run.task, *run.hooks) if getattr(who, "steers", True)]
+    heard = any(listens(who, event) for who in steering for event in _WITHIN)
+    return type(run.loops.step) is StepLoop and not heard and feed.source.end() is not None
+
+
 def agree(run: Run) -> bool:
     """Have all ranks know of all requests, and go by the first one's clock.
 
@@ -31,13 +49,14 @@ def agree(run: Run) -> bool:
     """
     collected: float = len(run.running)
     if run.strategy.world_size > 1:
-        collected, seconds = _ask_all(run, collected, run.progress.seconds if run.strategy.rank == 0 else 0.0)
-        run.progress.seconds = seconds
+        clock = run.progress.seconds if run.strategy.rank == 0 else 0.0
+        collected, run.progress.seconds, tokens = _ask_all(run, collected, clock, run.words.take_tokens())
+        run.progress.tokens += int(tokens)
     return collected > 0
 
 
 def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | None:
-    """Between two steps: have all ranks know of all requests, and of all data that is at hand.
+    """Between two steps: where a word is due, have all ranks know of all requests, and of all data at hand.
 
     Here, and not at the end of a step, since a rank may be told to stop while it waits for data.
 
@@ -51,14 +70,22 @@ def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | N
     Raises:
         DataError: the others have data and this rank never had any.
     """
+    words, step = run.words, run.progress.step
+    if step < words.next:
+        if batches is not None:
+            words.tokens, batches.tokens = words.tokens + batches.tokens, 0
+        return batches
     mine = (0, 0, 0) if batches is None else (1, batches.samples, batches.tokens)
-    ranks, samples, tokens = _ask_all(run, *mine)
+    space = words.space(step) if words.spaced and run.strategy.rank == 0 else 0
+    ranks, samples, tokens, late, space = map(int, _ask_all(run, *mine, words.take_tokens(), space))
+    words.next = step + space
+    run.progress.tokens += late
     feed = run.feed
     assert feed is not None
     if feed.source.may_differ and ranks > 0 and not run.agenda.asked("stop"):
         batches = _filled(batches, held, feed.accumulate, run.strategy.rank)
     if batches is not None:
-        batches.total, batches.tokens = int(samples), int(tokens)
+        batches.total, batches.tokens = samples, tokens
     return batches
 
 

@@ -39,7 +39,7 @@ class PredictLoop:
         kept: list[Any] = []
         world = strategy.world
         with quietly(run):
-            for number, (batch, size, _) in enumerate(source.open(0, 0)):
+            for number, (batch, size, *_) in enumerate(source.open(0, 0)):
                 if run.seed is not None:
                     turn = number * world.size + world.rank
                     rng.seed_all(rng.mix(run.seed, turn, 4), strategy.device)

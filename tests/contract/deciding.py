@@ -202,10 +202,73 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
 
     Group.add = add  # type: ignore[method-assign]
     fit = quiet(strategy="ddp", batch_size=4, epochs=2, eval_every="3 steps", log_every="3 steps")
-    fit.on("step_end", lambda run, out: seen.__setitem__(0, run.progress.step))
+    fit.on("step_end", lambda run, out: seen.__setitem__(0, run.progress.step))  # it might ask: a word before each step
     try:
         return fit.run(Tiny()).status, seen[0]
     except SystemExit as error:
         return f"exit {error.code}", seen[0]
     finally:
         Group.add = kept  # type: ignore[method-assign]
+
+
+class Counts(Hook):
+    """Sees each step; ``steers`` says whether it might ask for anything."""
+
+    def __init__(self, steers: bool) -> None:
+        self.steers, self.steps = steers, 0
+
+    def on_step_end(self, run: Any, out: Any) -> None:
+        self.steps += 1
+
+
+class Spoken(Tiny):
+    """Samples with as many tokens as their number says."""
+
+    def train_data(self) -> Any:
+        return [{"input_ids": torch.ones(2, 1 + n % 3, dtype=torch.long), "x": torch.ones(2, 8)} for n in range(41)]
+
+    def train_step(self, batch: Any) -> Any:
+        return self.net(batch["x"]).square().mean()
+
+
+def words(steers: bool) -> tuple[int, int, int, int]:
+    """How many sums over the ranks a run of 21 steps takes where a second is never over; tokens at its end."""
+    from loopkit import agenda
+    from loopkit.strategies.world import Group
+
+    kept, count, spacing = Group.add, [0], agenda.SPACING
+    agenda.SPACING = 1e9
+
+    def add(self: Any, *numbers: float) -> list[float]:
+        count[0] += 1
+        return kept(self, *numbers)
+
+    Group.add = add  # type: ignore[method-assign]
+    counts, said = Counts(steers), []
+    fit = quiet(strategy="ddp", epochs=1, eval_every="never", log_every="never", hooks=[counts])
+    fit.on("fit_end", lambda run: said.append((run.progress.tokens, run.progress.samples)))
+    try:
+        fit.run(Spoken())
+        return count[0], counts.steps, *said[0]
+    finally:
+        Group.add, agenda.SPACING = kept, spacing  # type: ignore[method-assign]
+
+
+def signal_between_words(rank: int, at: int, place: Path) -> tuple[str, list[int]]:
+    """SIGTERM comes to one rank at the end of step ``at`` of a run whose ranks speak now and then."""
+    import signal
+
+    class Struck(Counts):
+        def on_step_end(self, run: Any, out: Any) -> None:
+            super().on_step_end(run, out)
+            time.sleep(0.02)
+            if self.steps == at and run.strategy.rank == rank:
+                signal.raise_signal(signal.SIGTERM)
+
+    struck = Struck(steers=False)
+    fit = quiet(strategy="ddp", batch_size=1, epochs=100, eval_every="never", log_every="never", hooks=[struck],
+                checkpoint=Checkpoint(every="never"), run_dir=place)  # fmt: skip
+    try:
+        return fit.run(Tiny()).status, []
+    except SystemExit as error:
+        return f"exit {error.code}", sorted(int(path.name.split("-")[1]) for path in (place / "checkpoints").glob("step-*"))

@@ -69,3 +69,21 @@ def test_a_signal_at_any_moment_ends_all_at_the_same_step(pair, rank):
         first, second = pair.call(deciding.signal_after, rank, moment)
         assert first == second
         assert first[0] == "exit 143"
+
+
+def test_ranks_speak_before_every_step_only_where_somebody_may_ask(pair):
+    steps, tokens, samples = 21, sum(2 * (1 + n % 3) for n in range(41)), 82
+    for told in pair.call(deciding.words, True):
+        assert told[1:] == (steps, tokens, samples)
+        assert told[0] == steps + 4  # and before and after what is due at the first step and the last
+    for told in pair.call(deciding.words, False):
+        assert told[1:] == (steps, tokens, samples)
+        assert told[0] == 2 + 4  # how long a step takes is known after the first
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_between_two_words_is_met_at_the_next(pair, tmp_path, rank):
+    (how, saved), other = pair.call(deciding.signal_between_words, rank, 5, tmp_path)
+    assert (how, saved) == other
+    assert how == "exit 143"
+    assert 5 <= saved[-1] < 150, "a second is about 50 steps"

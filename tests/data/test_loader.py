@@ -26,7 +26,7 @@ def source(data: Any, **reading: Any) -> Any:
 
 def ids(data: Any, epoch: int = 0, start: int = 0, **reading: Any) -> list[list[int]]:
     """The samples of each batch, for a data set that holds its own indices; none where another's stand in."""
-    return [batch[0].tolist() if size else [] for batch, size, _ in source(data, **reading).open(epoch, start)]
+    return [batch[0].tolist() if size else [] for batch, size, *_ in source(data, **reading).open(epoch, start)]
 
 
 def numbered(count: int) -> TensorDataset:
@@ -50,7 +50,7 @@ def test_any_position_opens_at_once_and_gives_the_same_batches():
     began = time.perf_counter()
     rest = [next(batches) for batches in [opened.open(3, 800_000)] for _ in range(3)]
     assert time.perf_counter() - began < 1
-    assert [b[0].tolist() for b, _, _ in rest] == [b[0].tolist() for b, _, _ in whole]
+    assert [b[0].tolist() for b, *_ in rest] == [b[0].tolist() for b, *_ in whole]
 
 
 def test_epochs_differ_and_seeds_differ():
@@ -76,7 +76,7 @@ class Words(torch.utils.data.Dataset):
 
 
 def padding(loader: Loader) -> float:
-    batches = [batch for batch, _, _ in source(loader).open(0, 0)]
+    batches = [batch for batch, *_ in source(loader).open(0, 0)]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     return 1 - tokens / sum(batch["input_ids"].numel() for batch in batches)
 
@@ -84,7 +84,7 @@ def padding(loader: Loader) -> float:
 @pytest.mark.parametrize("lengths", [True, "labels", [1 + (i * 7) % 40 for i in range(800)]], ids=["ids", "key", "list"])
 def test_grouping_by_length_saves_padding_and_still_takes_each_sample_once(lengths):
     loader = Loader(Words(), collate=Padded({"labels": -100}), group_by_length=lengths)
-    seen = [int(i) for batch, _, _ in source(loader).open(1, 0) for i in batch["id"]]
+    seen = [int(i) for batch, *_ in source(loader).open(1, 0) for i in batch["id"]]
     assert sorted(seen) == list(range(800))
     assert padding(loader) < 0.05 < 0.3 < padding(Loader(Words(), collate=Padded()))
     first = next(iter(source(loader).open(0, 0)))[0]
@@ -104,7 +104,7 @@ def test_weights_draw_in_proportion_and_resume_from_any_position():
 def test_a_mixture_keeps_its_shares_whatever_the_sizes():
     small, large = TensorDataset(torch.zeros(10)), TensorDataset(torch.ones(1000))
     loader = mixed({"small": small, "large": large}, {"small": 1, "large": 3}, length=4000)
-    seen = torch.cat([batch[0] for batch, _, _ in source(loader).open(0, 0)])
+    seen = torch.cat([batch[0] for batch, *_ in source(loader).open(0, 0)])
     assert float(seen.mean()) == pytest.approx(0.75, abs=0.03)
     with pytest.raises(OptionError, match="the data sets are small, large, the shares are for small"):
         mixed({"small": small, "large": large}, {"small": 1})
@@ -150,7 +150,7 @@ def test_settings_that_do_not_fit_the_data_are_named(loader, text):
 def test_augmentation_does_not_depend_on_workers_batch_size_or_ranks():
     def read(**how: Any) -> dict[tuple[float, ...], None]:
         workers = how.pop("workers", 0)
-        batches = [b for b, _, _ in source(Loader(Noisy(24), workers=workers), **how).open(2, 0)]
+        batches = [b for b, *_ in source(Loader(Noisy(24), workers=workers), **how).open(2, 0)]
         return {tuple(row.tolist()) for x, _ in batches for row in x}
 
     plain = read()
