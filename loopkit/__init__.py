@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loopkit.strategies.deepspeed import DeepSpeed
     from loopkit.strategies.fsdp import FSDP
     from loopkit.strategies.single import SingleDevice
+    from loopkit.strategies.tensor import TensorParallel
     from loopkit.task import Task
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DDP", "FSDP", "Checkpoint", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader",
     "PredictLoop", "Progress", "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
+    "TensorParallel",
 ]  # fmt: skip
 
 # Imported when first asked for: `import loopkit` and `loopkit --help` do without torch.
@@ -43,6 +45,7 @@ _HOMES = {
     "loopkit.strategies.deepspeed": ("DeepSpeed",),
     "loopkit.strategies.fsdp": ("FSDP",),
     "loopkit.strategies.single": ("SingleDevice",),
+    "loopkit.strategies.tensor": ("TensorParallel",),
     "loopkit.task": ("Task",),
 }
 _ROOMS = ("checkpoint", "console", "data", "errors", "hooks", "loggers", "loops", "metrics", "optim", "strategies")

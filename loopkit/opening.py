@@ -57,8 +57,8 @@ def open_strategy(options: Options, task: Task) -> Strategy:
             task.configure_model()
         task.__dict__["_configured"] = True
     strategy.place(task)
-    if options.rng == "stream" and strategy.rank:  # or all ranks would drop out the same units
-        rng.seed_all(rng.mix(options.seed, strategy.rank), strategy.device)
+    if options.rng == "stream" and strategy.data.rank:  # or all ranks would drop out the same units
+        rng.seed_all(rng.mix(options.seed, strategy.data.rank), strategy.device)
     return strategy
 
 
@@ -103,8 +103,9 @@ def reading(options: Options, strategy: Strategy, *, training: bool) -> Reading:
         seed=options.seed if options.data_seed is None else options.data_seed,
         seeded=options.rng == "counter",
         limit=limit,
-        rank=strategy.rank,
-        world=strategy.world_size,
+        rank=strategy.data.rank,
+        world=strategy.data.size,
+        teams=strategy.data.size < strategy.world_size,
     )
 
 
@@ -127,7 +128,7 @@ def open_feed(task: Task, options: Options, strategy: Strategy) -> Feed:
     source = open_source(task.train_data(), how, f"{name_of(task)}.train_data()")
     accumulate = options.accumulate
     if options.global_batch_size is not None:
-        at_once = source.step() if isinstance(source, IndexedSource) else options.batch_size * strategy.world_size
+        at_once = source.step() if isinstance(source, IndexedSource) else options.batch_size * strategy.data.size
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
             raise OptionError(f"global_batch_size={options.global_batch_size} is not a multiple of the {at_once} "

@@ -19,6 +19,7 @@ from loopkit.strategies.precision import parse_precision
 from loopkit.strategies.remat import parse_remat
 from loopkit.strategies.single import ACCELERATORS
 from loopkit.strategies.spread import parse_device_map
+from loopkit.strategies.tensor import TensorParallel
 from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
 
 Every: TypeAlias = "str | int"
@@ -73,7 +74,7 @@ class Options:
 
     Args:
         strategy: where it runs: "auto" (DDP where there are several devices), "single", "ddp", "fsdp", "deepspeed", or
-            a Strategy object.
+            a Strategy or TensorParallel object.
         devices: how many devices on this machine, a process each: "auto" (all GPUs, or one CPU process) or a number.
         nodes: how many machines; each is started by torchrun or srun.
         accelerator: "auto", "cpu", "cuda" or "mps".
@@ -120,7 +121,7 @@ class Options:
         predict: a PredictLoop in place of the default one.
     """
 
-    strategy: str | Strategy = "auto"
+    strategy: str | Strategy | TensorParallel = "auto"
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
     accelerator: str = "auto"

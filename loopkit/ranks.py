@@ -18,6 +18,7 @@ from loopkit.strategies.launch import die_with_parent, launch
 from loopkit.strategies.pulse import Pulse
 from loopkit.strategies.single import SingleDevice
 from loopkit.strategies.spread import spread
+from loopkit.strategies.tensor import TensorParallel
 from loopkit.strategies.world import Place, find_place
 
 STRATEGIES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP, "deepspeed": DeepSpeed}
@@ -55,7 +56,7 @@ def _joins(options: Options) -> bool:
         return False
     if isinstance(options.strategy, Strategy):
         return options.strategy.joins
-    return options.strategy in STRATEGIES or options.strategy == "auto"
+    return isinstance(options.strategy, TensorParallel) or options.strategy in STRATEGIES or options.strategy == "auto"
 
 
 def _wanted(options: Options) -> int:
@@ -82,6 +83,8 @@ def build_strategy(options: Options) -> Strategy:
     name = options.strategy
     if isinstance(name, Strategy):
         return name
+    if isinstance(name, TensorParallel):
+        return FSDP(options.accelerator, tensor=name)
     if name not in _NAMES:
         hint = nearest(str(name), _NAMES)
         raise OptionError(f"strategy={name!r} is not known: give one of {', '.join(map(repr, _NAMES))} or a Strategy "

@@ -198,7 +198,7 @@ class Run:
 
     def log_now(self) -> None:
         """Publish what has been collected since the last log: averages, learning rates, the epoch as a number."""
-        values = self.running.take(self.strategy.world.gather)
+        values = self.running.take(self.strategy.data.gather)
         rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         values |= {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
         per_epoch, progress = self.plan.steps_per_epoch, self.progress

@@ -34,7 +34,7 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
         "step": progress.step,
         "epoch": progress.epoch,
         "samples": progress.samples,
-        "strategy": type(run.strategy).__name__,
+        "strategy": run.strategy.name,
         "world_size": run.strategy.world_size,
         "precision": run.strategy.numerics.precision.name,
         "versions": {"loopkit": __version__, "torch": str(torch.__version__)},
@@ -51,7 +51,7 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
             "options": run.options.to_dict(),
             "seed": {"seed": run.options.seed, "data_seed": run.options.data_seed, "rng": run.options.rng},
             "data": world.gather(run.data_state) if _data_differs(run) else run.data_state,
-            "running": run.running.state_dict(world.gather),
+            "running": run.running.state_dict(run.strategy.data.gather),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
             "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
             "hooks": {key: hook.state_dict() for key, hook in _keyed(run.hooks).items()},
@@ -130,7 +130,7 @@ def _restore_streams(run: Run, saved: Any) -> None:
         warnings.warn(f"{len(each)} ranks saved their random streams and {strategy.world_size} go on: under "
                       "rng='stream' what follows is drawn anew. rng='counter' goes on alike on any number of ranks",
                       LoopkitWarning, stacklevel=2)  # fmt: skip
-        rng.seed_all(rng.mix(run.options.seed, run.progress.step, strategy.rank), strategy.device)
+        rng.seed_all(rng.mix(run.options.seed, run.progress.step, strategy.data.rank), strategy.device)
     else:
         rng.restore(each[strategy.rank if run.seed is None else 0], strategy.device)
 

@@ -18,7 +18,7 @@ def opening(run: Run) -> list[str]:
     """What is trained, where and for how long, and where a resumed run goes on."""
     strategy, plan = run.strategy, run.plan
     ranks = f" x {strategy.world_size}" if strategy.world_size > 1 else ""
-    place = f"{strategy.device}, {strategy.numerics.precision.name}, {type(strategy).__name__}{ranks}"
+    place = f"{strategy.device}, {strategy.numerics.precision.name}, {strategy.name}{ranks}"
     lengths = []
     if plan.epochs is not None:
         lengths.append(f"{plan.epochs:g} epoch{'s' * (plan.epochs != 1)}")

@@ -54,6 +54,7 @@ class Reading:
     limit: int | float | None = None
     rank: int = 0
     world: int = 1
+    teams: bool = False
 
 
 def open_source(data: Any, reading: Reading, what: str) -> Source:
@@ -66,6 +67,9 @@ def open_source(data: Any, reading: Reading, what: str) -> Source:
     if isinstance(data, DataLoader) and (reading.seeded or reading.world > 1) and is_plain(data):
         data = _as_loader(data)
     sharded = isinstance(data, Loader) and data.sharded
+    if sharded and reading.teams:
+        raise DataError(f"{what} returned a Loader(sharded=True), where each rank has samples of its own, and under "
+                        "TensorParallel a team of ranks trains on the same ones: leave sharded out")  # fmt: skip
     if isinstance(data, (IterableDataset, Loader)) or _is_map_style(data):
         loader = data if isinstance(data, Loader) else Loader(data)
         if not isinstance(loader.dataset, IterableDataset):

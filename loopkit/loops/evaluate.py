@@ -46,7 +46,7 @@ class EvalLoop:
         """
         if run.events.eval_start is not None:
             run.events.eval_start(run)
-        began, samples, world = perf_counter(), 0.0, run.strategy.world
+        began, samples, world = perf_counter(), 0.0, run.strategy.data
         metrics: dict[str, float] = {}
         arrays: dict[str, Any] = {}
         with quietly(run):
@@ -77,7 +77,7 @@ class EvalLoop:
             if not size and not strategy.lockstep:
                 continue
             if run.seed is not None:
-                turn = number * strategy.world_size + strategy.rank
+                turn = number * strategy.data.size + strategy.data.rank
                 rng.seed_all(rng.mix(run.seed, turn, 3), strategy.device)
             placed = batch if move is None else move(batch)
             with strategy.forward or nullcontext():

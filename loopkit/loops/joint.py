@@ -50,7 +50,8 @@ def agree(run: Run) -> bool:
     collected: float = len(run.running)
     if run.strategy.world_size > 1:
         clock = run.progress.seconds if run.strategy.rank == 0 else 0.0
-        collected, run.progress.seconds, tokens = _ask_all(run, collected, clock, run.words.take_tokens())
+        late = run.words.take_tokens() * run.strategy.data.counts
+        collected, run.progress.seconds, tokens = _ask_all(run, collected, clock, late)
         run.progress.tokens += int(tokens)
     return collected > 0
 
@@ -75,9 +76,10 @@ def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | N
         if batches is not None:
             words.tokens, batches.tokens = words.tokens + batches.tokens, 0
         return batches
-    mine = (0, 0, 0) if batches is None else (1, batches.samples, batches.tokens)
+    counts = run.strategy.data.counts
+    mine = (0, 0, 0) if batches is None or not counts else (1, batches.samples, batches.tokens)
     space = words.space(step) if words.spaced and run.strategy.rank == 0 else 0
-    ranks, samples, tokens, late, space = map(int, _ask_all(run, *mine, words.take_tokens(), space))
+    ranks, samples, tokens, late, space = map(int, _ask_all(run, *mine, words.take_tokens() * counts, space))
     words.next = step + space
     run.progress.tokens += late
     feed = run.feed

@@ -37,7 +37,7 @@ class PredictLoop:
         step = strategy.method("predict_step")
         move = mover(strategy.device, strategy.numerics.precision.storage)
         kept: list[Any] = []
-        world = strategy.world
+        world = strategy.data
         with quietly(run):
             for number, (batch, size, *_) in enumerate(source.open(0, 0)):
                 if run.seed is not None:

@@ -52,7 +52,7 @@ class StepLoop:
             DataError: the step's weights add up to nothing.
         """
         strategy, task, running, timings = run.strategy, run.task, run.running, run.timings
-        world = strategy.world_size
+        world, place = strategy.data.size, strategy.data.rank
         # Of all of a run's steps alike, the shorter last one of an epoch too: then ranks can be traded for batches.
         several = world > 1 or len(batches) > 1 or (run.feed is not None and run.feed.accumulate > 1)
         micro_step_end = run.events.micro_step_end
@@ -65,7 +65,7 @@ class StepLoop:
         out: Mapping[str, Any] = {}
         for index, batch in enumerate(batches):
             if seed is not None:
-                strategy.seed(at_step(seed, step, index * world + strategy.rank))
+                strategy.seed(at_step(seed, step, index * world + place))
             if several:
                 strategy.sync(index == count - 1)
             began = perf_counter()
@@ -188,14 +188,14 @@ def _divisor(run: Run, weights: list[Any], count: int, method: str, *, several: 
     total = sum(weights[1:], start=weights[0])
     if strategy.world_size > 1:
         if isinstance(total, Tensor):
-            total = strategy.world.add_tensor(total)
+            total = strategy.data.add_tensor(total)
         else:
-            (total,) = strategy.world.add(total)
+            (total,) = strategy.data.add(total)
     if not isinstance(total, Tensor) and total <= 0:
         raise DataError(f"{where} returned weight={total!r}: the step has nothing to train on")
     if not several:
         return None
-    return total / _unit(run, weights) / strategy.world_size
+    return total / _unit(run, weights) / strategy.data.size
 
 
 def freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:

@@ -40,8 +40,10 @@ class Strategy(ABC):
     """Where and how a task runs. Usable alone, in a hand-written loop: place, method, backward, update.
 
     Attributes:
+        name: what it is called in checkpoints and on the console.
         device: where batches and parameters are.
         world: those who train together; ``rank`` and ``world_size`` are its, at hand for the hot path.
+        data: the same as seen by the data: ranks that train on the same samples are one member.
         joins: whether it takes several processes.
         sharded: whether parameters are spread over the ranks, which then save together.
         shows_gradients: whether parameters, their gradients and the optimizers' state are whole and at hand between
@@ -57,8 +59,10 @@ class Strategy(ABC):
             ``take_bad_steps``. An attribute, since what is called in every step is chosen once.
     """
 
+    name: str = "Strategy"
     device: torch.device
     world: World = World()
+    data: World = World()
     rank: int = 0
     world_size: int = 1
     joins: bool = False

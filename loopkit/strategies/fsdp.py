@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -9,13 +10,17 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from loopkit.errors import OptionError, TaskError
 from loopkit.strategies.base import Numerics
+from loopkit.strategies.hollow import fill, is_hollow, take_out
 from loopkit.strategies.joining import Joining, spread, tell
 from loopkit.strategies.remat import repeated_blocks
-from loopkit.strategies.sharded import is_sharded, local, put
+from loopkit.strategies.sharded import align, copies, is_sharded, local, put
 from loopkit.strategies.single import SingleDevice, clip_factor
+from loopkit.strategies.teams import Teams
+from loopkit.strategies.tensor import TensorParallel
 
 Wrap = Literal["auto"] | int | Sequence[str | type]
 
@@ -39,6 +44,7 @@ class FSDP(SingleDevice):
         offload: keep parameters, gradients and optimizer state in the CPU's memory.
         prefetch: how many blocks ahead are gathered, forward and backward; None leaves it to torch.
         replicas: shard within groups and replicate over this many of them (hybrid sharding).
+        tensor: split layers over the ranks of a team too; then teams shard, and share out the data.
         timeout: seconds that a rank waits for the others before the run is ended as hung.
 
     Raises:
@@ -60,6 +66,7 @@ class FSDP(SingleDevice):
         offload: bool = False,
         prefetch: int | None = None,
         replicas: int = 1,
+        tensor: TensorParallel | None = None,
         timeout: float = 600,
     ) -> None:
         super().__init__("cpu")  # until the place among the ranks is known
@@ -72,15 +79,27 @@ class FSDP(SingleDevice):
             raise OptionError(f"FSDP(prefetch={prefetch!r}): give a whole number of at least 1, or None")
         self.wrap, self.reshard_after_forward, self.prefetch = wrap, reshard_after_forward, prefetch
         self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
-        self.offload, self.replicas = offload, replicas
+        self.offload, self.replicas, self.tensor = offload, replicas, tensor
         self._replicated: list[nn.Parameter] = []
 
     def open(self, numerics: Numerics | None = None) -> None:
         """Join the other ranks and take this one's device."""
         self._take(*self._join())
         super().open(numerics)
-        if self.world_size % self.replicas:
-            raise OptionError(f"FSDP(replicas={self.replicas}): {self.world_size} ranks cannot be dealt out evenly")
+        self._team = 1
+        if self.tensor is not None:
+            self._team = self.tensor.team(self.world_size, self._join.local_size)
+            self.data = Teams(self.world, self._team)
+            if self.scaler is not None:
+                raise OptionError("TensorParallel with precision='fp16': the loss scaler takes no layers that are "
+                                  "split: take precision='bf16'")  # fmt: skip
+        if self.data.size % self.replicas:
+            whose = "ranks" if self._team == 1 else f"teams of {self._team} ranks"
+            raise OptionError(f"FSDP(replicas={self.replicas}): {self.data.size} {whose} cannot be dealt out evenly")
+        # Ranks that share no data with others only split layers.
+        self._fully = self.data.size > 1 or self._team == 1
+        if self._team > 1:
+            self.name = "FSDP and TensorParallel" if self._fully else "TensorParallel"
         # On the first rank a model is made on the CPU; on the others without memory, to be filled from there.
         self.building = nullcontext if self.rank == 0 else lambda: torch.device("meta")
 
@@ -90,12 +109,12 @@ class FSDP(SingleDevice):
         if any(is_sharded(parameter) for parameter in task.parameters()):
             self._replicated = [p for p in task.parameters() if not is_sharded(p)]
             return
-        hollow = any(self.world.gather(any(tensor.is_meta for tensor in _named(task).values())))
-        if hollow:
-            full = _take_out(task, self.numerics.precision.storage)
+        if any(self.world.gather(is_hollow(task))):
+            full = take_out(task, self.numerics.precision.storage)
             self._equip(task)
             self._shard(task)
-            self._fill(task, full if self.rank == 0 else {})
+            home = torch.device("cpu") if self.offload else self.device
+            fill(task, full if self.rank == 0 else {}, self.device, home)
         else:
             super().place(task)
             spread(task, self.world)
@@ -105,11 +124,16 @@ class FSDP(SingleDevice):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-        group = self.world_size // self.replicas
-        if self.replicas == 1:
-            mesh = init_device_mesh(self.device.type, (group,), mesh_dim_names=("shard",))
-        else:
-            mesh = init_device_mesh(self.device.type, (self.replicas, group), mesh_dim_names=("replicate", "shard"))
+        shape = {"replicate": self.replicas, "shard": self.data.size // self.replicas, "tensor": self._team}
+        kept = {name: size for name, size in shape.items() if size > 1 or (name == "shard" and self._fully)}
+        mesh = init_device_mesh(self.device.type, tuple(kept.values()), mesh_dim_names=tuple(kept))
+        if self.tensor is not None and self._team > 1:
+            self.tensor.apply(task, mesh["tensor"])
+        if not self._fully:
+            self._replicated = [p for p in task.parameters() if not is_sharded(p)]
+            return
+        if self._team > 1:
+            mesh = mesh[("replicate", "shard") if self.replicas > 1 else "shard"]
         precision = self.numerics.precision
         reduce = torch.float32 if precision.autocast is not None else None
         policy = MixedPrecisionPolicy(self.param_dtype or precision.autocast, self.reduce_dtype or reduce)
@@ -123,6 +147,8 @@ class FSDP(SingleDevice):
             fully_shard(block, **settings)
         # The rest is needed through the whole of a step: also after a call of the task itself within it.
         fully_shard(task, **{**settings, "reshard_after_forward": False})
+        # torch warns where the task itself gives a view; its gradients are seen to by the loss of the step around it.
+        warnings.filterwarnings("ignore", message=rf"FSDP2-wrapped module \({type(task).__name__}\) returned a view")
         self._look_ahead(blocks)
 
     def _blocks(self, task: nn.Module) -> list[nn.Module]:
@@ -148,18 +174,18 @@ class FSDP(SingleDevice):
             block.set_modules_to_forward_prefetch(order[number + 1 : number + 1 + self.prefetch])
             block.set_modules_to_backward_prefetch(order[max(0, number - self.prefetch) : number][::-1])
 
-    def _fill(self, task: nn.Module, full: Mapping[str, Tensor]) -> None:
-        """Give the hollow shards the first rank's values, a tensor at a time."""
-        task.to_empty(device="cpu" if self.offload else self.device)
-        for name, target in _named(task).items():
-            empty = torch.empty(tuple(target.shape), dtype=target.dtype, device=self.device)
-            value = full[name].to(self.device) if full else empty
-            dist.broadcast(value, src=0)
-            put(target.data, value)
+    def adopt(self, optimizers: dict[str, Optimizer]) -> None:
+        """Take the optimizers; where a group's parameters are split in several ways, they are stepped one by one."""
+        for optimizer in optimizers.values() if self._team > 1 else ():
+            for group in optimizer.param_groups:
+                if len({getattr(p, "device_mesh", None) for p in group["params"]}) > 1:
+                    # torch's fused and foreach kernels take tensors of one mesh only.
+                    group.update({key: False for key in ("fused", "foreach") if key in group})
+        super().adopt(optimizers)
 
     def method(self, name: str) -> Callable[..., Any]:
         """The task's method, in which parameters are whole."""
-        if name not in vars(self._task):
+        if self._fully and name not in vars(self._task):
             from torch.distributed.fsdp import register_fsdp_forward_method
 
             register_fsdp_forward_method(self._task, name)
@@ -168,7 +194,8 @@ class FSDP(SingleDevice):
     def sync(self, last: bool) -> None:
         """Add up gradients over the ranks in the backward pass to come, or leave them to add up on each."""
         task: Any = self._task
-        task.set_requires_gradient_sync(last)
+        if self._fully:
+            task.set_requires_gradient_sync(last)
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``; see ``Strategy.backward``."""
@@ -183,10 +210,13 @@ class FSDP(SingleDevice):
             raise TaskError(f"the loss reaches no parameter of {', '.join(names or self._parameters)}: no gradient "
                             "was computed")  # fmt: skip
         own = [p.grad for p in held if not is_sharded(p) and p.grad is not None]
-        for gradient in own:
+        for gradient in own if self._fully else ():  # a team's ranks have the same
             dist.all_reduce(gradient)
             gradient /= self.world_size
-        parts = [local(p.grad) for p in held if is_sharded(p)]
+        if self._team > 1:
+            align(held)
+        sharded = [p for p in held if is_sharded(p)]
+        parts = [local(p.grad) for p in sharded]
         if divisor is not None:
             torch._foreach_div_([*parts, *own], divisor)
         if self.scaler is not None:
@@ -195,7 +225,7 @@ class FSDP(SingleDevice):
         numerics, norm = self.numerics, None
         guarded = self._guard is not None and self.scaler is None
         if numerics.clip_norm is not None or want_norm or guarded:
-            norm = self._norm(parts, own)
+            norm = self._norm(sharded, own)
         if self._guard is not None and norm is not None and self.scaler is None:
             self._blocked = self._guard.check([norm])  # which all ranks have alike
             self._losses.clear()
@@ -206,14 +236,15 @@ class FSDP(SingleDevice):
             torch._foreach_clamp_max_([*parts, *own], numerics.clip_value)
         return norm if numerics.clip_norm is not None or want_norm else None
 
-    def _norm(self, parts: list[Tensor], own: list[Tensor]) -> Tensor:
-        """The norm of all gradients, from each rank's parts; what is whole on every rank counts once."""
-        total = _squares(parts, self.device)
+    def _norm(self, sharded: list[nn.Parameter], own: list[Tensor]) -> Tensor:
+        """The norm of all gradients, from each rank's parts; what several ranks have alike counts once."""
+        alike: dict[int, list[Tensor]] = {}
+        for parameter in sharded:
+            alike.setdefault(copies(parameter, self.world_size), []).append(local(parameter.grad))
+        total = sum((_squares(parts, self.device) / count for count, parts in alike.items()), _squares([], self.device))
         dist.all_reduce(total)
-        # Replicas hold the same parts, and each of them was counted.
-        total = total / self.replicas + _squares(own, self.device)
-        dtype = (parts or own)[0].dtype
-        return total.sqrt().to(dtype)
+        total = total + _squares(own, self.device)
+        return total.sqrt().to((sharded or own)[0].dtype)
 
     def settle(self) -> None:
         """Shard again what an evaluation gathered; without a backward pass nobody else does."""
@@ -231,32 +262,6 @@ class FSDP(SingleDevice):
                 local(target).copy_(local(value))
             else:
                 put(target, value)
-
-
-def _named(task: nn.Module) -> dict[str, Tensor]:
-    return {**dict(task.named_parameters()), **dict(task.named_buffers())}
-
-
-def _take_out(task: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The values of ``task`` by name, in ``dtype`` if they are floating; afterwards it is hollow, tied as before."""
-    values = {name: tensor.detach() for name, tensor in _named(task).items()}
-    if dtype is not None:
-        values = {name: t.to(dtype) if t.is_floating_point() else t for name, t in values.items()}
-    hollow: dict[int, Any] = {}
-    for module in task.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                kind = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
-                empty = torch.empty_like(parameter, dtype=kind, device="meta")
-                fresh = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                module._parameters[name] = hollow.setdefault(id(parameter), fresh)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                kind = dtype if dtype is not None and buffer.is_floating_point() else buffer.dtype
-                module._buffers[name] = hollow.setdefault(
-                    id(buffer), torch.empty_like(buffer, dtype=kind, device="meta")
-                )
-    return values
 
 
 def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:

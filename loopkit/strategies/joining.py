@@ -31,6 +31,12 @@ class Joining:
         if type(self.timeout) not in (int, float) or not self.timeout > 0:
             raise OptionError(f"timeout={self.timeout!r}: give seconds above 0")
 
+    @property
+    def local_size(self) -> int:
+        """How many processes run on this machine."""
+        place = find_place()
+        return place.local_size if place else 1
+
     def __call__(self) -> tuple[torch.device, World]:
         """This rank's device, and those it trains with."""
         place = find_place()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,10 +38,10 @@ def box(tensor: Any) -> tuple[slice, ...]:
 
 def part(tensor: Any) -> Part:
     """What this rank saves of a sharded tensor: its box, unless that is empty or another rank has the same."""
-    coordinates = tensor.device_mesh.get_coordinate()
-    copies = [at for at, placement in zip(coordinates, tensor.placements) if placement.is_replicate()]
-    own = local(tensor)
-    if any(copies) or not own.numel():
+    mesh, own = tensor.device_mesh, local(tensor)
+    elsewhere = [at for at, placement in zip(mesh.get_coordinate(), tensor.placements) if placement.is_replicate()]
+    elsewhere.append(int(mesh.mesh.min()))  # what is not split over teams is the first team's to save
+    if any(elsewhere) or not own.numel():
         return Part(None, (0,) * tensor.ndim, tuple(tensor.shape))
     return Part(own, tuple(place.start for place in box(tensor)), tuple(tensor.shape))
 
@@ -81,3 +81,21 @@ def put_all(targets: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """``put`` for each name of ``targets``."""
     for name, target in targets.items():
         put(target, tensors[name])
+
+
+def copies(tensor: Any, ranks: int) -> int:
+    """How many of ``ranks`` hold the same part of a sharded tensor."""
+    parts = 1
+    for size, placement in zip(tensor.device_mesh.shape, tensor.placements):
+        parts *= 1 if placement.is_replicate() else size
+    return ranks // parts
+
+
+def align(parameters: Iterable[Any]) -> None:
+    """Have gradients be split as their parameters are; collective.
+
+    A norm on split activations leaves each rank with a summand, an embedding split by words with the whole.
+    """
+    for parameter in parameters:
+        if is_sharded(parameter) and parameter.grad.placements != parameter.placements:
+            parameter.grad = parameter.grad.redistribute(placements=parameter.placements)

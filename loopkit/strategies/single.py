@@ -59,6 +59,7 @@ class SingleDevice(Strategy):
 
     def __init__(self, device: str = "auto") -> None:
         self._take(find_device(device))
+        self.name = type(self).__name__
         self.optimizers = {}
         self._parameters: dict[str, list[nn.Parameter]] = {}
         self._steppers: dict[str, Callable[[], Any]] = {}
@@ -74,6 +75,7 @@ class SingleDevice(Strategy):
         self.seed = torch_seeder(device)
         if world is not None:
             self.world, self.rank, self.world_size = world, world.rank, world.size
+            self.data = world
 
     def open(self, numerics: Numerics | None = None) -> None:
         """Fix the numerics; the device is this process's already."""

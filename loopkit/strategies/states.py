@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from loopkit.errors import CheckpointError
 from loopkit.strategies import sharded
 
+HOW = ("foreach", "fused", "capturable")  # how an optimizer computes: a matter of where it runs, not of its state
+
 
 def optimizer_state(optimizers: Mapping[str, Optimizer], task: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Optimizers' tensors by "<parameter>/<state>" and the rest as plain values.
@@ -73,7 +75,8 @@ def loading(
                 own = sharded.like(value, held[number]) if isinstance(value, Tensor) else value
                 state.setdefault(number, {})[key] = own
         count = 0
-        for group in groups:
+        for group, present in zip(groups, optimizer.param_groups):
+            group.update({key: present[key] for key in HOW if key in present})
             count += len(group["params"])
             group["params"] = list(range(count - len(group["params"]), count))
         inputs.append((optimizer, {"state": state, "param_groups": groups}))

@@ -85,10 +85,15 @@ class World:
 
     All methods but the attributes are collective: every rank calls them, in the same order, from its main
     thread. They go over the CPU (gloo) and never touch the device.
+
+    Attributes:
+        rank, size: this one's number, and how many there are.
+        counts: whether what this process has is added up; not where another one has the same.
     """
 
     rank = 0
     size = 1
+    counts = True
 
     def gather(self, value: T) -> list[T]:
         """Everyone's ``value``, in the order of ranks."""

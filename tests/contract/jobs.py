@@ -14,11 +14,21 @@ from loopkit.strategies.sharded import whole
 from tests.contract.tasks import TASKS
 from tests.support import Recorder, digest, quiet
 
+# How the layers of the tests' tasks are split over ranks.
+WORDS = {"blocks.*.up": "colwise", "blocks.*.down": "rowwise"}
+WHOLE_WORDS = {**WORDS, "embed": "colwise_rep", "head": "rowwise_rep"}
+TINY = {"net.0": "colwise", "net.3": "rowwise"}
+
 
 def make(strategy: Any) -> Any:
-    """A strategy by what a test calls it: a name ("zero2" is DeepSpeed's stage 2), or (name, settings)."""
+    """A strategy by what a test calls it, or (name, settings).
+
+    "zero2" is DeepSpeed's stage 2; "tensor" splits the words' blocks over two ranks, "tensor-tiny" the tiny task.
+    """
     import loopkit
 
+    if isinstance(strategy, str) and strategy.startswith("tensor"):
+        return loopkit.TensorParallel(TINY if strategy == "tensor-tiny" else WORDS, size=2)
     if isinstance(strategy, str) and strategy.startswith("zero"):
         # By default stage 3 keeps parameters of fewer than 100 000 elements whole, which are all of them here.
         config = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if strategy == "zero3" else None

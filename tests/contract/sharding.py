@@ -146,9 +146,9 @@ def bad_wrap() -> str:
     return ""
 
 
-def compiled(wanted: bool, **options: Any) -> Any:
+def compiled(wanted: bool, strategy: str = "fsdp", **options: Any) -> Any:
     """Train with blocks compiled (without code generation, which takes a minute), or not."""
-    return jobs.train("fsdp", "words", compile=Compile(scope="blocks", backend="aot_eager") if wanted else False, **options)
+    return jobs.train(strategy, "words", compile=Compile(scope="blocks", backend="aot_eager") if wanted else False, **options)
 
 
 def dry_run() -> bool:
