@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from loopkit import opening
-from loopkit.checkpoint import RunLock, load_snapshot
+from loopkit.checkpoint import RunLock, Store, load_snapshot
 from loopkit.console import build_progress
 from loopkit.data.feed import open_source
 from loopkit.durations import Duration
@@ -216,7 +216,7 @@ def _finish(run: Run) -> None:
         if run.best:
             run.best["checkpoint"] = best
         if run.saver.settings.load_best and best is not None:
-            run.strategy.load_model_state(load_snapshot(best).tensors["model"])
+            run.strategy.load_model_state(load_snapshot(best, run.saver.store).tensors["model"])
     if run.events.fit_end is not None:
         run.events.fit_end(run)
 
@@ -229,7 +229,7 @@ def _inference(
     try:
         with _errors_told(run), opening.determinism(options.deterministic):
             if checkpoint is not None:
-                snapshot = load_snapshot(Path(checkpoint))
+                snapshot = load_snapshot(Path(checkpoint), Store(maps=run.strategy.sharded))
                 check_model(run.strategy.model_state(), snapshot.tensors.get("model", {}), Path(checkpoint))
                 run.strategy.load_model_state(snapshot.tensors["model"])
             if run.events.setup is not None:

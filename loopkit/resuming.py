@@ -18,7 +18,7 @@ def open_saving(run: Run) -> None:
         RunDirError: the directory holds checkpoints and nothing says whether to go on from them.
         CheckpointError: the named one is not there, does not fit, or is not there for every rank.
     """
-    options, store, world = run.options, Store(), run.strategy.world
+    options, store, world = run.options, Store(maps=run.strategy.sharded), run.strategy.world
     run_dir = run.run_dir
     assert run_dir is not None
     there = world.first(lambda: scan(store, run_dir))
@@ -55,7 +55,7 @@ def _found_by_all(run: Run, store: Store, run_dir: Path) -> tuple[Path, Snapshot
     problem = ""
     if not mine:
         try:
-            mine.append((path, load_snapshot(path)))
+            mine.append((path, load_snapshot(path, store)))
         except (LoopkitError, OSError) as error:
             problem = str(error)
     for rank, trouble in enumerate(world.gather(problem)):
@@ -82,4 +82,4 @@ def _find(resume: str | Path | None, run_dir: Path, store: Store) -> tuple[Path,
         if found is None:
             raise NoGoodCheckpointError(f"resume={str(resume)!r}: the run directory holds no checkpoint")
         return found
-    return path, load_snapshot(path)
+    return path, load_snapshot(path, store)

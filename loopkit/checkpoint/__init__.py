@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, verified before use, and never able to run code."""
 
 from loopkit.checkpoint.background import BackgroundWriter
-from loopkit.checkpoint.format import Part, Snapshot, checkpoints_dir
+from loopkit.checkpoint.format import Part, Pieces, Snapshot, checkpoints_dir
 from loopkit.checkpoint.lock import RunLock
 from loopkit.checkpoint.reader import read, verify
 from loopkit.checkpoint.retention import apply, plan
@@ -21,6 +21,7 @@ __all__ = [
     "BackgroundWriter",
     "Entry",
     "Part",
+    "Pieces",
     "RunLock",
     "Snapshot",
     "Store",

@@ -50,12 +50,37 @@ class Part:
 
 
 @dataclass
+class Pieces:
+    """A tensor that lies in several pieces in files, put together where it is asked for: ``pieces[box]``.
+
+    ``pieces`` holds each one's offset in the whole and itself; they do not overlap, and leave nothing out.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    pieces: list[tuple[tuple[int, ...], torch.Tensor]]
+
+    def __getitem__(self, box: tuple[slice, ...]) -> torch.Tensor:
+        """What lies in ``box`` (a slice with start and stop for each dimension; none for all), in fresh memory."""
+        box = box or tuple(slice(0, size) for size in self.shape)
+        made = torch.empty([part.stop - part.start for part in box], dtype=self.dtype)
+        for offset, piece in self.pieces:
+            low = [max(part.start, at) for part, at in zip(box, offset)]
+            high = [min(part.stop, at + size) for part, at, size in zip(box, offset, piece.shape)]
+            if all(start < stop for start, stop in zip(low, high)):
+                into = tuple(slice(a - part.start, b - part.start) for a, b, part in zip(low, high, box))
+                made[into] = piece[tuple(slice(a - at, b - at) for a, b, at in zip(low, high, offset))]
+        return made
+
+
+@dataclass
 class Snapshot:
     """Everything a checkpoint holds, in memory.
 
-    ``tensors``: file stem ("model", "optimizer", "state") to tensor name to CPU tensor, or to a Part; a stem with no
-    tensors has no file. Names under one stem that share one storage are written once and come back as
-    one tensor object. ``state``: Python values, see :mod:`loopkit.checkpoint.codecs` for the types.
+    ``tensors``: file stem ("model", "optimizer", "state") to tensor name to CPU tensor, to a Part when it is to be
+    written, or to Pieces when it was read from a Store that maps; a stem with no tensors has no file. Names under
+    one stem that share one storage are written once and come back as one tensor object.
+    ``state``: Python values, see :mod:`loopkit.checkpoint.codecs` for the types.
     ``meta``: facts for the manifest, ``step`` (an int, from 0) among them; key order is not kept.
     ``files``: extra files by relative name.
     """

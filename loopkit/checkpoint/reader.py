@@ -14,6 +14,7 @@ from loopkit.checkpoint.format import (
     MAX_EXTRA,
     MAX_JSON,
     STATE,
+    Pieces,
     Snapshot,
     load_json,
     parse_name,
@@ -22,6 +23,8 @@ from loopkit.checkpoint.format import (
 from loopkit.checkpoint.manifest import Chunk, FileRecord, Manifest, TensorRecord, parse
 from loopkit.checkpoint.store import Store
 from loopkit.errors import CheckpointError, CorruptCheckpointError
+
+_LARGE = ("model", "optimizer")
 
 
 def read_manifest(store: Store, directory: Path) -> Manifest:
@@ -53,7 +56,8 @@ def read(store: Store, directory: Path, verify: bool = True) -> Snapshot:
     manifest = read_manifest(store, directory)
     found = Snapshot({stem: {} for stem in manifest.tensors}, {}, manifest.meta)
     placed = _placed(manifest)
-    _check_memory(directory, manifest)
+    if not store.maps:
+        _check_memory(directory, manifest)
     for record in manifest.files.values():
         _read_file(store, directory, record, placed.get(record.path), found, verify)
     for stem, names in manifest.aliases.items():
@@ -145,7 +149,8 @@ def _read_file(
                     name: tensorfile.Spec(place.record.dtype, place.chunk.shape, place.chunk.crc32)
                     for name, place in places.items()
                 }
-                tensors = tensorfile.read(source, specs, keep=into is not None)
+                maps = store.maps and all(place.stem in _LARGE for place in places.values())
+                tensors = tensorfile.read(source, specs, keep=into is not None, maps=maps)
             else:
                 limit = MAX_JSON if record.path == STATE else MAX_EXTRA
                 if source.size > limit:
@@ -165,6 +170,10 @@ def _read_file(
         named = into.tensors[place.stem]
         if place.chunk.shape == place.record.shape:
             named[name] = tensor
+            continue
+        if maps:
+            pieces = named.setdefault(name, Pieces(place.record.shape, tensor.dtype, []))
+            pieces.pieces.append((place.chunk.offset, tensor))
             continue
         whole = named.setdefault(name, torch.empty(place.record.shape, dtype=tensor.dtype))
         box = tuple(slice(at, at + size) for at, size in zip(place.chunk.offset, place.chunk.shape))

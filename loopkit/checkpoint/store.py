@@ -30,7 +30,16 @@ class Store:
     Writing raises ``DiskFullError`` (no room, quota, file size limit), ``RunDirError`` (not permitted, read
     only, vanished) or ``CheckpointError``. Reading raises ``FileNotFoundError`` for what is not there,
     ``CorruptCheckpointError`` for what is not a regular file inside its directory, ``CheckpointError`` else.
+
+    Args:
+        maps: leave the tensors of the model and the optimizer in their files, verified, as maps of them: for those
+            who need only parts. What is in several pieces comes as :class:`~loopkit.checkpoint.format.Pieces`.
     """
+
+    maps = False
+
+    def __init__(self, *, maps: bool = False) -> None:
+        self.maps = maps
 
     def _op(self, kind: str, path: Path, extra: Any = None) -> None:
         """Called before each operation; ``extra`` is the target of a rename or the bytes of a write."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import os
 import queue
 import threading
@@ -158,6 +159,11 @@ class Source:
         for start in range(0, self.size, CHUNK):
             self.read_piece(min(CHUNK, self.size - start))
         return b""
+
+    def map(self) -> mmap.mmap:
+        """The file as memory; what is changed there stays there."""
+        with self._guard("read", self.path):
+            return mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_COPY)
 
     def __enter__(self) -> Source:
         return self

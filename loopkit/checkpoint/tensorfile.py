@@ -146,8 +146,10 @@ def write(sink: Sink, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     return specs
 
 
-def read(source: Source, specs: Mapping[str, Spec], keep: bool = True) -> dict[str, torch.Tensor]:
-    """All tensors of a file into fresh memory; with ``keep=False`` they are checked and dropped.
+def read(
+    source: Source, specs: Mapping[str, Spec], keep: bool = True, maps: bool = False
+) -> dict[str, torch.Tensor]:
+    """All tensors of a file into fresh memory, or as maps of it; with ``keep=False`` they are checked and dropped.
 
     The header must say what ``specs`` says and tile the file exactly. Raises ``CorruptCheckpointError``
     naming the file and every tensor that is wrong, ``CheckpointError`` when the memory does not suffice.
@@ -158,13 +160,30 @@ def read(source: Source, specs: Mapping[str, Spec], keep: bool = True) -> dict[s
     for name in order:
         spec = specs[name]
         view = None
-        if keep:
+        if keep and not maps:
             found[name] = _allocate(source, name, spec)
             view = _bytes_of(found[name])
         if _fill(source, spec.nbytes, view) != spec.crc32:
             wrong.append(name)
     if wrong:
         raise CorruptCheckpointError(f"{source.path}: damaged in {_listed(wrong)}")
+    return _mapped(source, specs, order) if keep and maps else found
+
+
+def _mapped(source: Source, specs: Mapping[str, Spec], order: list[str]) -> dict[str, torch.Tensor]:
+    """The tensors in the order in which they fill the end of the file, each a view of a map of it."""
+    view, found = source.map(), {}
+    start = source.size - sum(specs[name].nbytes for name in order)
+    for name in order:
+        spec, dtype = specs[name], DTYPE_OF[specs[name].dtype]
+        flat = torch.frombuffer(view, dtype=torch.uint8, count=spec.nbytes, offset=start) if spec.nbytes else None
+        if flat is None or start % dtype.itemsize:
+            found[name] = torch.empty(spec.shape, dtype=dtype)
+            if flat is not None:
+                found[name].view(-1).view(torch.uint8).copy_(flat)
+        else:
+            found[name] = flat.view(dtype).view(spec.shape)
+        start += spec.nbytes
     return found
 
 

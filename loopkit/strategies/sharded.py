@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopkit.checkpoint import Part
+from loopkit.checkpoint import Part, Pieces
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -57,11 +57,11 @@ def parts(value: Any) -> Any:
     return value
 
 
-def like(tensor: Tensor, pattern: Any) -> Tensor:
-    """A whole tensor cut as ``pattern`` is, where that is sharded and of its shape; else itself."""
+def like(tensor: Any, pattern: Any) -> Tensor:
+    """A whole tensor, or pieces of one, cut as ``pattern`` is, where that is sharded and of its shape; else whole."""
     if not is_sharded(pattern) or is_sharded(tensor) or tensor.shape != pattern.shape:
-        return tensor
-    cut = tensor[box(pattern)].to(pattern.device, copy=True).contiguous()
+        return tensor[()] if isinstance(tensor, Pieces) else tensor
+    cut = tensor[box(pattern)].to(pattern.device, copy=isinstance(tensor, Tensor)).contiguous()
     made: Tensor = type(pattern.data).from_local(
         cut, pattern.device_mesh, pattern.placements, run_check=False, shape=pattern.shape, stride=pattern.stride()
     )
@@ -69,12 +69,12 @@ def like(tensor: Tensor, pattern: Any) -> Tensor:
 
 
 @torch.no_grad()
-def put(target: Any, tensor: Tensor) -> None:
-    """Copy a whole tensor into ``target``, which may be sharded; no collective."""
+def put(target: Any, tensor: Tensor | Pieces) -> None:
+    """Copy a whole tensor, or pieces of one, into ``target``, which may be sharded; no collective."""
     if is_sharded(target):
         local(target).copy_(tensor[box(target)])
     else:
-        target.copy_(tensor)
+        target.copy_(tensor[()])
 
 
 def put_all(targets: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

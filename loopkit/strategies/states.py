@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from loopkit.checkpoint import Pieces
 from loopkit.errors import CheckpointError
 from loopkit.strategies import sharded
 
@@ -72,7 +73,7 @@ def loading(
         for parameter, key, value in saved_states(prefix, tensors, plain[name]["values"]):
             if parameter in numbers:
                 number = numbers[parameter]
-                own = sharded.like(value, held[number]) if isinstance(value, Tensor) else value
+                own = sharded.like(value, held[number]) if isinstance(value, (Tensor, Pieces)) else value
                 state.setdefault(number, {})[key] = own
         count = 0
         for group, present in zip(groups, optimizer.param_groups):

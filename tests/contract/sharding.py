@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from loopkit import FSDP, Checkpoint, Compile
+from loopkit import FSDP, Checkpoint, Compile, Task
 from loopkit.strategies.sharded import local, whole
 from tests.contract import jobs
 from tests.contract.tasks import Block, Words
@@ -149,6 +150,68 @@ def bad_wrap() -> str:
 def compiled(wanted: bool, strategy: str = "fsdp", **options: Any) -> Any:
     """Train with blocks compiled (without code generation, which takes a minute), or not."""
     return jobs.train(strategy, "words", compile=Compile(scope="blocks", backend="aot_eager") if wanted else False, **options)
+
+
+class Wide(Task):
+    """Two layers of 16 MB each, with three times as much in parameters and optimizer state together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2000, 2000, bias=False) for _ in range(2)])
+
+    def train_step(self, batch: Any) -> torch.Tensor:
+        return self.layers[1](self.layers[0](batch)).square().mean()
+
+    def optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    def train_data(self) -> Any:
+        return [torch.ones(2, 2000)] * 8
+
+
+def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
+    """Bytes of memory of its own that a rank had at most while it read the checkpoint, above before; the weights."""
+    import threading
+
+    from loopkit import resuming
+    from loopkit.checkpoint import Store
+
+    task, seen, over, kept = Wide(), [], threading.Event(), resuming.open_saving
+
+    def watch() -> None:
+        while not over.wait(0.001):
+            seen.append(own_memory())
+
+    def open_saving(run: Any) -> None:
+        thread = threading.Thread(target=watch)
+        ctypes.CDLL(None).malloc_trim(0)  # what is free already would not show when it is used again
+        seen.append(own_memory())
+        thread.start()
+        kept(run)
+        over.set()
+        thread.join()
+
+    import loopkit.fit
+
+    loopkit.fit.open_saving, init = open_saving, Store.__init__
+    if not maps:
+        Store.__init__ = lambda self, *, maps=False: None  # type: ignore[method-assign,misc]
+    try:
+        quiet(strategy="fsdp", epochs=1, resume="auto", checkpoint=True, run_dir=place).run(task)
+    finally:
+        loopkit.fit.open_saving, Store.__init__ = kept, init  # type: ignore[method-assign]
+    return max(seen) - seen[0], digest({name: whole(t) for name, t in task.state_dict().items()})
+
+
+def train_wide(place: Path) -> None:
+    """Save a checkpoint of it."""
+    quiet(strategy="fsdp", steps=2, checkpoint=True, run_dir=place).run(Wide())
+
+
+def own_memory() -> int:
+    """Bytes of this process that are no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def dry_run() -> bool:

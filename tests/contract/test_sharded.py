@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,3 +120,17 @@ def test_remat_and_compile_change_nothing(pair, remat, compile):
 
 def test_a_dry_run_leaves_the_weights_as_they_were(pair):
     assert pair.call(sharding.dry_run) == [True, True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_a_rank_reads_only_its_parts_of_a_checkpoint(pair, tmp_path):
+    pair.call(sharding.train_wide, tmp_path / "run")
+    found = {}
+    for maps in (True, False):
+        shutil.copytree(tmp_path / "run", tmp_path / str(maps))
+        found[maps] = pair.call(sharding.memory_to_resume, tmp_path / str(maps), maps)
+    whole = 3 * 2 * 2000 * 2000 * 4
+    for (mapped, weights), (read, same) in zip(found[True], found[False]):
+        assert weights == same
+        assert read > whole
+        assert mapped < read - whole / 2
