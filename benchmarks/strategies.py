@@ -263,7 +263,7 @@ def main() -> None:
     place = find_place()
     if place is None:
         os.environ["OMP_NUM_THREADS"] = "1"
-        sys.exit(launch(RANKS))
+        sys.exit(launch(RANKS, [sys.executable, "-u", *sys.argv]))
     die_with_parent()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)

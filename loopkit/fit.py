@@ -27,6 +27,7 @@ from loopkit.result import Result
 from loopkit.resuming import open_saving
 from loopkit.run import Run
 from loopkit.saving import check_model
+from loopkit.session import on_ranks
 from loopkit.signals import PREEMPTED, signals
 from loopkit.strategies.sharded import put_all
 from loopkit.task import Task, name_of
@@ -85,7 +86,8 @@ class Fit:
         Raises:
             LoopkitError: whatever goes wrong, by kind (``loopkit.errors``); SystemExit(143) after SIGTERM.
         """
-        gather_ranks(self.options)
+        if ranks := gather_ranks(self.options):
+            return on_ranks(ranks, self, "run", task)  # type: ignore[no-any-return]
         if self.options.dry_run:
             return _dry_run(self, task)
         with _training(task, self.options, self._subscriptions) as run:
@@ -107,7 +109,8 @@ class Fit:
         Returns:
             Scalars by name: ``eval/loss``, ``eval/accuracy``, ``eval/runtime`` in seconds …
         """
-        gather_ranks(self.options)
+        if ranks := gather_ranks(self.options):
+            return on_ranks(ranks, self, "evaluate", task, data, checkpoint)  # type: ignore[no-any-return]
         with _inference(task, self.options, self._subscriptions, checkpoint) as run:
             given, what = _given(task, "eval_data", data)
             sources = opening.open_eval_sources(given, self.options, run.strategy, what)
@@ -127,7 +130,8 @@ class Fit:
             checkpoint: whose weights the task gets (a run directory's: its newest good one's); None keeps its own.
             writer: gets each batch's predictions instead, on the first rank; then nothing is returned.
         """
-        gather_ranks(self.options)
+        if ranks := gather_ranks(self.options):
+            return on_ranks(ranks, self, "predict", task, data, checkpoint, writer)
         with _inference(task, self.options, self._subscriptions, checkpoint) as run:
             given, what = _given(task, "predict_data", data)
             source = open_source(given, opening.reading(self.options, run.strategy, training=False), what)

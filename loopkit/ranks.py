@@ -14,7 +14,7 @@ from loopkit.strategies.ddp import DDP
 from loopkit.strategies.deepspeed import DeepSpeed
 from loopkit.strategies.failure import Failure
 from loopkit.strategies.fsdp import FSDP
-from loopkit.strategies.launch import die_with_parent, launch
+from loopkit.strategies.launch import command, die_with_parent, launch
 from loopkit.strategies.pulse import Pulse
 from loopkit.strategies.single import SingleDevice
 from loopkit.strategies.spread import spread
@@ -25,11 +25,14 @@ STRATEGIES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP, "deepspeed": DeepSpeed}
 _NAMES = ("auto", "single", *STRATEGIES)
 
 
-def gather_ranks(options: Options) -> None:
+def gather_ranks(options: Options) -> int:
     """See to it that as many processes run this as the options ask for.
 
     In the first process of a plain ``python train.py`` this starts the others and does not return: it ends with
     their exit code. In each of those, and under torchrun, deepspeed or srun, it takes the place that was given.
+
+    Returns:
+        How many processes are still to be started: 0, but in a session without a script that they could run.
 
     Raises:
         OptionError: more devices than there are, or other numbers than the launcher's.
@@ -40,15 +43,17 @@ def gather_ranks(options: Options) -> None:
         if options.nodes > 1 and _joins(options):
             raise OptionError(f"nodes={options.nodes}: start the script on each machine, with "
                               f"torchrun --nnodes {options.nodes} (or srun)")  # fmt: skip
-        if count > 1:
-            raise SystemExit(launch(count))
-        return
+        words = command()
+        if count > 1 and words is not None:
+            raise SystemExit(launch(count, words))
+        return count if count > 1 else 0
     if place.size > 1 and not isinstance(sys.excepthook, Failure):
         die_with_parent()
         Failure(place.rank, Pulse(place).diagnose).install()
     if options.devices != "auto" and _joins(options) and options.devices != place.local_size:
         raise OptionError(f"devices={options.devices}, and {place.local_size} processes were started on this machine: "
                           "leave devices out, or start as many")  # fmt: skip
+    return 0
 
 
 def _joins(options: Options) -> bool:

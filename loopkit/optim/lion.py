@@ -41,7 +41,8 @@ class Lion(Optimizer):
             for p in params:
                 if "exp_avg" not in self.state[p]:
                     self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            grads, moments = [p.grad for p in params], [self.state[p]["exp_avg"] for p in params]
+            moments = [_held(self.state[p]["exp_avg"]) for p in params]
+            grads, params = [_held(p.grad) for p in params], [_held(p) for p in params]
             lr, (beta1, beta2) = group["lr"], group["betas"]
             updates = torch._foreach_mul(moments, beta1)
             torch._foreach_add_(updates, grads, alpha=1 - beta1)
@@ -51,3 +52,8 @@ class Lion(Optimizer):
             torch._foreach_mul_(moments, beta2)
             torch._foreach_add_(moments, grads, alpha=1 - beta2)
         return loss
+
+
+def _held(tensor: Any) -> Any:
+    """What this rank holds of a sharded tensor: every element moves by itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -25,6 +25,9 @@ from loopkit.strategies.tensor import TensorParallel
 Wrap = Literal["auto"] | int | Sequence[str | type]
 
 
+_FUSED = (torch.optim.Adam, torch.optim.AdamW)  # whose fused kernels know sharded tensors
+
+
 class FSDP(SingleDevice):
     """Fully sharded data parallel: each rank keeps a part of every parameter, and gathers a block when it needs it.
 
@@ -175,12 +178,18 @@ class FSDP(SingleDevice):
             block.set_modules_to_backward_prefetch(order[max(0, number - self.prefetch) : number][::-1])
 
     def adopt(self, optimizers: dict[str, Optimizer]) -> None:
-        """Take the optimizers; where a group's parameters are split in several ways, they are stepped one by one."""
-        for optimizer in optimizers.values() if self._team > 1 else ():
+        """Take the optimizers, without torch's fused and foreach kernels where those do not take sharded tensors.
+
+        Raises:
+            OptionError: one that needs whole parameters.
+        """
+        for optimizer in optimizers.values():
+            _refuse_whole(optimizer)
             for group in optimizer.param_groups:
                 if len({getattr(p, "device_mesh", None) for p in group["params"]}) > 1:
-                    # torch's fused and foreach kernels take tensors of one mesh only.
-                    group.update({key: False for key in ("fused", "foreach") if key in group})
+                    group.update({key: False for key in ("fused", "foreach") if key in group})  # one mesh only
+                elif group.get("fused") and type(optimizer) not in _FUSED:
+                    group["fused"] = False
         super().adopt(optimizers)
 
     def method(self, name: str) -> Callable[..., Any]:
@@ -262,6 +271,13 @@ class FSDP(SingleDevice):
                 local(target).copy_(local(value))
             else:
                 put(target, value)
+
+
+def _refuse_whole(optimizer: Optimizer) -> None:
+    kind = type(optimizer)
+    if kind.__name__ == "Adafactor" or kind.__module__.split(".")[0] == "bitsandbytes":
+        raise OptionError(f"{kind.__name__} needs each parameter whole, and under FSDP and TensorParallel a rank holds "
+                          "parts of them: take another optimizer (adamw, lion, muon), or strategy='ddp'")  # fmt: skip
 
 
 def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:

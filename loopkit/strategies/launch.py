@@ -22,32 +22,25 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from loopkit.errors import OptionError
-
 _POLL = 0.02
 _LAST_WORDS = 2.0
 _STOP = 30.0
 
 
-def command() -> list[str]:
-    """What starts this program again.
-
-    Raises:
-        OptionError: there is no script to start: an interactive session, a notebook or ``python -c``.
-    """
+def command() -> list[str] | None:
+    """What starts this program again; None without a script: in an interactive session, a notebook, ``python -c``."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name != "__main__":
         return [sys.executable, "-u", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
     script = getattr(main, "__file__", None)
     if script is None or not os.path.exists(script):
-        raise OptionError("several devices need a script that each rank can run, and this session has none (it is "
-                          "interactive, a notebook or python -c): put it into a file, or pass devices=1")  # fmt: skip
+        return None
     return [sys.executable, "-u", os.path.abspath(script), *sys.argv[1:]]
 
 
-def launch(count: int) -> int:
-    """Start ``count`` ranks on this machine and watch them to their end.
+def launch(count: int, words: list[str]) -> int:
+    """Start ``count`` ranks on this machine with the command line ``words``, and watch them to their end.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on, once each. When a rank fails, the others get two seconds for
     their last words and are ended; what is told is the traceback of the first that failed by itself.
@@ -61,7 +54,7 @@ def launch(count: int) -> int:
     # Held here, the store outlives any rank, and the system chooses its port.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     place = Path(tempfile.mkdtemp(prefix="loopkit-launch-"))
-    ranks = Ranks(command(), count, place, store.port)
+    ranks = Ranks(words, count, place, store.port)
     try:
         with ranks.signals():
             return ranks.watch()

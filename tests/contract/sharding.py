@@ -152,6 +152,36 @@ def compiled(wanted: bool, strategy: str = "fsdp", **options: Any) -> Any:
     return jobs.train(strategy, "words", compile=Compile(scope="blocks", backend="aot_eager") if wanted else False, **options)
 
 
+class Named(Words):
+    """The words' task with an optimizer by name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def optimizers(self) -> Any:
+        from loopkit import optim
+
+        return optim.build(self.name, lr=1e-2)
+
+
+TASKS["named"] = Named
+
+
+def optimized(name: str, strategy: str, accumulate: int = 1) -> dict[str, Any]:
+    """Train with the optimizer of that name."""
+    return jobs.train(strategy, "named", {"name": name}, batch_size=8, steps=4, accumulate=accumulate, eval_every="never")
+
+
+def refused_optimizer(name: str, strategy: str) -> str:
+    """What is said of it."""
+    try:
+        optimized(name, strategy)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 class Wide(Task):
     """Two layers of 16 MB each, with three times as much in parameters and optimizer state together."""
 

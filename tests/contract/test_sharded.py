@@ -134,3 +134,21 @@ def test_a_rank_reads_only_its_parts_of_a_checkpoint(pair, tmp_path):
         assert weights == same
         assert read > whole
         assert mapped < read - whole / 2
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "tensor"])
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "nadam", "radam", "lion", "muon", "adamw_bf16"])
+def test_optimizers_step_sharded_parameters(pair, name, strategy):
+    first, second = pair.call(sharding.optimized, name, strategy)
+    alone = sharding.optimized(name, "single", accumulate=2 if strategy == "fsdp" else 1)
+    assert first["digest"] == second["digest"]
+    # Muon multiplies matrices in bfloat16; a bf16 moment rounds what differs in its last bit; RMSprop divides by it.
+    assert distance(first["model"], alone["model"]) < {"muon": 1e-2, "adamw_bf16": 2e-4, "rmsprop": 2e-5}.get(name, 1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "tensor"])
+@pytest.mark.parametrize("name", ["adafactor", "adamw_8bit"])
+def test_an_optimizer_that_needs_whole_parameters_is_refused(pair, name, strategy):
+    for told in pair.call(sharding.refused_optimizer, name, strategy):
+        assert "needs each parameter whole" in told
+        assert "OptionError" in told

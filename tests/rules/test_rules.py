@@ -29,12 +29,12 @@ LAYERS = (
     {"options", "agenda"},
     {"run"},
     {"hooks", "console", "loops", "saving", "saver", "signals", "ranks"},
-    {"opening", "result", "resuming"},
+    {"opening", "result", "resuming", "session"},
     {"fit"},
     {"cli", "__main__", "__init__"},
 )
 FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")
-OPTIONAL = {"rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed"}
+OPTIONAL = {"rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle"}
 
 
 def room(path: Path) -> str:
