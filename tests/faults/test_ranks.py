@@ -179,6 +179,18 @@ def test_torchrun_restarts_from_the_newest_checkpoint(tmp_path, how, whole):
     assert (tmp_path / "run" / "failed").exists()
 
 
+def test_deepspeeds_launcher_gives_a_place(tmp_path, whole):
+    launcher = (str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2", "--no_local_rank", "--module")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    words = [*launcher, "tests.faults.rank_run", str(run_dir), "none", "none", "0"]
+    done = subprocess.run(words, cwd=ROOT, env={**ENV, "DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{ENV['PATH']}"},
+                          text=True, capture_output=True, timeout=90)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ends = [line for line in done.stdout.splitlines() if line.startswith("end finished")]
+    assert {line.split()[-1] for line in ends} == {whole}
+
+
 @pytest.mark.parametrize("under", ["fsdp", "deepspeed"])
 def test_the_others_go_on_after_a_kill_too(tmp_path, under):
     code, lines, err = finish(start(tmp_path / "whole", UNDER=under))
