@@ -13,6 +13,7 @@ Made by the scripts in `benchmarks/` from what they measured; the numbers with a
 $ pip install -c constraints.txt -e '.[bench]'
 $ python benchmarks/overhead.py
 $ python benchmarks/strategies.py
+$ python benchmarks/gpu.py  # and the tests that need a GPU
 $ python benchmarks/import_time.py
 $ python benchmarks/checkpoint.py
 ```
@@ -47,8 +48,15 @@ STRATEGIES = """
 A GPT of {parameters:,} parameters on {ranks} ranks over gloo, one torch thread each: every contestant in one process
 group, in short runs taken in turns, {rounds} of each, all to the same weights. "By hand" is the loop one writes around
 torch's `DistributedDataParallel` or `fully_shard` with a fused AdamW; "ratio" compares with it in the same round.
-loopkit runs with its defaults, so that each step also agrees with the other rank on what to do next (stop, save,
-evaluate, data at an end), and a value that is not finite on any rank is caught before it is used.
+loopkit runs with its defaults: a value that is not finite on any rank is caught before it is used, and a signal to any
+rank is heard by all within about a second.
+"""
+
+GPU = """
+## The cost of a step on a GPU
+
+A GPT in bfloat16 autocast on one {gpu}, fused AdamW, {steps} steps, {rounds} runs of each in turns. "Host" is the time in
+which the host has handed a step to the device, "device" that between the same moments of two steps by its own clock.
 """
 
 IMPORTS = """
@@ -66,12 +74,14 @@ whether the data is on the disk when the call returns (`fsync`), "verified" whet
 
 
 def render(found: dict[str, Any]) -> str:
-    """The page for the results by name: "overhead", "strategies", "import_time", "checkpoint"."""
+    """The page for the results by name: "overhead", "strategies", "gpu", "import_time", "checkpoint"."""
     parts = [HEAD]
     if "overhead" in found:
         parts.append(_overhead(found["overhead"]))
     if "strategies" in found:
         parts.append(_strategies(found["strategies"]))
+    if "gpu" in found:
+        parts.append(_gpu(found["gpu"]))
     if "import_time" in found:
         parts.append(_imports(found["import_time"]))
     if "checkpoint" in found:
@@ -106,6 +116,15 @@ def _strategies(result: dict[str, Any]) -> str:
             ratio = row["ratio"]
             text += (f"| {name} | {row['step']['median']:.2f} | {ratio['median']:.3f} | "
                      f"{ratio['low']:.3f} to {ratio['high']:.3f} |\n")  # fmt: skip
+    return text + _where(result)
+
+
+def _gpu(result: dict[str, Any]) -> str:
+    text = GPU.format(**{key: result[key] for key in ("gpu", "steps", "rounds")})
+    text += "\n| | host, ms | device, ms | ratio |\n|---|---:|---:|---:|\n"
+    for name, row in result["rows"].items():
+        text += (f"| {name} | {row['host']['median']:.2f} | {row['device']['median']:.2f} | "
+                 f"{row['ratio']['median']:.3f} |\n")  # fmt: skip
     return text + _where(result)
 
 
