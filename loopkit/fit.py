@@ -230,7 +230,7 @@ def _inference(
         with _errors_told(run), opening.determinism(options.deterministic):
             if checkpoint is not None:
                 snapshot = load_snapshot(Path(checkpoint))
-                check_model(run.strategy.model_state(), snapshot.tensors.get("model", {}), Path(checkpoint))
+                check_model(run, snapshot, Path(checkpoint))
                 run.strategy.load_model_state(snapshot.tensors["model"])
             if run.events.setup is not None:
                 run.events.setup(run)
