@@ -87,6 +87,7 @@ class HFTask(Task):
         self._selects = collate is None
         self._collate = collate or Selecting(self._columns, padding(tokenizer, self._config, self._labels))
         self._left_out: set[str] = set()
+        _forbid_packing(model)
         self._names = Names(self, model)
         self._files: dict[str, bytes] = {}
 
@@ -226,6 +227,17 @@ class HFTask(Task):
         wanted = inspect.signature(cls.__init__).parameters.keys() - set(given)
         makers = {"model": model_from, "tokenizer": tokenizer_from}
         return {name: make(files) for name, make in makers.items() if name in wanted}
+
+
+def _forbid_packing(model: nn.Module) -> None:
+    """Keep bitsandbytes' 4-bit layers in the form that has gradients.
+
+    On CPUs with AVX512-BF16 a first evaluation packs them for inference; a later step trains on without an error, but
+    no gradient goes through them any more.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _labels_of(model: nn.Module) -> list[str]:
