@@ -173,7 +173,7 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
             for logger in run.loggers:
                 run.history = list(getattr(logger, "rows", [])) or run.history
             run.history = world.share(run.history)
-            with signals(run), opening.determinism(options.deterministic):
+            with signals(run), opening.torch_settings(options):
                 _start(run)
                 yield run
         failed = False
@@ -227,7 +227,7 @@ def _inference(
 ) -> Iterator[Run]:
     run, failed = opening.build_inference(task, options, subscriptions), True
     try:
-        with _errors_told(run), opening.determinism(options.deterministic):
+        with _errors_told(run), opening.torch_settings(options):
             if checkpoint is not None:
                 snapshot = load_snapshot(Path(checkpoint))
                 check_model(run, snapshot, Path(checkpoint))

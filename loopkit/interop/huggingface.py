@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,7 +235,8 @@ def _forbid_packing(model: nn.Module) -> None:
     On CPUs with AVX512-BF16 a first evaluation packs them for inference; a later step trains on without an error, but
     no gradient goes through them any more.
     """
-    for module in model.modules():
+    layers: Iterable[Any] = model.modules()
+    for module in layers:
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
 
