@@ -16,7 +16,7 @@ from tests.docs.pages import DOCS, ROOT, Block, blocks, matches
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if page.name not in ("cli.md", "hooks-included.md")]  # run in tests/cli, tests/hooks
 LONGEST = 5.0
-HEAVY = re.compile(r"^from (?:transformers|peft|tokenizers|datasets) import .+$", flags=re.MULTILINE)
+HEAVY = re.compile(r"^from (?:transformers|peft|tokenizers|torchmetrics|sklearn)[\w.]* import .+$", flags=re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)
