@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from loopkit.checkpoint.format import load_json
 from loopkit.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -58,13 +58,12 @@ def model_from(files: Mapping[str, bytes]) -> nn.Module:
     if ADAPTERS in files:
         raise CheckpointError("the checkpoint holds adapters and not the model below them: give the same one again, "
                               "with adapters on it, as load(path, model=get_peft_model(...))")  # fmt: skip
-    name = (json.loads(files.get(CONFIG, b"{}")).get("architectures") or [""])[0]
+    name = str((load_json(files.get(CONFIG, b"{}"), CONFIG).get("architectures") or [""])[0])
     kind: Any = getattr(transformers, name, None) if name else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise CheckpointError(f"the checkpoint's model is {name or 'of no class of transformers'}, which cannot be "
                               "made from its files: give it again, as load(path, model=...)")  # fmt: skip
-    with _written(files) as place:
-        model: nn.Module = kind(transformers.AutoConfig.from_pretrained(place, local_files_only=True))
+    model: nn.Module = kind(_opened(transformers.AutoConfig, files))
     return model
 
 
@@ -74,15 +73,17 @@ def tokenizer_from(files: Mapping[str, bytes]) -> Any:
 
     if TOKENIZER not in files:
         return None
-    with _written(files) as place:
-        return AutoTokenizer.from_pretrained(place, local_files_only=True)
+    return _opened(AutoTokenizer, files)
 
 
-def _written(files: Mapping[str, bytes]) -> TemporaryDirectory[str]:
-    """The files, which were verified in memory, where transformers can read them."""
-    place: TemporaryDirectory[str] = TemporaryDirectory(prefix="loopkit-")
-    for name, data in files.items():
-        path = Path(place.name, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return place
+def _opened(kind: Any, files: Mapping[str, bytes]) -> Any:
+    """What ``kind.from_pretrained`` makes of the files, as they were verified in memory; it runs no code of theirs."""
+    with TemporaryDirectory(prefix="loopkit-") as place:
+        for name, data in files.items():
+            path = Path(place, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        try:
+            return kind.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{kind.__name__} cannot read the checkpoint's files: {error}") from error

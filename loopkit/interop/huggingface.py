@@ -84,6 +84,7 @@ class HFTask(Task):
         self._labels = tuple(_labels_of(self._base) if label_names is None else label_names)
         self._columns = tuple(dict.fromkeys((*accepted, *self._labels))) if columns is None else tuple(columns)
         self._always = {"use_cache": False} if "use_cache" in accepted else {}  # it serves generation alone
+        self._shifts = _shifts(self._base)
         self._selects = collate is None
         self._collate = collate or Selecting(self._columns, padding(tokenizer, self._config, self._labels))
         self._left_out: set[str] = set()
@@ -144,7 +145,7 @@ class HFTask(Task):
         labels = [batch[name] for name in self._labels if name in batch]
         if len(labels) != 1 or not isinstance(labels[0], Tensor) or not labels[0].ndim or labels[0].is_floating_point():
             return None
-        counted = labels[0][..., 1:] if labels[0].ndim > 1 and _shifts(self._base) else labels[0]
+        counted = labels[0][..., 1:] if labels[0].ndim > 1 and self._shifts else labels[0]
         return (counted != getattr(self._config, "semantic_loss_ignore_index", IGNORED)).sum()
 
     def _call(self, batch: Any) -> Any:
@@ -154,7 +155,11 @@ class HFTask(Task):
         inputs = {name: value for name, value in batch.items() if name in self._columns}
         if len(inputs) < len(batch):
             self._tell(batch.keys() - inputs.keys())
-        return self.model(**{**self._always, **inputs})
+        out = self.model(**{**self._always, **inputs})
+        if not isinstance(out, Mapping):
+            raise TaskError(f"{type(self._base).__name__} returned a {type(out).__name__}: HFTask reads a dict, such "
+                            "as transformers' ModelOutput (config.return_dict=True)")  # fmt: skip
+        return out
 
     def _tell(self, left_out: Collection[str]) -> None:
         """Say once, on the first rank, which columns the model is not called with."""
@@ -165,7 +170,9 @@ class HFTask(Task):
                   "forward does not name (columns= does)", file=sys.stderr)  # fmt: skip
 
     def on_setup(self, run: Run) -> None:
-        """Say what is left out of the data."""
+        """Say what is left out of the data; and find out now, not at the first save, whether all can be saved."""
+        if run.saver is not None:
+            self.checkpoint_files()
         if self._selects:
             for data in (each for part in ("train", "eval") for each in sets(self._data[part])):
                 there = columns_of(data)
@@ -253,7 +260,7 @@ def _shifts(model: Any) -> bool:
     """Whether the model's loss compares each place with the label of the next."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-    if getattr(model.config, "is_encoder_decoder", False):
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return False
     causal = {kind.__name__ for kind in type(model).__mro__} & {*CAUSAL.values()}
     return bool(causal) or getattr(model, "loss_type", None) in ("ForCausalLM", "ForConditionalGeneration")

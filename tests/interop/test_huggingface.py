@@ -10,8 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from loopkit import Checkpoint, Loader, Task
-from loopkit.errors import CheckpointError, DataError, TaskError
+from loopkit import Checkpoint, Compile, Loader, Task
+from loopkit.errors import CheckpointError, DataError, MissingExtraError, TaskError
 from loopkit.optim import SGD, AdamW, linear
 from tests.support import digest, quiet
 
@@ -241,13 +241,15 @@ def test_transformers_own_collators_serve():
     assert task.weight(causal(data[:2])) == 5 + 2
 
 
-@pytest.mark.parametrize("how", ["list", "datasets", "Loader", "DataLoader", "generator", "workers"])
+@pytest.mark.parametrize("how", ["list", "datasets", "stream", "Loader", "DataLoader", "generator", "workers"])
 def test_data_of_every_kind_trains_the_same(how):
     kind = "BertForSequenceClassification"
     data = samples(kind, 8)
     plain = task_of(kind).train_data().collate
     if how == "datasets":
         data = pytest.importorskip("datasets").Dataset.from_list(data)
+    elif how == "stream":
+        data = pytest.importorskip("datasets").Dataset.from_list(data).to_iterable_dataset()
     elif how in ("Loader", "workers"):
         data = Loader(data, batch_size=4, shuffle=False, workers=int(how == "workers"))
     elif how == "DataLoader":
@@ -255,7 +257,7 @@ def test_data_of_every_kind_trains_the_same(how):
     elif how == "generator":
         data = (plain(samples(kind, 8)[at : at + 4]) for at in (0, 4))
     torch.manual_seed(0)
-    task = HFTask(made(kind), data if how in ("Loader", "workers", "DataLoader", "generator") else Loader(data, shuffle=False))
+    task = HFTask(made(kind), data if how in ("Loader", "workers", "DataLoader", "generator", "stream") else Loader(data, shuffle=False))
     quiet(steps=2, batch_size=4).run(task)
     expected = HFTask(made(kind), [plain(samples(kind, 8)[at : at + 4]) for at in (0, 4)])
     expected.train_data = lambda: expected._data["train"]
@@ -314,6 +316,56 @@ def test_mistakes_are_explained():
         quiet().run(HFTask(model, [torch.ones(3)] * 4))
     with pytest.raises(DataError, match="HFTask got a batch that is a tuple"):
         HFTask(model).train_step((1, 2))
+
+
+def test_a_model_that_returns_a_tuple_is_explained():
+    model = made("BertForSequenceClassification")
+    model.config.return_dict = False
+    with pytest.raises(TaskError, match=r"returned a tuple: HFTask reads a dict, .* \(config.return_dict=True\)"):
+        HFTask(model).train_step(batch_of("BertForSequenceClassification"))
+
+
+def test_what_cannot_be_saved_is_found_before_the_first_step(tmp_path):
+    task = task_of("GPT2LMHeadModel")
+    task.model.generation_config.update(do_sample=False, temperature=0.3)
+    task.train_step = lambda batch: pytest.fail("it trained")
+    with pytest.raises(ValueError, match="temperature"):
+        quiet(checkpoint=True, run_dir=tmp_path).run(task)
+
+
+@pytest.mark.parametrize("change", [{"model_type": "evil"}, {"architectures": ["os.system"]}, {"architectures": ["Trainer"]}, {}])
+def test_a_config_that_names_code_runs_none(tmp_path, change):
+    """Code is never run from a checkpoint, wherever its config says that the class is."""
+    task, marker = task_of("BertForSequenceClassification"), tmp_path / "ran"
+    files = dict(task.checkpoint_files())
+    config = json.loads(files["config.json"]) | {"auto_map": {"AutoConfig": "evil.Config"}} | change
+    code = f"open({str(marker)!r}, 'w')\nclass Config: pass\n".encode()
+    task.checkpoint_files = lambda: files | {"config.json": json.dumps(config).encode(), "evil.py": code}
+    quiet(steps=1, run_dir=tmp_path / "run", checkpoint=True, eval_every="never").run(task)
+    if change:
+        with pytest.raises(CheckpointError):
+            HFTask.load(tmp_path / "run")
+    else:
+        assert digest(HFTask.load(tmp_path / "run").state_dict()) == digest(task.state_dict())
+    assert not marker.exists()
+
+
+def test_a_missing_package_is_an_error_with_the_remedy(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers.utils", None)
+    with pytest.raises(MissingExtraError, match=r"HFTask needs the package 'transformers': pip install 'loopkit\[hf\]'"):
+        HFTask(torch.nn.Linear(1, 1))
+
+
+def test_it_compiles():
+    ends = []
+    for how in (False, Compile(backend="aot_eager")):
+        torch.manual_seed(0)
+        task = task_of("LlamaForCausalLM")
+        quiet(steps=3, batch_size=8, compile=how, eval_every="never").run(task)
+        ends.append(torch.cat([p.detach().flatten() for p in task.parameters()]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-5)
 
 
 def test_an_optimizer_is_given_as_a_spec_or_a_function():
