@@ -114,8 +114,9 @@ class Task(nn.Module):
             CheckpointError: it cannot be trusted, or its weights do not fit.
         """
         snapshot = load_snapshot(Path(checkpoint))
-        arguments = cls._from_files(snapshot.files, arguments) | arguments
-        hparams = {k: v for k, v in snapshot.state["task"]["hparams"].items() if k not in arguments} | arguments
+        saved = snapshot.state["task"]["hparams"]
+        arguments = cls._from_files(snapshot.files, {*saved, *arguments}) | arguments
+        hparams = saved | arguments
         lost = [name for name in snapshot.state["task"]["unsaved"] if name not in arguments]
         if lost:
             raise CheckpointError(f"{checkpoint} could not keep {cls.__name__}'s argument(s) {', '.join(lost)}: "
@@ -131,7 +132,7 @@ class Task(nn.Module):
 
     @classmethod
     def _from_files(cls, files: Mapping[str, bytes], given: Collection[str]) -> dict[str, Any]:
-        """Constructor arguments, but for the ``given`` ones, that a checkpoint's further files make."""
+        """The constructor arguments, but for ``given`` ones, that a checkpoint's further files make."""
         return {}
 
 
