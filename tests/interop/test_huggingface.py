@@ -48,6 +48,22 @@ def test_the_weight_makes_parts_of_a_batch_the_whole(kind):
     assert expected.item() == pytest.approx(whole["loss"].item(), **near)
 
 
+def test_pixels_that_a_segmentation_leaves_out_are_not_counted():
+    size = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "patch_sizes": [3, 3]}
+    size |= {"strides": [2, 2], "num_attention_heads": [1, 1], "mlp_ratios": [1, 1], "decoder_hidden_size": 16, "num_labels": 3}
+    torch.manual_seed(0)
+    model = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(semantic_loss_ignore_index=255, **size))
+    left_out = [torch.rand(16, 16) < 0.15 * number for number in range(6)]
+    data = [{"pixel_values": torch.randn(3, 16, 16), "labels": torch.randint(0, 3, (16, 16)).masked_fill(out, 255)} for out in left_out]
+    task = HFTask(model, data).double().eval()
+    batches = [{name: t.double() if t.is_floating_point() else t for name, t in task.train_data().collate(part).items()}
+               for part in (data, data[:2], data[2:])]  # fmt: skip
+    whole, *parts = (task.train_step(batch) for batch in batches)
+    assert whole["weight"] == 6 * 256 - sum(int(out.sum()) for out in left_out)
+    expected = sum(part["loss"] * part["weight"] for part in parts) / sum(part["weight"] for part in parts)
+    assert expected.item() == pytest.approx(whole["loss"].item(), abs=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "BertForTokenClassification"])
 def test_accumulation_and_evaluation_are_those_of_the_whole(kind):
     ends, losses = [], []
