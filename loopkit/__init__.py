@@ -48,7 +48,9 @@ _HOMES = {
     "loopkit.strategies.tensor": ("TensorParallel",),
     "loopkit.task": ("Task",),
 }
-_ROOMS = ("checkpoint", "console", "data", "errors", "hooks", "loggers", "loops", "metrics", "optim", "strategies")
+_ROOMS = (
+    "checkpoint", "console", "data", "errors", "hooks", "interop", "loggers", "loops", "metrics", "optim", "strategies",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

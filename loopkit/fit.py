@@ -177,7 +177,7 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
             for logger in run.loggers:
                 run.history = list(getattr(logger, "rows", [])) or run.history
             run.history = world.share(run.history)
-            with signals(run), opening.determinism(options.deterministic):
+            with signals(run), opening.torch_settings(options):
                 _start(run)
                 yield run
         failed = False
@@ -231,10 +231,10 @@ def _inference(
 ) -> Iterator[Run]:
     run, failed = opening.build_inference(task, options, subscriptions), True
     try:
-        with _errors_told(run), opening.determinism(options.deterministic):
+        with _errors_told(run), opening.torch_settings(options):
             if checkpoint is not None:
                 snapshot = load_snapshot(Path(checkpoint), Store(maps=run.strategy.sharded))
-                check_model(run.strategy.model_state(), snapshot.tensors.get("model", {}), Path(checkpoint))
+                check_model(run, snapshot, Path(checkpoint))
                 run.strategy.load_model_state(snapshot.tensors["model"])
             if run.events.setup is not None:
                 run.events.setup(run)

@@ -29,7 +29,7 @@ from loopkit.ranks import build_strategy
 from loopkit.run import Loops, Run
 from loopkit.strategies.base import Numerics, Strategy
 from loopkit.strategies.compiling import Compile
-from loopkit.strategies.precision import parse_precision
+from loopkit.strategies.precision import multiplying, parse_precision
 from loopkit.task import Task, name_of, overrides
 
 LOOPS = {"step": StepLoop, "epoch": EpochLoop, "eval": EvalLoop, "predict": PredictLoop}
@@ -60,6 +60,13 @@ def open_strategy(options: Options, task: Task) -> Strategy:
     if options.rng == "stream" and strategy.data.rank:  # or all ranks would drop out the same units
         rng.seed_all(rng.mix(options.seed, strategy.data.rank), strategy.device)
     return strategy
+
+
+@contextmanager
+def torch_settings(options: Options) -> Iterator[None]:
+    """Inside, torch computes as ``deterministic`` and ``precision`` say; afterwards as before."""
+    with determinism(options.deterministic), multiplying(parse_precision(options.precision)):
+        yield
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class Options:
         accelerator: "auto", "cpu", "cuda" or "mps".
         device_map: the layers of one model on several devices of one process: "auto", or the device of each part by
             the start of its name, as {"encoder": "cpu", "head": "cuda:0"}.
-        precision: "fp32", "bf16", "fp16" (autocast; fp16 with a scaler), "bf16-true", "fp16-true" or "fp64".
+        precision: "fp32", "tf32", "bf16", "fp16" (autocast; fp16 with a scaler), "bf16-true", "fp16-true" or "fp64".
         epochs: passes over the data; fractions are taken. 1 where neither steps nor time is given.
         steps: optimizer steps. Of several limits the first reached ends the run.
         time: how long to train: "2 h", "30 min", or seconds.

@@ -62,7 +62,7 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
             "streams": _streams(run),
             "training_weights": {n: training[id(p)] for n, p in task.named_parameters() if id(p) in training},
         }
-    return Snapshot(sharded.parts(tensors), sharded.parts(state), meta)
+    return Snapshot(sharded.parts(tensors), sharded.parts(state), meta, dict(task.checkpoint_files()))
 
 
 def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
@@ -77,7 +77,7 @@ def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
     if meta.get("kind") != "full":
         raise CheckpointError(f"{path} holds weights alone and cannot be resumed: train on from it with "
                               f"{name_of(run.task)}.load({str(path)!r})")  # fmt: skip
-    check_model(run.strategy.model_state(), snapshot.tensors.get("model", {}), path)
+    check_model(run, snapshot, path)
     load = run.strategy.load_optimizer_state(snapshot.tensors.get("optimizer", {}), state["optimizers"], path)
     keyed = _keyed(run.hooks)
     run.strategy.load_model_state(snapshot.tensors["model"])
@@ -135,12 +135,14 @@ def _restore_streams(run: Run, saved: Any) -> None:
         rng.restore(each[strategy.rank if run.seed is None else 0], strategy.device)
 
 
-def check_model(have: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not those of the task: other names, shapes or dtypes.
+def check_model(run: Run, snapshot: Snapshot, path: Path) -> None:
+    """Refuse weights that are not those of the task: other names or shapes, or what the task itself refuses.
 
     Raises:
         CheckpointError: with the differences.
     """
+    run.task.check_files(snapshot.files, path)
+    have, saved = run.strategy.model_state(), snapshot.tensors.get("model", {})
     wrong = [f"{name} is missing in the checkpoint" for name in have if name not in saved]
     wrong += [f"{name} is not in the task" for name in saved if name not in have]
     for name in have.keys() & saved.keys():

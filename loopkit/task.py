@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +95,13 @@ class Task(nn.Module):
             raise OptionError(f"log({name!r}, reduce={reduce!r}): give one of {', '.join(REDUCTIONS)}")
         self._logged.append((name, value, reduce))
 
+    def checkpoint_files(self) -> Mapping[str, bytes]:
+        """Further files for its checkpoints and exports, by name: small ones that let others open them."""
+        return {}
+
+    def check_files(self, files: Mapping[str, bytes], path: Path) -> None:
+        """Refuse, with a CheckpointError, the checkpoint ``path`` for what its further files say."""
+
     @classmethod
     def load(cls, checkpoint: str | Path, **arguments: Any) -> Self:
         """The task a checkpoint was saved from: built with its recorded arguments, with its weights.
@@ -107,23 +114,31 @@ class Task(nn.Module):
             CheckpointError: it cannot be trusted, or its weights do not fit.
         """
         snapshot = load_snapshot(Path(checkpoint))
-        hparams = {k: v for k, v in snapshot.state["task"]["hparams"].items() if k not in arguments} | arguments
+        saved = snapshot.state["task"]["hparams"]
+        arguments = cls._from_files(snapshot.files, {*saved, *arguments}) | arguments
+        hparams = saved | arguments
         lost = [name for name in snapshot.state["task"]["unsaved"] if name not in arguments]
         if lost:
             raise CheckpointError(f"{checkpoint} could not keep {cls.__name__}'s argument(s) {', '.join(lost)}: "
                                   f"give them to load, as {cls.__name__}.load(path, {lost[0]}=...)")  # fmt: skip
         task = cls(**hparams)
         task.configure_model()
+        task.check_files(snapshot.files, Path(checkpoint))
         try:
             task.load_state_dict(snapshot.tensors["model"])
         except RuntimeError as error:
             raise CheckpointError(f"the weights of {checkpoint} do not fit {cls.__name__}: {error}") from error
         return task
 
+    @classmethod
+    def _from_files(cls, files: Mapping[str, bytes], given: Collection[str]) -> dict[str, Any]:
+        """The constructor arguments, but for ``given`` ones, that a checkpoint's further files make."""
+        return {}
+
 
 def overrides(task: Task, method: str) -> bool:
-    """Whether a task defines ``method`` itself."""
-    return getattr(type(task), method) is not getattr(Task, method)
+    """Whether a task defines ``method`` itself, in its class or as an attribute."""
+    return getattr(getattr(task, method), "__func__", None) is not getattr(Task, method)
 
 
 def name_of(task: nn.Module) -> str:

@@ -20,6 +20,7 @@ TRAINER_NAMES = {
     "fp16_full_eval": 'precision="fp16-true"',
     "bf16_full_eval": 'precision="bf16-true"',
     "fp16_opt_level": 'precision="fp16"',
+    "tf32": 'precision="tf32"',
     "evaluation_strategy": 'eval_every="1 epoch"',
     "eval_strategy": 'eval_every="1 epoch"',
     "eval_steps": 'eval_every="500 steps"',
@@ -113,7 +114,6 @@ TRAINER_NAMES = {
 }
 
 WITHOUT = {
-    "tf32": "call torch.set_float32_matmul_precision('high') in your script",
     "optim_target_modules": "give AdamW(params=<regular expression>) for a part of the model",
     "use_liger_kernel": "apply the kernels to the model in the task's __init__",
     "liger_kernel_config": "apply the kernels to the model in the task's __init__",

@@ -21,6 +21,7 @@ from loopkit.checkpoint.store import Store
 from loopkit.checkpoint.writer import gone_on_failure
 from loopkit.errors import CheckpointError, OptionError
 
+WEIGHTS, ADAPTER_WEIGHTS, ADAPTERS = "model.safetensors", "adapter_model.safetensors", "adapter_config.json"
 ABOUT = "loopkit.json"
 """What an export says about itself, in the JSON of :mod:`loopkit.checkpoint.codecs`."""
 
@@ -134,6 +135,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 def export(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
     """The model alone, for use anywhere: ``model.safetensors``, the extra files, and ``loopkit.json``.
 
+    Where the extra files are those of adapters, the weights are in ``adapter_model.safetensors``, as peft opens them.
+
     ``loopkit.json`` has ``task`` (the class's name) and ``hparams`` (its constructor's arguments), ``step`` and
     ``format``. The checkpoint is verified first. ``OptionError`` when ``out_dir`` exists and is not empty,
     ``CheckpointError`` when there is no model in the checkpoint.
@@ -160,7 +163,7 @@ def export(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
     with gone_on_failure(door, staging):
         door.mkdir(staging)
         aliases = tensorfile.find_aliases(model)
-        with door.create(staging / "model.safetensors") as sink:
+        with door.create(staging / (WEIGHTS if ADAPTERS not in snapshot.files else ADAPTER_WEIGHTS)) as sink:
             tensorfile.write(sink, {name: t for name, t in model.items() if name not in aliases}, aliases)
         for name, data in {**snapshot.files, ABOUT: text}.items():
             door.write_below(staging, name, data)

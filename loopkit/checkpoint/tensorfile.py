@@ -17,6 +17,9 @@ from loopkit.errors import CheckpointError, CorruptCheckpointError
 MAX_HEADER = 100_000_000
 """Bytes; the limit that the safetensors package has."""
 
+ALIGNED = 64
+"""Bytes; where torch's memory begins. Sums over what others map from a file are then the same, to the last bit."""
+
 _CODES = {
     "float64": "F64",
     "float32": "F32",
@@ -101,8 +104,7 @@ def header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
         check(name, tensor)
     if "__metadata__" in tensors:
         raise ValueError("a tensor cannot be named '__metadata__'")
-    # Widest first, so that each tensor is aligned to its own item size.
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    order = sorted(tensors, key=lambda name: (-_evenness(tensors[name]), name))
     fields: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     offset = 0
     for name in order:
@@ -115,10 +117,19 @@ def header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
         }
         offset = end
     text = dump_json(fields, sort=False)
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNED)
     if len(text) > MAX_HEADER:
         raise ValueError(f"{len(tensors)} tensors need a header of {len(text)} bytes; {MAX_HEADER} is the limit")
     return len(text).to_bytes(8, "little") + text, order
+
+
+def _evenness(tensor: torch.Tensor) -> int:
+    """The power of two that a tensor's size in bytes is a multiple of, up to ALIGNED.
+
+    In falling order of it each tensor begins at a multiple of it, and so of its item size too.
+    """
+    size = tensor.numel() * tensor.dtype.itemsize
+    return min(size & -size or ALIGNED, ALIGNED)
 
 
 def data_size(tensors: Mapping[str, torch.Tensor]) -> int:

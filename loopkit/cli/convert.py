@@ -88,7 +88,7 @@ def convert(given: Mapping[str, Any]) -> Conversion:
     if args.get("max_steps", -1) > 0:  # it wins over epochs there
         found.fit["steps"] = repr(args["max_steps"])
         found.fit.pop("epochs", None)
-    for name in ("fp16", "bf16"):
+    for name in ("tf32", "fp16", "bf16"):
         if args.get(name):
             found.fit["precision"] = repr(name)
     if args.get("gradient_checkpointing"):

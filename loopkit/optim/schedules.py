@@ -23,7 +23,7 @@ _DECAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """A warmup from 0 to 1, then a shape: ``Schedule("halving", lambda step, total: 0.5 ** (step // 1000))``.
+    """A warmup to 1, then a shape: ``Schedule("halving", lambda step, total: 0.5 ** (step // 1000))``.
 
     Attributes:
         name: for messages and configs.
@@ -31,6 +31,7 @@ class Schedule:
         warmup: the length of the linear warmup: steps, ``"10%"`` of the run or ``"1 epoch"``; 0 for none.
         needs_total: whether the shape depends on where the run ends.
         lengths: further lengths that the shape takes, handed to it in whole steps.
+        start: the factor that the warmup begins at.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Schedule:
     warmup: object = 0
     needs_total: bool = True
     lengths: Mapping[str, object] = field(default_factory=dict)
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in {"warmup": self.warmup, **self.lengths}.items():
@@ -54,10 +56,10 @@ class Schedule:
                               "give Fit(steps=...), or data with a length")  # fmt: skip
         warmup = in_steps(self.warmup, plan, f"{self.name}(warmup=)")
         lengths = {k: in_steps(value, plan, f"{self.name}({k}=)") for k, value in self.lengths.items()}
-        total, shape = max(1, (plan.steps or 0) - warmup), self.shape
+        total, shape, start = max(1, (plan.steps or 0) - warmup), self.shape, self.start
 
         def factor(step: int) -> float:
-            return step / warmup if step < warmup else shape(step - warmup, total, **lengths)
+            return start + (1.0 - start) * step / warmup if step < warmup else shape(step - warmup, total, **lengths)
 
         return factor
 
@@ -166,6 +168,7 @@ def wsd(warmup: object = 0, decay: object = "10%", shape: str = "cosine", floor:
     Args:
         decay: how long before the end the decay begins: steps, ``"10%"`` of the run or ``"1 epoch"``.
         shape: of the decay: "cosine", "linear" or "1-sqrt".
+        floor: the factor that the decay ends at, and the warmup begins at.
 
     Raises:
         OptionError: another shape.
@@ -177,7 +180,7 @@ def wsd(warmup: object = 0, decay: object = "10%", shape: str = "cosine", floor:
         decaying = step - (total - decay)
         return 1.0 if decaying < 0 else _DECAYS[shape](min(1.0, decaying / max(1, decay)))
 
-    return Schedule("wsd", _above("wsd", floor, slope), warmup, lengths={"decay": decay})
+    return Schedule("wsd", _above("wsd", floor, slope), warmup, lengths={"decay": decay}, start=floor)
 
 
 def warm_restarts(T_0: object, T_mult: float = 1, floor: float = 0.0, warmup: object = 0) -> Schedule:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +21,21 @@ class Precision:
         autocast: the dtype operations are cast to; None for none.
         storage: the dtype of parameters and floating inputs; None leaves them as they are.
         scaled: whether the loss is scaled, so that small fp16 gradients do not vanish.
+        tf32: whether float32 matrices may be multiplied in TF32.
     """
 
     name: str
     autocast: torch.dtype | None = None
     storage: torch.dtype | None = None
     scaled: bool = False
+    tf32: bool = False
 
 
 PRECISIONS = {
     precision.name: precision
     for precision in (
         Precision("fp32"),
+        Precision("tf32", tf32=True),
         Precision("bf16", autocast=torch.bfloat16),
         Precision("fp16", autocast=torch.float16, scaled=True),
         Precision("bf16-true", storage=torch.bfloat16),
@@ -51,6 +55,32 @@ def parse_precision(name: object) -> Precision:
         hint = nearest(str(name), PRECISIONS)
         raise OptionError(f"precision={name!r} is not known: give one of {', '.join(PRECISIONS)}.{hint}")
     return PRECISIONS[str(name)]
+
+
+@contextmanager
+def multiplying(precision: Precision) -> Iterator[None]:
+    """Inside, float32 matrix products and convolutions run in TF32 if ``precision`` says so; afterwards as before.
+
+    It is a setting of torch for the whole process, for devices that have TF32; others take no notice of it.
+
+    Raises:
+        OptionError: the script has set parts of it by themselves, which torch does not let be read as a whole.
+    """
+    if not precision.tf32:
+        yield
+        return
+    try:
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError as error:
+        raise OptionError("precision='tf32' sets what torch calls fp32_precision, and so does the script, for some "
+                          f"operations: leave one of them out ({str(error)[:60]}…)") from error  # fmt: skip
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 class DefaultDtype(AbstractContextManager[None]):

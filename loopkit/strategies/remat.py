@@ -65,9 +65,9 @@ def apply_remat(task: nn.Module, remat: str | None) -> list[str]:
         known = ", ".join(list(modules)[:12])
         raise OptionError(f"remat={remat!r} picks no module of {type(task).__name__}, which has: {known}")
     for name, module in chosen.items():
-        own = getattr(module, "gradient_checkpointing_enable", None)
-        if callable(own):
-            own(gradient_checkpointing_kwargs={"use_reentrant": False})
+        own = _own(module)
+        if own:
+            getattr(module, f"{own}_checkpointing_enable")(**{f"{own}_checkpointing_kwargs": {"use_reentrant": False}})
         elif checkpoint.state(modules[name]) is None:
             checkpoint(module)
         else:
@@ -81,7 +81,7 @@ def _choose(task: nn.Module, modules: Mapping[str, nn.Module], way: str, argumen
     elif way == "class":
         found = {name: m for name, m in modules.items() if type(m).__name__ == argument}
     else:
-        own = {n: m for n, m in modules.items() if callable(getattr(m, "gradient_checkpointing_enable", None))}
+        own = {name: m for name, m in modules.items() if _own(m)}
         if way == "full" and own:
             return own
         blocks = {id(block) for block in repeated_blocks(task)}
@@ -91,6 +91,12 @@ def _choose(task: nn.Module, modules: Mapping[str, nn.Module], way: str, argumen
     # A module inside a chosen one is computed again with it.
     inner = {n for n in found for outer in found if n.startswith(f"{outer}.")}
     return {name: module for name, module in found.items() if name not in inner}
+
+
+def _own(module: nn.Module) -> str:
+    """What a module's checkpointing of its own is called: as in transformers since 5.24, or before; "" for none."""
+    names = ("activation", "gradient")
+    return next((name for name in names if callable(getattr(module, f"{name}_checkpointing_enable", None))), "")
 
 
 def repeated_blocks(task: nn.Module) -> Iterable[nn.Module]:

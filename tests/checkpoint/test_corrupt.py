@@ -138,7 +138,7 @@ def test_the_damaged_tensor_is_named(run_dir, name):
 def test_all_damaged_tensors_are_named(run_dir):
     zero_page(newest(run_dir) / "model.safetensors")
     (problem,) = verify(Store(), newest(run_dir))
-    assert problem.endswith("model.safetensors: damaged in tensors 'embed.weight', 'transposed', 'bias'")
+    assert problem.endswith("model.safetensors: damaged in tensors 'transposed', 'steps', 'embed.weight', 'bias'")
 
 
 def test_every_single_byte_of_a_checkpoint_matters(run_dir):

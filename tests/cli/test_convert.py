@@ -101,6 +101,11 @@ def test_every_schedule_of_the_trainer_has_one_here(name):
     built(convert({"lr_scheduler_type": name, "warmup_steps": 0.1}).source())["optimizers"](None)
 
 
+@pytest.mark.parametrize(("given", "ours"), [({"tf32": True}, "tf32"), ({"tf32": True, "bf16": True}, "bf16")])
+def test_tf32_is_a_precision(given, ours):
+    assert built(convert(given).source())["fit"].options.precision == ours
+
+
 def test_errors(tmp_path, capsys):
     with pytest.raises(OptionError, match=r"has no 'learning_rat'\. Did you mean 'learning_rate'"):
         convert({"learning_rat": 1})

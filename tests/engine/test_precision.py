@@ -7,7 +7,7 @@ import torch
 
 from tests.support import Tiny, quiet
 
-NAMES = ["fp32", "bf16", "fp16", "bf16-true", "fp16-true", "fp64"]
+NAMES = ["fp32", "tf32", "bf16", "fp16", "bf16-true", "fp16-true", "fp64"]
 
 
 class Looks(Tiny):
@@ -34,6 +34,41 @@ def test_dtypes(precision, weights, inputs, outputs, created):
     assert task.met == (weights, inputs, outputs, created)
     assert torch.get_default_dtype() is torch.float32
     assert result.metrics["eval/loss"] > 0
+
+
+def set_to():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("before", [("highest", True), ("medium", False)])
+def test_tf32_is_set_for_the_length_of_a_run(before):
+    class Sees(Tiny):
+        def train_step(self, batch):
+            self.met = set_to()
+            return super().train_step(batch)
+
+        def eval_step(self, batch):
+            self.measured = set_to()
+            return super().eval_step(batch)
+
+    try:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+        task = Sees()
+        quiet(precision="tf32").run(task)
+        assert (task.met, task.measured, set_to()) == (("high", True), ("high", True), before)
+        quiet().run(task)
+        assert (task.met, task.measured) == (before, before)
+        quiet(precision="tf32").evaluate(task)
+        assert (task.measured, set_to()) == (("high", True), before)
+        with pytest.raises(ZeroDivisionError):
+            fit = quiet(precision="tf32")
+            fit.on("step_end", lambda run, out: 1 / 0)
+            fit.run(task)
+        assert set_to() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = True
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "bf16-true", "fp64"])

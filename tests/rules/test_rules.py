@@ -25,7 +25,7 @@ LAYERS = (
     {"checkpoint", "data", "loggers", "metrics.running"},
     {"task"},
     {"optim", "metrics"},
-    {"strategies"},
+    {"strategies", "interop"},
     {"options", "agenda"},
     {"run"},
     {"hooks", "console", "loops", "saving", "saver", "signals", "ranks"},
@@ -34,7 +34,10 @@ LAYERS = (
     {"cli", "__main__", "__init__"},
 )
 FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")
-OPTIONAL = {"rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle"}
+OPTIONAL = {
+    "rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle",
+    "transformers", "peft",
+}  # fmt: skip
 
 
 def room(path: Path) -> str:
@@ -139,8 +142,8 @@ def test_importing_loopkit_brings_in_nothing_heavy():
     import sys
 
     code = (
-        "import sys, loopkit; loopkit.Fit, loopkit.Task, loopkit.optim.AdamW;"
-        "print([m for m in ('torchmetrics', 'tensorboardX', 'rich', 'yaml', 'jsonargparse', 'matplotlib') if m in sys.modules])"
+        "import sys, loopkit; loopkit.Fit, loopkit.Task, loopkit.optim.AdamW, loopkit.interop.HFTask;"
+        "print([m for m in ('torchmetrics', 'tensorboardX', 'rich', 'yaml', 'jsonargparse', 'matplotlib', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

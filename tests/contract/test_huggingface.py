@@ -1,0 +1,70 @@
+"""transformers' models and peft's adapters over two ranks, under every strategy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from loopkit import Checkpoint
+from loopkit.optim import AdamW
+from loopkit.strategies.sharded import whole
+from tests.contract.jobs import everyones, make
+from tests.support import quiet
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+
+def train(strategy: Any, run_dir: Path, adapters: bool, stop_at: int | None = None, **options: Any) -> dict[str, Any]:
+    """Train a small model of texts of different lengths, without dropout; its weights, and where it was saved."""
+    from loopkit.interop import HFTask
+    from tests.interop.models import made, samples
+    from tests.interop.test_adapters import adapted
+
+    kind, found = "GPT2LMHeadModel", {}
+    model = made(kind, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = adapted(kind, model, lora_dropout=0.0) if adapters else model
+    task = HFTask(model, samples(kind, 24), samples(kind, 7, seed=1), optimizers=AdamW(lr=0.01))
+    save = Checkpoint(every="100 steps", background=False)
+    fit = quiet(strategy=make(strategy), steps=4, eval_every=2, run_dir=run_dir, resume="auto", checkpoint=save, **options)
+    fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None)
+    fit.on("fit_end", lambda run: found.update(everyones(run, run.strategy.model_state())))
+    result = fit.run(task)
+    weights = {name: whole(tensor).clone() for name, tensor in found.items()}
+    return {"weights": weights, "checkpoint": str(result.checkpoint), "loss": result.metrics["eval/loss"]}
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("zero2", marks=pytest.mark.long)])
+def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, adapters, tmp_path):
+    """Labels count over all ranks: the weights are those of one process that accumulates."""
+    import peft
+    import transformers
+
+    from loopkit.checkpoint.inspect import export
+    from tests.interop.models import made
+
+    alone = train("single", tmp_path / "alone", adapters, batch_size=2, accumulate=2)
+    first, second = pair.call(train, strategy, tmp_path / "two", adapters, batch_size=2)
+    pair.call(train, strategy, tmp_path / "part", adapters, 2, batch_size=2)
+    again, _ = pair.call(train, strategy, tmp_path / "part", adapters, batch_size=2)
+    assert first["weights"].keys() == alone["weights"].keys()
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(first["weights"][name], weight, rtol=0, atol=2e-5)
+        assert torch.equal(second["weights"][name], first["weights"][name])
+        assert torch.equal(again["weights"][name], first["weights"][name])
+    assert first["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+    place = export(Path(first["checkpoint"]), tmp_path / "out")
+    if adapters:
+        opened = peft.PeftModel.from_pretrained(made("GPT2LMHeadModel"), place)
+    else:
+        opened = transformers.GPT2LMHeadModel.from_pretrained(place)
+    for name, parameter in opened.named_parameters():
+        if "lora_" in name or not adapters:
+            assert torch.equal(parameter, first["weights"][name.replace(".default", "")])
