@@ -34,7 +34,8 @@ LAYERS = (
     {"cli", "__main__", "__init__"},
 )
 FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")
-OPTIONAL = {"rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed"}
+OPTIONAL = {"rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed",
+            "mlflow", "huggingface_hub"}
 
 
 def room(path: Path) -> str:
