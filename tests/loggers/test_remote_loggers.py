@@ -27,7 +27,6 @@ from loopkit.loggers.trackio import TrackioLogger
 from loopkit.loggers.wandb import WandbLogger
 from loopkit.optim import SGD
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the services' own code
 
 
