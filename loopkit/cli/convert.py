@@ -108,7 +108,7 @@ def convert(given: Mapping[str, Any]) -> Conversion:
     if loggers:
         found.fit["loggers"] = loggers
     if lost:
-        found.notes["report_to"] = f"there is no logger for {', '.join(lost)}: derive one from loopkit.loggers.base.Logger"
+        found.notes["report_to"] = f"there is no logger for {', '.join(lost)}: derive one from Logger"
     if given.get("push_to_hub"):
         found.fit["hooks"] = f"[{hub_source(given)}]"
         found.imports.append("from loopkit.hooks import PushToHub")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "azure_ml": "mlflow", "comet_ml": "comet",
-           "clearml": "clearml", "trackio": "trackio"}  # fmt: skip
+LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "azure_ml": "mlflow",
+           "comet_ml": "comet", "clearml": "clearml", "trackio": "trackio"}  # fmt: skip
 CLASSES = {"wandb": "WandbLogger", "mlflow": "MLflowLogger", "comet": "CometLogger", "clearml": "ClearMLLogger",
            "trackio": "TrackioLogger"}  # fmt: skip
 

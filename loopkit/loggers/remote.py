@@ -97,7 +97,7 @@ class RemoteLogger(Logger):
         self._jobs: SimpleQueue[tuple[str, Any, int]] = SimpleQueue()
         self._opened = threading.Event()
         self._service: Any = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._status = "finished"
         self._thread = threading.Thread(target=self._work, args=(opening,), name=f"loopkit-{self.name}", daemon=True)
         self._thread.start()
@@ -157,8 +157,8 @@ class RemoteLogger(Logger):
             self._opened.set()
             while self._serve(self._waiting()):
                 pass
-        except BaseException as error:
-            self._error = error
+        except BaseException as error:  # a client that ends its process would end this thread alone, unheard
+            self._error = error if isinstance(error, Exception) else LoopkitError(f"{self.name} gave up: {error!r}")
         finally:
             self._opened.set()
 

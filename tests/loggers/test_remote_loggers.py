@@ -266,6 +266,12 @@ def test_a_service_that_hangs_holds_nothing_up(where, tmp_path):
     assert time.perf_counter() - began < 15
 
 
+def test_a_client_that_ends_its_process_ends_its_logger_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(Down, "_start", lambda self, opening: sys.exit(3))
+    with pytest.warns(LoopkitWarning, match=r"Down failed in .*down gave up: SystemExit\(3\)"):
+        assert attempt(Down(""), tmp_path / "run").status == "finished"
+
+
 def test_a_server_of_mlflow_that_is_down_does_not_hurt(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.warns(LoopkitWarning, match="MLflowLogger failed"):
