@@ -16,6 +16,7 @@ _MOST_CELLS = 10_000
 class WandbLogger(RemoteLogger):
     """Scalars by step, the config, 1-D arrays as histograms, 2-D ones (up to 10,000 cells) as tables.
 
+    Everything is drawn over the value "step", so that what you log beside needs no step, and displaces nothing.
     A run that you opened yourself (``wandb.init`` before ``Fit.run``, or a sweep) is taken, and left open.
 
     Args:
@@ -49,19 +50,23 @@ class WandbLogger(RemoteLogger):
             folder.mkdir(parents=True, exist_ok=True)
             run = self._api.init(project=opening.project, name=opening.name, id=opening.id, resume="allow",
                                  config=opening.hparams, dir=str(folder), **self._settings)  # fmt: skip
+        # Given as W&B's own step, a row would be dropped after any other with a higher one, such as what the user
+        # logs beside. As a value that all others are drawn over, it is free of that.
+        run.define_metric("step", hidden=True)
+        run.define_metric("*", step_metric="step", step_sync=True)
         self._service = run
         return str(run.id)
 
     def _send(self, rows: list[Row]) -> None:
         for values, step in rows:
-            self._service.log(values, step=step)
+            self._service.log({**values, "step": step})
 
     def _send_array(self, name: str, array: Any, step: int) -> None:
         if array.ndim == 1 and np.isfinite(array).any():
-            self._service.log({name: self._api.Histogram(array[np.isfinite(array)])}, step=step)
+            self._service.log({name: self._api.Histogram(array[np.isfinite(array)]), "step": step})
         elif array.ndim == 2 and array.size <= _MOST_CELLS:
             columns = [str(column) for column in range(array.shape[1])]
-            self._service.log({name: self._api.Table(columns=columns, data=array.tolist())}, step=step)
+            self._service.log({name: self._api.Table(columns=columns, data=array.tolist()), "step": step})
 
     def _stop(self, status: str) -> None:
         self._service.summary["status"] = status

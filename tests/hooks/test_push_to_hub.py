@@ -15,6 +15,7 @@ from loopkit import Checkpoint, Hook
 from loopkit.errors import LoopkitWarning, MissingExtraError, OptionError
 from loopkit.hooks import PushToHub
 from tests.hooks.hub import Hub
+from tests.ranks import Ranks
 from tests.support import Tiny, quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # huggingface_hub's own
@@ -181,3 +182,21 @@ def test_bad_input(monkeypatch):
     monkeypatch.setattr("loopkit.hooks.push_to_hub.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"'huggingface_hub': pip install 'loopkit\[hf\]'"):
         go(PushToHub("me/tiny"))
+
+
+def pushing(url: str, run_dir: str) -> list[int]:
+    with pytest.MonkeyPatch.context() as patch:
+        at(url, patch, Path(run_dir))
+        hook = PushToHub("me/tiny", "checkpoint")
+        quiet(strategy="ddp", epochs=2, batch_size=5, run_dir=run_dir, checkpoint=Checkpoint(every="4 steps"), hooks=[hook]).run(Tiny())
+    return hook.pushed
+
+
+def test_of_several_ranks_the_first_uploads(hub, tmp_path):
+    ranks = Ranks(2)
+    try:
+        first, second = ranks.call(pushing, hub.url, str(tmp_path / "run"))
+    finally:
+        ranks.close()
+    assert (first[-1], second) == (12, [])
+    assert {call[2] for call in hub.calls if "/commit/" in call[1]} == {"Bearer hf_secret"}

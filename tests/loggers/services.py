@@ -39,11 +39,11 @@ def of_wandb(run_dir: Path) -> Found:
             if kind == "history":
                 items = [((item.key,) if item.key else tuple(item.nested_key), json.loads(item.value_json))
                          for item in record.history.item]  # fmt: skip
-                step = dict(items)[("_step",)]
+                step = dict(items).get(("step",), -1)
                 for (name, *part), value in items:
                     if part:
                         found.arrays.setdefault((name, step), {})[part[0]] = value
-                    elif not name.startswith("_"):
+                    elif not name.startswith("_") and name != "step":
                         found.add(name, step, value)
             elif kind == "run":
                 found.ids.add(record.run.run_id)

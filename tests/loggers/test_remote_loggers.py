@@ -184,11 +184,14 @@ def test_a_user_reaches_the_services_own_object(tmp_path):
     class Watch(Hook):
         def on_fit_start(self, run):
             logger.experiment.watch(run.task, log="gradients", log_freq=1)
-            logger.experiment.summary["note"] = "mine"
+
+        def on_step_end(self, run, out):
+            logger.experiment.log({"mine": run.progress.step})
 
     attempt(logger, tmp_path / "run", Watch(), epochs=1)
     found = read("wandb", tmp_path / "run", "own")
     assert {name for name, _ in found.arrays} >= {"gradients/layer.weight", "gradients/layer.bias"}
+    assert len(found.points["mine"]) == 10
     check(found, tmp_path / "run")
     with pytest.raises(LoopkitError, match="while a run is under way"):
         _ = logger.experiment
