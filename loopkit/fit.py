@@ -182,7 +182,7 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
                 yield run
         failed = False
     finally:
-        run.loggers.close()
+        run.loggers.close("failed" if failed else run.status)
         if run.feed is not None:
             run.feed.source.close()
         for source in run.evaluation.values():

@@ -100,7 +100,8 @@ class Options:
         resume: "auto" (the newest good checkpoint of run_dir, or a fresh start), a checkpoint or run directory.
         run_dir: where everything of this run goes; None makes the next runs/<task>/<n>.
         hooks: listeners, in order.
-        loggers: names ("jsonl", "csv", "tensorboard") or Logger objects.
+        loggers: names ("jsonl", "csv", "tensorboard", "wandb", "mlflow", "comet", "clearml", "trackio") or Logger
+            objects.
         progress: "auto", "rich", "plain" or False.
         compile: True, or a Compile with its settings.
         remat: compute activations again in the backward pass, to save memory: "full" (every block), "every:2",

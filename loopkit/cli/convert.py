@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loopkit.cli.convert_reports import hub_source, logger_sources
 from loopkit.cli.convert_strategy import strategy_source
 from loopkit.errors import OptionError, nearest
 from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
@@ -43,6 +44,7 @@ class Conversion:
 
     Attributes:
         fit, checkpoint, loader: arguments by name.
+        imports: the lines that they need.
         optimizer: the source of what ``Task.optimizers`` returns.
         notes: arguments that have no counterpart, with the reason or what to do instead.
     """
@@ -50,6 +52,7 @@ class Conversion:
     fit: dict[str, str] = field(default_factory=dict)
     checkpoint: dict[str, str] = field(default_factory=dict)
     loader: dict[str, str] = field(default_factory=dict)
+    imports: list[str] = field(default_factory=list)
     optimizer: str = ""
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -58,7 +61,9 @@ class Conversion:
         if self.checkpoint:
             self.fit["checkpoint"] = f"Checkpoint({_arguments(self.checkpoint)})"
         strategy = self.fit.get("strategy", "").partition("(")[0]
-        lines = [f"from loopkit import {strategy}", ""] if strategy else []
+        lines = [f"from loopkit import {strategy}"] if strategy else []
+        lines += self.imports
+        lines += [""] if lines else []
         lines += ["fit = Fit(", *(f"    {name}={value}," for name, value in self.fit.items()), ")"]
         lines += ["", "# in the task:", "def optimizers(self):", f"    return {self.optimizer}"]
         if self.loader:
@@ -99,6 +104,14 @@ def convert(given: Mapping[str, Any]) -> Conversion:
     strategy = strategy_source(given)
     if strategy:
         found.fit["strategy"] = strategy
+    loggers, found.imports, lost = logger_sources(given)
+    if loggers:
+        found.fit["loggers"] = loggers
+    if lost:
+        found.notes["report_to"] = f"there is no logger for {', '.join(lost)}: derive one from Logger"
+    if given.get("push_to_hub"):
+        found.fit["hooks"] = f"[{hub_source(given)}]"
+        found.imports.append("from loopkit.hooks import PushToHub")
     for name, ours in LOADER.items():
         if given.get(name) not in (None, False) and name != "dataloader_pin_memory":
             found.loader[ours] = repr(given[name])

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from loopkit.hooks.model_table import ModelSummary
     from loopkit.hooks.numerics import Numerics
     from loopkit.hooks.profiler import Profiler
+    from loopkit.hooks.push_to_hub import PushToHub
     from loopkit.hooks.swa import SWA
     from loopkit.hooks.throughput import Throughput
     from loopkit.hooks.unfreeze import Unfreeze
 
 __all__ = [
     "EMA", "SWA", "Curves", "EarlyStop", "FindLR", "GradMonitor", "LRMonitor", "ModelSummary", "Numerics", "Profiler",
-    "Throughput", "Unfreeze",
+    "PushToHub", "Throughput", "Unfreeze",
 ]  # fmt: skip
 
 _HOMES = {
     "Curves": "curves", "EarlyStop": "early_stop", "EMA": "ema", "FindLR": "find_lr", "GradMonitor": "grad_monitor",
     "LRMonitor": "lr_monitor", "ModelSummary": "model_table", "Numerics": "numerics", "Profiler": "profiler",
-    "SWA": "swa", "Throughput": "throughput", "Unfreeze": "unfreeze",
+    "PushToHub": "push_to_hub", "SWA": "swa", "Throughput": "throughput", "Unfreeze": "unfreeze",
 }  # fmt: skip
 
 

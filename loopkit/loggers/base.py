@@ -27,6 +27,9 @@ class Logger:
     def flush(self) -> None:
         """Bring what is buffered to where it belongs."""
 
+    def end(self, status: str) -> None:
+        """How the run went: "finished", "stopped", "interrupted" or "failed"; ``close`` follows."""
+
     def close(self) -> None:
         """The run is over."""
 
@@ -57,8 +60,9 @@ class Loggers:
         """Flush each."""
         self._each("flush", lambda logger: logger.flush())
 
-    def close(self) -> None:
-        """Close each."""
+    def close(self, status: str = "finished") -> None:
+        """Tell each how the run went, and close it."""
+        self._each("end", lambda logger: logger.end(status))
         self._each("close", lambda logger: logger.close())
 
     def _each(self, what: str, call: Callable[[Logger], None]) -> None:

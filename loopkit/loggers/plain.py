@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _LONGEST = 200
 _LARGEST = 10_000
 
@@ -48,6 +50,24 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | 
         value = plain(value)
         found[f"{prefix}{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return found
+
+
+def number(value: float) -> float:
+    """``value`` as a float; what is too large for one as an infinity."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def numbers(value: Any) -> Any:
+    """An array or a tensor as float64 on the CPU; None for what holds no numbers."""
+    if hasattr(value, "detach"):
+        value = value.detach().to("cpu").double().numpy()
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
 
 
 def replace_file(path: Path, parts: Iterable[bytes]) -> None:

@@ -23,7 +23,7 @@ from tensorboardX.proto.summary_pb2 import HistogramProto, Summary, SummaryMetad
 from tensorboardX.record_writer import masked_crc32c
 
 from loopkit.loggers.base import Logger
-from loopkit.loggers.plain import flat
+from loopkit.loggers.plain import flat, number, numbers
 
 _BINS = 30
 _PIXELS = 256
@@ -45,6 +45,7 @@ class TensorBoardLogger(Logger):
     def __init__(self, dir: str | Path = "tensorboard") -> None:
         self._given = Path(dir)
         self._file: IO[bytes] | None = None
+        self._status = "finished"
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
         """Start an event file; with earlier ones about, what they hold after ``step`` (at 0: all) is void."""
@@ -64,14 +65,14 @@ class TensorBoardLogger(Logger):
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One event with a scalar for each value."""
-        scalars = [Summary.Value(tag=_tag(name), simple_value=_float(value)) for name, value in values.items()]
+        scalars = [Summary.Value(tag=_tag(name), simple_value=number(value)) for name, value in values.items()]
         self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
         """Histograms and images; what is neither 1-D nor 2-D, or holds no numbers, has no place here."""
         found = []
         for name, value in arrays.items():
-            array = _numbers(value)
+            array = numbers(value)
             if array is None or array.size == 0:
                 continue
             if array.ndim == 1 and np.isfinite(array).any():
@@ -81,10 +82,15 @@ class TensorBoardLogger(Logger):
         if found:
             self._write(Event(step=step, summary=Summary(value=found)))
 
+    def end(self, status: str) -> None:
+        """Note how the run went; ``close`` writes it."""
+        self._status = status
+
     def close(self) -> None:
         """Mark the session as ended and close the file."""
         if self._file is not None:
-            end = SessionEndInfo(status=Status.Value("STATUS_SUCCESS"), end_time_secs=time.time())
+            how = "STATUS_FAILURE" if self._status == "failed" else "STATUS_SUCCESS"
+            end = SessionEndInfo(status=Status.Value(how), end_time_secs=time.time())
             self._write_hparams("session_end_info", session_end_info=end)
             self._file.close()
             self._file = None
@@ -120,13 +126,6 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
-
-
 def _started(hparams: Mapping[str, Any]) -> Any:
     info = SessionStartInfo(start_time_secs=time.time())
     for name, value in flat(hparams).items():
@@ -136,17 +135,8 @@ def _started(hparams: Mapping[str, Any]) -> Any:
         elif isinstance(value, str):
             slot.string_value = _text(value)
         else:
-            slot.number_value = _float(value)
+            slot.number_value = number(value)
     return info
-
-
-def _numbers(value: Any) -> Any:
-    if hasattr(value, "detach"):
-        value = value.detach().to("cpu").double().numpy()
-    try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
 
 
 def _histogram(array: Any) -> Any:

@@ -65,8 +65,36 @@ def test_a_delay_counts_what_the_cadence_counts():
 
 
 def test_what_is_lost_is_said():
-    assert "there is no upload" in convert({"push_to_hub": True}).source()
-    assert convert({"push_to_hub": False}).notes == {}
+    assert "use_liger_kernel: apply the kernels" in convert({"use_liger_kernel": True}).source()
+    assert convert({"use_liger_kernel": False}).notes == {}
+    assert "no logger for neptune" in convert({"report_to": ["wandb", "neptune"]}).source()
+
+
+@pytest.mark.parametrize(("given", "loggers"), [
+    ({"report_to": ["wandb", "comet_ml"]}, ["jsonl", "wandb", "comet"]),
+    ({"report_to": "none"}, ["jsonl"]),
+    ({"report_to": "all"}, ("jsonl", "tensorboard")),
+    ({}, ("jsonl", "tensorboard")),
+])  # fmt: skip
+def test_what_is_reported_to_becomes_loggers(given, loggers):
+    assert built(convert(given).source())["fit"].options.loggers == loggers
+
+
+def test_a_run_name_and_a_project_make_an_object_of_a_logger():
+    source = convert({"report_to": "mlflow", "run_name": "first", "project": "digits"}).source()
+    _, logger = built(source)["fit"].options.loggers
+    assert (type(logger).__name__, logger._project, logger._run_name) == ("MLflowLogger", "digits", "first")
+
+
+@pytest.mark.parametrize(("given", "source"), [
+    ({}, "PushToHub('out', 'every_save')"),
+    ({"hub_model_id": "me/x", "hub_strategy": "checkpoint", "hub_private_repo": True}, "PushToHub('me/x', 'checkpoint', private=True)"),
+])  # fmt: skip
+def test_an_upload_becomes_a_hook(given, source):
+    found = convert({"push_to_hub": True, "output_dir": "some/out", **given})
+    assert source in found.source()
+    (hook,) = built(found.source())["fit"].options.hooks
+    assert type(hook).__name__ == "PushToHub"
 
 
 @pytest.mark.parametrize(("given", "source"), [

@@ -54,7 +54,7 @@ def test_commands(loopkit, argv, says):
         ("--fp16", "Here that is --precision fp16"),
         ("--save_total_limit 2", "Here that is --checkpoint.keep 3"),
         ("--eval_steps 2", "Here that is --eval_every '500 steps'"),
-        ("--report_to wandb", "Here that is --loggers '[jsonl, tensorboard]'"),
+        ("--report_to wandb", "Here that is --loggers '[jsonl, tensorboard, wandb]'"),
         ("--learning_rate 2", "Here that is Task.optimizers: AdamW(lr=...)"),
         ("3", "unexpected argument '3'"),
     ],

@@ -36,7 +36,7 @@ LAYERS = (
 FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")
 OPTIONAL = {
     "rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle",
-    "transformers", "peft",
+    "transformers", "peft", "mlflow", "huggingface_hub",
 }  # fmt: skip
 
 

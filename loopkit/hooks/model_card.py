@@ -1,0 +1,64 @@
+"""The README.md of a model repository: what was trained, how, how well, and how to open it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loopkit import __version__
+from loopkit.loggers.plain import flat
+from loopkit.options import Options
+from loopkit.task import name_of
+
+if TYPE_CHECKING:
+    from loopkit.run import Run
+
+MARK = "<!-- written by loopkit: without this line the page is left alone -->"
+_ELSEWHERE = ("hooks", "loggers", "progress", "resume", "run_dir", "checkpoint")
+
+
+def model_card(run: Run, repo: str, step: int, metrics: Mapping[str, float], checkpoint: str | None) -> str:
+    """The page as Markdown, after the front matter that the hub reads.
+
+    Args:
+        step: whose weights these are.
+        metrics: by full name.
+        checkpoint: the folder of a whole checkpoint in the repository; None without one.
+    """
+    name, progress = name_of(run.task), run.progress
+    facts = {"task": name, "optimizer steps": step, "epochs": f"{progress.epoch}", "samples": progress.samples,
+             "parameters": sum(p.numel() for p in run.task.parameters()),
+             "strategy": f"{type(run.strategy).__name__} on {run.strategy.world_size} device(s)",
+             "precision": run.strategy.numerics.precision.name, "seed": run.options.seed,
+             "loopkit": __version__, "torch": str(torch.__version__)}  # fmt: skip
+    usual = Options().to_dict()
+    options = {name: value for name, value in run.options.to_dict().items()
+               if value != usual[name] and name not in _ELSEWHERE}  # fmt: skip
+    parts = ["---", "library_name: loopkit", "tags:", "- loopkit", "---", MARK, "", f"# {repo.rpartition('/')[2]}", "",
+             f"`{name}`, trained with loopkit.", "", *_table("run", facts)]  # fmt: skip
+    if metrics:
+        parts += ["", "## Metrics", "", *_table("metric", metrics)]
+    if task_hparams := flat(run.task.hparams):
+        parts += ["", "## Hyperparameters", "", *_table("argument of the task", task_hparams)]
+    if options:
+        parts += ["", "## Options", "", *_table("option of Fit, where not the default", flat(options))]
+    return "\n".join([*parts, "", "## Use", "", "```python", *_use(name, repo, checkpoint), "```", ""])
+
+
+def _table(title: str, values: Mapping[str, Any]) -> list[str]:
+    def cell(value: Any) -> str:
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    return [f"| {title} | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in values.items())]
+
+
+def _use(name: str, repo: str, checkpoint: str | None) -> list[str]:
+    lines = ["from huggingface_hub import snapshot_download", f"folder = snapshot_download({repo!r})"]
+    if checkpoint is not None:
+        return [*lines, f"task = {name}.load(f'{{folder}}/{checkpoint}')  # or Fit(resume=...) from it, to train on"]
+    return ["from safetensors.torch import load_file", *lines, "",
+            f"task = {name}(...)  # the arguments stand above, and in loopkit.json",
+            "task.load_state_dict(load_file(f'{folder}/model.safetensors'))"]  # fmt: skip
