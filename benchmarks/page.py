@@ -55,8 +55,8 @@ rank is heard by all within about a second.
 GPU = """
 ## The cost of a step on a GPU
 
-A GPT in bfloat16 autocast on one {gpu}, fused AdamW, {steps} steps, {rounds} runs of each in turns. "Host" is the time in
-which the host has handed a step to the device, "device" that between the same moments of two steps by its own clock.
+A GPT in bfloat16 autocast on one {gpu}, fused AdamW, {steps} steps, {rounds} runs of each in turns. "Host" is the time
+in which the host has handed a step to the device, "device" that between the same moments of two steps by its own clock.
 """
 
 IMPORTS = """
