@@ -143,7 +143,9 @@ def load_json(data: bytes | bytearray, what: str) -> Any:
     Raises ``CorruptCheckpointError`` naming ``what``.
     """
     try:
-        return json.loads(bytes(data), object_pairs_hook=_no_twice, parse_constant=_no_constant)
+        # Of bytes json would guess the encoding, and import the codec that they suggest.
+        text = bytes(data).decode("utf-8")
+        return json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
     except RecursionError:
         raise CorruptCheckpointError(f"{what}: nested too deeply") from None
     except ValueError as error:
