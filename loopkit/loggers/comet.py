@@ -23,7 +23,7 @@ class CometLogger(RemoteLogger):
         workspace: None takes $COMET_WORKSPACE or the account's own.
         tags: of the experiment.
         offline: write archives alone, to be sent by ``comet upload``.
-        dir: where archives go, absolute or within the run directory.
+        dir: where archives go, a folder for each attempt; absolute or within the run directory.
         settings: everything else that ``comet_ml.ExperimentConfig`` takes.
     """
 
@@ -44,8 +44,13 @@ class CometLogger(RemoteLogger):
         # What comet_ml would find by itself is said here already.
         quiet = {"auto_metric_logging": False, "auto_param_logging": False, "parse_args": False,
                  "display_summary_level": 0}  # fmt: skip
+        # comet_ml draws an archive's name from Python's stream of random numbers, which the seed of the run makes the
+        # same in each attempt: in one folder a later archive would replace an earlier one.
+        archives = opening.run_dir / self._dir / secrets.token_hex(4)
+        if self._offline:
+            archives.mkdir(parents=True)
         config = self._api.ExperimentConfig(
-            name=opening.name, tags=self._tags, offline_directory=str(opening.run_dir / self._dir),
+            name=opening.name, tags=self._tags, offline_directory=str(archives),
             **{**quiet, **self._settings},
         )  # fmt: skip
         key = opening.id or secrets.token_hex(16)

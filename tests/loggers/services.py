@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,8 +34,8 @@ class Found:
 
 def of_wandb(run_dir: Path) -> Found:
     found = Found()
-    for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
-        for record in _wandb_records(path):
+    for folder in sorted(run_dir.glob("wandb/offline-run-*")):  # named by the second
+        for record in _whole(folder):
             kind = record.WhichOneof("record_type")
             if kind == "history":
                 items = [((item.key,) if item.key else tuple(item.nested_key), json.loads(item.value_json))
@@ -59,19 +60,29 @@ def of_wandb(run_dir: Path) -> Found:
     return found
 
 
+def _whole(folder: Path) -> list[Any]:
+    """The records of a run that is over; W&B's own process writes the last of them after ``finish`` has returned."""
+    for _ in range(100):
+        records = [record for path in folder.glob("*.wandb") for record in _wandb_records(path)]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"no end in {folder}")
+
+
 def _wandb_records(path: Path) -> Iterator[Any]:
     """Records of a .wandb file: LevelDB's log, in blocks of 32 KiB, after a head of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, part = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     while at + 7 <= len(data):
         left = 32768 - at % 32768
         if left < 7:
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if kind == 0:
+        if kind == 0 or at + 7 + length > len(data):  # not yet written
             return
         part += data[at + 7 : at + 7 + length]
         at += 7 + length
@@ -105,7 +116,7 @@ def of_mlflow(run_dir: Path) -> Found:
 
 def of_comet(run_dir: Path) -> Found:
     found = Found()
-    for path in sorted((run_dir / "comet").glob("*.zip"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted((run_dir / "comet").glob("*/*.zip"), key=lambda path: path.stat().st_mtime_ns):
         with zipfile.ZipFile(path) as archive:
             about = json.loads(archive.read("experiment.json"))
             found.ids.add(about["offline_id"])
