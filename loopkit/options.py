@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from loopkit.durations import Duration
 from loopkit.errors import OptionError, nearest
@@ -19,9 +19,14 @@ from loopkit.strategies.precision import parse_precision
 from loopkit.strategies.remat import parse_remat
 from loopkit.strategies.single import ACCELERATORS
 from loopkit.strategies.spread import parse_device_map
-from loopkit.strategies.tensor import TensorParallel
 from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
 
+if TYPE_CHECKING:
+    from loopkit.strategies.tensor import TensorParallel
+
+    StrategyLike: TypeAlias = str | Strategy | TensorParallel
+else:
+    StrategyLike: TypeAlias = str | Strategy  # what the command line makes of classes by name
 Every: TypeAlias = "str | int"
 RNGS = ("counter", "stream")
 
@@ -122,7 +127,7 @@ class Options:
         predict: a PredictLoop in place of the default one.
     """
 
-    strategy: str | Strategy | TensorParallel = "auto"
+    strategy: StrategyLike = "auto"
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
     accelerator: str = "auto"

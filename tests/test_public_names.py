@@ -32,6 +32,6 @@ def test_importing_the_package_does_not_import_torch():
 
 def test_help_shows_what_fit_takes():
     shown = pydoc.plain(pydoc.render_doc(loopkit.Fit))
-    assert "strategy: 'str | Strategy' = 'auto'" in shown
+    assert "strategy: 'StrategyLike' = 'auto'" in shown
     assert "accumulate: micro-batches per optimizer step." in shown
     assert list(inspect.signature(loopkit.Fit).parameters)[:3] == ["strategy", "devices", "nodes"]
