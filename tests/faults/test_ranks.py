@@ -20,6 +20,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ALL = 50  # 400 samples in batches of 8 over two ranks, twice
 
 
+def long(*values: object):
+    """A case of the long campaigns: each of these runs starts three processes."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 def start(run_dir: Path, how: str = "none", where: str = "none", rank: int = 0, launcher: tuple[str, ...] = (), **env: str):
     run_dir.mkdir(exist_ok=True)
     words = [*(launcher or (sys.executable,)), "-m", "tests.faults.rank_run", str(run_dir), how, where, str(rank)]
@@ -55,7 +60,7 @@ def whole(tmp_path_factory) -> str:
     return lines[-1].split()[-1]
 
 
-@pytest.mark.parametrize(("where", "rank"), [("step", 0), ("step", 1), ("data", 1), ("hook", 1), ("eval", 0), ("save", 1)])
+@pytest.mark.parametrize(("where", "rank"), [("step", 1), ("data", 1), ("eval", 0), long("step", 0), long("hook", 1), long("save", 1)])
 def test_a_rank_that_raises_ends_all_and_its_traceback_comes_last_and_once(tmp_path, where, rank, whole):
     process = start(tmp_path / "run", "raise", where, rank)
     read_until(process, "step 1")
@@ -70,7 +75,7 @@ def test_a_rank_that_raises_ends_all_and_its_traceback_comes_last_and_once(tmp_p
         assert lines[-1].split()[-1] == whole, err
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [long(0), 1])
 def test_a_rank_that_is_killed_is_named_and_the_run_goes_on_later(tmp_path, rank, whole):
     process = start(tmp_path / "run", "kill", "step", rank)
     read_until(process, "step 8")
@@ -84,7 +89,7 @@ def test_a_rank_that_is_killed_is_named_and_the_run_goes_on_later(tmp_path, rank
     assert lines[-1].split()[-1] == whole, err
 
 
-@pytest.mark.parametrize(("how", "rank"), [("stop", 1), ("stop", 0), ("hang", 1)])
+@pytest.mark.parametrize(("how", "rank"), [("stop", 0), ("hang", 1), long("stop", 1)])
 def test_a_rank_that_hangs_is_named_and_all_end_within_the_limit(tmp_path, how, rank):
     process = start(tmp_path / "run", how, "step", rank)
     read_until(process, "step 8")
@@ -115,7 +120,7 @@ def ranks_of(run_dir: Path, launcher: int) -> list[int]:
     return [pid for pid in pids if pid != launcher]
 
 
-@pytest.mark.parametrize("whom", ["launcher", "rank", "all"])
+@pytest.mark.parametrize("whom", ["launcher", "rank", long("all")])
 def test_sigterm_saves_on_all_ranks_and_exits_143(tmp_path, whom, whole):
     process = start(tmp_path / "run")
     seen = read_until(process, "step 6")
@@ -156,7 +161,7 @@ def test_no_rank_outlives_its_launcher(tmp_path):
 
 
 @pytest.mark.parametrize(("how", "rank", "told"), [
-    ("raise", 1, "rank 1: Traceback"), ("kill", 1, "Signal 9 (SIGKILL)"), ("hang", 1, "hung: rank 1 did not come"),
+    ("raise", 1, "rank 1: Traceback"), long("kill", 1, "Signal 9 (SIGKILL)"), long("hang", 1, "hung: rank 1 did not come"),
 ])  # fmt: skip
 def test_under_torchrun_the_cause_is_told_too(tmp_path, how, rank, told):
     process = start(tmp_path / "run", how, "step", rank, launcher=tuple(TORCHRUN))
@@ -170,7 +175,7 @@ def test_under_torchrun_the_cause_is_told_too(tmp_path, how, rank, told):
     assert err.count("bad batch 17") == (2 if how == "raise" else 0), err  # the line that raises it, and what it says
 
 
-@pytest.mark.parametrize("how", ["raise", "kill"])
+@pytest.mark.parametrize("how", [long("raise"), "kill"])
 def test_torchrun_restarts_from_the_newest_checkpoint(tmp_path, how, whole):
     launcher = (*TORCHRUN, "--max-restarts", "2", "--monitor-interval", "0.1")
     code, lines, err = finish(start(tmp_path / "run", how, "step", 1, launcher=launcher))
@@ -191,7 +196,7 @@ def test_deepspeeds_launcher_gives_a_place(tmp_path, whole):
     assert {line.split()[-1] for line in ends} == {whole}
 
 
-@pytest.mark.parametrize("under", ["fsdp", "deepspeed"])
+@pytest.mark.parametrize("under", ["fsdp", long("deepspeed")])
 def test_the_others_go_on_after_a_kill_too(tmp_path, under):
     code, lines, err = finish(start(tmp_path / "whole", UNDER=under))
     assert code == 0, err
