@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from loopkit.errors import OptionError, nearest
 
+# transformers' names of the styles.
+_THEIRS = {
+    "colwise": "colwise", "rowwise": "rowwise", "colwise_rep": "colwise_rep", "rowwise_rep": "rowwise_rep",
+    "colwise_gather_output": "colwise_rep", "embedding_rowwise": "rowwise_rep", "embedding_colwise": "colwise_rep",
+    "sequence_parallel": "sequence_parallel",
+}  # fmt: skip
 STYLES = ("colwise", "rowwise", "colwise_rep", "rowwise_rep", "sequence_parallel")
 
 
@@ -28,21 +34,23 @@ class TensorParallel:
             ParallelStyle of ``torch.distributed.tensor.parallel``, or "colwise" (by outputs, which stay split),
             "rowwise" (by inputs, which come split; outputs are added up), "colwise_rep" (by outputs, which are
             gathered), "rowwise_rep" (by inputs, or an embedding by its words, given whole),
-            "sequence_parallel" (a norm on activations that are split along the sequence).
+            "sequence_parallel" (a norm on activations that are split along the sequence). "auto" takes the plan that a
+            transformers model comes with.
         size: ranks in a team; None takes those of one machine.
 
     Raises:
         OptionError: the plan is empty or has a style that is not known, or the size is not a number of ranks.
     """
 
-    plan: Mapping[str, Any]
+    plan: Mapping[str, Any] | Literal["auto"]
     size: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.plan, Mapping) or not self.plan:
+        if self.plan != "auto" and (not isinstance(self.plan, Mapping) or not self.plan):
             raise OptionError(f"TensorParallel(plan={self.plan!r}): give a dict of layers' names and how each is "
-                              "split, such as {'blocks.*.up': 'colwise', 'blocks.*.down': 'rowwise'}")  # fmt: skip
-        for layer, style in self.plan.items():
+                              "split, such as {'blocks.*.up': 'colwise', 'blocks.*.down': 'rowwise'}, or "
+                              "'auto'")  # fmt: skip
+        for layer, style in self.plan.items() if isinstance(self.plan, Mapping) else ():
             if isinstance(style, str) and style not in STYLES:
                 raise OptionError(f"TensorParallel(plan={{{layer!r}: {style!r}}}): give one of {', '.join(STYLES)}, or "
                                   f"a ParallelStyle of torch's.{nearest(style, STYLES)}")  # fmt: skip
@@ -64,12 +72,14 @@ class TensorParallel:
         """Split the layers of ``task`` over the ranks of ``mesh``, in place: their parameters become DTensors.
 
         Raises:
-            OptionError: a name of the plan fits no layer, or a layer cannot be split evenly.
+            OptionError: a name of the plan fits no layer, a layer cannot be split evenly, layers that share a
+                parameter are split in different ways, or there is no plan to take.
         """
         from torch.distributed.tensor.parallel import parallelize_module
 
         styles = {}
-        for pattern, style in self.plan.items():
+        plan = self.plan if isinstance(self.plan, Mapping) else _own_plan(task)
+        for pattern, style in plan.items():
             layers = [name for name, _ in task.named_modules() if _fits(name, pattern)]
             if not layers:
                 names = [name for name, _ in task.named_modules() if name]
@@ -79,7 +89,46 @@ class TensorParallel:
             for name in layers:
                 _check(task.get_submodule(name), name, style, mesh.size())
                 styles[name] = _style(style)
+        shared = _shared(task)
         parallelize_module(task, mesh, styles)
+        for names in shared:
+            _tie(task, names)
+
+
+def _own_plan(task: nn.Module) -> dict[str, str]:
+    """The plan that a model in ``task`` comes with, by the task's names and ours of the styles."""
+    modules: Iterable[tuple[str, Any]] = task.named_modules()
+    for prefix, module in modules:
+        found = getattr(module, "tp_plan", None) or getattr(module, "_tp_plan", None)
+        if isinstance(found, Mapping) and found:
+            unknown = sorted({style for style in found.values() if style not in _THEIRS})
+            if unknown:
+                raise OptionError(f"TensorParallel('auto'): the plan of {type(module).__name__} has the styles "
+                                  f"{', '.join(unknown)}, which are not known here: give one of your own")  # fmt: skip
+            start = f"{prefix}." if prefix else ""
+            return {start + name: _THEIRS[style] for name, style in found.items()}
+    raise OptionError("TensorParallel('auto'): no model in the task comes with a plan, as many of transformers do: "
+                      "give a dict of layers' names and how each is split")  # fmt: skip
+
+
+def _shared(task: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in task.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [alike for alike in names.values() if len(alike) > 1]
+
+
+def _tie(task: nn.Module, names: list[str]) -> None:
+    """Have one parameter under all ``names`` again: splitting made one for each."""
+    first = task.get_parameter(names[0])
+    for name in names[1:]:
+        owner, _, own = name.rpartition(".")
+        other: Any = task.get_parameter(name)
+        if getattr(first, "placements", None) != getattr(other, "placements", None):
+            raise OptionError(f"TensorParallel: {names[0]} and {name} are one parameter, and the plan splits them in "
+                              "different ways")  # fmt: skip
+        setattr(task.get_submodule(owner), own, first)
 
 
 def _fits(name: str, pattern: str) -> bool:

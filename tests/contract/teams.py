@@ -77,8 +77,10 @@ class Sharded(Tiny):
 def refused(case: str) -> str:
     """What a strategy or a run that cannot be is told."""
     plans = {"missing": {"blocks.*.upp": "colwise"}, "style": {"head": "colwize"}, "odd": {"head": "colwise"},
-             "norm": {"blocks.*.norm": "rowwise"}, "sharded": TINY}  # fmt: skip
-    task = Sharded() if case == "sharded" else Words()
+             "norm": {"blocks.*.norm": "rowwise"}, "sharded": TINY, "auto": "auto", "tied": {"embed": "rowwise_rep"}}  # fmt: skip
+    task: Task = Sharded() if case == "sharded" else Sequence() if case == "tied" else Words()
+    if isinstance(task, Sequence):
+        task.head.weight = task.embed.weight
     try:
         strategy = TensorParallel(plans.get(case, WORDS), size=3 if case == "teams" else None)
         quiet(strategy=strategy, steps=1, precision="fp16" if case == "fp16" else "fp32").run(task)

@@ -21,14 +21,17 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 
-def train(strategy: Any, run_dir: Path, adapters: bool, stop_at: int | None = None, **options: Any) -> dict[str, Any]:
+def train(
+    strategy: Any, run_dir: Path, adapters: bool, stop_at: int | None = None, kind: str = "GPT2LMHeadModel",
+    settings: dict[str, Any] | None = None, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Train a small model of texts of different lengths, without dropout; its weights, and where it was saved."""
     from loopkit.interop import HFTask
     from tests.interop.models import made, samples
     from tests.interop.test_adapters import adapted
 
-    kind, found = "GPT2LMHeadModel", {}
-    model = made(kind, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    found: dict[str, Any] = {}
+    model = made(kind, **({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if settings is None else settings))
     model = adapted(kind, model, lora_dropout=0.0) if adapters else model
     task = HFTask(model, samples(kind, 24), samples(kind, 7, seed=1), optimizers=AdamW(lr=0.01))
     save = Checkpoint(every="100 steps", background=False)
@@ -68,3 +71,26 @@ def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, a
     for name, parameter in opened.named_parameters():
         if "lora_" in name or not adapters:
             assert torch.equal(parameter, first["weights"][name.replace(".default", "")])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("strategy", "size"), [(("TensorParallel", {"plan": "auto"}), 2), (("TensorParallel", {"plan": "auto", "size": 2}), 4)])
+def test_a_model_is_split_by_the_plan_it_comes_with(pool, tmp_path, strategy, size, tied):
+    import transformers
+
+    from loopkit.checkpoint.inspect import export
+
+    llama = {"kind": "LlamaForCausalLM", "settings": {"tie_word_embeddings": tied}}
+    alone = train("single", tmp_path / "alone", False, batch_size=2, accumulate=size // 2, **llama)
+    ranks = pool(size).call(train, strategy, tmp_path / "split", False, batch_size=2, **llama)
+    pool(size).call(train, strategy, tmp_path / "part", False, 2, batch_size=2, **llama)
+    again = pool(size).call(train, strategy, tmp_path / "part", False, batch_size=2, **llama)
+    assert ("lm_head.weight" in alone["weights"]) or tied
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=0, atol=5e-5)
+        for other in (*ranks[1:], *again):
+            assert torch.equal(other["weights"][name], ranks[0]["weights"][name])
+    assert ranks[0]["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+    opened = transformers.LlamaForCausalLM.from_pretrained(export(Path(ranks[0]["checkpoint"]), tmp_path / "out"))
+    for name, parameter in opened.named_parameters():
+        assert torch.equal(parameter, ranks[0]["weights"][name])

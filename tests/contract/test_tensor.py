@@ -121,7 +121,7 @@ def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(pool,
     assert len({told for told, _ in ranks}) == 1
 
 
-@pytest.mark.parametrize("case", ["missing", "style", "odd", "norm", "teams", "fp16", "sharded"])
+@pytest.mark.parametrize("case", ["missing", "style", "odd", "norm", "teams", "fp16", "sharded", "auto", "tied"])
 def test_what_cannot_be_split_is_refused_with_the_reason(pair, case):
     expected = {
         "missing": "no layer is called 'blocks.*.upp'. Did you mean 'blocks.",
@@ -131,6 +131,8 @@ def test_what_cannot_be_split_is_refused_with_the_reason(pair, case):
         "teams": "2 ranks cannot be dealt out into teams of 3",
         "fp16": "take precision='bf16'",
         "sharded": "leave sharded out",
+        "auto": "no model in the task comes with a plan",
+        "tied": "are one parameter, and the plan splits them in different ways",
     }
     for told in pair.call(teams.refused, case):
         assert expected[case] in told
