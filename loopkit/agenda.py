@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -34,39 +35,42 @@ class Words:
         tokens, self.tokens = self.tokens, 0
         return tokens
 
-    def space(self, step: int) -> int:
-        """How many steps from ``step`` on take about a second, by those since last asked; at least 1."""
+    def space(self, step: int, most: float) -> int:
+        """How many steps from ``step`` on take about a second, or ``most`` of them; by those since last asked."""
         now, began, steps = perf_counter(), self._time, step - self._step
         self._step, self._time = step, now
-        return 1 if began is None or steps < 1 else max(1, int(SPACING * steps / max(now - began, 1e-9)))
+        if began is None or steps < 1:
+            return 1
+        return max(1, int(min(SPACING, most) * steps / max(now - began, 1e-9)))
 
 
 class Agenda:
     """What is due at which step.
 
     Attributes:
-        next: the first step at whose end anything is due; a step below it has nothing to do.
+        next: the first step at whose end anything is due; a step below it has nothing to do, but for the clock.
+        alarm: after how many seconds of training anything is due; infinite where nothing goes by a clock.
         cadences: what repeats, by name ("log", "eval", "save").
 
     Args:
         stop_step: the last step.
-        timed_stop: whether a clock ends the run.
+        stop_seconds: after how many seconds of training it ends.
         joint: whether other ranks must hear of a request before it is met. Until then it is wished for, which changes
             nothing: a signal may come at any moment, and what it asks for must not show on one rank alone.
         first: what is due at the end of the first step.
     """
 
-    __slots__ = ("_asked", "_joint", "_stop_step", "_timed_stop", "_wished", "cadences", "next")
+    __slots__ = ("_asked", "_joint", "_stop_seconds", "_stop_step", "_wished", "alarm", "cadences", "next")
 
     def __init__(
-        self, cadences: Mapping[str, Cadence], stop_step: int | None = None, *, timed_stop: bool, joint: bool = False,
-        first: Iterable[str] = (),
+        self, cadences: Mapping[str, Cadence], stop_step: int | None = None, *,
+        stop_seconds: float | None = None, joint: bool = False, first: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.cadences = dict(cadences)
-        self.next = 0
+        self.next, self.alarm = 0, math.inf
         self._joint = joint
         self._stop_step = stop_step
-        self._timed_stop = timed_stop
+        self._stop_seconds = stop_seconds
         self._asked: set[str] = set(first)
         self._wished: set[str] = set()
 
@@ -117,7 +121,7 @@ class Agenda:
     def state_dict(self) -> dict[str, Any]:
         """What is asked for and not done, and the clocks of cadences in time."""
         clocks = {name: cadence.last_seconds for name, cadence in self.cadences.items()}
-        return {"asked": sorted(self._asked - {"stop", "save"}), "clocks": clocks}
+        return {"asked": sorted(self._asked - {"stop", "save", "clock"}), "clocks": clocks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
@@ -127,7 +131,10 @@ class Agenda:
                 self.cadences[name].last_seconds = seconds
 
     def look_ahead(self, step: int) -> None:
-        """Work out ``next`` as seen from ``step``."""
-        ahead = [cadence.next_step(step) for cadence in self.cadences.values()]
-        ahead += [self._stop_step, step + 1 if self._timed_stop or self._asked else None]
+        """Work out ``next`` and ``alarm`` as seen from ``step``."""
+        cadences = self.cadences.values()
+        ahead = [cadence.next_step(step) for cadence in cadences if cadence.next_seconds is None]
+        ahead += [self._stop_step, step + 1 if self._asked else None]
         self.next = min((at for at in ahead if at is not None), default=_NEVER)
+        clocks = [cadence.next_seconds for cadence in cadences]
+        self.alarm = min((at for at in (*clocks, self._stop_seconds) if at is not None), default=math.inf)

@@ -145,6 +145,11 @@ class Cadence:
         """Whether it is due at known steps."""
         return self._period is not None
 
+    @property
+    def next_seconds(self) -> float | None:
+        """After how many seconds of training this is next due; None where no clock tells."""
+        return self.last_seconds + self.every.amount if self.every.unit == "second" else None
+
     def next_step(self, step: int) -> int | None:
         """The first step after ``step`` at which this is due; the very next one where only a clock can tell."""
         if self._period is None:

@@ -172,8 +172,8 @@ def make_agenda(options: Options, plan: Plan, *, joint: bool) -> Agenda:
     if options.eval_after is not None:
         evaluations = cadences["eval"]
         evaluations.start = Start.parse(options.eval_after, "eval_after", plan, evaluations.every)
-    timed = plan.seconds is not None
-    return Agenda(cadences, plan.steps, timed_stop=timed, joint=joint, first=["log"])  # step 1 is always logged
+    # Step 1 is always logged.
+    return Agenda(cadences, plan.steps, stop_seconds=plan.seconds, joint=joint, first=["log"])
 
 
 def open_evaluation(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:
@@ -245,7 +245,7 @@ def build_inference(task: Task, options: Options, listeners: Iterable[Hook]) -> 
     strategy = open_strategy(options, task)
     hooks = [*options.hooks, *listeners]
     return Run(
-        task=task, strategy=strategy, options=options, plan=Plan(), agenda=Agenda({}, timed_stop=False),
+        task=task, strategy=strategy, options=options, plan=Plan(), agenda=Agenda({}),
         events=Events([task, *hooks]), loops=build_loops(options, task), hooks=hooks,
         seed=options.seed if options.rng == "counter" else None,
     )  # fmt: skip

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import inf
 from time import perf_counter
 
 from loopkit import rng
@@ -37,6 +38,7 @@ class EpochLoop:
             events.epoch_start(run)
         agenda.look_ahead(progress.step)
         run.words.spaced = joint and spaced(run)
+        timed = not joint and agenda.alarm < inf  # among ranks the first one's clock is met between two steps
         groups = iter(run.feed.open(progress.epoch, progress.position))
         while True:
             began = perf_counter()
@@ -59,7 +61,7 @@ class EpochLoop:
             if events.step_end is not None:
                 events.step_end(run, out)
             timings.steps += 1
-            if progress.step < agenda.next and not batches.last:
+            if progress.step < agenda.next and not batches.last and not (timed and run.seconds() >= agenda.alarm):
                 if events.commit is not None:
                     events.commit(run)
                 timings.total += perf_counter() - began

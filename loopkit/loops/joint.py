@@ -8,7 +8,7 @@ from loopkit.events import listens
 from loopkit.loops.step import StepLoop
 from loopkit.run import Run
 
-ASKS = ("stop", "save", "eval", "log", "end_epoch")
+ASKS = ("stop", "save", "eval", "log", "end_epoch", "clock")
 
 
 def _ask_all(run: Run, *numbers: float) -> list[float]:
@@ -76,9 +76,12 @@ def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | N
         if batches is not None:
             words.tokens, batches.tokens = words.tokens + batches.tokens, 0
         return batches
+    first, until = run.strategy.rank == 0, run.agenda.alarm - run.seconds()
+    if first and until <= 0:
+        run.agenda.ask("clock")  # something is due by the clock, which is the first rank's
     counts = run.strategy.data.counts
     mine = (0, 0, 0) if batches is None or not counts else (1, batches.samples, batches.tokens)
-    space = words.space(step) if words.spaced and run.strategy.rank == 0 else 0
+    space = words.space(step, until) if words.spaced and first else 0
     ranks, samples, tokens, late, space = map(int, _ask_all(run, *mine, words.take_tokens() * counts, space))
     words.next = step + space
     run.progress.tokens += late

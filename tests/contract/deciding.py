@@ -126,6 +126,21 @@ def timed() -> int:
     return fit.run(Tiny()).step
 
 
+def clocked() -> tuple[float, int, int]:
+    """A run of 2 seconds that logs every half second, with nobody who might ask for anything: time, steps and logs."""
+    notes, seen = Notes(), []
+
+    class Slow(Tiny):
+        def train_step(self, batch: Any) -> Any:
+            time.sleep(0.005)
+            return super().train_step(batch)
+
+    fit = quiet(strategy="ddp", batch_size=1, epochs=1000, time=2, log_every="0.5 s", eval_every="never", hooks=[notes])
+    fit.on("fit_end", lambda run: seen.append(run.progress.seconds))
+    step = fit.run(Slow()).step
+    return seen[0], step, len([what for what, _ in notes.notes if what == "log"])
+
+
 def bad_directory(place: Path) -> str:
     """The run directory cannot be made, which only the first rank tries."""
     try:
@@ -232,7 +247,7 @@ class Spoken(Tiny):
         return self.net(batch["x"]).square().mean()
 
 
-def words(steers: bool) -> tuple[int, int, int, int]:
+def words(steers: bool, **options: Any) -> tuple[int, int, int, int]:
     """How many sums over the ranks a run of 21 steps takes where a second is never over; tokens at its end."""
     from loopkit import agenda
     from loopkit.strategies.world import Group
@@ -246,7 +261,7 @@ def words(steers: bool) -> tuple[int, int, int, int]:
 
     Group.add = add  # type: ignore[method-assign]
     counts, said = Counts(steers), []
-    fit = quiet(strategy="ddp", epochs=1, eval_every="never", log_every="never", hooks=[counts])
+    fit = quiet(strategy="ddp", epochs=1, eval_every="never", hooks=[counts], **{"log_every": "never", **options})
     fit.on("fit_end", lambda run: said.append((run.progress.tokens, run.progress.samples)))
     try:
         fit.run(Spoken())

@@ -57,6 +57,13 @@ def test_a_time_limit_goes_by_one_clock(pair):
     assert 0 < first < 5000
 
 
+def test_what_goes_by_the_clock_is_done_in_time_though_ranks_seldom_speak(pair):
+    (seconds, step, logs), other = pair.call(deciding.clocked)
+    assert other[1:] == (step, logs)
+    assert 2 <= seconds < 4
+    assert 4 <= logs <= 8
+
+
 def test_an_error_of_the_first_rank_alone_is_everyones(pair, tmp_path):
     (tmp_path / "file").write_text("")
     for told in pair.call(deciding.bad_directory, tmp_path / "file" / "run"):
@@ -76,7 +83,8 @@ def test_ranks_speak_before_every_step_only_where_somebody_may_ask(pair):
     for told in pair.call(deciding.words, True):
         assert told[1:] == (steps, tokens, samples)
         assert told[0] == steps + 4  # and before and after what is due at the first step and the last
-    for told in pair.call(deciding.words, False):
+    clocked = pair.call(deciding.words, False, time="100 h", log_every="20 h")
+    for told in (*pair.call(deciding.words, False), *clocked):
         assert told[1:] == (steps, tokens, samples)
         assert told[0] == 2 + 4  # how long a step takes is known after the first
 

@@ -64,6 +64,8 @@ def framework_calls(task_class: type[Tiny], **options: Any) -> list[str]:
 def test_a_plain_step_makes_at_most_20_framework_calls(data):
     calls = framework_calls(data)
     assert 10 < len(calls) <= 20, calls
+    by_the_clock = framework_calls(data, epochs=1, time="1 h", log_every="10 min")
+    assert len(by_the_clock) == len(calls) + 1, by_the_clock  # which is to look at the clock
 
 
 def test_a_step_passes_at_most_4_frames_in_3_files_to_train_step():
