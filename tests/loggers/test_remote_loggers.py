@@ -43,7 +43,7 @@ def _at_home(tmp_path_factory, monkeypatch):
 
 
 SERVICES = {
-    "wandb": lambda project: WandbLogger(project=project, name="n", tags=["a"]),
+    "wandb": lambda project: WandbLogger(project=project, name="n", tags=["a"], offline=True),
     "mlflow": lambda project: MLflowLogger(project=project, name="n", tags={"a": "b"}),
     "comet": lambda project: CometLogger(project=project, name="n", tags=["a"], offline=True, log_code=False, log_git_metadata=False),
     "trackio": lambda project: TrackioLogger(project=project, name="n", auto_log_cpu=False),
@@ -201,7 +201,7 @@ def test_a_user_reaches_the_services_own_object(tmp_path):
 def test_a_run_of_wandb_that_the_user_opened_is_taken_and_left_open(tmp_path):
     import wandb
 
-    with wandb.init(project="mine", id="mine1", dir=tmp_path) as mine:
+    with wandb.init(project="mine", id="mine1", dir=tmp_path, mode="offline") as mine:
         attempt("wandb", tmp_path / "run", epochs=1)
         assert wandb.run is mine
         mine.log({"after": 1.0})
