@@ -43,10 +43,12 @@ def gather_ranks(options: Options) -> int:
         if options.nodes > 1 and _joins(options):
             raise OptionError(f"nodes={options.nodes}: start the script on each machine, with "
                               f"torchrun --nnodes {options.nodes} (or srun)")  # fmt: skip
+        if count == 1:
+            return 0
         words = command()
-        if count > 1 and words is not None:
-            raise SystemExit(launch(count, words))
-        return count if count > 1 else 0
+        if words is None:
+            return count
+        raise SystemExit(launch(count, words))
     if place.size > 1 and not isinstance(sys.excepthook, Failure):
         die_with_parent()
         Failure(place.rank, Pulse(place).diagnose).install()

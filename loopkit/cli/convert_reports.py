@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "azure_ml": "mlflow",
-           "comet_ml": "comet", "clearml": "clearml", "trackio": "trackio"}  # fmt: skip
-CLASSES = {"wandb": "WandbLogger", "mlflow": "MLflowLogger", "comet": "CometLogger", "clearml": "ClearMLLogger",
-           "trackio": "TrackioLogger"}  # fmt: skip
+from loopkit.loggers.registry import FILES, LOGGERS
+
+SERVICES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "azure_ml": "mlflow",
+            "comet_ml": "comet", "clearml": "clearml", "trackio": "trackio"}  # fmt: skip
 
 
 def logger_sources(given: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
@@ -21,17 +21,18 @@ def logger_sources(given: Mapping[str, Any]) -> tuple[str, list[str], list[str]]
     asked = [asked] if isinstance(asked, str) else list(asked or [])
     if not asked or asked == ["all"]:
         return "", [], []
-    lost = [name for name in asked if name not in LOGGERS and name != "none"]
-    names = ["jsonl", *dict.fromkeys(LOGGERS[name] for name in asked if name in LOGGERS)]
+    lost = [name for name in asked if name not in SERVICES and name != "none"]
+    names = ["jsonl", *dict.fromkeys(SERVICES[name] for name in asked if name in SERVICES)]
     sources, imports = [], []
     for name in names:
         arguments = {"project": given.get("project"), "name": given.get("run_name")}
         if name == "trackio":
             arguments |= {"space_id": given.get("trackio_space_id"), "bucket_id": given.get("trackio_bucket_id")}
         said = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if value)
-        if name in CLASSES and said:
-            sources.append(f"{CLASSES[name]}({said})")
-            imports.append(f"from loopkit.loggers.{name} import {CLASSES[name]}")
+        if name not in FILES and said:
+            module, kind = LOGGERS[name]
+            sources.append(f"{kind}({said})")
+            imports.append(f"from {module} import {kind}")
         else:
             sources.append(repr(name))
     return f"[{', '.join(sources)}]", imports, lost

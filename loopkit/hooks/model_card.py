@@ -30,7 +30,7 @@ def model_card(run: Run, repo: str, step: int, metrics: Mapping[str, float], che
     name, progress = name_of(run.task), run.progress
     facts = {"task": name, "optimizer steps": step, "epochs": f"{progress.epoch}", "samples": progress.samples,
              "parameters": sum(p.numel() for p in run.task.parameters()),
-             "strategy": f"{type(run.strategy).__name__} on {run.strategy.world_size} device(s)",
+             "strategy": f"{run.strategy.name} on {run.strategy.world_size} device(s)",
              "precision": run.strategy.numerics.precision.name, "seed": run.options.seed,
              "loopkit": __version__, "torch": str(torch.__version__)}  # fmt: skip
     usual = Options().to_dict()

@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from loopkit.checkpoint.format import load_json
+from loopkit.checkpoint.inspect import ADAPTERS
 from loopkit.errors import CheckpointError
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer_config.json"
-ADAPTERS = "adapter_config.json"
 
 
 def files_of(model: Any, tokenizer: Any = None) -> dict[str, bytes]:

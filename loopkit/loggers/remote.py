@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,12 +14,15 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import numpy as np
+
 from loopkit.errors import HungError, LoopkitError, missing_extra
 from loopkit.loggers.base import Logger
 from loopkit.loggers.plain import numbers, plain, replace_file
 
 Row = tuple[dict[str, Any], int]
 _MOST_WAITING = 100_000
+_MOST_CELLS = 10_000
 
 
 @dataclass
@@ -37,7 +41,7 @@ class Opening:
     hparams: dict[str, Any]
 
 
-class RemoteLogger(Logger):
+class RemoteLogger(Logger, ABC):
     """Base of the loggers to services. Training never waits for one, and never fails with it.
 
     Everything is said to the service in one thread, in order. Its first failure is raised by the next call,
@@ -127,9 +131,9 @@ class RemoteLogger(Logger):
             raise HungError(f"{self.name} has not taken everything within {self._patience:g} s; what is left "
                             "over may be lost there")  # fmt: skip
 
+    @abstractmethod
     def _start(self, opening: Opening) -> str:
         """Open the run with the service and set ``self._service``; returns the service's id of it."""
-        raise NotImplementedError
 
     def _send(self, rows: list[Row]) -> None:
         """Hand rows of numbers to the service."""
@@ -192,6 +196,15 @@ class RemoteLogger(Logger):
             self._send(rows)
         self._ledger.save()
         return True
+
+
+def drawn(api: Any, array: Any) -> Any:
+    """A vector as the service's Histogram, a matrix of up to 10,000 cells as its Table; None for another array."""
+    if array.ndim == 1 and np.isfinite(array).any():
+        return api.Histogram(array[np.isfinite(array)])
+    if array.ndim == 2 and array.size <= _MOST_CELLS:
+        return api.Table(columns=[str(column) for column in range(array.shape[1])], data=array.tolist())
+    return None
 
 
 class _Ledger:

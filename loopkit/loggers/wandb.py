@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from loopkit.loggers.remote import Opening, RemoteLogger, Row
-
-_MOST_CELLS = 10_000
+from loopkit.loggers.remote import Opening, RemoteLogger, Row, drawn
 
 
 class WandbLogger(RemoteLogger):
@@ -62,11 +58,9 @@ class WandbLogger(RemoteLogger):
             self._service.log({**values, "step": step})
 
     def _send_array(self, name: str, array: Any, step: int) -> None:
-        if array.ndim == 1 and np.isfinite(array).any():
-            self._service.log({name: self._api.Histogram(array[np.isfinite(array)]), "step": step})
-        elif array.ndim == 2 and array.size <= _MOST_CELLS:
-            columns = [str(column) for column in range(array.shape[1])]
-            self._service.log({name: self._api.Table(columns=columns, data=array.tolist()), "step": step})
+        found = drawn(self._api, array)
+        if found is not None:
+            self._service.log({name: found, "step": step})
 
     def _stop(self, status: str) -> None:
         self._service.summary["status"] = status

@@ -9,6 +9,7 @@ from loopkit.loops.step import StepLoop
 from loopkit.run import Run
 
 ASKS = ("stop", "save", "eval", "log", "end_epoch", "clock")
+_WITHIN = ("epoch_start", "step_start", "micro_step_end", "before_update", "step_end", "commit")
 
 
 def _ask_all(run: Run, *numbers: float) -> list[float]:
@@ -23,9 +24,6 @@ def _ask_all(run: Run, *numbers: float) -> list[float]:
         reasons = [reason for reason in world.gather(run.reason) if reason is not None]
         run.status, run.why = reasons[0] if reasons else ("stopped", "")
     return sums[len(ASKS) :]
-
-
-_WITHIN = ("epoch_start", "step_start", "micro_step_end", "before_update", "step_end", "commit")
 
 
 def spaced(run: Run) -> bool:

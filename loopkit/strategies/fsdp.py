@@ -83,7 +83,6 @@ class FSDP(SingleDevice):
         self.wrap, self.reshard_after_forward, self.prefetch = wrap, reshard_after_forward, prefetch
         self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
         self.offload, self.replicas, self.tensor = offload, replicas, tensor
-        self._replicated: list[nn.Parameter] = []
 
     def open(self, numerics: Numerics | None = None) -> None:
         """Join the other ranks and take this one's device."""
@@ -110,7 +109,6 @@ class FSDP(SingleDevice):
         """Shard ``task`` in place, with the first rank's weights; one that is sharded already stays so."""
         self._task = task
         if any(is_sharded(parameter) for parameter in task.parameters()):
-            self._replicated = [p for p in task.parameters() if not is_sharded(p)]
             return
         if any(self.world.gather(is_hollow(task))):
             full = take_out(task, self.numerics.precision.storage)
@@ -133,7 +131,6 @@ class FSDP(SingleDevice):
         if self.tensor is not None and self._team > 1:
             self.tensor.apply(task, mesh["tensor"])
         if not self._fully:
-            self._replicated = [p for p in task.parameters() if not is_sharded(p)]
             return
         if self._team > 1:
             mesh = mesh[("replicate", "shard") if self.replicas > 1 else "shard"]
@@ -142,9 +139,9 @@ class FSDP(SingleDevice):
         policy = MixedPrecisionPolicy(self.param_dtype or precision.autocast, self.reduce_dtype or reduce)
         offload: Any = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.offload else OffloadPolicy()
         # fully_shard takes no scalars: they stay whole on every rank, and their gradients are averaged by ``complete``.
-        self._replicated = [p for p in task.parameters() if p.ndim == 0]
+        scalars = {p for p in task.parameters() if p.ndim == 0}
         settings: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload}
-        settings |= {"ignored_params": set(self._replicated), "reshard_after_forward": self.reshard_after_forward}
+        settings |= {"ignored_params": scalars, "reshard_after_forward": self.reshard_after_forward}
         blocks = [block for block in self._blocks(task) if any(p.ndim for p in block.parameters())]
         for block in blocks:
             fully_shard(block, **settings)

@@ -11,13 +11,11 @@ from torch import nn
 
 from loopkit.errors import OptionError, nearest
 
-# transformers' names of the styles.
-_THEIRS = {
-    "colwise": "colwise", "rowwise": "rowwise", "colwise_rep": "colwise_rep", "rowwise_rep": "rowwise_rep",
-    "colwise_gather_output": "colwise_rep", "embedding_rowwise": "rowwise_rep", "embedding_colwise": "colwise_rep",
-    "sequence_parallel": "sequence_parallel",
-}  # fmt: skip
 STYLES = ("colwise", "rowwise", "colwise_rep", "rowwise_rep", "sequence_parallel")
+# transformers' names of them: ours, and some of its own.
+_THEIRS = {style: style for style in STYLES} | {
+    "colwise_gather_output": "colwise_rep", "embedding_rowwise": "rowwise_rep", "embedding_colwise": "colwise_rep",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

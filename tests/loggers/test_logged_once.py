@@ -4,46 +4,12 @@ import csv
 
 import pytest
 import torch
+from dying_runs import Fails, Line
 from event_files import scalars_of
-from torch import nn
-from torch.utils.data import TensorDataset
 
-from loopkit import optim
-from loopkit.events import Hook
 from loopkit.fit import Fit
 from loopkit.loggers.jsonl import read_rows
 from loopkit.options import Checkpoint
-from loopkit.task import Task
-
-
-class Line(Task):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2, 1)
-
-    def train_step(self, batch):
-        return self.layer(batch[0]).square().mean()
-
-    def eval_step(self, batch):
-        return {"loss": self.train_step(batch)}
-
-    def optimizers(self):
-        return optim.SGD(lr=0.01)
-
-    def train_data(self):
-        return TensorDataset(torch.arange(40.0).reshape(20, 2) / 40)
-
-    def eval_data(self):
-        return self.train_data()
-
-
-class Fails(Hook):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_commit(self, run):
-        if run.progress.step == self.step:
-            raise RuntimeError("the machine went down")
 
 
 def attempt(run_dir, *hooks):

@@ -7,14 +7,14 @@ import threading
 import time
 from pathlib import Path
 
+import dying_runs
 import pytest
 import services
 import torch
-from torch import nn
-from torch.utils.data import TensorDataset
+from dying_runs import Fails
 from torchmetrics import Metric
 
-from loopkit import Checkpoint, Fit, Hook, Task
+from loopkit import Checkpoint, Fit, Hook
 from loopkit.errors import LoopkitError, LoopkitWarning, MissingExtraError, OptionError
 from loopkit.loggers.clearml import ClearMLLogger
 from loopkit.loggers.comet import CometLogger
@@ -25,7 +25,6 @@ from loopkit.loggers.registry import check_loggers
 from loopkit.loggers.remote import RemoteLogger
 from loopkit.loggers.trackio import TrackioLogger
 from loopkit.loggers.wandb import WandbLogger
-from loopkit.optim import SGD
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the services' own code
 
@@ -75,37 +74,12 @@ class Counts(Metric):
         return torch.tensor([[3.0, 1.0], [0.0, 5.0]])
 
 
-class Line(Task):
-    def __init__(self, width: int = 1) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2, width)
-
-    def train_step(self, batch):
-        return self.layer(batch[0]).square().mean()
-
+class Line(dying_runs.Line):
     def eval_step(self, batch):
-        return {"loss": self.train_step(batch), "preds": batch[0]}
+        return {**super().eval_step(batch), "preds": batch[0]}
 
     def metrics(self):
         return {"confusion": Counts()}
-
-    def optimizers(self):
-        return SGD(lr=0.01)
-
-    def train_data(self):
-        return TensorDataset(torch.arange(40.0).reshape(20, 2) / 40)
-
-    def eval_data(self):
-        return self.train_data()
-
-
-class Fails(Hook):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_commit(self, run):
-        if run.progress.step == self.step:
-            raise RuntimeError("the machine went down")
 
 
 def attempt(logger, run_dir, *hooks, **options):
