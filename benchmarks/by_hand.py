@@ -1,4 +1,6 @@
-"""Two hand-written training loops: the one that is usually written, and the fastest one we could write."""
+"""Two hand-written training loops: the one that is usually written, and the fastest one we could
+write.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from benchmarks.job import CLIP, LOG_EVERY, LR, Job
 
 
 def naive(job: Job) -> None:
-    """The usual loop: AdamW as it comes, ``loss.item()`` each step; tqdm, TensorBoard, ``clip_grad_norm_``."""
+    """The usual loop: AdamW as it comes, ``loss.item()`` each step; tqdm, TensorBoard,
+    ``clip_grad_norm_``.
+    """
     model, optimizer = job.model, job.optimizer(fused=None)
     if not job.full:
         for batch in job.data:
@@ -39,11 +43,16 @@ def naive(job: Job) -> None:
             writer.add_scalar("train/loss", loss.item(), step)
             writer.add_scalar("lr", scheduler.get_last_lr()[0], step)
     writer.close()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, job.folder / "checkpoint.pt")
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
+        job.folder / "checkpoint.pt",
+    )
 
 
 def best(job: Job) -> None:
-    """The fastest loop: fused AdamW, losses kept as tensors, clipping by one norm and one product, a bar at 10 Hz."""
+    """The fastest loop: fused AdamW, losses kept as tensors, clipping by one norm and one product,
+    a bar at 10 Hz.
+    """
     model, optimizer = job.model, job.optimizer()
     parameters = list(model.parameters())
     if not job.full:
@@ -78,4 +87,7 @@ def best(job: Job) -> None:
             sys.stderr.write(f"\rstep {step}/{job.steps}")
             drawn = perf_counter()
     writer.close()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, job.folder / "checkpoint.pt")
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
+        job.folder / "checkpoint.pt",
+    )

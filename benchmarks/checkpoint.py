@@ -61,7 +61,10 @@ def save_safetensors(state: State, folder: Path) -> None:
 
 def load_safetensors(folder: Path) -> State:
     # The file is mapped into memory: touch it all, as a copy into a model does.
-    return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(folder / "state.safetensors").items()}
+    return {
+        name: tensor.clone()
+        for name, tensor in safetensors.torch.load_file(folder / "state.safetensors").items()
+    }
 
 
 def durable(save: Callable[[State, Path], None], name: str) -> Callable[[State, Path], None]:
@@ -79,20 +82,33 @@ CONTESTANTS: dict[str, tuple[Any, Any, str, str]] = {
     "torch.save": (save_torch, load_torch, "no", "no"),
     "torch.save and fsync": (durable(save_torch, "state.pt"), load_torch, "yes", "no"),
     "safetensors": (save_safetensors, load_safetensors, "no", "no"),
-    "safetensors and fsync": (durable(save_safetensors, "state.safetensors"), load_safetensors, "yes", "no"),
+    "safetensors and fsync": (
+        durable(save_safetensors, "state.safetensors"),
+        load_safetensors,
+        "yes",
+        "no",
+    ),
 }
 
 
 def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description="Seconds to save and load a state.")
-    parser.add_argument("--megabytes", type=int, default=400, help="size of the state (default: %(default)s)")
-    parser.add_argument("--tensors", type=int, default=100, help="tensors in it (default: %(default)s)")
+    parser.add_argument(
+        "--megabytes", type=int, default=400, help="size of the state (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tensors", type=int, default=100, help="tensors in it (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="times each (default: %(default)s)")
-    parser.add_argument("--folder", help="where to write (default: the system's folder for temporary files)")
+    parser.add_argument(
+        "--folder", help="where to write (default: the system's folder for temporary files)"
+    )
     args = parser.parse_args()
     state = made(args.megabytes, args.tensors)
-    times: dict[str, dict[str, list[float]]] = {name: {"save": [], "load": []} for name in CONTESTANTS}
+    times: dict[str, dict[str, list[float]]] = {
+        name: {"save": [], "load": []} for name in CONTESTANTS
+    }
     for number in range(args.rounds + 1):  # the first round warms up
         for name, (save, load, _, _) in CONTESTANTS.items():
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -111,12 +127,20 @@ def main() -> None:
     for name, (_, _, on_disk, checked) in CONTESTANTS.items():
         save, load = (record.spread(times[name][what]) for what in ("save", "load"))
         summary[name] = {"save": save, "load": load, "durable": on_disk, "verified": checked}
-        print(f"{name:24} save {save['median']:6.2f} s ({save['low']:.2f} to {save['high']:.2f})   "
-              f"load {load['median']:6.2f} s ({load['low']:.2f} to {load['high']:.2f})")  # fmt: skip
-    record.save("checkpoint", {
-        "megabytes": args.megabytes, "tensors": args.tensors, "rounds": args.rounds,
-        "versions": record.versions(("torch", "safetensors", "loopkit")), "seconds": summary,
-    })  # fmt: skip
+        print(
+            f"{name:24} save {save['median']:6.2f} s ({save['low']:.2f} to {save['high']:.2f})   "
+            f"load {load['median']:6.2f} s ({load['low']:.2f} to {load['high']:.2f})"
+        )
+    record.save(
+        "checkpoint",
+        {
+            "megabytes": args.megabytes,
+            "tensors": args.tensors,
+            "rounds": args.rounds,
+            "versions": record.versions(("torch", "safetensors", "loopkit")),
+            "seconds": summary,
+        },
+    )
 
 
 if __name__ == "__main__":

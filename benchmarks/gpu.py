@@ -1,10 +1,12 @@
-"""What a training step costs on one GPU: loopkit and the loop by hand, in turns; and the tests that need a GPU.
+"""What a training step costs on one GPU: loopkit and the loop by hand, in turns; and the tests that
+need a GPU.
 
     pip install -e '.[dev]'
-    python benchmarks/gpu.py                     # a few minutes; on a CPU: --device cpu --rounds 2 --skip-tests
+    python benchmarks/gpu.py                     # a few minutes; on a CPU: --device cpu --rounds 2
+    --skip-tests
 
-A GPT in bfloat16 autocast with fused AdamW, from the same weights over the same batches. The host's time is that
-of a step in which nothing waits; the device's is by events around whole runs.
+A GPT in bfloat16 autocast with fused AdamW, from the same weights over the same batches. The host's
+time is that of a step in which nothing waits; the device's is by events around whole runs.
 """
 
 from __future__ import annotations
@@ -32,14 +34,18 @@ STEPS, WARM, BATCH, LENGTH = 60, 10, 32, 256
 
 
 class Language(Task):
-    """The GPT over prepared batches; notes the host's time at each step and the device's at two of them."""
+    """The GPT over prepared batches; notes the host's time at each step and the device's at two of
+    them.
+    """
 
     def __init__(self, device: str) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.model = Gpt()
         generator = torch.Generator().manual_seed(1)
-        self.batches = [torch.randint(0, 96, (BATCH, LENGTH), generator=generator) for _ in range(STEPS)]
+        self.batches = [
+            torch.randint(0, 96, (BATCH, LENGTH), generator=generator) for _ in range(STEPS)
+        ]
         self.clock = Clock(device)
 
     def train_step(self, batch: torch.Tensor) -> torch.Tensor:
@@ -95,30 +101,49 @@ def ours(make: Callable[[], Any]) -> Callable[[str], dict[str, float]]:
 
     def train(device: str) -> dict[str, float]:
         task = Language(device)
-        options: dict[str, Any] = {"loggers": None, "progress": False, "checkpoint": False, "log_every": "never"}
+        options: dict[str, Any] = {
+            "loggers": None,
+            "progress": False,
+            "checkpoint": False,
+            "log_every": "never",
+        }
         with tempfile.TemporaryDirectory() as folder, quiet():
-            Fit(strategy=make(), accelerator=device, precision="bf16", run_dir=folder, **options).run(task)
+            Fit(
+                strategy=make(), accelerator=device, precision="bf16", run_dir=folder, **options
+            ).run(task)
         return task.clock.per_step()
 
     return train
 
 
 CONTESTANTS: dict[str, Callable[[str], dict[str, float]]] = {
-    "by hand": by_hand, "loopkit": ours(lambda: "single"), "loopkit DDP": ours(DDP), "loopkit FSDP": ours(FSDP),
+    "by hand": by_hand,
+    "loopkit": ours(lambda: "single"),
+    "loopkit DDP": ours(DDP),
+    "loopkit FSDP": ours(FSDP),
     "loopkit DeepSpeed 2": ours(lambda: DeepSpeed(stage=2)),
-}  # fmt: skip
+}
 
 
 def main() -> None:
     """Run the tests, measure, print, and write the results."""
     parser = argparse.ArgumentParser(description="Milliseconds per step on one GPU, side by side.")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="default: %(default)s")
+    parser.add_argument(
+        "--device", default="cuda", choices=("cuda", "cpu"), help="default: %(default)s"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="runs of each (default: %(default)s)")
     parser.add_argument("--skip-tests", action="store_true", help="measure alone")
     args = parser.parse_args()
     passed: bool | None = None
     if not args.skip_tests:
-        words = [sys.executable, "-m", "pytest", "-q", "tests/gpu", "tests/checkpoint/test_background.py"]
+        words = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "tests/gpu",
+            "tests/checkpoint/test_background.py",
+        ]
         passed = subprocess.run(words, cwd=record.ROOT).returncode == 0
     found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
     for number in range(args.rounds + 1):
@@ -128,7 +153,9 @@ def main() -> None:
             try:
                 times = train(args.device)
             except Exception as error:
-                print(f"left out: {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+                print(
+                    f"left out: {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr
+                )
                 del found[name]
                 continue
             if number:
@@ -136,14 +163,26 @@ def main() -> None:
     rows = {}
     for name, runs in found.items():
         base = [run["device"] for run in found["by hand"]]
-        rows[name] = {kind: record.spread([run[kind] for run in runs]) for kind in ("host", "device")}
+        rows[name] = {
+            kind: record.spread([run[kind] for run in runs]) for kind in ("host", "device")
+        }
         rows[name]["ratio"] = record.spread([run["device"] / best for run, best in zip(runs, base)])
     print(f"{'':22}{'host ms':>10}{'device ms':>12}{'ratio':>8}")
     for name, row in rows.items():
-        print(f"{name:22}{row['host']['median']:10.2f}{row['device']['median']:12.2f}{row['ratio']['median']:8.3f}")
+        print(
+            f"{name:22}{row['host']['median']:10.2f}{row['device']['median']:12.2f}{row['ratio']['median']:8.3f}"
+        )
     if args.device == "cuda":
-        about = {"gpu": torch.cuda.get_device_name(), "tests_passed": passed, "rounds": args.rounds, "steps": STEPS}
-        record.save("gpu", {**about, "versions": record.versions(("torch", "loopkit", "deepspeed")), "rows": rows})
+        about = {
+            "gpu": torch.cuda.get_device_name(),
+            "tests_passed": passed,
+            "rounds": args.rounds,
+            "steps": STEPS,
+        }
+        record.save(
+            "gpu",
+            {**about, "versions": record.versions(("torch", "loopkit", "deepspeed")), "rows": rows},
+        )
 
 
 if __name__ == "__main__":

@@ -37,20 +37,30 @@ def python(code: str) -> str:
     Raises:
         subprocess.CalledProcessError: it fails.
     """
-    # Installed packages are compiled once; a checkout must be allowed to keep what it compiled, or it is timed too.
+    # Installed packages are compiled once; a checkout must be allowed to keep what it compiled, or
+    # it is timed too.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=record.ROOT, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words, cwd=record.ROOT, env=env, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip().splitlines()[-1]
 
 
 def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description="Milliseconds per import, in fresh processes.")
-    parser.add_argument("--rounds", type=int, default=9, help="processes of each (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="processes of each (default: %(default)s)"
+    )
     rounds = parser.parse_args().rounds
-    heavy = python(f"import sys; {STATEMENTS['loopkit']}; print([name for name in {LAZY} if name in sys.modules])")
-    installed = {name: code for name, code in STATEMENTS.items() if find_spec(name.split(".")[0]) is not None}
+    heavy = python(
+        f"import sys; {STATEMENTS['loopkit']}; print([name for name in {LAZY} if name in "
+        f"sys.modules])"
+    )
+    installed = {
+        name: code for name, code in STATEMENTS.items() if find_spec(name.split(".")[0]) is not None
+    }
     for name in STATEMENTS.keys() - installed.keys():
         print(f"left out: {name} is not installed", file=sys.stderr)
     found: dict[str, list[float]] = {name: [] for name in installed}
@@ -68,8 +78,21 @@ def main() -> None:
         quartiles = f"{over['low']:.0f} to {over['high']:.0f}"
         print(f"{name:24}{whole['median']:8.0f}{over['median']:+12.0f}   {quartiles}")
     print(f"imported by loopkit of {', '.join(LAZY)}: {heavy}")
-    packages = ("torch", "loopkit", "lightning", "transformers", "accelerate", "pytorch-ignite", "torchtnt")
-    result = {"rounds": rounds, "versions": record.versions(packages), "milliseconds": summary, "heavy": heavy}
+    packages = (
+        "torch",
+        "loopkit",
+        "lightning",
+        "transformers",
+        "accelerate",
+        "pytorch-ignite",
+        "torchtnt",
+    )
+    result = {
+        "rounds": rounds,
+        "versions": record.versions(packages),
+        "milliseconds": summary,
+        "heavy": heavy,
+    }
     record.save("import_time", result)
 
 

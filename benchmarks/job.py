@@ -16,7 +16,9 @@ LR, CLIP, LOG_EVERY = 1e-3, 1.0, 50
 
 
 class Model(nn.Module):
-    """A tiny classifier that gives its own loss and notes the time of every call: the same code in every framework."""
+    """A tiny classifier that gives its own loss and notes the time of every call: the same code in
+    every framework.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,8 +42,8 @@ def batches(count: int) -> list[dict[str, Tensor]]:
 class Job:
     """One run: ``steps`` steps over as many batches, bare or with everything on.
 
-    With everything on: clipping to norm 1, a cosine schedule by step, logging every 50 steps to files and a
-    progress bar, each by the contestant's own means, and a checkpoint at the end.
+    With everything on: clipping to norm 1, a cosine schedule by step, logging every 50 steps to
+    files and a progress bar, each by the contestant's own means, and a checkpoint at the end.
     """
 
     steps: int

@@ -22,7 +22,9 @@ class Classifier(Task):
         return self.model(**batch)
 
     def optimizers(self) -> Any:
-        return AdamW(lr=LR, weight_decay=0.01, no_decay=(), schedule=cosine() if self.job.full else None)
+        return AdamW(
+            lr=LR, weight_decay=0.01, no_decay=(), schedule=cosine() if self.job.full else None
+        )
 
     def train_data(self) -> Any:
         return self.job.data

@@ -1,12 +1,14 @@
-"""What a training step costs besides the user's code: loopkit, two hand-written loops and the peers, side by side.
+"""What a training step costs besides the user's code: loopkit, two hand-written loops and the
+peers, side by side.
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/overhead.py                      # two minutes on an idle machine
     python benchmarks/overhead.py --only loopkit --rounds 5
 
-Every contestant trains the same model on the same prepared batches in one process, one torch thread, in short
-runs taken in turns. The clock is in the user's code: the model notes the time whenever it is called, so a step
-lasts from one call to the next, and whatever the framework does in between is counted, in the same way for all.
+Every contestant trains the same model on the same prepared batches in one process, one torch
+thread, in short runs taken in turns. The clock is in the user's code: the model notes the time
+whenever it is called, so a step lasts from one call to the next, and whatever the framework does in
+between is counted, in the same way for all.
 """
 
 from __future__ import annotations
@@ -38,7 +40,15 @@ PEERS = {
     "fabric": peers.fabric, "ignite": peers.ignite, "torchtnt": peers.torchtnt,
 }  # fmt: skip
 CONTESTANTS: dict[str, Callable[[Job], None]] = {**HAND, "loopkit": ours.loopkit, **PEERS}
-PACKAGES = ("torch", "loopkit", "lightning", "transformers", "accelerate", "pytorch-ignite", "torchtnt")
+PACKAGES = (
+    "torch",
+    "loopkit",
+    "lightning",
+    "transformers",
+    "accelerate",
+    "pytorch-ignite",
+    "torchtnt",
+)
 BASE = "best hand-written loop"
 WARMUP, BLOCKS = LOG_EVERY, 4  # in blocks as long as the logging interval: each holds one log
 
@@ -47,7 +57,11 @@ WARMUP, BLOCKS = LOG_EVERY, 4  # in blocks as long as the logging interval: each
 def quiet() -> Iterator[None]:
     """Inside: standard output and error go nowhere, as in a job whose log nobody watches."""
     nowhere = io.StringIO()
-    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         yield
 
@@ -70,8 +84,12 @@ def once(train: Callable[[Job], None], full: bool) -> tuple[list[float], torch.T
     return blocks, torch.cat([p.detach().flatten() for p in job.model.parameters()])
 
 
-def measure(contestants: dict[str, Callable[[Job], None]], full: bool, rounds: int) -> dict[str, list[list[float]]]:
-    """Blocks of every round by contestant; the order rotates. One that cannot run is left out with a line."""
+def measure(
+    contestants: dict[str, Callable[[Job], None]], full: bool, rounds: int
+) -> dict[str, list[list[float]]]:
+    """Blocks of every round by contestant; the order rotates. One that cannot run is left out with
+    a line.
+    """
     found: dict[str, list[list[float]]] = {name: [] for name in contestants}
     weights: torch.Tensor | None = None
     for number in range(-1, rounds):  # the first round imports and warms up
@@ -83,21 +101,31 @@ def measure(contestants: dict[str, Callable[[Job], None]], full: bool, rounds: i
             except Exception as error:
                 if number >= 0:
                     raise
-                print(f"left out: {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+                print(
+                    f"left out: {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr
+                )
                 del found[name]
                 continue
             weights = trained if weights is None else weights
             if not torch.allclose(trained, weights, rtol=1e-3, atol=1e-5):
-                raise RuntimeError(f"{name} trained to other weights than {next(iter(found))}: not the same job")
+                raise RuntimeError(
+                    f"{name} trained to other weights than {next(iter(found))}: not the same job"
+                )
             if number >= 0:
                 found[name].append(blocks)
-        print(f"\r{'everything on' if full else 'bare'}: round {number + 1} of {rounds}", end="", file=sys.stderr)
+        print(
+            f"\r{'everything on' if full else 'bare'}: round {number + 1} of {rounds}",
+            end="",
+            file=sys.stderr,
+        )
     print(file=sys.stderr)
     return found
 
 
 def summarise(found: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Per contestant: µs per step over all blocks, and against the best hand-written loop of the same round."""
+    """Per contestant: µs per step over all blocks, and against the best hand-written loop of the
+    same round.
+    """
     base = [record.spread(blocks)["median"] for blocks in found[BASE]]
     summary = {}
     for name, rounds in found.items():
@@ -123,10 +151,16 @@ def table(summary: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description="µs per training step, side by side.")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of one short run each (default: %(default)s)")
-    parser.add_argument("--only", metavar="NAME", action="append", help=f"{', '.join(CONTESTANTS)}; no results")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="rounds of one short run each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", help=f"{', '.join(CONTESTANTS)}; no results"
+    )
     args = parser.parse_args()
-    chosen = {n: f for n, f in CONTESTANTS.items() if args.only is None or n in args.only or n == BASE}
+    chosen = {
+        n: f for n, f in CONTESTANTS.items() if args.only is None or n in args.only or n == BASE
+    }
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     settings = {}
@@ -135,7 +169,11 @@ def main() -> None:
         print(f"\n{setting}\n{table(settings[setting])}\n")
     if args.only is None:
         parameters = sum(p.numel() for p in Model().parameters())
-        about = {"rounds": args.rounds, "parameters": parameters, "versions": record.versions(PACKAGES)}
+        about = {
+            "rounds": args.rounds,
+            "parameters": parameters,
+            "versions": record.versions(PACKAGES),
+        }
         record.save("overhead", {**about, "settings": settings})
 
 

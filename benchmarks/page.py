@@ -74,7 +74,9 @@ whether the data is on the disk when the call returns (`fsync`), "verified" whet
 
 
 def render(found: dict[str, Any]) -> str:
-    """The page for the results by name: "overhead", "strategies", "gpu", "import_time", "checkpoint"."""
+    """The page for the results by name: "overhead", "strategies", "gpu", "import_time",
+    "checkpoint".
+    """
     parts = [HEAD]
     if "overhead" in found:
         parts.append(_overhead(found["overhead"]))
@@ -92,8 +94,11 @@ def render(found: dict[str, Any]) -> str:
 def _where(result: dict[str, Any]) -> str:
     machine = result["machine"]
     packages = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return (f"\n{result['date']}, {machine['cpu']}, {machine['cores']} cores, load {machine['load']} at the end; "
-            f"Python {machine['python']}, {packages}.\n")  # fmt: skip
+    return (
+        f"\n{result['date']}, {machine['cpu']}, {machine['cores']} cores, load {machine['load']} "
+        f"at the end; "
+        f"Python {machine['python']}, {packages}.\n"
+    )
 
 
 def _overhead(result: dict[str, Any]) -> str:
@@ -103,8 +108,10 @@ def _overhead(result: dict[str, Any]) -> str:
         text += "|---|---:|---:|---:|---:|\n"
         for name, row in sorted(rows.items(), key=lambda item: item[1]["over"]["median"]):
             step = row["step"]
-            text += (f"| {name} | {step['median']:.0f} | {step['low']:.0f} to {step['high']:.0f} | "
-                     f"{row['over']['median']:+.0f} | {row['ratio']['median']:.2f} |\n")  # fmt: skip
+            text += (
+                f"| {name} | {step['median']:.0f} | {step['low']:.0f} to {step['high']:.0f} | "
+                f"{row['over']['median']:+.0f} | {row['ratio']['median']:.2f} |\n"
+            )
     return text + _where(result)
 
 
@@ -114,8 +121,10 @@ def _strategies(result: dict[str, Any]) -> str:
         text += f"\n### {kind}\n\n| | ms per step | ratio | quartiles |\n|---|---:|---:|---:|\n"
         for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]["median"]):
             ratio = row["ratio"]
-            text += (f"| {name} | {row['step']['median']:.2f} | {ratio['median']:.3f} | "
-                     f"{ratio['low']:.3f} to {ratio['high']:.3f} |\n")  # fmt: skip
+            text += (
+                f"| {name} | {row['step']['median']:.2f} | {ratio['median']:.3f} | "
+                f"{ratio['low']:.3f} to {ratio['high']:.3f} |\n"
+            )
     return text + _where(result)
 
 
@@ -123,8 +132,10 @@ def _gpu(result: dict[str, Any]) -> str:
     text = GPU.format(**{key: result[key] for key in ("gpu", "steps", "rounds")})
     text += "\n| | host, ms | device, ms | ratio |\n|---|---:|---:|---:|\n"
     for name, row in result["rows"].items():
-        text += (f"| {name} | {row['host']['median']:.2f} | {row['device']['median']:.2f} | "
-                 f"{row['ratio']['median']:.3f} |\n")  # fmt: skip
+        text += (
+            f"| {name} | {row['host']['median']:.2f} | {row['device']['median']:.2f} | "
+            f"{row['ratio']['median']:.3f} |\n"
+        )
     return text + _where(result)
 
 
@@ -139,6 +150,9 @@ def _checkpoints(result: dict[str, Any]) -> str:
     text = CHECKPOINTS.format(**{key: result[key] for key in ("megabytes", "tensors", "rounds")})
     text += "\n| | save, s | durable | load, s | verified |\n|---|---:|---|---:|---|\n"
     for name, row in result["seconds"].items():
-        text += (f"| {name} | {row['save']['median']:.2f} | {row['durable']} | {row['load']['median']:.2f} | "
-                 f"{row['verified']} |\n")  # fmt: skip
+        text += (
+            f"| {name} | {row['save']['median']:.2f} | {row['durable']} | "
+            f"{row['load']['median']:.2f} | "
+            f"{row['verified']} |\n"
+        )
     return text + _where(result)

@@ -1,4 +1,6 @@
-"""Other frameworks as contestants: each trains the job in the way its documentation shows, with a fused AdamW."""
+"""Other frameworks as contestants: each trains the job in the way its documentation shows, with a
+fused AdamW.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,13 @@ def lightning(job: Job) -> None:
             return [optimizer], [{"scheduler": job.scheduler(optimizer), "interval": "step"}]
 
     options: dict[str, Any] = {
-        "accelerator": "cpu", "devices": 1, "max_epochs": 1, "enable_model_summary": False,
-        "default_root_dir": str(job.folder), "log_every_n_steps": LOG_EVERY,
-    }  # fmt: skip
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "enable_model_summary": False,
+        "default_root_dir": str(job.folder),
+        "log_every_n_steps": LOG_EVERY,
+    }
     if job.full:
         options |= {"gradient_clip_val": CLIP, "logger": TensorBoardLogger(str(job.folder))}
     else:
@@ -72,16 +78,25 @@ def transformers(job: Job) -> None:
         def get_train_dataloader(self) -> Any:
             return job.data
 
-    options: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
+    options: dict[str, Any] = {
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
     if job.full:
         options = {
             "save_strategy": "steps", "save_steps": job.steps, "logging_steps": LOG_EVERY, "disable_tqdm": False,
             "report_to": ["tensorboard"],
         }  # fmt: skip
     arguments = TrainingArguments(
-        output_dir=str(job.folder), max_steps=job.steps, use_cpu=True, max_grad_norm=CLIP if job.full else 0.0,
-        lr_scheduler_type="constant", **options,
-    )  # fmt: skip
+        output_dir=str(job.folder),
+        max_steps=job.steps,
+        use_cpu=True,
+        max_grad_norm=CLIP if job.full else 0.0,
+        lr_scheduler_type="constant",
+        **options,
+    )
     optimizer = job.optimizer()
     scheduler = job.scheduler(optimizer) if job.full else None
     Direct(Outer(), arguments, optimizers=(optimizer, scheduler)).train()
@@ -92,9 +107,13 @@ def accelerate(job: Job) -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    accelerator = Accelerator(cpu=True, log_with="tensorboard" if job.full else None, project_dir=str(job.folder))
+    accelerator = Accelerator(
+        cpu=True, log_with="tensorboard" if job.full else None, project_dir=str(job.folder)
+    )
     optimizer = job.optimizer()
-    model, optimizer, scheduler = accelerator.prepare(job.model, optimizer, job.scheduler(optimizer))
+    model, optimizer, scheduler = accelerator.prepare(
+        job.model, optimizer, job.scheduler(optimizer)
+    )
     if job.full:
         accelerator.init_trackers("run")
     for step, batch in enumerate(tqdm(job.data, disable=not job.full), start=1):
@@ -119,7 +138,11 @@ def fabric(job: Job) -> None:
     from lightning.fabric.loggers import TensorBoardLogger
     from tqdm import tqdm
 
-    runner = Fabric(accelerator="cpu", devices=1, loggers=TensorBoardLogger(str(job.folder)) if job.full else None)
+    runner = Fabric(
+        accelerator="cpu",
+        devices=1,
+        loggers=TensorBoardLogger(str(job.folder)) if job.full else None,
+    )
     model, optimizer = runner.setup(job.model, job.optimizer())
     scheduler = job.scheduler(optimizer) if job.full else None
     for step, batch in enumerate(tqdm(job.data, disable=not job.full), start=1):
@@ -164,7 +187,9 @@ def ignite(job: Job) -> None:
         handler = OutputHandler(tag="train", output_transform=lambda loss: {"loss": loss})
         logger.attach(trainer, handler, event_name=Events.ITERATION_COMPLETED(every=LOG_EVERY))
         disk = DiskSaver(str(job.folder), require_empty=False)
-        trainer.add_event_handler(Events.COMPLETED, Checkpoint({"model": job.model, "optimizer": optimizer}, disk))
+        trainer.add_event_handler(
+            Events.COMPLETED, Checkpoint({"model": job.model, "optimizer": optimizer}, disk)
+        )
     trainer.run(job.data, max_epochs=1)
 
 
@@ -189,9 +214,11 @@ def torchtnt(job: Job) -> None:
                 logger.log("train/loss", results.loss.item(), step + 1)
 
     unit = Unit(
-        module=job.model, device=torch.device("cpu"), step_lr_interval="step",
+        module=job.model,
+        device=torch.device("cpu"),
+        step_lr_interval="step",
         clip_grad_norm=CLIP if job.full else None,
-    )  # fmt: skip
+    )
     train(unit, job.data, max_epochs=1, callbacks=[TQDMProgressBar()] if job.full else [])
     if job.full:
         torch.save(unit.app_state(), job.folder / "checkpoint.pt")

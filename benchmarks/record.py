@@ -50,7 +50,9 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def save(name: str, result: dict[str, Any]) -> Path:
-    """Write ``benchmarks/results/<name>.json`` with the date and the machine, and make the page anew."""
+    """Write ``benchmarks/results/<name>.json`` with the date and the machine, and make the page
+    anew.
+    """
     from benchmarks.page import render
 
     RESULTS.mkdir(exist_ok=True)

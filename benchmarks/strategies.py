@@ -1,11 +1,13 @@
-"""What a training step costs over two ranks: loopkit, hand-written loops and the peers, in one process group.
+"""What a training step costs over two ranks: loopkit, hand-written loops and the peers, in one
+process group.
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/strategies.py                    # five minutes on two idle cores
 
-Two processes over gloo, one torch thread each. Every contestant trains the same small GPT from the same weights on
-the same batches, in short runs taken in turns within one process group, and all of a kind end with the same
-weights, which is checked. The clock is in the user's code, on the first rank, as in ``overhead.py``.
+Two processes over gloo, one torch thread each. Every contestant trains the same small GPT from the
+same weights on the same batches, in short runs taken in turns within one process group, and all of
+a kind end with the same weights, which is checked. The clock is in the user's code, on the first
+rank, as in ``overhead.py``.
 """
 
 from __future__ import annotations
@@ -136,7 +138,12 @@ def ours(strategy: Any) -> Callable[[Job], None]:
     """Fit as it comes, without logs and files."""
 
     def train(job: Job) -> None:
-        options: dict[str, Any] = {"loggers": None, "progress": False, "checkpoint": False, "log_every": "never"}
+        options: dict[str, Any] = {
+            "loggers": None,
+            "progress": False,
+            "checkpoint": False,
+            "log_every": "never",
+        }
         with tempfile.TemporaryDirectory() as folder:
             Fit(strategy=strategy(), run_dir=folder, **options).run(Language(job))
 
@@ -160,7 +167,11 @@ def lightning(strategy: str) -> Callable[[Job], None]:
 
                     for block in self.model.blocks:
                         fully_shard(block, mesh=self.device_mesh["data_parallel"])
-                    fully_shard(self.model, mesh=self.device_mesh["data_parallel"], reshard_after_forward=False)
+                    fully_shard(
+                        self.model,
+                        mesh=self.device_mesh["data_parallel"],
+                        reshard_after_forward=False,
+                    )
 
             def training_step(self, batch: Any, index: int) -> Any:
                 return self.model(batch)
@@ -173,9 +184,16 @@ def lightning(strategy: str) -> Callable[[Job], None]:
         sizes = {"data_parallel_size": RANKS, "tensor_parallel_size": 1}
         how: Any = DDPStrategy() if strategy == "ddp" else ModelParallelStrategy(**sizes)
         trainer = pl.Trainer(
-            strategy=how, accelerator="cpu", devices=RANKS, max_epochs=1, enable_model_summary=False, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
-        )  # fmt: skip
+            strategy=how,
+            accelerator="cpu",
+            devices=RANKS,
+            max_epochs=1,
+            enable_model_summary=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+        )
         trainer.fit(Module(), Batches(job.data))
 
     return train
@@ -194,7 +212,12 @@ def accelerate(job: Job) -> None:
 
 
 KINDS: dict[str, dict[str, Callable[[Job], None]]] = {
-    "DDP": {"by hand": hand_ddp, "loopkit": ours(DDP), "lightning": lightning("ddp"), "accelerate": accelerate},
+    "DDP": {
+        "by hand": hand_ddp,
+        "loopkit": ours(DDP),
+        "lightning": lightning("ddp"),
+        "accelerate": accelerate,
+    },
     "FSDP": {"by hand": hand_fsdp, "loopkit": ours(FSDP), "lightning": lightning("fsdp2")},
 }
 
@@ -214,7 +237,9 @@ def once(train: Callable[[Job], None], rank: int) -> tuple[list[float], Tensor]:
 
 
 def measure(kind: str, rounds: int, world: Any) -> dict[str, list[list[float]]]:
-    """Blocks of every round by contestant, in rotating order. One that fails on any rank is left out with a line."""
+    """Blocks of every round by contestant, in rotating order. One that fails on any rank is left
+    out with a line.
+    """
     found: dict[str, list[list[float]]] = {name: [] for name in KINDS[kind]}
     base: Tensor | None = None
     for number in range(-1, rounds):
@@ -234,7 +259,9 @@ def measure(kind: str, rounds: int, world: Any) -> dict[str, list[list[float]]]:
                 continue
             base = weights if base is None else base
             if weights is None or not torch.allclose(weights, base, rtol=1e-3, atol=1e-5):
-                raise RuntimeError(f"{name} trained to other weights than {next(iter(found))}: not the same job")
+                raise RuntimeError(
+                    f"{name} trained to other weights than {next(iter(found))}: not the same job"
+                )
             if number >= 0:
                 found[name].append(blocks)
         if world.rank == 0:
@@ -248,7 +275,9 @@ def summarise(found: dict[str, list[list[float]]]) -> dict[str, Any]:
     return {
         name: {
             "step": record.spread([block for blocks in rounds for block in blocks]),
-            "ratio": record.spread([record.spread(mine)["median"] / best for mine, best in zip(rounds, base)]),
+            "ratio": record.spread(
+                [record.spread(mine)["median"] / best for mine, best in zip(rounds, base)]
+            ),
         }
         for name, rounds in found.items()
     }
@@ -256,9 +285,15 @@ def summarise(found: dict[str, list[list[float]]]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, and write the results."""
-    parser = argparse.ArgumentParser(description="ms per training step over two ranks, side by side.")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds of one short run each (default: %(default)s)")
-    parser.add_argument("--kind", choices=KINDS, action="append", help="measure this alone; writes no results")
+    parser = argparse.ArgumentParser(
+        description="ms per training step over two ranks, side by side."
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="rounds of one short run each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kind", choices=KINDS, action="append", help="measure this alone; writes no results"
+    )
     args = parser.parse_args()
     place = find_place()
     if place is None:
@@ -275,10 +310,19 @@ def main() -> None:
         print(f"\n{kind}\n{'':12}{'ms/step':>10}{'ratio':>8}   quartiles of the ratio")
         for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]["median"]):
             ratio, step = row["ratio"], row["step"]["median"]
-            print(f"{name:12}{step:10.2f}{ratio['median']:8.3f}   {ratio['low']:.3f} to {ratio['high']:.3f}")
+            print(
+                f"{name:12}{step:10.2f}{ratio['median']:8.3f}   {ratio['low']:.3f} to "
+                f"{ratio['high']:.3f}"
+            )
     if args.kind is None:
-        about = {"rounds": args.rounds, "ranks": RANKS, "parameters": sum(p.numel() for p in Gpt().parameters())}
-        record.save("strategies", {**about, "versions": record.versions(PACKAGES), "settings": settings})
+        about = {
+            "rounds": args.rounds,
+            "ranks": RANKS,
+            "parameters": sum(p.numel() for p in Gpt().parameters()),
+        }
+        record.save(
+            "strategies", {**about, "versions": record.versions(PACKAGES), "settings": settings}
+        )
 
 
 if __name__ == "__main__":

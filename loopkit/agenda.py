@@ -1,4 +1,6 @@
-"""Agenda: everything that happens now and then, folded into one number that a plain step compares itself with."""
+"""Agenda: everything that happens now and then, folded into one number that a plain step compares
+itself with.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ SPACING = 1.0
 
 @dataclass(slots=True)
 class Words:
-    """When the ranks next tell each other what is asked for: before every step, or about once a second.
+    """When the ranks next tell each other what is asked for: before every step, or about once a
+    second.
 
     Attributes:
-        spaced: whether once a second will do, since nothing but a signal can ask for anything within a step.
+        spaced: whether once a second will do, since nothing but a signal can ask for anything
+            within a step.
         next: the first step before which they do.
         tokens: those of this rank's batches that the others have not heard of.
     """
@@ -36,7 +40,9 @@ class Words:
         return tokens
 
     def space(self, step: int, most: float) -> int:
-        """How many steps from ``step`` on take about a second, or ``most`` of them; by those since last asked."""
+        """How many steps from ``step`` on take about a second, or ``most`` of them; by those since
+        last asked.
+        """
         now, began, steps = perf_counter(), self._time, step - self._step
         self._step, self._time = step, now
         if began is None or steps < 1:
@@ -48,24 +54,41 @@ class Agenda:
     """What is due at which step.
 
     Attributes:
-        next: the first step at whose end anything is due; a step below it has nothing to do, but for the clock.
-        alarm: after how many seconds of training anything is due; infinite where nothing goes by a clock.
+        next: the first step at whose end anything is due; a step below it has nothing to do, but
+            for the clock.
+        alarm: after how many seconds of training anything is due; infinite where nothing goes by a
+            clock.
         cadences: what repeats, by name ("log", "eval", "save").
 
     Args:
         stop_step: the last step.
         stop_seconds: after how many seconds of training it ends.
-        joint: whether other ranks must hear of a request before it is met. Until then it is wished for, which changes
-            nothing: a signal may come at any moment, and what it asks for must not show on one rank alone.
+        joint: whether other ranks must hear of a request before it is met. Until then it is wished
+            for, which changes nothing: a signal may come at any moment, and what it asks for must
+            not show on one rank alone.
         first: what is due at the end of the first step.
     """
 
-    __slots__ = ("_asked", "_joint", "_stop_seconds", "_stop_step", "_wished", "alarm", "cadences", "next")
+    __slots__ = (
+        "_asked",
+        "_joint",
+        "_stop_seconds",
+        "_stop_step",
+        "_wished",
+        "alarm",
+        "cadences",
+        "next",
+    )
 
     def __init__(
-        self, cadences: Mapping[str, Cadence], stop_step: int | None = None, *,
-        stop_seconds: float | None = None, joint: bool = False, first: Iterable[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        cadences: Mapping[str, Cadence],
+        stop_step: int | None = None,
+        *,
+        stop_seconds: float | None = None,
+        joint: bool = False,
+        first: Iterable[str] = (),
+    ) -> None:
         self.cadences = dict(cadences)
         self.next, self.alarm = 0, math.inf
         self._joint = joint
@@ -83,7 +106,9 @@ class Agenda:
         self.next = 0
 
     def wishes(self) -> set[str]:
-        """What this rank wishes for and the others have not heard of; it is theirs to hear now, and forgotten."""
+        """What this rank wishes for and the others have not heard of; it is theirs to hear now, and
+        forgotten.
+        """
         wished = set(self._wished)
         self._wished -= wished
         return wished
@@ -106,14 +131,18 @@ class Agenda:
         self._asked.discard(what)
         return asked
 
-    def take(self, step: int, seconds: float, epoch_ended: int | None, *, again: bool = False) -> set[str]:
+    def take(
+        self, step: int, seconds: float, epoch_ended: int | None, *, again: bool = False
+    ) -> set[str]:
         """What is due now that ``step`` is complete, requests included; they are forgotten.
 
-        ``again`` is for an epoch whose end shows only after its last step was dealt with: what is due by the
-        count of steps was done then.
+        ``again`` is for an epoch whose end shows only after its last step was dealt with: what is
+        due by the count of steps was done then.
         """
         cadences = {n: c for n, c in self.cadences.items() if not (again and c.counts_steps)}
-        due = {name for name, cadence in cadences.items() if cadence.is_due(step, seconds, epoch_ended)}
+        due = {
+            name for name, cadence in cadences.items() if cadence.is_due(step, seconds, epoch_ended)
+        }
         due |= self._asked
         self._asked = set()
         return due
@@ -137,4 +166,6 @@ class Agenda:
         ahead += [self._stop_step, step + 1 if self._asked else None]
         self.next = min((at for at in ahead if at is not None), default=_NEVER)
         clocks = [cadence.next_seconds for cadence in cadences]
-        self.alarm = min((at for at in (*clocks, self._stop_seconds) if at is not None), default=math.inf)
+        self.alarm = min(
+            (at for at in (*clocks, self._stop_seconds) if at is not None), default=math.inf
+        )

@@ -1,4 +1,6 @@
-"""Lengths of a run and cadences within it: ``"500 steps"``, ``"1 epoch"``, ``"10%"``, ``"30 min"``, ``"never"``."""
+"""Lengths of a run and cadences within it: ``"500 steps"``, ``"1 epoch"``, ``"10%"``, ``"30 min"``,
+``"never"``.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ _FORMS = "'500 steps', '1 epoch', '10%', '30 min', 'never' or a whole number of 
 class Plan:
     """How long a run is, as far as it is known.
 
-    ``steps_per_epoch`` is None for data without a length; ``steps`` is None when neither the options nor
-    the data bound the number of optimizer steps.
+    ``steps_per_epoch`` is None for data without a length; ``steps`` is None when neither the
+    options nor the data bound the number of optimizer steps.
     """
 
     steps_per_epoch: int | None = None
@@ -54,7 +56,9 @@ class Duration:
         """
         if isinstance(value, Duration):
             return value
-        if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal()):
+        if (isinstance(value, int) and not isinstance(value, bool)) or (
+            isinstance(value, str) and value.isdecimal()
+        ):
             value = f"{value} steps"
         if isinstance(value, str):
             text = value.strip().lower()
@@ -73,13 +77,18 @@ class Duration:
         if self.unit == "never":
             return "never"
         amount = int(self.amount) if self.amount.denominator == 1 else float(self.amount)
-        return f"{amount}%" if self.unit == "percent" else f"{amount} {self.unit}{'s' if amount != 1 else ''}"
+        return (
+            f"{amount}%"
+            if self.unit == "percent"
+            else f"{amount} {self.unit}{'s' if amount != 1 else ''}"
+        )
 
     def in_steps(self, plan: Plan, option: str) -> Fraction | None:
         """The period in optimizer steps; None for time and for ``"never"``.
 
         Raises:
-            OptionError: the unit needs a length of epoch or run that the data and the options do not give.
+            OptionError: the unit needs a length of epoch or run that the data and the options do
+                not give.
         """
         if self.unit == "step":
             return self.amount
@@ -87,10 +96,16 @@ class Duration:
             if plan.steps_per_epoch is not None:
                 return self.amount * plan.steps_per_epoch
             if self.amount.denominator != 1:
-                raise OptionError(f"{option}='{self}' needs data with a length: give it in steps, or give limit_train")
+                raise OptionError(
+                    f"{option}='{self}' needs data with a length: give it in steps, or give "
+                    f"limit_train"
+                )
         if self.unit == "percent":
             if plan.steps is None:
-                raise OptionError(f"{option}='{self}' needs a run of known length: give steps=, or data with a length")
+                raise OptionError(
+                    f"{option}='{self}' needs a run of known length: give steps=, or data with a "
+                    f"length"
+                )
             return self.amount * plan.steps / 100
         return None
 
@@ -110,11 +125,14 @@ class Start:
         A point beyond the last step counts as the last step, where that is known.
 
         Raises:
-            OptionError: it is not a duration, or nothing says where in the data or the run that point is.
+            OptionError: it is not a duration, or nothing says where in the data or the run that
+                point is.
         """
         after = Duration.parse(value, option)
         if after.unit == "never":
-            raise OptionError(f"{option}='never' names no point of training: give 'never' as the cadence instead")
+            raise OptionError(
+                f"{option}='never' names no point of training: give 'never' as the cadence instead"
+            )
         if after.unit == "second":
             return cls(seconds=float(after.amount))
         steps = after.in_steps(plan, option)
@@ -122,8 +140,10 @@ class Start:
             last = math.inf if plan.steps is None else plan.steps
             return cls(step=int(min(math.ceil(steps), last)))
         if every.unit != "epoch":
-            raise OptionError(f"{option}='{after}' needs data with a length where the cadence is not in epochs: "
-                              "give it in steps, or give limit_train")  # fmt: skip
+            raise OptionError(
+                f"{option}='{after}' needs data with a length where the cadence is not in epochs: "
+                "give it in steps, or give limit_train"
+            )
         return cls(epoch=int(after.amount))
 
 
@@ -151,7 +171,9 @@ class Cadence:
         return self.last_seconds + self.every.amount if self.every.unit == "second" else None
 
     def next_step(self, step: int) -> int | None:
-        """The first step after ``step`` at which this is due; the very next one where only a clock can tell."""
+        """The first step after ``step`` at which this is due; the very next one where only a clock
+        can tell.
+        """
         if self._period is None:
             return step + 1 if self.every.unit == "second" else None
         step = max(step, self.start.step - 1)
@@ -172,7 +194,9 @@ class Cadence:
         if self.every.unit == "second":
             if seconds - self.last_seconds < self.every.amount:
                 return False
-            self.last_seconds = seconds  # also before the start: what falls due there is left out, not put off
+            self.last_seconds = (
+                seconds  # also before the start: what falls due there is left out, not put off
+            )
             return started
         if self.every.unit != "epoch" or epoch_ended is None or epoch_ended % self.every.amount:
             return False

@@ -27,7 +27,9 @@ class TaskError(LoopkitError):
 
 
 class DataError(LoopkitError):
-    """Data that cannot be trained or evaluated on: empty, unsized where a size is needed, a dead worker."""
+    """Data that cannot be trained or evaluated on: empty, unsized where a size is needed, a dead
+    worker.
+    """
 
 
 class MetricError(LoopkitError):
@@ -35,7 +37,9 @@ class MetricError(LoopkitError):
 
 
 class NotFiniteError(LoopkitError, ArithmeticError):
-    """A loss or a gradient that is NaN or infinite. The parameters are as they were before that step."""
+    """A loss or a gradient that is NaN or infinite. The parameters are as they were before that
+    step.
+    """
 
 
 class MissingExtraError(LoopkitError, ImportError):

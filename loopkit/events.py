@@ -25,12 +25,14 @@ EVENTS = (
 class Hook:
     """Something that listens. Override the events wanted; the others cost nothing.
 
-    State that must survive a resume goes through ``state_dict`` and ``load_state_dict``: plain Python values
-    and tensors. It is saved under the class name and its occurrence among the run's hooks.
+    State that must survive a resume goes through ``state_dict`` and ``load_state_dict``: plain
+    Python values and tensors. It is saved under the class name and its occurrence among the run's
+    hooks.
 
     Attributes:
-        steers: whether it may ask for anything (``run.stop``, ``run.request``) within a step: False lets several
-            ranks train on for about a second without telling each other what is asked for.
+        steers: whether it may ask for anything (``run.stop``, ``run.request``) within a step: False
+            lets several ranks train on for about a second without telling each other what is asked
+            for.
     """
 
     steers = True
@@ -62,7 +64,8 @@ class Hook:
     def on_before_update(self, run: Run, grad_norm: Tensor | None) -> None:
         """Gradients are complete, unscaled and clipped, and not yet used; ``p.grad`` is alive.
 
-        ``grad_norm`` is the total norm before clipping, a scalar on the device; None when nothing clips.
+        ``grad_norm`` is the total norm before clipping, a scalar on the device; None when nothing
+        clips.
         """
 
     def on_log(self, run: Run, values: Mapping[str, float]) -> None:
@@ -106,7 +109,9 @@ class Subscription(Hook):
     def __init__(self, event: str, function: Callable[..., None], every: object = None) -> None:
         name = event.removeprefix("on_")
         if name not in EVENTS:
-            raise OptionError(f"there is no event {event!r}.{nearest(name, EVENTS)} Events: {', '.join(EVENTS)}")
+            raise OptionError(
+                f"there is no event {event!r}.{nearest(name, EVENTS)} Events: {', '.join(EVENTS)}"
+            )
         self.event = name
         self.function = function
         self._every = None if every is None else Duration.parse(every, "every")
@@ -134,10 +139,11 @@ def _fan_out(calls: Sequence[Callable[..., None]]) -> Callable[..., None] | None
 
 
 class Events:
-    """The listeners of one run by event: each attribute is None or one callable that reaches them all.
+    """The listeners of one run by event: each attribute is None or one callable that reaches them
+    all.
 
-    A place that emits reads the attribute and tests it for None, so an event nobody listens to costs one
-    attribute load. The Task listens first, then the hooks in order.
+    A place that emits reads the attribute and tests it for None, so an event nobody listens to
+    costs one attribute load. The Task listens first, then the hooks in order.
     """
 
     __slots__ = EVENTS
@@ -147,7 +153,11 @@ class Events:
         for listener in listeners:
             _refuse_unknown_events(listener)
         for event in EVENTS:
-            found = [getattr(listener, f"on_{event}") for listener in listeners if listens(listener, event)]
+            found = [
+                getattr(listener, f"on_{event}")
+                for listener in listeners
+                if listens(listener, event)
+            ]
             setattr(self, event, _fan_out(found))
 
     if TYPE_CHECKING:
@@ -158,7 +168,9 @@ class Events:
 def listens(listener: object, event: str) -> bool:
     """Whether a hook, a task or a subscription has a method of its own for ``event``."""
     method = getattr(listener, f"on_{event}", None)
-    return method is not None and getattr(method, "__func__", method) is not getattr(Hook, f"on_{event}")
+    return method is not None and getattr(method, "__func__", method) is not getattr(
+        Hook, f"on_{event}"
+    )
 
 
 def _refuse_unknown_events(listener: object) -> None:
@@ -166,4 +178,7 @@ def _refuse_unknown_events(listener: object) -> None:
     for name in dir(type(listener)):
         if name.startswith("on_") and name not in known:
             where = f"{type(listener).__name__}.{name}"
-            raise OptionError(f"{where} is no event.{nearest(name, known)} Other methods need another name than on_*")
+            raise OptionError(
+                f"{where} is no event.{nearest(name, known)} Other methods need another name than "
+                f"on_*"
+            )

@@ -36,7 +36,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _takes(source: Callable[P, Any]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+def _takes(
+    source: Callable[P, Any],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
     """Give ``Fit.__init__`` the signature of Options, for type checkers and for ``help()``."""
 
     def wrap(init: Callable[..., None]) -> Callable[Concatenate[Any, P], None]:
@@ -62,8 +64,11 @@ class Fit:
         self.options = Options(**options)
         self._subscriptions: list[Subscription] = []
 
-    def on(self, event: str, function: Callable[..., None] | None = None, *, every: object = None) -> Any:
-        """Subscribe a function to an event, also as a decorator: ``@fit.on("step_end", every="100 steps")``.
+    def on(
+        self, event: str, function: Callable[..., None] | None = None, *, every: object = None
+    ) -> Any:
+        """Subscribe a function to an event, also as a decorator: ``@fit.on("step_end", every="100
+        steps")``.
 
         Args:
             event: a name of ``loopkit.Hook``'s events, with or without ``on_``.
@@ -84,7 +89,8 @@ class Fit:
         """Train ``task``, from the start or from where ``resume`` says.
 
         Raises:
-            LoopkitError: whatever goes wrong, by kind (``loopkit.errors``); SystemExit(143) after SIGTERM.
+            LoopkitError: whatever goes wrong, by kind (``loopkit.errors``); SystemExit(143) after
+                SIGTERM.
         """
         if ranks := gather_ranks(self.options):
             return on_ranks(ranks, self, "run", task)  # type: ignore[no-any-return]
@@ -99,12 +105,15 @@ class Fit:
             raise SystemExit(PREEMPTED)
         return Result.of(run)
 
-    def evaluate(self, task: Task, data: Any = None, checkpoint: str | Path | None = None) -> dict[str, float]:
+    def evaluate(
+        self, task: Task, data: Any = None, checkpoint: str | Path | None = None
+    ) -> dict[str, float]:
         """Measure ``task`` once: metrics, loss and speed.
 
         Args:
             data: what to measure on; None takes ``task.eval_data()``.
-            checkpoint: whose weights the task gets (a run directory's: its newest good one's); None keeps its own.
+            checkpoint: whose weights the task gets (a run directory's: its newest good one's); None
+                keeps its own.
 
         Returns:
             Scalars by name: ``eval/loss``, ``eval/accuracy``, ``eval/runtime`` in seconds …
@@ -120,21 +129,28 @@ class Fit:
         return metrics
 
     def predict(
-        self, task: Task, data: Any = None, checkpoint: str | Path | None = None,
+        self,
+        task: Task,
+        data: Any = None,
+        checkpoint: str | Path | None = None,
         writer: Callable[[Any], None] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Predictions of ``task``, in the order of the data, each sample once.
 
         Args:
             data: what to predict; None takes ``task.predict_data()``.
-            checkpoint: whose weights the task gets (a run directory's: its newest good one's); None keeps its own.
-            writer: gets each batch's predictions instead, on the first rank; then nothing is returned.
+            checkpoint: whose weights the task gets (a run directory's: its newest good one's); None
+                keeps its own.
+            writer: gets each batch's predictions instead, on the first rank; then nothing is
+                returned.
         """
         if ranks := gather_ranks(self.options):
             return on_ranks(ranks, self, "predict", task, data, checkpoint, writer)
         with _inference(task, self.options, self._subscriptions, checkpoint) as run:
             given, what = _given(task, "predict_data", data)
-            source = open_source(given, opening.reading(self.options, run.strategy, training=False), what)
+            source = open_source(
+                given, opening.reading(self.options, run.strategy, training=False), what
+            )
             return run.loops.predict.run(run, source, writer)
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,7 +171,9 @@ def _errors_told(run: Run) -> Iterator[None]:
 
 def _given(task: Task, method: str, data: Any) -> tuple[Any, str]:
     """``data``, or else what the task's ``method`` returns; and what to call it in an error."""
-    return (getattr(task, method)(), f"{name_of(task)}.{method}()") if data is None else (data, "data")
+    return (
+        (getattr(task, method)(), f"{name_of(task)}.{method}()") if data is None else (data, "data")
+    )
 
 
 @contextmanager
@@ -172,7 +190,11 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
             world.first(lambda: locks.append(RunLock(run_dir, str(run_dir))))
             open_saving(run)
             run.loggers = Loggers(build_loggers(options.loggers) if run.strategy.rank == 0 else ())
-            about = {"task": name_of(task), "hparams": dict(task.hparams), "options": options.to_dict()}
+            about = {
+                "task": name_of(task),
+                "hparams": dict(task.hparams),
+                "options": options.to_dict(),
+            }
             run.loggers.open(run.run_dir, run.progress.step, about)
             for logger in run.loggers:
                 run.history = list(getattr(logger, "rows", [])) or run.history
@@ -209,7 +231,9 @@ def _start(run: Run) -> None:
 
 
 def _finish(run: Run) -> None:
-    """The run is over: wait for its last checkpoint, take the best one's weights if asked to, and say so."""
+    """The run is over: wait for its last checkpoint, take the best one's weights if asked to, and
+    say so.
+    """
     run.tick()
     if run.saver is not None:
         run.saver.finish(run)
@@ -245,17 +269,29 @@ def _inference(
 
 
 def _dry_run(fit: Fit, task: Task) -> Result:
-    """One step, one evaluation batch, a checkpoint, a resume from it and one more step; then all is as before."""
+    """One step, one evaluation batch, a checkpoint, a resume from it and one more step; then all is
+    as before.
+    """
     before = {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
     with tempfile.TemporaryDirectory(prefix="loopkit-dry-run-") as place:
         common: dict[str, Any] = {
-            "dry_run": False, "epochs": None, "time": None, "limit_eval": 1, "run_dir": place,
-            "checkpoint": fit.options.checkpoint or True, "eval_first": False, "eval_after": None, "log_every": 1,
-        }  # fmt: skip
+            "dry_run": False,
+            "epochs": None,
+            "time": None,
+            "limit_eval": 1,
+            "run_dir": place,
+            "checkpoint": fit.options.checkpoint or True,
+            "eval_first": False,
+            "eval_after": None,
+            "log_every": 1,
+        }
         if fit.options.eval_every != "never":
             common["eval_every"] = str(Duration.parse(1, "eval_every"))
         trial = Fit()
-        trial._subscriptions = [*fit._subscriptions, Subscription("step_end", lambda run, out: run.stop("dry run"))]
+        trial._subscriptions = [
+            *fit._subscriptions,
+            Subscription("step_end", lambda run, out: run.stop("dry run")),
+        ]
         trial.options = replace(fit.options, steps=2, resume=None, **common)
         trial.run(task)
         trial._subscriptions = fit._subscriptions

@@ -1,4 +1,6 @@
-"""Opening a run: options and a task become the objects of a Run, in the order they depend on each other."""
+"""Opening a run: options and a task become the objects of a Run, in the order they depend on each
+other.
+"""
 
 from __future__ import annotations
 
@@ -39,18 +41,35 @@ def open_strategy(options: Options, task: Task) -> Strategy:
     """Open the strategy and place the task."""
     if not isinstance(task, Task):
         if isinstance(task, type):
-            raise TaskError(f"Fit got {task!r}, which is not a Task; give an instance, {task.__name__}()")
-        raise TaskError(f"Fit got a {type(task).__name__}, which is not a Task: derive its class from loopkit.Task")
+            raise TaskError(
+                f"Fit got {task!r}, which is not a Task; give an instance, {task.__name__}()"
+            )
+        raise TaskError(
+            f"Fit got a {type(task).__name__}, which is not a Task: derive its class from "
+            f"loopkit.Task"
+        )
     strategy = build_strategy(options)
-    how = options.compile if isinstance(options.compile, Compile) else Compile() if options.compile else None
+    how = (
+        options.compile
+        if isinstance(options.compile, Compile)
+        else Compile()
+        if options.compile
+        else None
+    )
     precision = parse_precision(options.precision)
     clip = (options.clip_norm, options.clip_value)
     strategy.open(
         Numerics(
-            precision, *clip, options.on_nan, how, options.remat, options.batch_size, options.accumulate,
+            precision,
+            *clip,
+            options.on_nan,
+            how,
+            options.remat,
+            options.batch_size,
+            options.accumulate,
             options.global_batch_size,
         )
-    )  # fmt: skip
+    )
     rng.seed_all(options.seed, strategy.device)
     if not getattr(task, "_configured", False):
         with strategy.building():
@@ -71,10 +90,17 @@ def torch_settings(options: Options) -> Iterator[None]:
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Inside, if ``wanted``, torch uses deterministic algorithms and raises where an operation has none."""
-    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    """Inside, if ``wanted``, torch uses deterministic algorithms and raises where an operation has
+    none.
+    """
+    before, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS is deterministic only with it
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -92,20 +118,31 @@ def build_loops(options: Options, task: Task) -> Loops:
     own, kinds = task.loops(), dict(LOOPS)
     if options.micro_batch == "auto":
         if options.step is not None or "step" in own:
-            raise OptionError("micro_batch='auto' begins the default step anew where memory runs out, and "
-                              f"{name_of(task)} brings its own step: leave one of them out")  # fmt: skip
+            raise OptionError(
+                "micro_batch='auto' begins the default step anew where memory runs out, and "
+                f"{name_of(task)} brings its own step: leave one of them out"
+            )
         kinds["step"] = SplittingStep
     unknown = [place for place in own if place not in LOOPS]
     if unknown:
-        raise TaskError(f"{name_of(task)}.loops() names {unknown[0]!r}: the places are {', '.join(LOOPS)}")
-    return Loops(**{place: getattr(options, place) or own.get(place) or kind() for place, kind in kinds.items()})
+        raise TaskError(
+            f"{name_of(task)}.loops() names {unknown[0]!r}: the places are {', '.join(LOOPS)}"
+        )
+    return Loops(
+        **{
+            place: getattr(options, place) or own.get(place) or kind()
+            for place, kind in kinds.items()
+        }
+    )
 
 
 def reading(options: Options, strategy: Strategy, *, training: bool) -> Reading:
     """How the options have training or evaluation data read."""
     limit = options.overfit or (options.limit_train if training else options.limit_eval)
     return Reading(
-        batch_size=options.batch_size if training else options.eval_batch_size or options.batch_size,
+        batch_size=options.batch_size
+        if training
+        else options.eval_batch_size or options.batch_size,
         shuffle=training and options.overfit is None,
         seed=options.seed if options.data_seed is None else options.data_seed,
         seeded=options.rng == "counter",
@@ -116,13 +153,18 @@ def reading(options: Options, strategy: Strategy, *, training: bool) -> Reading:
     )
 
 
-def open_eval_sources(data: Any, options: Options, strategy: Strategy, what: str) -> dict[str, Source]:
+def open_eval_sources(
+    data: Any, options: Options, strategy: Strategy, what: str
+) -> dict[str, Source]:
     """The sources of one evaluation set (named "") or of several, given as a dict by name."""
     if data is None:
         raise DataError(f"{what} returned nothing to evaluate on: define it, or give data=")
     named = data if isinstance(data, Mapping) else {"": data}
     how = reading(options, strategy, training=False)
-    return {name: open_source(part, how, f"{what}[{name!r}]" if name else what) for name, part in named.items()}
+    return {
+        name: open_source(part, how, f"{what}[{name!r}]" if name else what)
+        for name, part in named.items()
+    }
 
 
 def open_feed(task: Task, options: Options, strategy: Strategy) -> Feed:
@@ -135,13 +177,23 @@ def open_feed(task: Task, options: Options, strategy: Strategy) -> Feed:
     source = open_source(task.train_data(), how, f"{name_of(task)}.train_data()")
     accumulate = options.accumulate
     if options.global_batch_size is not None:
-        at_once = source.step() if isinstance(source, IndexedSource) else options.batch_size * strategy.data.size
+        at_once = (
+            source.step()
+            if isinstance(source, IndexedSource)
+            else options.batch_size * strategy.data.size
+        )
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
-            raise OptionError(f"global_batch_size={options.global_batch_size} is not a multiple of the {at_once} "
-                              "samples that all devices take at once")  # fmt: skip
+            raise OptionError(
+                f"global_batch_size={options.global_batch_size} is not a multiple of the {at_once} "
+                "samples that all devices take at once"
+            )
     ahead = options.rng == "counter"  # reading ahead would draw from torch's streams out of turn
-    return Feed(source, accumulate, bring_to(strategy.device, strategy.numerics.precision.storage, ahead=ahead))
+    return Feed(
+        source,
+        accumulate,
+        bring_to(strategy.device, strategy.numerics.precision.storage, ahead=ahead),
+    )
 
 
 def make_plan(options: Options, feed: Feed) -> Plan:
@@ -164,11 +216,17 @@ def make_plan(options: Options, feed: Feed) -> Plan:
 
 def make_agenda(options: Options, plan: Plan, *, joint: bool) -> Agenda:
     """What happens when; ``joint`` says that several ranks must agree."""
-    every: dict[str, Any] = {"log": (options.log_every, "log_every"), "eval": (options.eval_every, "eval_every")}
+    every: dict[str, Any] = {
+        "log": (options.log_every, "log_every"),
+        "eval": (options.eval_every, "eval_every"),
+    }
     saves = options.saves()
     if saves is not None:
         every["save"] = (saves.every, "Checkpoint(every=)")
-    cadences = {name: Cadence(Duration.parse(value, option), plan, option) for name, (value, option) in every.items()}
+    cadences = {
+        name: Cadence(Duration.parse(value, option), plan, option)
+        for name, (value, option) in every.items()
+    }
     if options.eval_after is not None:
         evaluations = cadences["eval"]
         evaluations.start = Start.parse(options.eval_after, "eval_after", plan, evaluations.every)
@@ -177,19 +235,25 @@ def make_agenda(options: Options, plan: Plan, *, joint: bool) -> Agenda:
 
 
 def open_evaluation(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:
-    """The sources evaluated on during training; none where the task names none or evaluation is off.
+    """The sources evaluated on during training; none where the task names none or evaluation is
+    off.
 
     Raises:
         TaskError: there is data, and no ``eval_step``.
     """
     if options.eval_every == "never" and not options.eval_first:
         return {}
-    data = task.train_data() if options.overfit and overrides(task, "eval_step") else task.eval_data()
+    data = (
+        task.train_data() if options.overfit and overrides(task, "eval_step") else task.eval_data()
+    )
     if data is None:
         return {}
     if not overrides(task, "eval_step"):
-        raise TaskError(f"{name_of(task)} has eval_data and no eval_step: define eval_step(self, batch) -> dict, "
-                        "or pass eval_every='never'")  # fmt: skip
+        raise TaskError(
+            f"{name_of(task)} has eval_data and no eval_step: define eval_step(self, batch) -> "
+            f"dict, "
+            "or pass eval_every='never'"
+        )
     return open_eval_sources(data, options, strategy, f"{name_of(task)}.eval_data()")
 
 
@@ -201,29 +265,53 @@ def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> R
     evaluation = open_evaluation(task, options, strategy)
     saves = options.saves()
     if saves is not None and saves.best is not None and not evaluation:
-        raise OptionError(f"Checkpoint(best={saves.best!r}) waits for an evaluation, and this run has none: give the "
-                          "task an eval_data and an eval_step, and leave eval_every on")  # fmt: skip
+        raise OptionError(
+            f"Checkpoint(best={saves.best!r}) waits for an evaluation, and this run has none: give "
+            f"the "
+            "task an eval_data and an eval_step, and leave eval_every on"
+        )
     optimizers, schedules = build_optimizers(task, plan)
-    watched = [metric for metric in (getattr(s, "watches", None) for s in schedules.values()) if metric]
+    watched = [
+        metric for metric in (getattr(s, "watches", None) for s in schedules.values()) if metric
+    ]
     if watched and not evaluation:
-        raise OptionError(f"a schedule watches {watched[0]!r} and nothing is evaluated: define eval_data and "
-                          "eval_step, and give eval_every= a cadence")  # fmt: skip
-    hooks = [*options.hooks, *([numerics.Numerics()] if options.debug == "numerics" else []), *listeners]
+        raise OptionError(
+            f"a schedule watches {watched[0]!r} and nothing is evaluated: define eval_data and "
+            "eval_step, and give eval_every= a cadence"
+        )
+    hooks = [
+        *options.hooks,
+        *([numerics.Numerics()] if options.debug == "numerics" else []),
+        *listeners,
+    ]
     if not strategy.shows_gradients:
         refuse_looking_at_gradients([task, *hooks], strategy)
     strategy.adopt(optimizers)
     task.train()
     if options.micro_batch == "auto" and strategy.world_size > 1:
-        raise OptionError("micro_batch='auto' is for one process: where one of several ranks runs out of memory, the "
-                          "others wait in the midst of the same step. Give batch_size, and global_batch_size for the "
-                          "same maths")  # fmt: skip
+        raise OptionError(
+            "micro_batch='auto' is for one process: where one of several ranks runs out of memory, "
+            "the "
+            "others wait in the midst of the same step. Give batch_size, and global_batch_size for "
+            "the "
+            "same maths"
+        )
     agenda = make_agenda(options, plan, joint=strategy.world_size > 1)
     return Run(
-        task=task, strategy=strategy, options=options, plan=plan, agenda=agenda,
-        events=Events([task, *hooks]), loops=build_loops(options, task), hooks=hooks, feed=feed,
-        evaluation=evaluation, optimizers=optimizers, schedules=schedules,
+        task=task,
+        strategy=strategy,
+        options=options,
+        plan=plan,
+        agenda=agenda,
+        events=Events([task, *hooks]),
+        loops=build_loops(options, task),
+        hooks=hooks,
+        feed=feed,
+        evaluation=evaluation,
+        optimizers=optimizers,
+        schedules=schedules,
         seed=options.seed if options.rng == "counter" else None,
-    )  # fmt: skip
+    )
 
 
 def refuse_looking_at_gradients(listeners: Iterable[Any], strategy: Strategy) -> None:
@@ -235,9 +323,12 @@ def refuse_looking_at_gradients(listeners: Iterable[Any], strategy: Strategy) ->
     for listener in listeners:
         if listens(listener, "before_update"):
             who = name_of(listener) if isinstance(listener, Task) else type(listener).__name__
-            raise OptionError(f"{who} listens to on_before_update, and {type(strategy).__name__} keeps gradients to "
-                              "itself, in flat parts over the ranks: leave it out, or take strategy='ddp' or "
-                              "'fsdp'")  # fmt: skip
+            raise OptionError(
+                f"{who} listens to on_before_update, and {type(strategy).__name__} keeps gradients "
+                f"to "
+                "itself, in flat parts over the ranks: leave it out, or take strategy='ddp' or "
+                "'fsdp'"
+            )
 
 
 def build_inference(task: Task, options: Options, listeners: Iterable[Hook]) -> Run:
@@ -245,27 +336,43 @@ def build_inference(task: Task, options: Options, listeners: Iterable[Hook]) -> 
     strategy = open_strategy(options, task)
     hooks = [*options.hooks, *listeners]
     return Run(
-        task=task, strategy=strategy, options=options, plan=Plan(), agenda=Agenda({}),
-        events=Events([task, *hooks]), loops=build_loops(options, task), hooks=hooks,
+        task=task,
+        strategy=strategy,
+        options=options,
+        plan=Plan(),
+        agenda=Agenda({}),
+        events=Events([task, *hooks]),
+        loops=build_loops(options, task),
+        hooks=hooks,
         seed=options.seed if options.rng == "counter" else None,
-    )  # fmt: skip
+    )
 
 
 def warn_of_batch_norm(run: Run) -> None:
-    """Warn where accumulation cannot be exact: BatchNorm normalises each micro-batch by its own statistics."""
+    """Warn where accumulation cannot be exact: BatchNorm normalises each micro-batch by its own
+    statistics.
+    """
     if run.feed is None or run.feed.accumulate == 1:
         return
-    found = [name for name, m in run.task.named_modules() if isinstance(m, _BatchNorm) and m.training]
+    found = [
+        name for name, m in run.task.named_modules() if isinstance(m, _BatchNorm) and m.training
+    ]
     if found:
         shown = found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "")
-        warnings.warn(f"{run.feed.accumulate} micro-batches make one step, and BatchNorm ({shown}) normalises each by "
-                      "itself: the step is not that of one big batch. Take GroupNorm or LayerNorm instead, freeze it "
-                      "(.eval() in the task's train()), or accumulate less with larger batches",
-                      LoopkitWarning, stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{run.feed.accumulate} micro-batches make one step, and BatchNorm ({shown}) "
+            f"normalises each by "
+            "itself: the step is not that of one big batch. Take GroupNorm or LayerNorm instead, "
+            "freeze it "
+            "(.eval() in the task's train()), or accumulate less with larger batches",
+            LoopkitWarning,
+            stacklevel=2,
+        )
 
 
 def choose_run_dir(options: Options, task: Task) -> Path:
-    """The directory of this run, made: the one given, or runs/<task>/<n>, the newest one when resuming "auto".
+    """The directory of this run, made: the one given, or runs/<task>/<n>, the newest one when
+    resuming "auto".
 
     Raises:
         RunDirError: it cannot be made.
@@ -288,5 +395,7 @@ def choose_run_dir(options: Options, task: Task) -> Path:
             except FileExistsError:
                 number += 1
     except OSError as error:
-        raise RunDirError(f"the run directory {error.filename} cannot be made: {error.strerror}. "
-                          "Give another with run_dir=") from error  # fmt: skip
+        raise RunDirError(
+            f"the run directory {error.filename} cannot be made: {error.strerror}. "
+            "Give another with run_dir="
+        ) from error

@@ -37,8 +37,10 @@ class Checkpoint:
 
     Args:
         every: the cadence of saves; the last step of a run is saved in any case.
-        keep: how many of the newest to keep; None keeps all. The newest good one and the best always stay.
-        best: the metric that decides which is best, as ``"eval/accuracy:max"`` or ``"eval/loss:min"``.
+        keep: how many of the newest to keep; None keeps all. The newest good one and the best
+            always stay.
+        best: the metric that decides which is best, as ``"eval/accuracy:max"`` or
+            ``"eval/loss:min"``.
         keep_best: how many of the best to keep besides.
         load_best: give the task the weights of the best checkpoint when the run is over.
         weights_only: save parameters and buffers alone; such a checkpoint cannot be resumed.
@@ -58,10 +60,14 @@ class Checkpoint:
         for name in ("keep", "keep_best"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise OptionError(f"Checkpoint({name}={value!r}): give a whole number of at least 1")
+                raise OptionError(
+                    f"Checkpoint({name}={value!r}): give a whole number of at least 1"
+                )
         if self.best is not None and self.best.rpartition(":")[2] not in ("min", "max"):
-            raise OptionError(f"Checkpoint(best={self.best!r}): name the metric and the better side, "
-                              "as 'eval/accuracy:max' or 'eval/loss:min'")  # fmt: skip
+            raise OptionError(
+                f"Checkpoint(best={self.best!r}): name the metric and the better side, "
+                "as 'eval/accuracy:max' or 'eval/loss:min'"
+            )
         if self.load_best and self.best is None:
             raise OptionError("Checkpoint(load_best=True) needs best=, as in best='eval/loss:min'")
 
@@ -78,49 +84,61 @@ class Options:
     """How a task is trained.
 
     Args:
-        strategy: where it runs: "auto" (DDP where there are several devices), "single", "ddp", "fsdp", "deepspeed", or
-            a Strategy or TensorParallel object.
-        devices: how many devices on this machine, a process each: "auto" (all GPUs, or one CPU process) or a number.
+        strategy: where it runs: "auto" (DDP where there are several devices), "single", "ddp",
+            "fsdp", "deepspeed", or a Strategy or TensorParallel object.
+        devices: how many devices on this machine, a process each: "auto" (all GPUs, or one CPU
+            process) or a number.
         nodes: how many machines; each is started by torchrun or srun.
         accelerator: "auto", "cpu", "cuda" or "mps".
-        device_map: the layers of one model on several devices of one process: "auto", or the device of each part by
-            the start of its name, as {"encoder": "cpu", "head": "cuda:0"}.
-        precision: "fp32", "tf32", "bf16", "fp16" (autocast; fp16 with a scaler), "bf16-true", "fp16-true" or "fp64".
+        device_map: the layers of one model on several devices of one process: "auto", or the device
+            of each part by the start of its name, as {"encoder": "cpu", "head": "cuda:0"}.
+        precision: "fp32", "tf32", "bf16", "fp16" (autocast; fp16 with a scaler), "bf16-true",
+            "fp16-true" or "fp64".
         epochs: passes over the data; fractions are taken. 1 where neither steps nor time is given.
         steps: optimizer steps. Of several limits the first reached ends the run.
         time: how long to train: "2 h", "30 min", or seconds.
         batch_size: samples per device and micro-batch, where the task returns a Dataset.
         eval_batch_size: the same for evaluation and prediction; None takes batch_size.
-        global_batch_size: samples per optimizer step on all devices; accumulation is derived from it.
+        global_batch_size: samples per optimizer step on all devices; accumulation is derived from
+            it.
         accumulate: micro-batches per optimizer step.
-        micro_batch: "auto" takes micro-batches in smaller parts where memory runs out, with the same gradient.
+        micro_batch: "auto" takes micro-batches in smaller parts where memory runs out, with the
+            same gradient.
         clip_norm: the largest norm of all gradients together.
         clip_value: the largest absolute value of any element of a gradient.
-        eval_every: cadence of evaluations: "500 steps", "1 epoch", "10%", "30 min", "never" or a number of steps.
-        eval_after: leave out evaluations that fall due before this point of training: "500 steps", "1 epoch", "10%",
-            "30 min" or a number of steps; those at the start (eval_first) and the end of the run stay.
+        eval_every: cadence of evaluations: "500 steps", "1 epoch", "10%", "30 min", "never" or a
+            number of steps.
+        eval_after: leave out evaluations that fall due before this point of training: "500 steps",
+            "1 epoch", "10%", "30 min" or a number of steps; those at the start (eval_first) and the
+            end of the run stay.
         eval_first: evaluate before the first step.
         log_every: cadence of logs; step 1 is always logged.
         checkpoint: what is saved: a Checkpoint, True for its defaults, False for nothing.
-        resume: "auto" (the newest good checkpoint of run_dir, or a fresh start), a checkpoint or run directory.
+        resume: "auto" (the newest good checkpoint of run_dir, or a fresh start), a checkpoint or
+            run directory.
         run_dir: where everything of this run goes; None makes the next runs/<task>/<n>.
         hooks: listeners, in order.
-        loggers: names ("jsonl", "csv", "tensorboard", "wandb", "mlflow", "comet", "clearml", "trackio") or Logger
-            objects.
+        loggers: names ("jsonl", "csv", "tensorboard", "wandb", "mlflow", "comet", "clearml",
+            "trackio") or Logger objects.
         progress: "auto", "rich", "plain" or False.
         compile: True, or a Compile with its settings.
-        remat: compute activations again in the backward pass, to save memory: "full" (every block), "every:2",
-            "select:<regular expression>", "class:<name>"; "offload" keeps them on the CPU; joined by "+".
+        remat: compute activations again in the backward pass, to save memory: "full" (every block),
+            "every:2", "select:<regular expression>", "class:<name>"; "offload" keeps them on the
+            CPU; joined by "+".
         seed: of everything random.
         data_seed: of the data's order and augmentation; None takes seed.
         deterministic: have torch use deterministic algorithms only.
-        rng: "counter" (randomness is a function of seed, step and micro-batch) or "stream" (torch's own streams).
-        on_nan: a loss or gradient that is not finite: "raise" before it is used, "skip" the step, or "ignore".
-        debug: "numerics" ends the run at the first module whose output or gradient is not finite, and names it; slow.
+        rng: "counter" (randomness is a function of seed, step and micro-batch) or "stream" (torch's
+            own streams).
+        on_nan: a loss or gradient that is not finite: "raise" before it is used, "skip" the step,
+            or "ignore".
+        debug: "numerics" ends the run at the first module whose output or gradient is not finite,
+            and names it; slow.
         limit_train: batches per epoch, or a fraction of them.
         limit_eval: batches per evaluation set, or a fraction of them.
         overfit: train and evaluate on this many batches, the same ones each epoch.
-        dry_run: do one step of everything, checkpoint and resume included, and leave nothing behind.
+        dry_run: do one step of everything, checkpoint and resume included, and leave nothing
+            behind.
         step: a StepLoop in place of the default one.
         epoch: an EpochLoop in place of the default one.
         eval: an EvalLoop in place of the default one.
@@ -191,12 +209,25 @@ class Options:
             value = getattr(self, name)
             if value not in accepted:
                 hint = nearest(str(value), [a for a in accepted if isinstance(a, str)])
-                raise OptionError(f"{name}={value!r} is not known: give one of {', '.join(map(repr, accepted))}.{hint}")
+                raise OptionError(
+                    f"{name}={value!r} is not known: give one of "
+                    f"{', '.join(map(repr, accepted))}.{hint}"
+                )
 
     def _check_numbers(self) -> None:
-        for name in ("steps", "batch_size", "eval_batch_size", "global_batch_size", "accumulate", "nodes", "overfit"):
+        for name in (
+            "steps",
+            "batch_size",
+            "eval_batch_size",
+            "global_batch_size",
+            "accumulate",
+            "nodes",
+            "overfit",
+        ):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or value < 1
+            ):
                 raise OptionError(f"{name}={value!r}: give a whole number of at least 1")
         for name in ("epochs", "clip_norm", "clip_value"):
             value = getattr(self, name)
@@ -205,32 +236,54 @@ class Options:
         for name in ("limit_train", "limit_eval"):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if value is not None and not whole and not (isinstance(value, float) and 0 < value <= 1):
-                raise OptionError(f"{name}={value!r}: give a whole number of batches, or a fraction such as 0.1")
+            if (
+                value is not None
+                and not whole
+                and not (isinstance(value, float) and 0 < value <= 1)
+            ):
+                raise OptionError(
+                    f"{name}={value!r}: give a whole number of batches, or a fraction such as 0.1"
+                )
         if self.devices != "auto" and (not isinstance(self.devices, int) or self.devices < 1):
-            raise OptionError(f"devices={self.devices!r}: give 'auto' or a whole number of at least 1")
+            raise OptionError(
+                f"devices={self.devices!r}: give 'auto' or a whole number of at least 1"
+            )
         if not isinstance(self.seed, int):
             raise OptionError(f"seed={self.seed!r}: give a whole number")
         if self.global_batch_size is not None and self.accumulate != 1:
-            raise OptionError("global_batch_size and accumulate are both given: accumulation follows from the first")
+            raise OptionError(
+                "global_batch_size and accumulate are both given: accumulation follows from the "
+                "first"
+            )
 
     def _check_durations(self) -> None:
         for name in ("eval_every", "log_every"):
             Duration.parse(getattr(self, name), name)
-        if self.eval_after is not None and Duration.parse(self.eval_after, "eval_after").unit == "never":
-            raise OptionError("eval_after='never' names no point of training: to evaluate never, "
-                              "give eval_every='never'")  # fmt: skip
+        if (
+            self.eval_after is not None
+            and Duration.parse(self.eval_after, "eval_after").unit == "never"
+        ):
+            raise OptionError(
+                "eval_after='never' names no point of training: to evaluate never, "
+                "give eval_every='never'"
+            )
         if isinstance(self.time, (int, float)):
             timed = self.time > 0
         else:
             timed = self.time is None or Duration.parse(self.time, "time").unit == "second"
         if not timed:
-            raise OptionError(f"time={self.time!r}: give a length of time above 0, such as '30 min' or seconds")
+            raise OptionError(
+                f"time={self.time!r}: give a length of time above 0, such as '30 min' or seconds"
+            )
 
     def _check_objects(self) -> None:
         for hook in self.hooks:
             if not isinstance(hook, Hook):
-                hint = "; give an instance, with ()" if isinstance(hook, type) else ": derive it from loopkit.Hook"
+                hint = (
+                    "; give an instance, with ()"
+                    if isinstance(hook, type)
+                    else ": derive it from loopkit.Hook"
+                )
                 raise OptionError(f"hooks holds {hook!r}, which is not a Hook{hint}")
         for name, kind in (("checkpoint", Checkpoint), ("compile", Compile)):
             value = getattr(self, name)
@@ -239,7 +292,9 @@ class Options:
         check_loggers(self.loggers)
         for name in ("step", "epoch", "eval", "predict"):
             loop = getattr(self, name)
-            if loop is not None and (isinstance(loop, type) or not callable(getattr(loop, "run", None))):
+            if loop is not None and (
+                isinstance(loop, type) or not callable(getattr(loop, "run", None))
+            ):
                 raise OptionError(f"{name}={loop!r} is no loop: give an object with run(run, ...)")
 
     def saves(self) -> Checkpoint | None:
@@ -258,7 +313,10 @@ class Options:
         """The options as plain values; objects by their repr."""
         plain = (str, int, float, bool, type(None))
         values = {option.name: getattr(self, option.name) for option in fields(self)}
-        return {name: value if isinstance(value, plain) else _named(value) for name, value in values.items()}
+        return {
+            name: value if isinstance(value, plain) else _named(value)
+            for name, value in values.items()
+        }
 
 
 def _named(value: Any) -> Any:
@@ -266,7 +324,10 @@ def _named(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_named(part) for part in value]
     if isinstance(value, Mapping):
-        return {str(name): part if isinstance(part, (str, int)) else str(part) for name, part in value.items()}
+        return {
+            str(name): part if isinstance(part, (str, int)) else str(part)
+            for name, part in value.items()
+        }
     if isinstance(value, (str, Path, Checkpoint, Compile)):
         return str(value)
     return type(value).__name__
@@ -285,4 +346,6 @@ def check_names(given: dict[str, Any]) -> None:
         if name in WITHOUT and name not in known:
             raise OptionError(f"Fit has no option {name!r}: {WITHOUT[name]}")
         if name not in known:
-            raise OptionError(f"Fit has no option {name!r}.{nearest(name, known)} Options: {', '.join(known)}")
+            raise OptionError(
+                f"Fit has no option {name!r}.{nearest(name, known)} Options: {', '.join(known)}"
+            )

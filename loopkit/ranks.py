@@ -1,4 +1,6 @@
-"""Ranks: which strategy a Fit takes; starting the processes that it needs, or taking this one's place among them."""
+"""Ranks: which strategy a Fit takes; starting the processes that it needs, or taking this one's
+place among them.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,13 @@ _NAMES = ("auto", "single", *STRATEGIES)
 def gather_ranks(options: Options) -> int:
     """See to it that as many processes run this as the options ask for.
 
-    In the first process of a plain ``python train.py`` this starts the others and does not return: it ends with
-    their exit code. In each of those, and under torchrun, deepspeed or srun, it takes the place that was given.
+    In the first process of a plain ``python train.py`` this starts the others and does not return:
+    it ends with their exit code. In each of those, and under torchrun, deepspeed or srun, it takes
+    the place that was given.
 
     Returns:
-        How many processes are still to be started: 0, but in a session without a script that they could run.
+        How many processes are still to be started: 0, but in a session without a script that they
+            could run.
 
     Raises:
         OptionError: more devices than there are, or other numbers than the launcher's.
@@ -41,8 +45,10 @@ def gather_ranks(options: Options) -> int:
     place, count = find_place(), _wanted(options)
     if place is None:
         if options.nodes > 1 and _joins(options):
-            raise OptionError(f"nodes={options.nodes}: start the script on each machine, with "
-                              f"torchrun --nnodes {options.nodes} (or srun)")  # fmt: skip
+            raise OptionError(
+                f"nodes={options.nodes}: start the script on each machine, with "
+                f"torchrun --nnodes {options.nodes} (or srun)"
+            )
         if count == 1:
             return 0
         words = command()
@@ -53,8 +59,11 @@ def gather_ranks(options: Options) -> int:
         die_with_parent()
         Failure(place.rank, Pulse(place).diagnose).install()
     if options.devices != "auto" and _joins(options) and options.devices != place.local_size:
-        raise OptionError(f"devices={options.devices}, and {place.local_size} processes were started on this machine: "
-                          "leave devices out, or start as many")  # fmt: skip
+        raise OptionError(
+            f"devices={options.devices}, and {place.local_size} processes were started on this "
+            f"machine: "
+            "leave devices out, or start as many"
+        )
     return 0
 
 
@@ -63,7 +72,11 @@ def _joins(options: Options) -> bool:
         return False
     if isinstance(options.strategy, Strategy):
         return options.strategy.joins
-    return isinstance(options.strategy, TensorParallel) or options.strategy in STRATEGIES or options.strategy == "auto"
+    return (
+        isinstance(options.strategy, TensorParallel)
+        or options.strategy in STRATEGIES
+        or options.strategy == "auto"
+    )
 
 
 def _wanted(options: Options) -> int:
@@ -94,14 +107,20 @@ def build_strategy(options: Options) -> Strategy:
         return FSDP(options.accelerator, tensor=name)
     if name not in _NAMES:
         hint = nearest(str(name), _NAMES)
-        raise OptionError(f"strategy={name!r} is not known: give one of {', '.join(map(repr, _NAMES))} or a Strategy "
-                          f"object.{hint}")  # fmt: skip
+        raise OptionError(
+            f"strategy={name!r} is not known: give one of {', '.join(map(repr, _NAMES))} or a "
+            f"Strategy "
+            f"object.{hint}"
+        )
     if name == "auto":
         place: Place | None = find_place()
         name = "ddp" if place is not None and place.size > 1 else "single"
     if name == "single":
         if options.devices not in ("auto", 1) or options.nodes != 1:
-            raise OptionError(f"devices={options.devices!r}, nodes={options.nodes}: strategy 'single' uses one device")
+            raise OptionError(
+                f"devices={options.devices!r}, nodes={options.nodes}: strategy 'single' uses one "
+                f"device"
+            )
         return SingleDevice(options.accelerator)
     strategy: Strategy = STRATEGIES[name](accelerator=options.accelerator)
     return strategy

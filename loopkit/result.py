@@ -21,12 +21,15 @@ class Result:
         why: what stopped or interrupted it; empty otherwise.
         step, epoch: completed optimizer steps and passes over the data.
         metrics: the latest value of everything logged.
-        best: of the best evaluation: metric, value, step, checkpoint; empty without ``Checkpoint(best=)``.
-        history: every logged row, ``{"step": ..., "train/loss": ...}``, earlier attempts of a resumed run included.
+        best: of the best evaluation: metric, value, step, checkpoint; empty without
+            ``Checkpoint(best=)``.
+        history: every logged row, ``{"step": ..., "train/loss": ...}``, earlier attempts of a
+            resumed run included.
         checkpoint: the newest checkpoint; None when nothing was saved.
         run_dir: the run's directory; None when it has none.
-        timings: microseconds per step on the host by part: "data", "compute" (forward and backward), "update",
-            "framework" (everything outside the user's code, the data and the optimizer) and "step", their sum.
+        timings: microseconds per step on the host by part: "data", "compute" (forward and
+            backward), "update", "framework" (everything outside the user's code, the data and the
+            optimizer) and "step", their sum.
     """
 
     status: str
@@ -46,22 +49,43 @@ class Result:
         """The result of a run that is over."""
         progress = run.progress
         return cls(
-            run.status, run.why, progress.step, progress.epoch, dict(run.metrics), dict(run.best), list(run.history),
-            run.saver.newest if run.saver is not None else None, run.run_dir, run.timings.per_step(), progress,
-        )  # fmt: skip
+            run.status,
+            run.why,
+            progress.step,
+            progress.epoch,
+            dict(run.metrics),
+            dict(run.best),
+            list(run.history),
+            run.saver.newest if run.saver is not None else None,
+            run.run_dir,
+            run.timings.per_step(),
+            progress,
+        )
 
     def summary(self) -> str:
-        """What happened, as text: status, metrics, where the files are, where the time of a step went."""
+        """What happened, as text: status, metrics, where the files are, where the time of a step
+        went.
+        """
         return result_summary(
-            self.status, self.why, self.progress, self.metrics, self.best, self.timings, self.run_dir, self.checkpoint
+            self.status,
+            self.why,
+            self.progress,
+            self.metrics,
+            self.best,
+            self.timings,
+            self.run_dir,
+            self.checkpoint,
         )
 
     def export(self, directory: str | Path) -> Path:
-        """Write the newest checkpoint's weights as one plain ``model.safetensors`` into ``directory``.
+        """Write the newest checkpoint's weights as one plain ``model.safetensors`` into
+        ``directory``.
 
         Raises:
             CheckpointError: nothing was saved, it cannot be trusted, or the directory is not empty.
         """
         if self.checkpoint is None:
-            raise CheckpointError("this run saved no checkpoint to export: run with checkpoint=True")
+            raise CheckpointError(
+                "this run saved no checkpoint to export: run with checkpoint=True"
+            )
         return export(self.checkpoint, Path(directory))

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loopkit.checkpoint import Snapshot, Store, checkpoints_dir, leave_behind, load_newest, load_snapshot, scan
+from loopkit.checkpoint import (
+    Snapshot,
+    Store,
+    checkpoints_dir,
+    leave_behind,
+    load_newest,
+    load_snapshot,
+    scan,
+)
 from loopkit.errors import CheckpointError, LoopkitError, NoGoodCheckpointError, RunDirError
 from loopkit.run import Run
 from loopkit.saver import Saver
@@ -23,8 +31,10 @@ def open_saving(run: Run) -> None:
     assert run_dir is not None
     there = world.first(lambda: scan(store, run_dir))
     if there and options.resume is None:
-        raise RunDirError(f"{run_dir} holds {len(there)} checkpoint(s), up to {there[-1].path.name}: pass "
-                          "resume='auto' to go on from the newest, or another run_dir")  # fmt: skip
+        raise RunDirError(
+            f"{run_dir} holds {len(there)} checkpoint(s), up to {there[-1].path.name}: pass "
+            "resume='auto' to go on from the newest, or another run_dir"
+        )
     saves = options.saves()
     if saves is not None:
         run.saver = Saver(saves, run_dir, store, world, alone=not run.strategy.sharded)
@@ -60,8 +70,10 @@ def _found_by_all(run: Run, store: Store, run_dir: Path) -> tuple[Path, Snapshot
             problem = str(error)
     for rank, trouble in enumerate(world.gather(problem)):
         if trouble:
-            raise CheckpointError(f"{path}, which the first rank goes on from, cannot be read by rank {rank}: "
-                                  f"{trouble}. All ranks must see one run directory")  # fmt: skip
+            raise CheckpointError(
+                f"{path}, which the first rank goes on from, cannot be read by rank {rank}: "
+                f"{trouble}. All ranks must see one run directory"
+            )
     return mine[0]
 
 
@@ -71,15 +83,21 @@ def _find(resume: str | Path | None, run_dir: Path, store: Store) -> tuple[Path,
     if resume == "auto":
         found = load_newest(store, run_dir, kind="full")
         if found is None and scan(store, run_dir):
-            raise CheckpointError(f"{run_dir} holds weights alone, which cannot be resumed: load them into the task, "
-                                  "and train on in another run_dir")  # fmt: skip
+            raise CheckpointError(
+                f"{run_dir} holds weights alone, which cannot be resumed: load them into the task, "
+                "and train on in another run_dir"
+            )
         return found
     path = Path(resume)
     if not path.exists():
-        raise CheckpointError(f"resume={str(resume)!r}: there is no such checkpoint or run directory")
+        raise CheckpointError(
+            f"resume={str(resume)!r}: there is no such checkpoint or run directory"
+        )
     if (path / "checkpoints").is_dir():
         found = load_newest(store, path, kind="full", quarantine=False)  # it may be another run's
         if found is None:
-            raise NoGoodCheckpointError(f"resume={str(resume)!r}: the run directory holds no checkpoint")
+            raise NoGoodCheckpointError(
+                f"resume={str(resume)!r}: the run directory holds no checkpoint"
+            )
         return found
     return path, load_snapshot(path, store)

@@ -11,7 +11,8 @@ import torch
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 _seed_torch = torch.default_generator.manual_seed
-# random.seed is a Python wrapper around this method of its hidden instance; an int needs none of the wrapper.
+# random.seed is a Python wrapper around this method of its hidden instance; an int needs none of
+# the wrapper.
 _seed_python: Any = vars(random.Random.__base__)["seed"]
 _python_generator: Any = vars(random)["_inst"]
 
@@ -30,7 +31,9 @@ def mix(*parts: int) -> int:
 
 
 def at_step(base: int, step: int, micro: int) -> int:
-    """``mix`` for the hot path: a 63-bit hash of a mixed ``base``, a step and a global micro-batch number."""
+    """``mix`` for the hot path: a 63-bit hash of a mixed ``base``, a step and a global micro-batch
+    number.
+    """
     state = (base + step * 0x9E3779B97F4A7C15 + micro * 0xD1B54A32D192ED03) & _MASK
     state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
@@ -38,7 +41,9 @@ def at_step(base: int, step: int, micro: int) -> int:
 
 
 def seed_all(seed: int, device: torch.device | None = None) -> None:
-    """Seed torch (CPU, and ``device`` where it is an accelerator), Python's random and NumPy's global stream."""
+    """Seed torch (CPU, and ``device`` where it is an accelerator), Python's random and NumPy's
+    global stream.
+    """
     torch_seeder(device or torch.device("cpu"))(seed)
     _seed_python(_python_generator, seed)
     _python_generator.gauss_next = None

@@ -39,9 +39,10 @@ class Progress:
         epoch: complete passes over the data.
         step: optimizer steps.
         step_in_epoch: optimizer steps since the pass began.
-        position: how far into the pass the data is read, in samples (in batches for iterables), all ranks.
-        samples, tokens: seen in all; tokens where batches carry ``input_ids``, those of other ranks as of the
-            last log, evaluation or save at the latest.
+        position: how far into the pass the data is read, in samples (in batches for iterables), all
+            ranks.
+        samples, tokens: seen in all; tokens where batches carry ``input_ids``, those of other ranks
+            as of the last log, evaluation or save at the latest.
         seconds: spent training, evaluation and saving included, over all resumes.
     """
 
@@ -79,7 +80,9 @@ class Progress:
 
 @dataclass(slots=True)
 class Timings:
-    """Host seconds of a run's steps, in all and by part: the data, the user's step with its backward, the update."""
+    """Host seconds of a run's steps, in all and by part: the data, the user's step with its
+    backward, the update.
+    """
 
     data: float = 0.0
     compute: float = 0.0
@@ -90,7 +93,11 @@ class Timings:
     def per_step(self) -> dict[str, float]:
         """Microseconds per step by part; "framework" is what is left of "step", the whole."""
         each = 1e6 / max(1, self.steps)
-        parts = {"data": self.data * each, "compute": self.compute * each, "update": self.update * each}
+        parts = {
+            "data": self.data * each,
+            "compute": self.compute * each,
+            "update": self.update * each,
+        }
         whole = self.total * each
         return parts | {"framework": whole - sum(parts.values()), "step": whole}
 
@@ -140,7 +147,9 @@ class Run:
     reason: tuple[str, str] | None = None  # the status and why of a stop that this rank asked for
     stopping: bool = False
     data_state: Any = None
-    streams: dict[str, Any] | None = None  # torch's streams as of the last commit, where data was drawn since
+    streams: dict[str, Any] | None = (
+        None  # torch's streams as of the last commit, where data was drawn since
+    )
     parts: int = 1  # in how many parts a micro-batch is taken, under micro_batch="auto"
     unit: float | None = None  # what all ranks' weights are taken relative to
     divisor: Any = None  # what the gradients of the step under way are still to be divided by
@@ -148,12 +157,16 @@ class Run:
     _started: float = 0.0
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Log scalars (numbers or scalar tensors) under their full names, at the next log, averaged until then."""
+        """Log scalars (numbers or scalar tensors) under their full names, at the next log, averaged
+        until then.
+        """
         for name, value in values.items():
             self.running.add(name, value)
 
     def stop(self, why: str) -> None:
-        """End training after this step, with a last evaluation left out and the last checkpoint saved."""
+        """End training after this step, with a last evaluation left out and the last checkpoint
+        saved.
+        """
         self.end("stopped", why)
 
     def end(self, status: str, why: str) -> None:
@@ -164,7 +177,8 @@ class Run:
         self.agenda.ask("stop")
 
     def request(self, what: Request) -> None:
-        """Ask for an evaluation, a checkpoint, a log or the end of the epoch at the end of this step.
+        """Ask for an evaluation, a checkpoint, a log or the end of the epoch at the end of this
+        step.
 
         Raises:
             OptionError: nothing of that name can be asked for.
@@ -172,8 +186,10 @@ class Run:
         if what not in REQUESTS:
             raise OptionError(f"run.request({what!r}): give one of {', '.join(REQUESTS)}")
         if what == "eval" and not self.evaluation:
-            raise OptionError("run.request('eval'): nothing to evaluate on: define eval_data and eval_step "
-                              "on the task, and leave eval_every='never' out")  # fmt: skip
+            raise OptionError(
+                "run.request('eval'): nothing to evaluate on: define eval_data and eval_step "
+                "on the task, and leave eval_every='never' out"
+            )
         self.agenda.ask(what)
 
     def seconds(self) -> float:
@@ -197,12 +213,19 @@ class Run:
         self.loggers.log(values, self.progress.step)
 
     def log_now(self) -> None:
-        """Publish what has been collected since the last log: averages, learning rates, the epoch as a number."""
+        """Publish what has been collected since the last log: averages, learning rates, the epoch
+        as a number.
+        """
         values = self.running.take(self.strategy.data.gather)
-        rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        rates = {
+            f"lr/{name}": optimizer.param_groups[0]["lr"]
+            for name, optimizer in self.optimizers.items()
+        }
         values |= {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
         per_epoch, progress = self.plan.steps_per_epoch, self.progress
-        values["epoch"] = progress.epoch + (progress.step_in_epoch / per_epoch if per_epoch else 0.0)
+        values["epoch"] = progress.epoch + (
+            progress.step_in_epoch / per_epoch if per_epoch else 0.0
+        )
         self.publish(values)
 
     def finished(self) -> bool:
@@ -212,7 +235,10 @@ class Run:
             self.stopping
             or (plan.steps is not None and progress.step >= plan.steps)
             # Where an epoch's length is known, epochs are counted in steps.
-            or (plan.epochs is not None and None in (plan.steps, plan.steps_per_epoch)
-                and progress.epoch >= plan.epochs)
+            or (
+                plan.epochs is not None
+                and None in (plan.steps, plan.steps_per_epoch)
+                and progress.epoch >= plan.epochs
+            )
             or (plan.seconds is not None and progress.step > 0 and progress.seconds >= plan.seconds)
         )

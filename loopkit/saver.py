@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from loopkit.checkpoint import BackgroundWriter, Snapshot, Store, apply, clean, scan, write, write_together
+from loopkit.checkpoint import (
+    BackgroundWriter,
+    Snapshot,
+    Store,
+    apply,
+    clean,
+    scan,
+    write,
+    write_together,
+)
 from loopkit.options import Checkpoint
 from loopkit.run import Run
 from loopkit.saving import capture
@@ -13,13 +22,16 @@ from loopkit.strategies.world import World
 
 
 class Saver:
-    """Saves a run's state where it is asked to, in the background or at once, and keeps what is to be kept.
+    """Saves a run's state where it is asked to, in the background or at once, and keeps what is to
+    be kept.
 
-    All ranks call its methods; the first one writes, and what it meets, all of them raise. With ``alone=False``
-    every rank writes its parts, and what any meets, all raise.
+    All ranks call its methods; the first one writes, and what it meets, all of them raise. With
+    ``alone=False`` every rank writes its parts, and what any meets, all raise.
     """
 
-    def __init__(self, settings: Checkpoint, run_dir: Path, store: Store, world: World, *, alone: bool = True) -> None:
+    def __init__(
+        self, settings: Checkpoint, run_dir: Path, store: Store, world: World, *, alone: bool = True
+    ) -> None:
         self.settings = settings
         self.run_dir = run_dir
         self.store = store
@@ -46,7 +58,9 @@ class Saver:
 
     def _joint(self, function: Callable[[], list[Path]]) -> list[Path]:
         """What ``function`` gives on the first rank, called there or, where all write, everywhere."""
-        return self._world.first(function) if self._together is None else self._world.every(function)
+        return (
+            self._world.first(function) if self._together is None else self._world.every(function)
+        )
 
     def _write(self, snapshot: Snapshot) -> list[Path]:
         if self.settings.background:
@@ -95,4 +109,11 @@ class Saver:
     def _retain(self, path: Path) -> None:
         self._trusted.add(path)
         settings = self.settings
-        apply(self.store, self.run_dir, settings.keep, settings.keep_best, settings.metric(), self._trusted)
+        apply(
+            self.store,
+            self.run_dir,
+            settings.keep,
+            settings.keep_best,
+            settings.metric(),
+            self._trusted,
+        )

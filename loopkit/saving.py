@@ -38,18 +38,26 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
         "world_size": run.strategy.world_size,
         "precision": run.strategy.numerics.precision.name,
         "versions": {"loopkit": __version__, "torch": str(torch.__version__)},
-        "metrics": {name: value for name, value in run.metrics.items() if name.startswith("eval/")} if measured else {},
+        "metrics": {name: value for name, value in run.metrics.items() if name.startswith("eval/")}
+        if measured
+        else {},
     }
     about = {"class": name_of(task), "hparams": hparams, "unsaved": unsaved}
     state: dict[str, Any] = {"task": about, "progress": progress.state_dict()}
     with evaluation_weights(run.optimizers.values()) as training:
         model = run.strategy.model_state()
-        tensors = {"model": {name: tensor.clone() for name, tensor in model.items()} if training else model}
+        tensors = {
+            "model": {name: tensor.clone() for name, tensor in model.items()} if training else model
+        }
     if not weights_only:
         tensors["optimizer"], state["optimizers"] = run.strategy.optimizer_state()
         state |= {
             "options": run.options.to_dict(),
-            "seed": {"seed": run.options.seed, "data_seed": run.options.data_seed, "rng": run.options.rng},
+            "seed": {
+                "seed": run.options.seed,
+                "data_seed": run.options.data_seed,
+                "rng": run.options.rng,
+            },
             "data": world.gather(run.data_state) if _data_differs(run) else run.data_state,
             "running": run.running.state_dict(run.strategy.data.gather),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
@@ -60,9 +68,13 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
             "best": run.best,
             "parts": run.parts,
             "streams": _streams(run),
-            "training_weights": {n: training[id(p)] for n, p in task.named_parameters() if id(p) in training},
+            "training_weights": {
+                n: training[id(p)] for n, p in task.named_parameters() if id(p) in training
+            },
         }
-    return Snapshot(sharded.parts(tensors), sharded.parts(state), meta, dict(task.checkpoint_files()))
+    return Snapshot(
+        sharded.parts(tensors), sharded.parts(state), meta, dict(task.checkpoint_files())
+    )
 
 
 def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
@@ -75,10 +87,14 @@ def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
     """
     state, meta = snapshot.state, snapshot.meta
     if meta.get("kind") != "full":
-        raise CheckpointError(f"{path} holds weights alone and cannot be resumed: train on from it with "
-                              f"{name_of(run.task)}.load({str(path)!r})")  # fmt: skip
+        raise CheckpointError(
+            f"{path} holds weights alone and cannot be resumed: train on from it with "
+            f"{name_of(run.task)}.load({str(path)!r})"
+        )
     check_model(run, snapshot, path)
-    load = run.strategy.load_optimizer_state(snapshot.tensors.get("optimizer", {}), state["optimizers"], path)
+    load = run.strategy.load_optimizer_state(
+        snapshot.tensors.get("optimizer", {}), state["optimizers"], path
+    )
     keyed = _keyed(run.hooks)
     run.strategy.load_model_state(snapshot.tensors["model"])
     load()
@@ -88,7 +104,9 @@ def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
     run.data_state = _own_part(run, state["data"], path) if _data_differs(run) else state["data"]
     if run.feed is not None and hasattr(run.feed.source, "load_state"):
         run.feed.source.load_state(run.data_state)
-    run.running.load_state_dict(state["running"] if run.strategy.rank == 0 else {})  # all ranks' together
+    run.running.load_state_dict(
+        state["running"] if run.strategy.rank == 0 else {}
+    )  # all ranks' together
     for name, schedule in run.schedules.items():
         if name in state["schedules"]:
             schedule.load_state_dict(state["schedules"][name])
@@ -111,8 +129,11 @@ def _own_part(run: Run, saved: Any, path: Path) -> Any:
     world = run.strategy.world
     if not isinstance(saved, list) or len(saved) != world.size:
         count = len(saved) if isinstance(saved, list) else 1
-        raise CheckpointError(f"{path} was saved by {count} ranks with data of their own (Loader(sharded=True)), which "
-                              f"{world.size} ranks cannot go on with: start as many")  # fmt: skip
+        raise CheckpointError(
+            f"{path} was saved by {count} ranks with data of their own (Loader(sharded=True)), "
+            f"which "
+            f"{world.size} ranks cannot go on with: start as many"
+        )
     return saved[world.rank]
 
 
@@ -127,16 +148,23 @@ def _restore_streams(run: Run, saved: Any) -> None:
     strategy = run.strategy
     each = saved if isinstance(saved, list) else [saved]
     if run.seed is None and len(each) != strategy.world_size:
-        warnings.warn(f"{len(each)} ranks saved their random streams and {strategy.world_size} go on: under "
-                      "rng='stream' what follows is drawn anew. rng='counter' goes on alike on any number of ranks",
-                      LoopkitWarning, stacklevel=2)  # fmt: skip
-        rng.seed_all(rng.mix(run.options.seed, run.progress.step, strategy.data.rank), strategy.device)
+        warnings.warn(
+            f"{len(each)} ranks saved their random streams and {strategy.world_size} go on: under "
+            "rng='stream' what follows is drawn anew. rng='counter' goes on alike on any number of "
+            "ranks",
+            LoopkitWarning,
+            stacklevel=2,
+        )
+        rng.seed_all(
+            rng.mix(run.options.seed, run.progress.step, strategy.data.rank), strategy.device
+        )
     else:
         rng.restore(each[strategy.rank if run.seed is None else 0], strategy.device)
 
 
 def check_model(run: Run, snapshot: Snapshot, path: Path) -> None:
-    """Refuse weights that are not those of the task: other names or shapes, or what the task itself refuses.
+    """Refuse weights that are not those of the task: other names or shapes, or what the task itself
+    refuses.
 
     Raises:
         CheckpointError: with the differences.
@@ -148,7 +176,9 @@ def check_model(run: Run, snapshot: Snapshot, path: Path) -> None:
     for name in have.keys() & saved.keys():
         mine, theirs = have[name], saved[name]
         if mine.shape != theirs.shape:
-            wrong.append(f"{name} has shape {tuple(theirs.shape)}, the task's has {tuple(mine.shape)}")
+            wrong.append(
+                f"{name} has shape {tuple(theirs.shape)}, the task's has {tuple(mine.shape)}"
+            )
     if wrong:
         shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
         raise CheckpointError(f"{path} does not fit the task: {shown}")

@@ -1,7 +1,8 @@
-"""Sessions without a script (a notebook, a prompt): what Fit is asked for is carried to ranks, and the outcome back.
+"""Sessions without a script (a notebook, a prompt): what Fit is asked for is carried to ranks, and
+the outcome back.
 
-What is unpickled here was written a moment before by the process that started it, in a directory that only its
-user can read.
+What is unpickled here was written a moment before by the process that started it, in a directory
+that only its user can read.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from loopkit.task import Task
 
 
 def on_ranks(count: int, fit: Any, method: str, task: Task, *rest: Any) -> Any:
-    """What ``fit.<method>(task, *rest)`` gives, called on ``count`` new processes; ``task`` has its weights then.
+    """What ``fit.<method>(task, *rest)`` gives, called on ``count`` new processes; ``task`` has its
+    weights then.
 
-    The task, the options and the hooks are copied to the ranks. Of what changes there, the returned value and the
-    weights come back; they are the first rank's.
+    The task, the options and the hooks are copied to the ranks. Of what changes there, the returned
+    value and the weights come back; they are the first rank's.
 
     Raises:
         MissingExtraError: cloudpickle, which copies classes defined in a session, is not installed.
@@ -32,7 +34,9 @@ def on_ranks(count: int, fit: Any, method: str, task: Task, *rest: Any) -> Any:
     try:
         import cloudpickle
     except ImportError:
-        raise missing_extra("cloudpickle", "notebook", f"a session without a script, on {count} devices,") from None
+        raise missing_extra(
+            "cloudpickle", "notebook", f"a session without a script, on {count} devices,"
+        ) from None
     with tempfile.TemporaryDirectory(prefix="loopkit-session-") as folder:
         place = Path(folder)
         task.cpu()
@@ -42,8 +46,11 @@ def on_ranks(count: int, fit: Any, method: str, task: Task, *rest: Any) -> Any:
         if code == PREEMPTED:
             raise SystemExit(PREEMPTED)
         if code:
-            raise LoopkitError(f"the {count} ranks of this session ended with exit code {code}; what happened stands "
-                               "above")  # fmt: skip
+            raise LoopkitError(
+                f"the {count} ranks of this session ended with exit code {code}; what happened "
+                f"stands "
+                "above"
+            )
         value, weights = cloudpickle.loads((place / "answer").read_bytes())
     task.load_state_dict(weights)
     return value

@@ -1,4 +1,6 @@
-"""Signals during a run: ask for an orderly end at the next step, and let a second Ctrl-C through at once."""
+"""Signals during a run: ask for an orderly end at the next step, and let a second Ctrl-C through at
+once.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ PREEMPTED = 143
 
 @contextmanager
 def signals(run: Run) -> Iterator[None]:
-    """Inside: SIGINT and SIGTERM end the run after the step under way, its state saved; SIGUSR1 saves and goes on.
+    """Inside: SIGINT and SIGTERM end the run after the step under way, its state saved; SIGUSR1
+    saves and goes on.
 
-    A handler only notes the request. Without effect outside the main thread, where Python takes no handlers.
+    A handler only notes the request. Without effect outside the main thread, where Python takes no
+    handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -43,4 +47,3 @@ def signals(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

@@ -1,4 +1,6 @@
-"""What the Hugging Face Trainer and Lightning call things, and what Fit calls them, or why it has none."""
+"""What the Hugging Face Trainer and Lightning call things, and what Fit calls them, or why it has
+none.
+"""
 
 TRAINER_NAMES = {
     "output_dir": "run_dir",

@@ -1,8 +1,9 @@
-"""A small GPT that learns to write Python from the source of Python's own standard library, letter by letter.
+"""A small GPT that learns to write Python from the source of Python's own standard library, letter
+by letter.
 
-    python -m tasks.charlm                   # about a minute on one CPU core
-    python -m tasks.charlm --resume auto     # go on after Ctrl-C or kill -9, to the very same weights
-    loopkit fit tasks/charlm.py --width 128 --steps 3000
+python -m tasks.charlm                   # about a minute on one CPU core
+python -m tasks.charlm --resume auto     # go on after Ctrl-C or kill -9, to the very same weights
+loopkit fit tasks/charlm.py --width 128 --steps 3000
 """
 
 from __future__ import annotations
@@ -27,19 +28,25 @@ from loopkit.optim import AdamW, Spec, cosine
 
 
 class Block(nn.Module):
-    """Causal self-attention, then a two-layer network, each added to its input, which it sees normalised."""
+    """Causal self-attention, then a two-layer network, each added to its input, which it sees
+    normalised.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, width) to the same."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        x = x + self.out(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        )
         return x + self.mlp(self.norm2(x))
 
 
@@ -56,9 +63,14 @@ class CharLM(Task):
     """
 
     def __init__(
-        self, layers: int = 2, width: int = 96, heads: int = 4, context: int = 64, lr: float = 3e-3,
+        self,
+        layers: int = 2,
+        width: int = 96,
+        heads: int = 4,
+        context: int = 64,
+        lr: float = 3e-3,
         folder: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.context, self.lr, self.folder = context, lr, folder
         self.letters, self.places = nn.Embedding(128, width), nn.Embedding(context, width)
@@ -80,24 +92,37 @@ class CharLM(Task):
         return {"loss": self.train_step(batch)}
 
     def optimizers(self) -> Spec:
-        return AdamW(lr=self.lr, betas=(0.9, 0.99), weight_decay=0.1, schedule=cosine(warmup="10%", floor=0.05))
+        return AdamW(
+            lr=self.lr,
+            betas=(0.9, 0.99),
+            weight_decay=0.1,
+            schedule=cosine(warmup="10%", floor=0.05),
+        )
 
     def train_data(self) -> TensorDataset:
         return TensorDataset(self._windows(held_out=False))
 
     def eval_data(self) -> TensorDataset:
         windows = self._windows(held_out=True)
-        return TensorDataset(windows[:: len(windows) // 512 or 1])  # enough to know the loss to about 0.01
+        return TensorDataset(
+            windows[:: len(windows) // 512 or 1]
+        )  # enough to know the loss to about 0.01
 
     def _windows(self, *, held_out: bool) -> Tensor:
         """All windows of context + 1 characters, uint8; every tenth file is held out of training."""
         folder = Path(self.folder or sysconfig.get_path("stdlib"))
-        files = [file for i, file in enumerate(sorted(folder.glob("*.py"))) if (i % 10 == 9) == held_out]
-        # As tabs, indentation costs the model one character a level: it need not learn to count blanks.
+        files = [
+            file for i, file in enumerate(sorted(folder.glob("*.py"))) if (i % 10 == 9) == held_out
+        ]
+        # As tabs, indentation costs the model one character a level: it need not learn to count
+        # blanks.
         text = b"\n\n".join(file.read_bytes() for file in files).replace(b"    ", b"\t")
         if len(text) <= self.context:
-            raise DataError(f"{folder} holds too little Python: {len(files)} of its *.py files have {len(text)} "
-                            "characters. Give another folder, or a smaller context")  # fmt: skip
+            raise DataError(
+                f"{folder} holds too little Python: {len(files)} of its *.py files have "
+                f"{len(text)} "
+                "characters. Give another folder, or a smaller context"
+            )
         codes = torch.frombuffer(bytearray(text), dtype=torch.uint8).clamp(max=127)
         return codes.unfold(0, self.context + 1, self.context)
 
@@ -116,37 +141,61 @@ class CharLM(Task):
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 of all parameters and buffers: equal only if every bit is."""
     state = module.state_dict().items()
-    return hashlib.sha256(b"".join(name.encode() + t.cpu().numpy().tobytes() for name, t in state)).hexdigest()
+    return hashlib.sha256(
+        b"".join(name.encode() + t.cpu().numpy().tobytes() for name, t in state)
+    ).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, show what was learned, and say where everything is."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.charlm", description="Teach a small GPT to write Python.")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--run-dir", metavar="DIR", help="where the files go (default: the next runs/charlm/<n>)")
-    parser.add_argument("--resume", metavar="auto|PATH", help="auto goes on with the newest run; or a checkpoint")
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.charlm", description="Teach a small GPT to write Python."
+    )
+    parser.add_argument(
+        "--steps", type=int, default=1200, help="optimizer steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--run-dir", metavar="DIR", help="where the files go (default: the next runs/charlm/<n>)"
+    )
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="auto goes on with the newest run; or a checkpoint"
+    )
     args = parser.parse_args(arguments)
-    # Work this small gains little from a second thread, and loses much where another process wants the core.
+    # Work this small gains little from a second thread, and loses much where another process wants
+    # the core.
     torch.set_num_threads(1)
     torch.manual_seed(0)
     task, plots = CharLM(), [Curves()] if find_spec("matplotlib") else []
     try:
         result = Fit(
-            steps=args.steps, batch_size=24, clip_norm=1.0, eval_first=True, eval_every="20%", log_every="20 steps",
-            checkpoint=Checkpoint(every="5%"), resume=args.resume or None, run_dir=args.run_dir, hooks=plots,
-        ).run(task)  # fmt: skip
+            steps=args.steps,
+            batch_size=24,
+            clip_norm=1.0,
+            eval_first=True,
+            eval_every="20%",
+            log_every="20 steps",
+            checkpoint=Checkpoint(every="5%"),
+            resume=args.resume or None,
+            run_dir=args.run_dir,
+            hooks=plots,
+        ).run(task)
     except LoopkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if result.status == "interrupted":
-        again = f"python -m tasks.charlm --steps {args.steps} --run-dir {result.run_dir} --resume auto"
+        again = (
+            f"python -m tasks.charlm --steps {args.steps} --run-dir {result.run_dir} --resume auto"
+        )
         print(f"Interrupted after step {result.step}. To go on: {again}")
         return 130
     print(f"\nIt writes:\n\n{task.write('def ', 400)}\n")
     print(f"validation loss  {result.metrics['eval/loss']:.3f} after {result.step} steps")
     print(f"weights          sha256 {fingerprint(task)}")
     print(f"checkpoint       {result.checkpoint}")
-    print(f"curves           {f'{result.run_dir}/curves.png' if plots else 'pip install loopkit[plots] draws them'}")
+    print(
+        f"curves           "
+        f"{f'{result.run_dir}/curves.png' if plots else 'pip install loopkit[plots] draws them'}"
+    )
     print(f"TensorBoard      tensorboard --logdir {result.run_dir}")
     return 0
 

@@ -1,8 +1,8 @@
 """Handwritten digits: scikit-learn's 1797 images of 8 x 8 pixels, learned in a few seconds.
 
-    pip install 'loopkit[examples]'
-    python -m tasks.digits
-    loopkit fit tasks/digits.py --hidden 256 --epochs 30
+pip install 'loopkit[examples]'
+python -m tasks.digits
+loopkit fit tasks/digits.py --hidden 256 --epochs 30
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def main() -> None:
     fit = Fit(epochs=20, eval_every="5 epochs")
     result = fit.run(task)
     predicted, (_, labels) = fit.predict(task), _digits(held_out=True)
-    print(f"accuracy on {len(labels)} images it has not seen: {result.metrics['eval/accuracy']:.3f}")
+    print(
+        f"accuracy on {len(labels)} images it has not seen: {result.metrics['eval/accuracy']:.3f}"
+    )
     print("predicted:", " ".join(map(str, predicted[:20].tolist())))
     print("shown:    ", " ".join(map(str, labels[:20].tolist())))
     print("files:    ", result.run_dir)

@@ -2,7 +2,8 @@
 
     python -m tasks.gan
 
-The step is ``GanStep``: accumulation, clipping, precision, checkpoints and exact resume come with it.
+The step is ``GanStep``: accumulation, clipping, precision, checkpoints and exact resume come with
+it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class GanStep(StepLoop):
         """One update of each player, on the same micro-batches."""
         losses = {}
         for player in ("critic", "generator"):
-            losses[player] = self.backward(run, batches, method=f"{player}_step", optimizers=[player])["loss"]
+            losses[player] = self.backward(
+                run, batches, method=f"{player}_step", optimizers=[player]
+            )["loss"]
             self.update(run, optimizers=[player])
         return losses
 
@@ -50,10 +53,18 @@ class RingGan(Task):
         super().__init__()
         self.noise, self.lr = noise, lr
         self.generator = nn.Sequential(
-            nn.Linear(noise, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
+            nn.Linear(noise, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 2),
         )
         self.critic = nn.Sequential(
-            nn.Linear(2, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1)
+            nn.Linear(2, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, 1),
         )
 
     def loops(self) -> Mapping[str, StepLoop]:
@@ -77,7 +88,9 @@ class RingGan(Task):
         return {"loss": self.generator_step(batch), "preds": self.make(len(batch[0]))}
 
     def compute_metrics(self, outputs: Any) -> dict[str, float]:
-        """How many of the eight points are reached, and what share of all made points is near one of them."""
+        """How many of the eight points are reached, and what share of all made points is near one
+        of them.
+        """
         distance, nearest = torch.cdist(torch.as_tensor(outputs.preds), POINTS).min(-1)
         near = distance < 3 * SPREAD
         return {"points": len(set(nearest[near].tolist())), "near": near.float().mean().item()}
@@ -108,7 +121,12 @@ def main() -> None:
     points, near = result.metrics["eval/points"], result.metrics["eval/near"]
     print(f"{points:.0f} of 8 points reached; {near:.0%} of what it makes lies near one:")
     with torch.no_grad():
-        columns, rows = ((task.make(500).cpu().clamp(-1.2, 1.2) + 1.2) / 2.4 * torch.tensor([48, 20])).round().int().T
+        columns, rows = (
+            ((task.make(500).cpu().clamp(-1.2, 1.2) + 1.2) / 2.4 * torch.tensor([48, 20]))
+            .round()
+            .int()
+            .T
+        )
     canvas = [[" "] * 49 for _ in range(21)]
     for column, row in zip(columns.tolist(), rows.tolist()):
         canvas[20 - row][column] = "*"

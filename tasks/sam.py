@@ -1,9 +1,11 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss nearby is worst. One custom step.
+"""Sharpness-aware minimisation: the gradient is taken where the loss nearby is worst. One custom
+step.
 
     pip install 'loopkit[examples]'
     python -m tasks.sam
 
-It learns digits with 40 % of the training labels drawn at random, with plain steps and with ``SamStep``.
+It learns digits with 40 % of the training labels drawn at random, with plain steps and with
+``SamStep``.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from tasks.digits import Digits
 
 
 class SamStep(StepLoop):
-    """Sharpness-aware minimisation (Foret et al. 2021): the gradient at w + rho g/|g|, applied at w.
+    """Sharpness-aware minimisation (Foret et al. 2021): the gradient at w + rho g/|g|, applied at
+    w.
 
     Args:
         rho: how far to climb, as a Euclidean distance over all parameters.
@@ -62,7 +65,9 @@ class NoisyDigits(Digits):
         images, labels = super().train_data().tensors
         generator = torch.Generator().manual_seed(0)
         drawn = torch.rand(len(labels), generator=generator) < self.wrong
-        return TensorDataset(images, torch.where(drawn, torch.randint(10, labels.shape, generator=generator), labels))
+        return TensorDataset(
+            images, torch.where(drawn, torch.randint(10, labels.shape, generator=generator), labels)
+        )
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""Real processes that train together over gloo on loopback, kept from test to test: importing torch takes seconds."""
+"""Real processes that train together over gloo on loopback, kept from test to test: importing torch
+takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,42 @@ ROOT = Path(__file__).parents[1]
 
 
 class Ranks:
-    """``size`` processes, each with torchrun's environment, that call functions of this test suite together."""
+    """``size`` processes, each with torchrun's environment, that call functions of this test suite
+    together.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._store.port,
-                  "OMP_NUM_THREADS": 1, "TORCHELASTIC_USE_AGENT_STORE": "True", "DS_ACCELERATOR": "cpu"}
+        shared = {
+            "WORLD_SIZE": size,
+            "LOCAL_WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": self._store.port,
+            "OMP_NUM_THREADS": 1,
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "DS_ACCELERATOR": "cpu",
+        }
         self._processes = [
-            subprocess.Popen([sys.executable, "-m", "tests.ranks"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             env={**os.environ, **{n: str(v) for n, v in shared.items()}, "RANK": str(r), "LOCAL_RANK": str(r)})
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.ranks"],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={
+                    **os.environ,
+                    **{n: str(v) for n, v in shared.items()},
+                    "RANK": str(r),
+                    "LOCAL_RANK": str(r),
+                },
+            )
             for r in range(size)
         ]
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        """What ``function``, found by its name, returned on each rank; AssertionError with the traceback if one raised."""
+        """What ``function``, found by its name, returned on each rank; AssertionError with the
+        traceback if one raised.
+        """
         name = f"{function.__module__}:{function.__qualname__}"
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             torch.save((name, args, kwargs), file.name)
@@ -66,7 +89,9 @@ def serve() -> None:
     from loopkit.strategies import failure, pulse
 
     failure.Failure.install = lambda self: None  # errors are answers here
-    pulse.Pulse._beat = lambda self: None  # uninstalled, each run would start another, and hundreds speak every second
+    pulse.Pulse._beat = lambda self: (
+        None
+    )  # uninstalled, each run would start another, and hundreds speak every second
     for line in sys.stdin:
         name, args, kwargs = torch.load(line.strip(), weights_only=False)
         place, error = "", ""

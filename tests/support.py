@@ -37,13 +37,17 @@ class Noisy(Dataset):
         import numpy
 
         x, y = self.points[index]
-        return x + 0.1 * torch.randn(8) + 0.1 * random.random() + float(0.1 * numpy.random.rand()), y
+        return x + 0.1 * torch.randn(8) + 0.1 * random.random() + float(
+            0.1 * numpy.random.rand()
+        ), y
 
 
 class Tiny(Task):
     """A small classifier with dropout."""
 
-    def __init__(self, count: int = 60, lr: float = 1e-2, dropout: float = 0.2, noisy: bool = False) -> None:
+    def __init__(
+        self, count: int = 60, lr: float = 1e-2, dropout: float = 0.2, noisy: bool = False
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.count, self.lr, self.noisy = count, lr, noisy
@@ -89,7 +93,16 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     sha = hashlib.sha256()
     for name in sorted(tensors):
         sha.update(name.encode())
-        sha.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(
+            tensors[name]
+            .detach()
+            .cpu()
+            .contiguous()
+            .reshape(-1)
+            .view(torch.uint8)
+            .numpy()
+            .tobytes()
+        )
     return sha.hexdigest()
 
 

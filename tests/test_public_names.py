@@ -17,7 +17,9 @@ def test_every_public_name_is_there(name):
 
 
 def test_the_table_and_the_list_of_public_names_agree():
-    assert sorted(name for names in loopkit._HOMES.values() for name in names) == sorted(loopkit.__all__)
+    assert sorted(name for names in loopkit._HOMES.values() for name in names) == sorted(
+        loopkit.__all__
+    )
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

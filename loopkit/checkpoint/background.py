@@ -21,15 +21,20 @@ from loopkit.checkpoint.writer import Draft, draft, write
 class BackgroundWriter:
     """Writes checkpoints in one thread, at most one at a time.
 
-    ``after(path)`` runs in that thread when a checkpoint is durable; retention is its use. The buffers take
-    as much CPU memory as the tensors of one snapshot. All methods are called from one thread.
+    ``after(path)`` runs in that thread when a checkpoint is durable; retention is its use. The
+    buffers take as much CPU memory as the tensors of one snapshot. All methods are called from one
+    thread.
 
-    ``ranks`` are those who write each checkpoint together, each from a writer of its own; their collectives run
-    in the threads, so they must be a group of their own.
+    ``ranks`` are those who write each checkpoint together, each from a writer of its own; their
+    collectives run in the threads, so they must be a group of their own.
     """
 
     def __init__(
-        self, store: Store, run_dir: Path, after: Callable[[Path], object] | None = None, ranks: Everyone | None = None
+        self,
+        store: Store,
+        run_dir: Path,
+        after: Callable[[Path], object] | None = None,
+        ranks: Everyone | None = None,
     ):
         self._ranks = ranks
         self._store = store
@@ -48,19 +53,23 @@ class BackgroundWriter:
     def submit(self, snapshot: Snapshot) -> None:
         """Copy ``snapshot`` and start saving it; on return everything in it may be changed.
 
-        A save in flight is waited for, and its failure is raised here, before anything is copied. Raises
-        what :func:`loopkit.checkpoint.writer.draft` raises.
+        A save in flight is waited for, and its failure is raised here, before anything is copied.
+        Raises what :func:`loopkit.checkpoint.writer.draft` raises.
         """
         self._join()
         self._raise()
         ready = draft(snapshot)
         ready.tensors, copied = self._buffers.fill(ready.tensors)
         # Not a daemon: a program that ends without close() still finishes its last save.
-        self._thread = threading.Thread(target=self._run, args=(ready, copied), name="loopkit-checkpoint")
+        self._thread = threading.Thread(
+            target=self._run, args=(ready, copied), name="loopkit-checkpoint"
+        )
         self._thread.start()
 
     def poll(self) -> list[Path]:
-        """The checkpoints finished since the last call, without waiting; raises a save's failure, once."""
+        """The checkpoints finished since the last call, without waiting; raises a save's failure,
+        once.
+        """
         if not self.busy:
             self._join()
             self._raise()
@@ -83,7 +92,10 @@ class BackgroundWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is None:
             self.close()
@@ -121,8 +133,12 @@ class _Buffers:
         self.kept: dict[tuple[str, str], torch.Tensor] = {}
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def fill(self, tensors: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], Callable[[], None]]:
-        """Copies by stem and name, and a function that waits until copies from devices have arrived."""
+    def fill(
+        self, tensors: dict[str, dict[str, Any]]
+    ) -> tuple[dict[str, dict[str, Any]], Callable[[], None]]:
+        """Copies by stem and name, and a function that waits until copies from devices have
+        arrived.
+        """
         copies: dict[str, dict[str, Any]] = {}
         used: dict[tuple[str, str], torch.Tensor] = {}
         for stem, named in tensors.items():
@@ -164,7 +180,8 @@ class _Buffers:
         for device, stream in self.streams.items():
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(stream)
-            # What the caller does to the sources next runs after the copy, without holding up the caller.
+            # What the caller does to the sources next runs after the copy, without holding up the
+            # caller.
             torch.cuda.current_stream(device).wait_event(event)
             events.append(event)
 

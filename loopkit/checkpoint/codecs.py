@@ -1,15 +1,16 @@
-"""Python values to JSON and back, exactly, without pickle and without calling anything a file names.
+"""Python values to JSON and back, exactly, without pickle and without calling anything a file
+names.
 
 Kept with their types: ``None``, ``bool``, ``int``, ``float`` (NaN with its bits, infinities, -0.0),
-``complex``, ``str``, ``bytes``, ``list``, ``tuple``, ``dict`` (any keys, in order), ``OrderedDict``,
-``Counter``, ``deque``, ``set``, ``frozenset``, ``range``, ``torch.Size``, ``torch.dtype``,
-``torch.device``, tensors (a ``Parameter`` comes back as a plain tensor; all come back on the CPU, without
-gradient), numpy scalars and arrays of numbers and times (C order), paths, ``datetime``, ``date``,
-``timedelta`` and fixed-offset ``timezone``. Anything else, subclasses included, is a ``TypeError`` that
-names where it was.
+``complex``, ``str``, ``bytes``, ``list``, ``tuple``, ``dict`` (any keys, in order),
+``OrderedDict``, ``Counter``, ``deque``, ``set``, ``frozenset``, ``range``, ``torch.Size``,
+``torch.dtype``, ``torch.device``, tensors (a ``Parameter`` comes back as a plain tensor; all come
+back on the CPU, without gradient), numpy scalars and arrays of numbers and times (C order), paths,
+``datetime``, ``date``, ``timedelta`` and fixed-offset ``timezone``. Anything else, subclasses
+included, is a ``TypeError`` that names where it was.
 
-A tagged value is an object with one key that starts with ``$``; a user's own dict with such a key, or
-with keys that are not strings, is written as a list of pairs, so the two cannot be confused.
+A tagged value is an object with one key that starts with ``$``; a user's own dict with such a key,
+or with keys that are not strings, is written as a list of pairs, so the two cannot be confused.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ MAX_DEPTH = 100
 
 
 def encode(value: Any, path: str, tensors: dict[str, Any]) -> Any:
-    """``value`` as JSON data. Tensors and arrays are put into ``tensors`` under a name made from ``path``.
+    """``value`` as JSON data. Tensors and arrays are put into ``tensors`` under a name made from
+    ``path``.
 
     Tensors are not copied. Raises ``TypeError`` naming the path for a type outside the list above,
-    ``ValueError`` for nesting deeper than :data:`MAX_DEPTH` (a container that holds itself, for one).
+    ``ValueError`` for nesting deeper than :data:`MAX_DEPTH` (a container that holds itself, for
+    one).
     """
     return _Encoder(tensors).value(value, path, 0)
 
@@ -53,7 +56,9 @@ class _Encoder:
 
     def value(self, value: Any, path: str, depth: int) -> Any:
         if depth > MAX_DEPTH:
-            raise ValueError(f"{path[:80]}…: nested more than {MAX_DEPTH} deep; a container that holds itself?")
+            raise ValueError(
+                f"{path[:80]}…: nested more than {MAX_DEPTH} deep; a container that holds itself?"
+            )
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -65,7 +70,9 @@ class _Encoder:
         if kind is dict:
             return self.mapping(value, path, depth)
         if kind in _SEQUENCES:
-            items = [self.value(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+            items = [
+                self.value(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)
+            ]
             return _SEQUENCES[kind](value, items)
         if kind is OrderedDict or kind is Counter:
             return {f"${kind.__name__}": self.pairs(value, path, depth)}
@@ -82,7 +89,9 @@ class _Encoder:
 
     def mapping(self, value: dict[Any, Any], path: str, depth: int) -> Any:
         if all(type(key) is str and not key.startswith("$") and plain(key) for key in value):
-            return {key: self.value(item, _join(path, key), depth + 1) for key, item in value.items()}
+            return {
+                key: self.value(item, _join(path, key), depth + 1) for key, item in value.items()
+            }
         return {"$dict": self.pairs(value, path, depth)}
 
     def pairs(self, value: Mapping[Any, Any], path: str, depth: int) -> list[Any]:
@@ -98,14 +107,21 @@ class _Encoder:
         known = isinstance(value, np.generic) or type(value) is np.ndarray
         if not known or not numpy_kept(value.dtype.str):
             raise TypeError(
-                f"{path}: a numpy {type(value).__name__} of dtype {value.dtype} cannot be saved in a "
+                f"{path}: a numpy {type(value).__name__} of dtype {value.dtype} cannot be saved in "
+                f"a "
                 "checkpoint; arrays of numbers and times can. Use a list for text and objects."
             )
         if isinstance(value, np.generic):
             return {"$scalar": [value.dtype.str, value.tobytes().hex()]}
         # A copy, so that what the caller does to the array next does not reach the file.
-        raw = torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8) if value.nbytes else torch.empty(0)
-        return {"$array": [self.keep(path, raw.to(torch.uint8)), value.dtype.str, list(value.shape)]}
+        raw = (
+            torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8)
+            if value.nbytes
+            else torch.empty(0)
+        )
+        return {
+            "$array": [self.keep(path, raw.to(torch.uint8)), value.dtype.str, list(value.shape)]
+        }
 
     def keep(self, path: str, tensor: Any) -> str:
         name, count = path, 1
@@ -144,13 +160,22 @@ class _Decoder:
         if type(data) is not dict:
             return data
         if not any(key.startswith("$") for key in data):
-            return {key: self.value(item, _join(path, key), depth + 1) for key, item in data.items()}
+            return {
+                key: self.value(item, _join(path, key), depth + 1) for key, item in data.items()
+            }
         tag, body = next(iter(data.items()))
         if len(data) != 1 or tag not in _KNOWN:
             raise CorruptCheckpointError(f"{path}: unknown value {sorted(data)[:3]!a}")
         try:
             return self.tagged(tag, body, path, depth)
-        except (ValueError, TypeError, LookupError, OverflowError, struct.error, RuntimeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            OverflowError,
+            struct.error,
+            RuntimeError,
+        ) as error:
             raise CorruptCheckpointError(f"{path}: not a {tag[1:]} ({error})") from None
 
     def tagged(self, tag: str, body: Any, path: str, depth: int) -> Any:

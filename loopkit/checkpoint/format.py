@@ -40,8 +40,8 @@ _CORRUPT = re.compile(rf"{_STEP.pattern}\.corrupt-[1-9]\d*")
 class Part:
     """This rank's box of a tensor that is spread over ranks.
 
-    ``tensor`` is None where another rank writes the box, or it is empty; ``offset`` and ``shape`` say where in the
-    whole it lies and how large the whole is.
+    ``tensor`` is None where another rank writes the box, or it is empty; ``offset`` and ``shape``
+    say where in the whole it lies and how large the whole is.
     """
 
     tensor: torch.Tensor | None
@@ -51,9 +51,11 @@ class Part:
 
 @dataclass
 class Pieces:
-    """A tensor that lies in several pieces in files, put together where it is asked for: ``pieces[box]``.
+    """A tensor that lies in several pieces in files, put together where it is asked for:
+    ``pieces[box]``.
 
-    ``pieces`` holds each one's offset in the whole and itself; they do not overlap, and leave nothing out.
+    ``pieces`` holds each one's offset in the whole and itself; they do not overlap, and leave
+    nothing out.
     """
 
     shape: tuple[int, ...]
@@ -61,15 +63,21 @@ class Pieces:
     pieces: list[tuple[tuple[int, ...], torch.Tensor]]
 
     def __getitem__(self, box: tuple[slice, ...]) -> torch.Tensor:
-        """What lies in ``box`` (a slice with start and stop for each dimension; none for all), in fresh memory."""
+        """What lies in ``box`` (a slice with start and stop for each dimension; none for all), in
+        fresh memory.
+        """
         box = box or tuple(slice(0, size) for size in self.shape)
         made = torch.empty([part.stop - part.start for part in box], dtype=self.dtype)
         for offset, piece in self.pieces:
             low = [max(part.start, at) for part, at in zip(box, offset)]
             high = [min(part.stop, at + size) for part, at, size in zip(box, offset, piece.shape)]
             if all(start < stop for start, stop in zip(low, high)):
-                into = tuple(slice(a - part.start, b - part.start) for a, b, part in zip(low, high, box))
-                made[into] = piece[tuple(slice(a - at, b - at) for a, b, at in zip(low, high, offset))]
+                into = tuple(
+                    slice(a - part.start, b - part.start) for a, b, part in zip(low, high, box)
+                )
+                made[into] = piece[
+                    tuple(slice(a - at, b - at) for a, b, at in zip(low, high, offset))
+                ]
         return made
 
 
@@ -77,12 +85,12 @@ class Pieces:
 class Snapshot:
     """Everything a checkpoint holds, in memory.
 
-    ``tensors``: file stem ("model", "optimizer", "state") to tensor name to CPU tensor, to a Part when it is to be
-    written, or to Pieces when it was read from a Store that maps; a stem with no tensors has no file. Names under
-    one stem that share one storage are written once and come back as one tensor object.
-    ``state``: Python values, see :mod:`loopkit.checkpoint.codecs` for the types.
-    ``meta``: facts for the manifest, ``step`` (an int, from 0) among them; key order is not kept.
-    ``files``: extra files by relative name.
+    ``tensors``: file stem ("model", "optimizer", "state") to tensor name to CPU tensor, to a Part
+    when it is to be written, or to Pieces when it was read from a Store that maps; a stem with no
+    tensors has no file. Names under one stem that share one storage are written once and come back
+    as one tensor object. ``state``: Python values, see :mod:`loopkit.checkpoint.codecs` for the
+    types. ``meta``: facts for the manifest, ``step`` (an int, from 0) among them; key order is not
+    kept. ``files``: extra files by relative name.
     """
 
     tensors: dict[str, dict[str, Any]]
@@ -128,7 +136,10 @@ def safe_name(name: str) -> bool:
         and "\\" not in name
         and "\0" not in name
         and ":" not in parts[0]
-        and all(part not in ("", ".", "..") and len(part.encode("utf-8", "replace")) <= 255 for part in parts)
+        and all(
+            part not in ("", ".", "..") and len(part.encode("utf-8", "replace")) <= 255
+            for part in parts
+        )
     )
 
 

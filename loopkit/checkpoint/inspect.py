@@ -13,7 +13,14 @@ import numpy as np
 import torch
 
 from loopkit.checkpoint import codecs, tensorfile
-from loopkit.checkpoint.format import MANIFEST, STAGING, Snapshot, checkpoints_dir, dump_json, parse_name
+from loopkit.checkpoint.format import (
+    MANIFEST,
+    STAGING,
+    Snapshot,
+    checkpoints_dir,
+    dump_json,
+    parse_name,
+)
 from loopkit.checkpoint.reader import read
 from loopkit.checkpoint.reader import verify as verify_one
 from loopkit.checkpoint.search import Entry, scan
@@ -21,18 +28,25 @@ from loopkit.checkpoint.store import Store
 from loopkit.checkpoint.writer import gone_on_failure
 from loopkit.errors import CheckpointError, OptionError
 
-WEIGHTS, ADAPTER_WEIGHTS, ADAPTERS = "model.safetensors", "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, ADAPTER_WEIGHTS, ADAPTERS = (
+    "model.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+)
 ABOUT = "loopkit.json"
 """What an export says about itself, in the JSON of :mod:`loopkit.checkpoint.codecs`."""
 
 
 def ls(run_dir: Path, store: Store | None = None, deep: bool = False) -> list[Entry]:
-    """The checkpoints of a run, oldest first; ``deep`` reads every byte, otherwise manifests and sizes."""
+    """The checkpoints of a run, oldest first; ``deep`` reads every byte, otherwise manifests and
+    sizes.
+    """
     return scan(store or Store(), run_dir, deep)
 
 
 def verify_tree(path: Path, store: Store | None = None) -> dict[Path, list[str]]:
-    """What is wrong, by checkpoint, for a run directory, a ``checkpoints`` directory or one checkpoint.
+    """What is wrong, by checkpoint, for a run directory, a ``checkpoints`` directory or one
+    checkpoint.
 
     ``FileNotFoundError`` when there is none.
     """
@@ -58,8 +72,8 @@ def _problems(store: Store, path: Path) -> list[str]:
 class Diff:
     """How two checkpoints differ; names are "stem:tensor" and paths into the state.
 
-    ``changed``: the largest absolute difference, ``None`` where dtype or shape differ, NaN where only one
-    side is NaN. ``state``: path to the two values, an absent one as ``"<absent>"``.
+    ``changed``: the largest absolute difference, ``None`` where dtype or shape differ, NaN where
+    only one side is NaN. ``state``: path to the two values, an absent one as ``"<absent>"``.
     """
 
     added: list[str] = field(default_factory=list)
@@ -89,8 +103,12 @@ def diff(a: Path, b: Path, store: Store | None = None) -> Diff:
 
 
 def _flat(snapshot: Snapshot) -> dict[str, torch.Tensor]:
-    found = {f"{stem}:{name}": t for stem, named in snapshot.tensors.items() for name, t in named.items()}
-    within = {f"state:{path}": v for path, v in _leaves(snapshot.state, "") if isinstance(v, torch.Tensor)}
+    found = {
+        f"{stem}:{name}": t for stem, named in snapshot.tensors.items() for name, t in named.items()
+    }
+    within = {
+        f"state:{path}": v for path, v in _leaves(snapshot.state, "") if isinstance(v, torch.Tensor)
+    }
     return {**found, **within}
 
 
@@ -133,13 +151,15 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def export(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
-    """The model alone, for use anywhere: ``model.safetensors``, the extra files, and ``loopkit.json``.
+    """The model alone, for use anywhere: ``model.safetensors``, the extra files, and
+    ``loopkit.json``.
 
-    Where the extra files are those of adapters, the weights are in ``adapter_model.safetensors``, as peft opens them.
+    Where the extra files are those of adapters, the weights are in ``adapter_model.safetensors``,
+    as peft opens them.
 
-    ``loopkit.json`` has ``task`` (the class's name) and ``hparams`` (its constructor's arguments), ``step`` and
-    ``format``. The checkpoint is verified first. ``OptionError`` when ``out_dir`` exists and is not empty,
-    ``CheckpointError`` when there is no model in the checkpoint.
+    ``loopkit.json`` has ``task`` (the class's name) and ``hparams`` (its constructor's arguments),
+    ``step`` and ``format``. The checkpoint is verified first. ``OptionError`` when ``out_dir``
+    exists and is not empty, ``CheckpointError`` when there is no model in the checkpoint.
     """
     door, out = store or Store(), Path(out_dir)
     if door.names(out) or (out.exists() and not out.is_dir()):
@@ -158,13 +178,19 @@ def export(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     text = dump_json(codecs.encode(about, "", tensors), sort=False)
     if tensors:
-        raise CheckpointError(f"{checkpoint}: {sorted(tensors)[0]} is a tensor, which {ABOUT} cannot hold")
+        raise CheckpointError(
+            f"{checkpoint}: {sorted(tensors)[0]} is a tensor, which {ABOUT} cannot hold"
+        )
     staging = out.parent / f"{STAGING}{secrets.token_hex(4)}"
     with gone_on_failure(door, staging):
         door.mkdir(staging)
         aliases = tensorfile.find_aliases(model)
-        with door.create(staging / (WEIGHTS if ADAPTERS not in snapshot.files else ADAPTER_WEIGHTS)) as sink:
-            tensorfile.write(sink, {name: t for name, t in model.items() if name not in aliases}, aliases)
+        with door.create(
+            staging / (WEIGHTS if ADAPTERS not in snapshot.files else ADAPTER_WEIGHTS)
+        ) as sink:
+            tensorfile.write(
+                sink, {name: t for name, t in model.items() if name not in aliases}, aliases
+            )
         for name, data in {**snapshot.files, ABOUT: text}.items():
             door.write_below(staging, name, data)
         door.sync_dir(staging)

@@ -20,8 +20,9 @@ LOCK = ".lock"
 class RunLock:
     """Holds a run directory from construction until :meth:`release` or the end of the process.
 
-    Raises ``RunDirError`` when the directory cannot be written, and when another run holds it: then with
-    that run's id, process, host and start. The file stays; its content is only for that message.
+    Raises ``RunDirError`` when the directory cannot be written, and when another run holds it: then
+    with that run's id, process, host and start. The file stays; its content is only for that
+    message.
     """
 
     def __init__(self, run_dir: Path, run_id: str = "", store: Store | None = None):
@@ -36,9 +37,11 @@ class RunLock:
         self._handle = self._store.lock(self.path, dump_json(about))
         if self._handle is None:
             raise RunDirError(
-                f"{run_dir} is in use by {_holder(self._store, self.path)}. Choose another run directory, or end it."
+                f"{run_dir} is in use by {_holder(self._store, self.path)}. Choose another run "
+                f"directory, or end it."
             )
-        # A forked child (a data worker) would hold the lock for as long as it outlives this process.
+        # A forked child (a data worker) would hold the lock for as long as it outlives this
+        # process.
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forget(me))
 
@@ -50,7 +53,10 @@ class RunLock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.release()
 

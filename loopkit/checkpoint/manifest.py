@@ -1,4 +1,6 @@
-"""MANIFEST.json: what files and tensors a checkpoint has, and how to tell that they are the ones written."""
+"""MANIFEST.json: what files and tensors a checkpoint has, and how to tell that they are the ones
+written.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from loopkit.checkpoint.format import (
 )
 from loopkit.errors import CheckpointError, CorruptCheckpointError
 
-RESERVED = frozenset(("format", "version", "min_reader", "generation", "files", "tensors", "aliases", "checksum"))
+RESERVED = frozenset(
+    ("format", "version", "min_reader", "generation", "files", "tensors", "aliases", "checksum")
+)
 """Names in the manifest that a snapshot's ``meta`` cannot use (``generation`` is given by the writer)."""
 
 MAX_CHUNKS = 65536
@@ -44,7 +48,9 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor in a file: where it starts in the tensor, its shape, the CRC-32 of its bytes."""
+    """A box of a tensor in a file: where it starts in the tensor, its shape, the CRC-32 of its
+    bytes.
+    """
 
     file: str
     offset: tuple[int, ...]
@@ -97,10 +103,13 @@ class Manifest:
 def meta_json(meta: Mapping[str, Any]) -> dict[str, Any]:
     """``meta`` as the manifest has it.
 
-    ``ValueError`` for a name that is taken and without ``step``, ``TypeError`` for a value not kept.
+    ``ValueError`` for a name that is taken and without ``step``, ``TypeError`` for a value not
+    kept.
     """
     own = {name: value for name, value in meta.items() if name != "generation"}
-    if RESERVED.intersection(own) or any(type(name) is not str or name.startswith("$") for name in own):
+    if RESERVED.intersection(own) or any(
+        type(name) is not str or name.startswith("$") for name in own
+    ):
         raise ValueError(f"meta takes plain names, none of {sorted(RESERVED)}")
     step = own.get("step")
     if type(step) is not int or not 0 <= step < 10**18:
@@ -115,19 +124,27 @@ class _NoTensors(dict[str, Any]):
 
 
 def _tensor_json(record: TensorRecord) -> dict[str, Any]:
-    return {"dtype": record.dtype, "shape": record.shape, "chunks": [vars(chunk) for chunk in record.chunks]}
+    return {
+        "dtype": record.dtype,
+        "shape": record.shape,
+        "chunks": [vars(chunk) for chunk in record.chunks],
+    }
 
 
 def checksum(body: Mapping[str, Any]) -> str:
     """SHA-256 of the manifest without its ``checksum``, in the one way it is written."""
-    return hashlib.sha256(dump_json({key: body[key] for key in body if key != "checksum"})).hexdigest()
+    return hashlib.sha256(
+        dump_json({key: body[key] for key in body if key != "checksum"})
+    ).hexdigest()
 
 
-def parse(data: bytes, what: str = MANIFEST, migrations: Mapping[int, Migration] = MIGRATIONS) -> Manifest:
+def parse(
+    data: bytes, what: str = MANIFEST, migrations: Mapping[int, Migration] = MIGRATIONS
+) -> Manifest:
     """The manifest in ``data``, migrated to this version and checked in itself.
 
-    ``CorruptCheckpointError`` when it is not what was written, ``CheckpointError`` when it was written by a
-    version that this one cannot read; ``what`` names it in the message.
+    ``CorruptCheckpointError`` when it is not what was written, ``CheckpointError`` when it was
+    written by a version that this one cannot read; ``what`` names it in the message.
     """
     raw = load_json(data, what)
     if type(raw) is not dict or raw.get("format") != FORMAT:
@@ -146,7 +163,8 @@ def migrate(raw: dict[str, Any], what: str, migrations: Mapping[int, Migration])
     version, needed = _count(raw["version"]), _count(raw["min_reader"])
     if needed > VERSION:
         raise CheckpointError(
-            f"{what}: written in format version {version}, which needs a reader of version {needed}; "
+            f"{what}: written in format version {version}, which needs a reader of version "
+            f"{needed}; "
             f"this loopkit reads version {VERSION}. Install a newer loopkit."
         )
     while version < VERSION:
@@ -160,13 +178,16 @@ def migrate(raw: dict[str, Any], what: str, migrations: Mapping[int, Migration])
 def _build(raw: dict[str, Any]) -> Manifest:
     files = [FileRecord(str(f["path"]), _count(f["size"]), str(f["sha256"])) for f in raw["files"]]
     tensors = {
-        stem: {name: _tensor(record) for name, record in records.items()} for stem, records in raw["tensors"].items()
+        stem: {name: _tensor(record) for name, record in records.items()}
+        for stem, records in raw["tensors"].items()
     }
     meta = codecs.decode({key: raw[key] for key in raw if key not in RESERVED}, "meta", {})
     meta["generation"] = _count(raw["generation"])
     found = Manifest(meta, meta["generation"], {f.path: f for f in files}, tensors, raw["aliases"])
     _count(meta["step"])
-    if len(found.files) != len(files) or not all(safe_name(f.path) and f.path != MANIFEST for f in files):
+    if len(found.files) != len(files) or not all(
+        safe_name(f.path) and f.path != MANIFEST for f in files
+    ):
         raise ValueError("file names that are unsafe or appear twice")
     if STATE not in found.files:
         raise ValueError(f"{STATE} is not listed")
@@ -176,7 +197,8 @@ def _build(raw: dict[str, Any]) -> Manifest:
 
 def _tensor(raw: dict[str, Any]) -> TensorRecord:
     chunks = tuple(
-        Chunk(str(c["file"]), _shape(c["offset"]), _shape(c["shape"]), _count(c["crc32"])) for c in raw["chunks"]
+        Chunk(str(c["file"]), _shape(c["offset"]), _shape(c["shape"]), _count(c["crc32"]))
+        for c in raw["chunks"]
     )
     return TensorRecord(str(raw["dtype"]), _shape(raw["shape"]), chunks)
 
@@ -194,7 +216,8 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def check_coverage(manifest: Manifest) -> None:
-    """Every tensor is tiled by its chunks, which are in files that are listed; aliases name tensors.
+    """Every tensor is tiled by its chunks, which are in files that are listed; aliases name
+    tensors.
 
     ``ValueError`` naming the tensor that is not.
     """
@@ -206,14 +229,18 @@ def check_coverage(manifest: Manifest) -> None:
                 raise ValueError(f"{stem} tensor {name!r} appears twice in a file")
             seen |= keys
             if not _tiles(record):
-                raise ValueError(f"the chunks of {stem} tensor {name!r} do not cover it exactly once")
+                raise ValueError(
+                    f"the chunks of {stem} tensor {name!r} do not cover it exactly once"
+                )
             if any(chunk.file not in manifest.files for chunk in record.chunks):
                 raise ValueError(f"{stem} tensor {name!r} is in a file that is not listed")
     for stem, names in manifest.aliases.items():
         known = manifest.tensors.get(stem, {})
         for name, canonical in names.items():
             if canonical not in known or name in known:
-                raise ValueError(f"{stem} tensor {name!r} shares memory with {canonical!r}, which is missing")
+                raise ValueError(
+                    f"{stem} tensor {name!r} shares memory with {canonical!r}, which is missing"
+                )
 
 
 def _tiles(record: TensorRecord) -> bool:
@@ -235,9 +262,12 @@ def _tiles(record: TensorRecord) -> bool:
 def _overlapping(boxes: list[_Box]) -> bool:
     open_boxes: list[_Box] = []
     for box in sorted(boxes):
-        # Sorted by the first dimension, so a box that ends before this one starts meets no later one.
+        # Sorted by the first dimension, so a box that ends before this one starts meets no later
+        # one.
         open_boxes = [other for other in open_boxes if other[0][1] > box[0][0]]
-        if any(all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, other)) for other in open_boxes):
+        if any(
+            all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, other)) for other in open_boxes
+        ):
             return True
         open_boxes.append(box)
     return False

@@ -30,7 +30,8 @@ _LARGE = ("model", "optimizer")
 def read_manifest(store: Store, directory: Path) -> Manifest:
     """The manifest of a checkpoint, checked in itself and against the directory's name.
 
-    ``CorruptCheckpointError`` when it is damaged or missing, ``CheckpointError`` when it is too new.
+    ``CorruptCheckpointError`` when it is damaged or missing, ``CheckpointError`` when it is too
+    new.
     """
     path = directory / MANIFEST
     try:
@@ -47,9 +48,9 @@ def read(store: Store, directory: Path, verify: bool = True) -> Snapshot:
     """The checkpoint in ``directory``, all in fresh CPU memory.
 
     ``CorruptCheckpointError`` naming file and tensor when anything differs from what was written,
-    ``CheckpointError`` for one that is too new or cannot be read, ``FileNotFoundError`` when there is no
-    such directory. ``verify=False`` skips the SHA-256 of whole files; sizes, headers and the CRC-32 of each
-    tensor are checked all the same.
+    ``CheckpointError`` for one that is too new or cannot be read, ``FileNotFoundError`` when there
+    is no such directory. ``verify=False`` skips the SHA-256 of whole files; sizes, headers and the
+    CRC-32 of each tensor are checked all the same.
     """
     if not store.is_dir(directory, follow=True):
         raise FileNotFoundError(f"{directory} is not a directory")
@@ -61,7 +62,9 @@ def read(store: Store, directory: Path, verify: bool = True) -> Snapshot:
     for record in manifest.files.values():
         _read_file(store, directory, record, placed.get(record.path), found, verify)
     for stem, names in manifest.aliases.items():
-        found.tensors[stem].update({name: found.tensors[stem][first] for name, first in names.items()})
+        found.tensors[stem].update(
+            {name: found.tensors[stem][first] for name, first in names.items()}
+        )
     data = load_json(found.files.pop(STATE), str(directory / STATE))
     try:
         found.state = codecs.decode(data, "", found.tensors.get("state", {}))
@@ -75,11 +78,14 @@ def read(store: Store, directory: Path, verify: bool = True) -> Snapshot:
 
 
 def _check_memory(directory: Path, manifest: Manifest) -> None:
-    # Asked before, because the system may grant memory that it does not have and end the process later.
+    # Asked before, because the system may grant memory that it does not have and end the process
+    # later.
     needed = sum(record.size for record in manifest.files.values())
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
-        raise CheckpointError(f"{directory} needs {needed} bytes of memory, this machine has {there}")
+        raise CheckpointError(
+            f"{directory} needs {needed} bytes of memory, this machine has {there}"
+        )
 
 
 def verify(store: Store, directory: Path) -> list[str]:
@@ -154,10 +160,14 @@ def _read_file(
             else:
                 limit = MAX_JSON if record.path == STATE else MAX_EXTRA
                 if source.size > limit:
-                    raise CorruptCheckpointError(f"{source.path}: {source.size} bytes, more than {limit}")
+                    raise CorruptCheckpointError(
+                        f"{source.path}: {source.size} bytes, more than {limit}"
+                    )
                 data = source.read_all(keep=into is not None)
             if verify and source.sha256 != record.sha256:
-                raise CorruptCheckpointError(f"{source.path}: its bytes are not those written (SHA-256)")
+                raise CorruptCheckpointError(
+                    f"{source.path}: its bytes are not those written (SHA-256)"
+                )
     except FileNotFoundError:
         raise CorruptCheckpointError(f"{directory / record.path} is missing") from None
     if into is None:

@@ -17,17 +17,22 @@ Best = tuple[str, str]
 """A metric's name, and "max" or "min"."""
 
 
-def plan(entries: Sequence[Entry], keep: int | None, keep_best: int = 1, best: Best | None = None) -> list[Path]:
+def plan(
+    entries: Sequence[Entry], keep: int | None, keep_best: int = 1, best: Best | None = None
+) -> list[Path]:
     """The checkpoints to delete, oldest first; a pure function of good checkpoints' manifests.
 
-    Kept: the ``keep`` newest by (step, generation), the newest of each kind, and the ``keep_best`` best by
-    the metric ``best`` (the best one always; of equal ones the earlier). Entries with a problem are neither
-    counted nor deleted. ``keep=None`` keeps all. ``OptionError`` for numbers below 1 or another mode.
+    Kept: the ``keep`` newest by (step, generation), the newest of each kind, and the ``keep_best``
+    best by the metric ``best`` (the best one always; of equal ones the earlier). Entries with a
+    problem are neither counted nor deleted. ``keep=None`` keeps all. ``OptionError`` for numbers
+    below 1 or another mode.
     """
     if keep is not None and keep < 1:
         raise OptionError(f"keep={keep}: keep at least 1 checkpoint, or None for all")
     if best is not None and (best[1] not in ("max", "min") or keep_best < 0):
-        raise OptionError(f"best={best}, keep_best={keep_best}: the mode is 'max' or 'min', the number from 0")
+        raise OptionError(
+            f"best={best}, keep_best={keep_best}: the mode is 'max' or 'min', the number from 0"
+        )
     if keep is None:
         return []
     good = sorted((e for e in entries if e.problem is None), key=lambda e: (e.step, e.generation))
@@ -55,8 +60,8 @@ def apply(
 ) -> list[Path]:
     """Delete what :func:`plan` says; the paths deleted.
 
-    Every byte of a checkpoint that is counted has been read back and found good, once: those in ``trusted``
-    before (add what this process wrote or loaded), the others now, and they are added.
+    Every byte of a checkpoint that is counted has been read back and found good, once: those in
+    ``trusted`` before (add what this process wrote or loaded), the others now, and they are added.
     """
     if keep is None:
         return []
@@ -70,7 +75,8 @@ def apply(
         entries.append(entry)
     gone = plan(entries, keep, keep_best, best)
     for path in gone:
-        # Out of the checkpoints' names first, durably, so that no half of one is ever taken for whole.
+        # Out of the checkpoints' names first, durably, so that no half of one is ever taken for
+        # whole.
         hidden = path.with_name(f"{DELETING}{path.name}-{secrets.token_hex(4)}")
         store.rename(path, hidden)
         store.sync_dir(path.parent)

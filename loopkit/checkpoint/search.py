@@ -34,7 +34,9 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint found in a run directory; ``manifest`` is ``None`` when ``problem`` says what is wrong."""
+    """A checkpoint found in a run directory; ``manifest`` is ``None`` when ``problem`` says what is
+    wrong.
+    """
 
     path: Path
     step: int
@@ -65,9 +67,11 @@ class Entry:
 
 
 def scan(store: Store, run_dir: Path, deep: bool = False) -> list[Entry]:
-    """The checkpoints of a run, oldest first by (step, generation); quarantined ones are not among them.
+    """The checkpoints of a run, oldest first by (step, generation); quarantined ones are not among
+    them.
 
-    Looks at manifests and file sizes; with ``deep`` at every byte. Too new ones have a ``problem`` too.
+    Looks at manifests and file sizes; with ``deep`` at every byte. Too new ones have a ``problem``
+    too.
     """
     parent = checkpoints_dir(run_dir)
     found = sorted((key, name) for name in store.names(parent) if (key := parse_name(name)))
@@ -83,25 +87,39 @@ def _entry(store: Store, path: Path, key: tuple[int, int], deep: bool) -> Entry:
         problems = verify(store, path) if deep else []
     except CheckpointError as error:
         return Entry(path, *key, None, str(error))
-    return Entry(path, *key, manifest, "; ".join(problems)) if problems else Entry(path, *key, manifest)
+    return (
+        Entry(path, *key, manifest, "; ".join(problems))
+        if problems
+        else Entry(path, *key, manifest)
+    )
 
 
 def newest_good(
-    store: Store, run_dir: Path, warn: Warn | None = None, quarantine: bool = True, kind: str | None = None
+    store: Store,
+    run_dir: Path,
+    warn: Warn | None = None,
+    quarantine: bool = True,
+    kind: str | None = None,
 ) -> Path | None:
-    """The newest checkpoint, by (step, generation), of which every byte is as written; ``None`` without any.
+    """The newest checkpoint, by (step, generation), of which every byte is as written; ``None``
+    without any.
 
-    A corrupt one is renamed to ``step-….corrupt-N``, never deleted, and named through ``warn`` (by default a
-    ``LoopkitWarning``); ``quarantine=False`` leaves its name. ``kind`` passes over checkpoints of another
-    kind. Raises ``NoGoodCheckpointError`` listing each with its reason when there are some and none is good
-    (they keep their names then), ``CheckpointError`` for one that is too new or cannot be read.
+    A corrupt one is renamed to ``step-….corrupt-N``, never deleted, and named through ``warn`` (by
+    default a ``LoopkitWarning``); ``quarantine=False`` leaves its name. ``kind`` passes over
+    checkpoints of another kind. Raises ``NoGoodCheckpointError`` listing each with its reason when
+    there are some and none is good (they keep their names then), ``CheckpointError`` for one that
+    is too new or cannot be read.
     """
     found = _newest(store, run_dir, warn or _warn, quarantine, kind, load=False)
     return found[0] if found else None
 
 
 def load_newest(
-    store: Store, run_dir: Path, warn: Warn | None = None, quarantine: bool = True, kind: str | None = None
+    store: Store,
+    run_dir: Path,
+    warn: Warn | None = None,
+    quarantine: bool = True,
+    kind: str | None = None,
 ) -> tuple[Path, Snapshot] | None:
     """As :func:`newest_good`, together with what it holds, read only once."""
     found = _newest(store, run_dir, warn or _warn, quarantine, kind, load=True)
@@ -109,16 +127,21 @@ def load_newest(
 
 
 def leave_behind(store: Store, run_dir: Path, since: Path) -> list[Path]:
-    """Rename the checkpoints newer than ``since`` to ``step-….left-N``; their new paths, newest first.
+    """Rename the checkpoints newer than ``since`` to ``step-….left-N``; their new paths, newest
+    first.
 
-    For a run that goes on from an older checkpoint of its own: what it leaves would otherwise be found as
-    the newest one at the next start. ``OptionError`` when ``since`` is no checkpoint of this run.
+    For a run that goes on from an older checkpoint of its own: what it leaves would otherwise be
+    found as the newest one at the next start. ``OptionError`` when ``since`` is no checkpoint of
+    this run.
     """
     parent = checkpoints_dir(run_dir)
     key, names = parse_name(since.name), store.names(parent)
     if key is None or since.name not in names or since.parent.resolve() != parent.resolve():
         raise OptionError(f"{since} is no checkpoint of {run_dir}")
-    newer = sorted(((found, name) for name in names if (found := parse_name(name)) and found > key), reverse=True)
+    newer = sorted(
+        ((found, name) for name in names if (found := parse_name(name)) and found > key),
+        reverse=True,
+    )
     left = []
     for _, name in newer:
         left.append(parent / set_aside_name(name, "left", names))
@@ -139,7 +162,9 @@ def _newest(
     names = store.names(parent)
     _check_latest(store, parent, names, warn)
     bad: list[tuple[Path, str]] = []
-    for _, name in sorted(((key, name) for name in names if (key := parse_name(name))), reverse=True):
+    for _, name in sorted(
+        ((key, name) for name in names if (key := parse_name(name))), reverse=True
+    ):
         path = parent / name
         try:
             if kind is not None and Entry(path, 0, 0, read_manifest(store, path)).kind != kind:
@@ -172,7 +197,9 @@ def _good(store: Store, path: Path, load: bool) -> Snapshot | None:
     return None
 
 
-def _set_aside(store: Store, path: Path, reason: str, instead: Path, warn: Warn, quarantine: bool) -> None:
+def _set_aside(
+    store: Store, path: Path, reason: str, instead: Path, warn: Warn, quarantine: bool
+) -> None:
     kept = path
     if quarantine:
         kept = path.with_name(set_aside_name(path.name, "corrupt", store.names(path.parent)))
@@ -186,7 +213,9 @@ def _set_aside(store: Store, path: Path, reason: str, instead: Path, warn: Warn,
 
 
 def _check_latest(store: Store, parent: Path, names: list[str], warn: Warn) -> None:
-    """``latest`` is a hint for people and other programs; one that is damaged is named and not used."""
+    """``latest`` is a hint for people and other programs; one that is damaged is named and not
+    used.
+    """
     if LATEST not in names:
         return
     try:
@@ -199,11 +228,15 @@ def _check_latest(store: Store, parent: Path, names: list[str], warn: Warn) -> N
         return
     there = [found for name in names if (found := parse_name(name.partition(".")[0]))]
     if key > max(there, default=(-1, 0)):
-        warn(f"{parent / LATEST} names {hint['dir']}, which is not there; an older checkpoint is used, if any.")
+        warn(
+            f"{parent / LATEST} names {hint['dir']}, which is not there; an older checkpoint is "
+            f"used, if any."
+        )
 
 
 def load_snapshot(path: Path, store: Store | None = None) -> Snapshot:
-    """The verified content of a checkpoint directory, or of a run directory's newest good checkpoint.
+    """The verified content of a checkpoint directory, or of a run directory's newest good
+    checkpoint.
 
     Raises:
         CheckpointError: there is none, or it cannot be trusted.

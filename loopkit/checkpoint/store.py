@@ -1,4 +1,6 @@
-"""The one door for checkpoint file I/O: tests count, fail or kill at any operation in ``Store._op``."""
+"""The one door for checkpoint file I/O: tests count, fail or kill at any operation in
+``Store._op``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from typing import Any
 
 from loopkit.checkpoint.format import safe_name
 from loopkit.checkpoint.streams import Sink, Source
-from loopkit.errors import CheckpointError, CorruptCheckpointError, DiskFullError, LoopkitWarning, RunDirError
+from loopkit.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    DiskFullError,
+    LoopkitWarning,
+    RunDirError,
+)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -27,13 +35,15 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 class Store:
     """File operations that are durable when they say so and that name the path when they fail.
 
-    Writing raises ``DiskFullError`` (no room, quota, file size limit), ``RunDirError`` (not permitted, read
-    only, vanished) or ``CheckpointError``. Reading raises ``FileNotFoundError`` for what is not there,
-    ``CorruptCheckpointError`` for what is not a regular file inside its directory, ``CheckpointError`` else.
+    Writing raises ``DiskFullError`` (no room, quota, file size limit), ``RunDirError`` (not
+    permitted, read only, vanished) or ``CheckpointError``. Reading raises ``FileNotFoundError`` for
+    what is not there, ``CorruptCheckpointError`` for what is not a regular file inside its
+    directory, ``CheckpointError`` else.
 
     Args:
-        maps: leave the tensors of the model and the optimizer in their files, verified, as maps of them: for those
-            who need only parts. What is in several pieces comes as :class:`~loopkit.checkpoint.format.Pieces`.
+        maps: leave the tensors of the model and the optimizer in their files, verified, as maps of
+            them: for those who need only parts. What is in several pieces comes as
+            :class:`~loopkit.checkpoint.format.Pieces`.
     """
 
     maps = False
@@ -42,7 +52,9 @@ class Store:
         self.maps = maps
 
     def _op(self, kind: str, path: Path, extra: Any = None) -> None:
-        """Called before each operation; ``extra`` is the target of a rename or the bytes of a write."""
+        """Called before each operation; ``extra`` is the target of a rename or the bytes of a
+        write.
+        """
 
     def mkdir(self, path: Path) -> bool:
         """Make one directory; whether it was not there before."""
@@ -65,7 +77,8 @@ class Store:
         return sink
 
     def write_below(self, directory: Path, name: str, data: bytes) -> Sink:
-        """As :meth:`write_bytes`, making the folders in ``name`` where they are not there, all durable.
+        """As :meth:`write_bytes`, making the folders in ``name`` where they are not there, all
+        durable.
 
         The names in ``directory`` itself are not synced.
         """
@@ -83,16 +96,22 @@ class Store:
         Its SHA-256 is computed on the way when ``hashed``.
         """
         if not safe_name(name):
-            raise CorruptCheckpointError(f"{directory}: {name!a} is not a name inside the checkpoint")
+            raise CorruptCheckpointError(
+                f"{directory}: {name!a} is not a name inside the checkpoint"
+            )
         path = directory / name
         with self._reading("open", path):
             return Source(self._reading, path, _open_below(directory, name), hashed)
 
     def read_bytes(self, directory: Path, name: str, limit: int) -> bytes:
-        """The whole of a file of at most ``limit`` bytes; ``CorruptCheckpointError`` when it is larger."""
+        """The whole of a file of at most ``limit`` bytes; ``CorruptCheckpointError`` when it is
+        larger.
+        """
         with self.open(directory, name) as source:
             if source.size > limit:
-                raise CorruptCheckpointError(f"{source.path}: {source.size} bytes, more than {limit}")
+                raise CorruptCheckpointError(
+                    f"{source.path}: {source.size} bytes, more than {limit}"
+                )
             return source.read_all()
 
     def rename(self, path: Path, target: Path) -> None:
@@ -170,7 +189,9 @@ class Store:
         os.close(handle)
 
     @contextmanager
-    def _writing(self, kind: str, path: Path, extra: Any = None, wanted: int | None = None) -> Iterator[None]:
+    def _writing(
+        self, kind: str, path: Path, extra: Any = None, wanted: int | None = None
+    ) -> Iterator[None]:
         try:
             self._op(kind, path, extra)
             yield
@@ -188,7 +209,9 @@ class Store:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
                 raise CorruptCheckpointError(f"{path} is a link or no regular file") from error
             if error.errno == errno.EIO:
-                raise CorruptCheckpointError(f"{path}: the device cannot read it ({error.strerror})") from error
+                raise CorruptCheckpointError(
+                    f"{path}: the device cannot read it ({error.strerror})"
+                ) from error
             raise CheckpointError(f"cannot {kind} {path}: {error.strerror or error}") from error
 
 
@@ -225,13 +248,17 @@ def _write_error(error: OSError, kind: str, path: Path, wanted: int | None) -> E
         what = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file size limit is reached"}
         size = "" if wanted is None else f" of {wanted} bytes"
         full = DiskFullError(
-            f"cannot {kind} {path}{size}: {what.get(code or 0, 'no room')}; {_free(path)} bytes are "
+            f"cannot {kind} {path}{size}: {what.get(code or 0, 'no room')}; {_free(path)} bytes "
+            f"are "
             "free there. What was saved before is intact."
         )
         full.errno = code
         return full
     if code in _DENIED:
-        return RunDirError(f"cannot {kind} {path}: {error.strerror or error}. Choose a run directory you can write.")
+        return RunDirError(
+            f"cannot {kind} {path}: {error.strerror or error}. Choose a run directory you can "
+            f"write."
+        )
     if code in (errno.ENOENT, errno.ENOTDIR):
         return RunDirError(f"cannot {kind} {path}: the directory is not there any more.")
     return CheckpointError(f"cannot {kind} {path}: {error.strerror or error}")

@@ -23,9 +23,11 @@ Guard = Callable[..., AbstractContextManager[None]]
 
 
 class _Hasher:
-    """SHA-256 of large pieces in a thread of its own, while the caller reads or writes the next one.
+    """SHA-256 of large pieces in a thread of its own, while the caller reads or writes the next
+    one.
 
-    At most one piece is in flight: a piece may be changed once the one after the next is handed over.
+    At most one piece is in flight: a piece may be changed once the one after the next is handed
+    over.
     """
 
     def __init__(self) -> None:
@@ -53,7 +55,9 @@ class _Hasher:
     def _start(self) -> bool:
         pieces: queue.Queue[memoryview | None] = queue.Queue()
         try:
-            threading.Thread(target=self._run, args=(pieces,), daemon=True, name="loopkit-hash").start()
+            threading.Thread(
+                target=self._run, args=(pieces,), daemon=True, name="loopkit-hash"
+            ).start()
         except RuntimeError:
             # A program that is ending starts no threads; its last save goes on without.
             return False
@@ -68,7 +72,9 @@ class _Hasher:
 
 
 class Sink:
-    """A file being written: size and SHA-256 are known when it is closed, and the bytes are durable."""
+    """A file being written: size and SHA-256 are known when it is closed, and the bytes are
+    durable.
+    """
 
     def __init__(self, guard: Guard, path: Path, handle: int, expected: int | None):
         self.path = path
@@ -100,7 +106,10 @@ class Sink:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             if kind is None:

@@ -63,7 +63,8 @@ class Spec:
 
 
 def find_aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Names whose tensor is the memory of an earlier name, seen the same way: name to that earlier name.
+    """Names whose tensor is the memory of an earlier name, seen the same way: name to that earlier
+    name.
 
     For parts of tensors, by the memory of this rank's part.
     """
@@ -94,12 +95,17 @@ def check(name: str, held: torch.Tensor | Part) -> None:
         return
     if tensor.dtype not in CODE_OF or tensor.layout is not torch.strided or tensor.is_meta:
         raise TypeError(
-            f"{name}: a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device} cannot be saved in a checkpoint"
+            f"{name}: a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device} cannot be "
+            f"saved in a checkpoint"
         )
 
 
-def header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
-    """The bytes before the data, and the names in the order of the data. ``TypeError`` as :func:`check`."""
+def header(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, list[str]]:
+    """The bytes before the data, and the names in the order of the data. ``TypeError`` as
+    :func:`check`.
+    """
     for name, tensor in tensors.items():
         check(name, tensor)
     if "__metadata__" in tensors:
@@ -119,7 +125,9 @@ def header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
     text = dump_json(fields, sort=False)
     text += b" " * (-(8 + len(text)) % ALIGNED)
     if len(text) > MAX_HEADER:
-        raise ValueError(f"{len(tensors)} tensors need a header of {len(text)} bytes; {MAX_HEADER} is the limit")
+        raise ValueError(
+            f"{len(tensors)} tensors need a header of {len(text)} bytes; {MAX_HEADER} is the limit"
+        )
     return len(text).to_bytes(8, "little") + text, order
 
 
@@ -137,7 +145,9 @@ def data_size(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
 
 
-def write(sink: Sink, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, Spec]:
+def write(
+    sink: Sink, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> dict[str, Spec]:
     """Stream tensors into ``sink``; ``metadata`` goes into the header beside ``format``.
 
     At most one tensor is copied at a time, and only when it is not contiguous or not on the CPU.
@@ -160,10 +170,12 @@ def write(sink: Sink, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
 def read(
     source: Source, specs: Mapping[str, Spec], keep: bool = True, maps: bool = False
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a file into fresh memory, or as maps of it; with ``keep=False`` they are checked and dropped.
+    """All tensors of a file into fresh memory, or as maps of it; with ``keep=False`` they are
+    checked and dropped.
 
-    The header must say what ``specs`` says and tile the file exactly. Raises ``CorruptCheckpointError``
-    naming the file and every tensor that is wrong, ``CheckpointError`` when the memory does not suffice.
+    The header must say what ``specs`` says and tile the file exactly. Raises
+    ``CorruptCheckpointError`` naming the file and every tensor that is wrong, ``CheckpointError``
+    when the memory does not suffice.
     """
     order = _read_header(source, specs)
     found: dict[str, torch.Tensor] = {}
@@ -187,7 +199,11 @@ def _mapped(source: Source, specs: Mapping[str, Spec], order: list[str]) -> dict
     start = source.size - sum(specs[name].nbytes for name in order)
     for name in order:
         spec, dtype = specs[name], DTYPE_OF[specs[name].dtype]
-        flat = torch.frombuffer(view, dtype=torch.uint8, count=spec.nbytes, offset=start) if spec.nbytes else None
+        flat = (
+            torch.frombuffer(view, dtype=torch.uint8, count=spec.nbytes, offset=start)
+            if spec.nbytes
+            else None
+        )
         if flat is None or start % dtype.itemsize:
             found[name] = torch.empty(spec.shape, dtype=dtype)
             if flat is not None:
@@ -216,7 +232,9 @@ def _allocate(source: Source, name: str, spec: Spec) -> torch.Tensor:
     try:
         return torch.empty(spec.shape, dtype=DTYPE_OF[spec.dtype])
     except (RuntimeError, MemoryError) as error:
-        raise CheckpointError(f"{source.path}: no memory for tensor {name!a}, {spec.nbytes} bytes") from error
+        raise CheckpointError(
+            f"{source.path}: no memory for tensor {name!a}, {spec.nbytes} bytes"
+        ) from error
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -228,7 +246,9 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 def _listed(names: list[str]) -> str:
     shown = ", ".join(ascii(name) for name in names[:5])
-    return f"tensor{'s' if len(names) > 1 else ''} {shown}" + (f" and {len(names) - 5} more" if names[5:] else "")
+    return f"tensor{'s' if len(names) > 1 else ''} {shown}" + (
+        f" and {len(names) - 5} more" if names[5:] else ""
+    )
 
 
 def _read_header(source: Source, specs: Mapping[str, Spec]) -> list[str]:
@@ -239,7 +259,9 @@ def _read_header(source: Source, specs: Mapping[str, Spec]) -> list[str]:
     source.read_into(memoryview(start))
     length = int.from_bytes(start, "little")
     if length > min(MAX_HEADER, source.size - 8):
-        raise CorruptCheckpointError(f"{where}: its header would have {length} bytes, the file has {source.size}")
+        raise CorruptCheckpointError(
+            f"{where}: its header would have {length} bytes, the file has {source.size}"
+        )
     text = bytearray(length)
     source.read_into(memoryview(text))
     fields = load_json(text, f"{where}, header")
@@ -248,17 +270,23 @@ def _read_header(source: Source, specs: Mapping[str, Spec]) -> list[str]:
     fields.pop("__metadata__", None)
     if set(fields) != set(specs):
         names = sorted(set(fields) ^ set(specs))
-        raise CorruptCheckpointError(f"{where}: its header and the manifest differ in {_listed(names)}")
+        raise CorruptCheckpointError(
+            f"{where}: its header and the manifest differ in {_listed(names)}"
+        )
     for name, entry in fields.items():
         _check_entry(where, name, entry, specs[name])
     order = sorted(fields, key=lambda name: tuple(fields[name]["data_offsets"]))
     end = 0
     for name in order:
         if fields[name]["data_offsets"][0] != end:
-            raise CorruptCheckpointError(f"{where}: tensor {name!a} does not start where the one before ends")
+            raise CorruptCheckpointError(
+                f"{where}: tensor {name!a} does not start where the one before ends"
+            )
         end = fields[name]["data_offsets"][1]
     if 8 + length + end != source.size:
-        raise CorruptCheckpointError(f"{where}: {source.size} bytes, its header says {8 + length + end}")
+        raise CorruptCheckpointError(
+            f"{where}: {source.size} bytes, its header says {8 + length + end}"
+        )
     return order
 
 
@@ -266,8 +294,18 @@ def _check_entry(where: str, name: str, entry: Any, spec: Spec) -> None:
     try:
         shape, (begin, end) = entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]
-        same = entry["dtype"] == spec.dtype and tuple(shape) == spec.shape and end - begin == spec.nbytes
+        same = (
+            entry["dtype"] == spec.dtype
+            and tuple(shape) == spec.shape
+            and end - begin == spec.nbytes
+        )
     except (TypeError, KeyError, ValueError, CorruptCheckpointError):
         same, numbers = False, []
-    if not same or len(entry) != 3 or any(type(number) is not int or number < 0 for number in numbers):
-        raise CorruptCheckpointError(f"{where}: the header entry of tensor {name!a} is not that of the manifest")
+    if (
+        not same
+        or len(entry) != 3
+        or any(type(number) is not int or number < 0 for number in numbers)
+    ):
+        raise CorruptCheckpointError(
+            f"{where}: the header entry of tensor {name!a} is not that of the manifest"
+        )

@@ -1,4 +1,6 @@
-"""Writing one checkpoint from several ranks: each its own parts, and whole only when all of them are."""
+"""Writing one checkpoint from several ranks: each its own parts, and whole only when all of them
+are.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from loopkit.checkpoint import tensorfile
 from loopkit.checkpoint.format import TENSORS, Part, Snapshot, checkpoints_dir
 from loopkit.checkpoint.manifest import Chunk, FileRecord, Manifest, TensorRecord
 from loopkit.checkpoint.store import Store
-from loopkit.checkpoint.writer import Draft, draft, gone_on_failure, point_latest, publish, staging_name, write_files
+from loopkit.checkpoint.writer import (
+    Draft,
+    draft,
+    gone_on_failure,
+    point_latest,
+    publish,
+    staging_name,
+    write_files,
+)
 from loopkit.errors import LoopkitError
 
 SHARDS = "shards"
@@ -40,10 +50,14 @@ class Written:
     aliases: dict[str, dict[str, str]]
 
 
-def write_together(store: Store, run_dir: Path, snapshot: Snapshot | Draft, ranks: Everyone) -> Path:
-    """As ``write``, called by all ranks: parts are written by their ranks, everything else by the first.
+def write_together(
+    store: Store, run_dir: Path, snapshot: Snapshot | Draft, ranks: Everyone
+) -> Path:
+    """As ``write``, called by all ranks: parts are written by their ranks, everything else by the
+    first.
 
-    Whatever goes wrong on any rank, the staging directory is removed and all ranks raise the same error.
+    Whatever goes wrong on any rank, the staging directory is removed and all ranks raise the same
+    error.
     """
     ready = snapshot if isinstance(snapshot, Draft) else draft(snapshot)
     parent = checkpoints_dir(run_dir)
@@ -70,7 +84,8 @@ def write_together(store: Store, run_dir: Path, snapshot: Snapshot | Draft, rank
 
 def _without_parts(ready: Draft) -> Draft:
     plain = {
-        stem: {n: t for n, t in named.items() if not isinstance(t, Part)} for stem, named in ready.tensors.items()
+        stem: {n: t for n, t in named.items() if not isinstance(t, Part)}
+        for stem, named in ready.tensors.items()
     }
     return replace(ready, tensors={stem: named for stem, named in plain.items() if named})
 
@@ -81,7 +96,9 @@ def _write_parts(store: Store, staging: Path, ready: Draft, rank: int) -> Writte
         parts = {name: held for name, held in named.items() if isinstance(held, Part)}
         aliases = tensorfile.find_aliases(parts)
         own: dict[str, torch.Tensor] = {
-            name: part.tensor for name, part in parts.items() if part.tensor is not None and name not in aliases
+            name: part.tensor
+            for name, part in parts.items()
+            if part.tensor is not None and name not in aliases
         }
         if aliases:
             written.aliases[stem] = aliases
@@ -92,7 +109,9 @@ def _write_parts(store: Store, staging: Path, ready: Draft, rank: int) -> Writte
             specs = tensorfile.write(sink, own, {})
         written.files.append(FileRecord(name, sink.size, sink.sha256))
         written.records[stem] = {
-            key: TensorRecord(s.dtype, parts[key].shape, (Chunk(name, parts[key].offset, s.shape, s.crc32),))
+            key: TensorRecord(
+                s.dtype, parts[key].shape, (Chunk(name, parts[key].offset, s.shape, s.crc32),)
+            )
             for key, s in specs.items()
         }
     return written

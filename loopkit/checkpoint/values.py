@@ -43,7 +43,15 @@ def _moment(value: datetime) -> Any:
     zone = value.tzinfo
     if zone is not None and type(zone) is not timezone:
         raise TypeError(f"{value!r}: only fixed-offset time zones can be saved in a checkpoint")
-    fields = [value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond]
+    fields = [
+        value.year,
+        value.month,
+        value.day,
+        value.hour,
+        value.minute,
+        value.second,
+        value.microsecond,
+    ]
     return {"$datetime": [fields, value.fold, None if zone is None else _zone(zone)]}
 
 
@@ -106,7 +114,11 @@ def _scalar(body: list[str]) -> Any:
 
 
 def _read_float(body: str) -> float:
-    return float(body) if body in ("inf", "-inf") else float(struct.unpack(">d", bytes.fromhex(body))[0])
+    return (
+        float(body)
+        if body in ("inf", "-inf")
+        else float(struct.unpack(">d", bytes.fromhex(body))[0])
+    )
 
 
 def _read_zone(body: list[Any]) -> timezone:

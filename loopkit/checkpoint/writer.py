@@ -29,7 +29,14 @@ from loopkit.checkpoint.format import (
     safe_name,
     step_name,
 )
-from loopkit.checkpoint.manifest import Chunk, FileRecord, Manifest, TensorRecord, check_coverage, meta_json
+from loopkit.checkpoint.manifest import (
+    Chunk,
+    FileRecord,
+    Manifest,
+    TensorRecord,
+    check_coverage,
+    meta_json,
+)
 from loopkit.checkpoint.store import Store
 from loopkit.errors import CheckpointError, LoopkitError
 
@@ -49,7 +56,8 @@ class Draft:
 def draft(snapshot: Snapshot) -> Draft:
     """Encode the state; its tensors join those of the stem "state". Tensors are not copied.
 
-    ``TypeError`` naming the path of a value or tensor that cannot be saved, ``ValueError`` for a bad name.
+    ``TypeError`` naming the path of a value or tensor that cannot be saved, ``ValueError`` for a
+    bad name.
     """
     tensors = {stem: dict(named) for stem, named in snapshot.tensors.items()}
     kept = tensors.setdefault("state", {})
@@ -75,9 +83,9 @@ def draft(snapshot: Snapshot) -> Draft:
 def write(store: Store, run_dir: Path, snapshot: Snapshot | Draft) -> Path:
     """Save one checkpoint under ``run_dir`` and return its directory, durable.
 
-    On any failure the staging directory is removed, what was saved before is intact, and the error of
-    :func:`draft` or of the store is raised (``DiskFullError``, ``RunDirError``, ``CheckpointError``). A step
-    that is already there gets the next generation.
+    On any failure the staging directory is removed, what was saved before is intact, and the error
+    of :func:`draft` or of the store is raised (``DiskFullError``, ``RunDirError``,
+    ``CheckpointError``). A step that is already there gets the next generation.
     """
     ready = snapshot if isinstance(snapshot, Draft) else draft(snapshot)
     parent = checkpoints_dir(run_dir)
@@ -104,7 +112,9 @@ def gone_on_failure(store: Store, staging: Path) -> Iterator[None]:
 
 
 def publish(store: Store, staging: Path, manifest: Manifest) -> tuple[Path, str]:
-    """Give a staged checkpoint its manifest and its name, durably; the directory and the manifest's SHA-256."""
+    """Give a staged checkpoint its manifest and its name, durably; the directory and the manifest's
+    SHA-256.
+    """
     parent = staging.parent
     manifest.generation = _next_generation(store, parent, manifest)
     final = parent / step_name(manifest.meta["step"], manifest.generation)
@@ -119,11 +129,14 @@ def write_files(store: Store, staging: Path, ready: Draft) -> Manifest:
         aliases = tensorfile.find_aliases(named)
         written = {key: tensor for key, tensor in named.items() if key not in aliases}
         with store.create(staging / name, tensorfile.data_size(written)) as sink:
-            # As safetensors' own save_model notes them, so that its load_model finds tied weights too.
+            # As safetensors' own save_model notes them, so that its load_model finds tied weights
+            # too.
             specs = tensorfile.write(sink, written, aliases)
         manifest.files[name] = FileRecord(name, sink.size, sink.sha256)
         manifest.tensors[stem] = {
-            key: TensorRecord(s.dtype, s.shape, (Chunk(name, (0,) * len(s.shape), s.shape, s.crc32),))
+            key: TensorRecord(
+                s.dtype, s.shape, (Chunk(name, (0,) * len(s.shape), s.shape, s.crc32),)
+            )
             for key, s in specs.items()
         }
         manifest.aliases.update({stem: aliases} if aliases else {})
@@ -135,7 +148,9 @@ def write_files(store: Store, staging: Path, ready: Draft) -> Manifest:
 
 def _next_generation(store: Store, parent: Path, manifest: Manifest) -> int:
     found = [parse_name(name) for name in store.names(parent)]
-    return 1 + max((item[1] for item in found if item and item[0] == manifest.meta["step"]), default=0)
+    return 1 + max(
+        (item[1] for item in found if item and item[0] == manifest.meta["step"]), default=0
+    )
 
 
 def _commit(store: Store, staging: Path, final: Path, manifest: Manifest) -> str:
@@ -199,7 +214,9 @@ def staging_name() -> str:
 
 
 def _started(pid: int) -> int:
-    """Clock ticks from boot to the start of a process; 0 where the system does not say or it is gone."""
+    """Clock ticks from boot to the start of a process; 0 where the system does not say or it is
+    gone.
+    """
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):

@@ -1,1 +1,3 @@
-"""The command line: ``loopkit fit``, ``evaluate``, ``predict``, ``ckpt``, ``bench``, ``report`` and ``doctor``."""
+"""The command line: ``loopkit fit``, ``evaluate``, ``predict``, ``ckpt``, ``bench``, ``report`` and
+``doctor``.
+"""

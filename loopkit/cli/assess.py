@@ -13,10 +13,14 @@ from loopkit.cli.words import take_flag
 from loopkit.console.text import columns, number
 
 EVALUATE = Command(
-    "evaluate", "Measure a task on its evaluation data and print the metrics.",
-    {**saved.ABOUT, "--json": "print the metrics as one JSON object; NaN and infinities are strings"},
+    "evaluate",
+    "Measure a task on its evaluation data and print the metrics.",
+    {
+        **saved.ABOUT,
+        "--json": "print the metrics as one JSON object; NaN and infinities are strings",
+    },
     hidden=("checkpoint",),
-)  # fmt: skip
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,7 +43,11 @@ def run(argv: Sequence[str]) -> int:
 
 def table(metrics: Mapping[str, float]) -> list[str]:
     """Names and values below each other."""
-    return columns([[name, number(value)] for name, value in metrics.items()], [False, True]) if metrics else []
+    return (
+        columns([[name, number(value)] for name, value in metrics.items()], [False, True])
+        if metrics
+        else []
+    )
 
 
 def strict(value: Any) -> Any:

@@ -1,4 +1,6 @@
-"""``loopkit bench precision | memory | grid TARGET``: what a task takes, measured in short trainings of its own."""
+"""``loopkit bench precision | memory | grid TARGET``: what a task takes, measured in short
+trainings of its own.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,14 @@ from loopkit.strategies.single import find_device
 
 KINDS = {
     "precision": ("TARGET", "time of a step, memory and loss in every precision"),
-    "memory": ("TARGET", "bytes of parameters, gradients and optimizer state; of parameters in 8 and 4 bits too"),
-    "grid": ("TARGET NAME=A,B NAME=C,D", "every combination of some values, of options of Fit or the task's arguments"),
+    "memory": (
+        "TARGET",
+        "bytes of parameters, gradients and optimizer state; of parameters in 8 and 4 bits too",
+    ),
+    "grid": (
+        "TARGET NAME=A,B NAME=C,D",
+        "every combination of some values, of options of Fit or the task's arguments",
+    ),
 }
 USAGE = """usage: loopkit bench KIND TARGET [...]
 
@@ -73,11 +81,16 @@ class Bench:
         own = arguments_of(request.task)
         for name in (*changes, *given):
             if name.partition(".")[0] in HIDDEN and name not in own:
-                raise OptionError(f"{request.command.name}: {name} is not for a measured run, which trains --steps "
-                                  "steps on one device and does nothing else")  # fmt: skip
+                raise OptionError(
+                    f"{request.command.name}: {name} is not for a measured run, which trains "
+                    f"--steps "
+                    "steps on one device and does nothing else"
+                )
         for name in changes:
             if name in given:
-                raise OptionError(f"--{name} is given, and {request.command.name} gives it to each run")
+                raise OptionError(
+                    f"--{name} is given, and {request.command.name} gives it to each run"
+                )
         Fit(**self._values(changes).fit)
 
     def measure(self, changes: Mapping[str, str]) -> Row:
@@ -85,12 +98,19 @@ class Bench:
         shown = ", ".join(f"{name}={value}" for name, value in changes.items())
         print(f"loopkit: {shown} ...", file=sys.stderr, flush=True)
         words = [f"--config={path}" for path in self.request.configs]
-        words += [*(word.typed for word in self.request.words), *(f"--{n}={value}" for n, value in changes.items())]
+        words += [
+            *(word.typed for word in self.request.words),
+            *(f"--{n}={value}" for n, value in changes.items()),
+        ]
         facts = run_apart([self.target, *words], self.steps, self.limit)
         accelerator = self._values(changes).fit.get("accelerator", "auto")
         half = changes.get("precision", "").startswith("fp16")
         note = SLOW if half and find_device(accelerator).type == "cpu" else ""
-        return Row({name: "none" if value == "null" else value for name, value in changes.items()}, facts, note)
+        return Row(
+            {name: "none" if value == "null" else value for name, value in changes.items()},
+            facts,
+            note,
+        )
 
     def _values(self, changes: Mapping[str, str]) -> Values:
         words = [*self.request.words, *(Word(name, value) for name, value in changes.items())]
@@ -105,15 +125,26 @@ def run(argv: Sequence[str]) -> int:
         return 0 if argv else 2
     kind, words = argv[0], list(argv[1:])
     if kind not in KINDS:
-        raise OptionError(f"there is no command 'bench {kind}'.{nearest(kind, KINDS)} Commands: {', '.join(KINDS)}")
-    axes = take_axes(words) if kind == "grid" else {"precision": list(PRECISIONS if kind == "precision" else STORED)}
+        raise OptionError(
+            f"there is no command 'bench {kind}'.{nearest(kind, KINDS)} Commands: "
+            f"{', '.join(KINDS)}"
+        )
+    axes = (
+        take_axes(words)
+        if kind == "grid"
+        else {"precision": list(PRECISIONS if kind == "precision" else STORED)}
+    )
     about = f"Trains for a few steps in each of several ways, and shows {KINDS[kind][1]}."
     request, own = read_request(Command(f"bench {kind}", about, ABOUT, hidden=HIDDEN), words)
     if request is None:
         return 0
     if not axes:
-        raise OptionError("bench grid: say after TARGET what to vary, as in accumulate=2,4,8 remat=none,full")
-    bench = Bench(request, words[0], _number(own, "steps", int, 20), _number(own, "limit", float, 120.0))
+        raise OptionError(
+            "bench grid: say after TARGET what to vary, as in accumulate=2,4,8 remat=none,full"
+        )
+    bench = Bench(
+        request, words[0], _number(own, "steps", int, 20), _number(own, "limit", float, 120.0)
+    )
     as_json, picture = _file(own, "json"), _file(own, "picture")
     if picture is not None:
         bench_picture.check(picture)
@@ -148,9 +179,13 @@ def take_axes(words: list[str]) -> dict[str, list[str]]:
         name, equals, values = words.pop(1).partition("=")
         name = name.replace("-", "_")
         if not equals or not name:
-            raise OptionError(f"bench grid: {name!r} is no name=a,b: say what to vary as in accumulate=2,4,8")
+            raise OptionError(
+                f"bench grid: {name!r} is no name=a,b: say what to vary as in accumulate=2,4,8"
+            )
         if name in axes:
-            raise OptionError(f"bench grid: {name} is given twice: give its values at once, as in {name}=a,b")
+            raise OptionError(
+                f"bench grid: {name} is given twice: give its values at once, as in {name}=a,b"
+            )
         axes[name] = ["null" if value in ("none", "") else value for value in values.split(",")]
     return axes
 
@@ -159,13 +194,16 @@ def run_apart(words: Sequence[str], steps: int, limit: float) -> dict[str, Any]:
     """Measure a target in a fresh process, so that its peak of memory is its own.
 
     Returns:
-        What ``probe.measure`` found; a "problem" alone where the process ended without a word, or took too long.
+        What ``probe.measure`` found; a "problem" alone where the process ended without a word, or
+        took too long.
     """
     with tempfile.TemporaryDirectory(prefix="loopkit-bench-") as place:
         result = Path(place) / "result.json"
         command = [sys.executable, "-m", "loopkit.cli.probe", str(result), str(steps), *words]
         try:
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit)
+            done = subprocess.run(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit
+            )
         except subprocess.TimeoutExpired:
             return {"problem": f"given up after {limit:g} s (--limit)"}
         if result.exists():
@@ -173,7 +211,10 @@ def run_apart(words: Sequence[str], steps: int, limit: float) -> dict[str, Any]:
             return found
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        return {"problem": f"the process ended by {name}" + (": out of memory?" if name == "SIGKILL" else "")}
+        return {
+            "problem": f"the process ended by {name}"
+            + (": out of memory?" if name == "SIGKILL" else "")
+        }
     last = (done.stderr.strip().splitlines() or [""])[-1]
     return {"problem": f"the process ended with code {done.returncode}: {last}"}
 
@@ -199,7 +240,10 @@ def _number(words: list[Word], name: str, kind: Callable[[str], Number], default
     except ValueError:
         value = kind("0")
     if not value > 0:
-        raise OptionError(f"--{name} {text}: give a {'whole number' if kind is int else 'number of seconds'} above 0")
+        raise OptionError(
+            f"--{name} {text}: give a {'whole number' if kind is int else 'number of seconds'} "
+            f"above 0"
+        )
     return value
 
 

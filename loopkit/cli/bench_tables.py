@@ -12,7 +12,8 @@ from loopkit import __version__
 from loopkit.cli.assess import strict
 from loopkit.console.text import columns, cut, megabytes, number
 
-# Bits that a parameter takes; in 8 and 4 bits without the scales that are kept for each block of them.
+# Bits that a parameter takes; in 8 and 4 bits without the scales that are kept for each block of
+# them.
 BITS = {"fp32": 32, "bf16": 16, "int8": 8, "4-bit": 4}
 WIDTH = 100
 
@@ -50,7 +51,11 @@ def speed(title: str, rows: Sequence[Row]) -> list[str]:
     for row in rows:
         facts, cells = row.facts, ["-"] * 4
         if row.measured:
-            cells = [f"{facts['step_ms']:,.2f}", f"{facts['samples_per_second']:,.0f}", _size(facts["peak_bytes"])]
+            cells = [
+                f"{facts['step_ms']:,.2f}",
+                f"{facts['samples_per_second']:,.0f}",
+                _size(facts["peak_bytes"]),
+            ]
             cells.append("-" if facts["loss"] is None else number(facts["loss"]))
         table.append([*row.labels.values(), *cells])
     right = [*(False for _ in rows[0].labels), True, True, True, True]
@@ -64,7 +69,11 @@ def memory(title: str, rows: Sequence[Row]) -> list[str]:
     if known is not None:
         count, trained = known["parameters"], known["trained"]
         sizes = [[name, _size(count * bits // 8)] for name, bits in BITS.items()]
-        lines += ["", f"{count:,} parameters, {trained:,} of them trained", *columns(sizes, [False, True])]
+        lines += [
+            "",
+            f"{count:,} parameters, {trained:,} of them trained",
+            *columns(sizes, [False, True]),
+        ]
     table = [["training in", "parameters", "gradients", "optimizer", "together", "peak memory"]]
     for row in rows:
         cells = ["-"] * 5
@@ -76,7 +85,9 @@ def memory(title: str, rows: Sequence[Row]) -> list[str]:
 
 
 def as_json(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """Everything that was measured: bytes, milliseconds per step, samples per second; NaN as a string."""
+    """Everything that was measured: bytes, milliseconds per step, samples per second; NaN as a
+    string.
+    """
     versions = {"loopkit": __version__, "torch": str(torch.__version__)}
     lines = [{"with": dict(row.labels), "note": row.note, **row.facts} for row in rows]
     found: dict[str, Any] = strict({**about, **versions, "rows": lines})
@@ -87,14 +98,20 @@ def _head(title: str, rows: Sequence[Row]) -> str:
     known = next((row.facts for row in rows if row.measured), None)
     if known is None:
         return f"{title}; no run came to its end"
-    threads = f", {known['threads']} thread{'s' if known['threads'] > 1 else ''}" if known["device"] == "cpu" else ""
+    threads = (
+        f", {known['threads']} thread{'s' if known['threads'] > 1 else ''}"
+        if known["device"] == "cpu"
+        else ""
+    )
     return f"{title} on {known['device']}{threads}"
 
 
 def _size(size: int | None) -> str:
     if size is None:
         return "-"
-    return f"{size:,} B" if size < 1e4 else f"{size / 1e3:,.1f} kB" if size < 1e6 else megabytes(size)
+    return (
+        f"{size:,} B" if size < 1e4 else f"{size / 1e3:,.1f} kB" if size < 1e6 else megabytes(size)
+    )
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:

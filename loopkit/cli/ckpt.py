@@ -25,13 +25,20 @@ SHOWN = 20
 
 def run(argv: Sequence[str]) -> int:
     """Run one of the checkpoint commands; the exit code."""
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"ls": ls, "verify": verify, "diff": diff, "export": export}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "ls": ls,
+        "verify": verify,
+        "diff": diff,
+        "export": export,
+    }
     if not argv or argv[0] in ("--help", "-h"):
         print(USAGE, end="")
         return 0 if argv else 2
     if argv[0] not in commands:
-        raise OptionError(f"there is no command 'ckpt {argv[0]}'.{nearest(argv[0], commands)} "
-                          f"Commands: {', '.join(commands)}")  # fmt: skip
+        raise OptionError(
+            f"there is no command 'ckpt {argv[0]}'.{nearest(argv[0], commands)} "
+            f"Commands: {', '.join(commands)}"
+        )
     return commands[argv[0]](argv[1:])
 
 
@@ -48,7 +55,11 @@ def ls(argv: Sequence[str]) -> int:
         for entry in entries:
             print(json.dumps(_facts(entry)))
     else:
-        print("\n".join(checkpoint_table(entries)) if entries else f"no checkpoints in {given.run_dir}")
+        print(
+            "\n".join(checkpoint_table(entries))
+            if entries
+            else f"no checkpoints in {given.run_dir}"
+        )
     return 0
 
 
@@ -59,7 +70,9 @@ def checkpoint_table(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         size = _bytes(_size(entry)) if entry.manifest else "-"
         measured = [number(entry.metrics[name]) if name in entry.metrics else "-" for name in names]
-        rows.append([entry.path.name, f"{entry.step:,}", entry.kind, size, *measured, entry.problem or ""])
+        rows.append(
+            [entry.path.name, f"{entry.step:,}", entry.kind, size, *measured, entry.problem or ""]
+        )
     return columns(rows, [False, True, False, True, *(True for _ in names), False])
 
 
@@ -72,17 +85,32 @@ def _size(entry: Entry) -> int:
 
 
 def _bytes(size: int) -> str:
-    return f"{size / 1e3:,.1f} kB" if size < 1e6 else f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"
+    return (
+        f"{size / 1e3:,.1f} kB"
+        if size < 1e6
+        else f"{size / 1e6:,.1f} MB"
+        if size < 1e9
+        else f"{size / 1e9:,.2f} GB"
+    )
 
 
 def _facts(entry: Entry) -> dict[str, object]:
-    return {"path": str(entry.path), "step": entry.step, "kind": entry.kind, "bytes": _size(entry),
-            "metrics": entry.metrics, "problem": entry.problem}  # fmt: skip
+    return {
+        "path": str(entry.path),
+        "step": entry.step,
+        "kind": entry.kind,
+        "bytes": _size(entry),
+        "metrics": entry.metrics,
+        "problem": entry.problem,
+    }
 
 
 def verify(argv: Sequence[str]) -> int:
     """Check every byte of a checkpoint, or of all of a run."""
-    parser = Arguments("loopkit ckpt verify", "Compare every byte with what was written. Exit code 65 if any differs.")
+    parser = Arguments(
+        "loopkit ckpt verify",
+        "Compare every byte with what was written. Exit code 65 if any differs.",
+    )
     parser.add_argument("path", type=Path, help="a checkpoint or a run directory")
     given = parser.parse_args(argv)
     try:
@@ -98,25 +126,44 @@ def verify(argv: Sequence[str]) -> int:
 
 def diff(argv: Sequence[str]) -> int:
     """Show how two checkpoints differ."""
-    parser = Arguments("loopkit ckpt diff", "What changed from checkpoint A to checkpoint B. Exit code 1 if any did.")
+    parser = Arguments(
+        "loopkit ckpt diff",
+        "What changed from checkpoint A to checkpoint B. Exit code 1 if any did.",
+    )
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
-    parser.add_argument("--all", action="store_true", help=f"show more than {SHOWN} changes of a kind")
+    parser.add_argument(
+        "--all", action="store_true", help=f"show more than {SHOWN} changes of a kind"
+    )
     given = parser.parse_args(argv)
     for path in (given.a, given.b):
         if not path.is_dir():
             raise CheckpointError(f"{path} is no checkpoint: there is no such directory")
         if checkpoints_dir(path).is_dir():
-            raise CheckpointError(f"{path} is a run directory: name one of its checkpoints, see loopkit ckpt ls {path}")
+            raise CheckpointError(
+                f"{path} is a run directory: name one of its checkpoints, see loopkit ckpt ls "
+                f"{path}"
+            )
     found = inspect.diff(given.a, given.b)
     limit = None if given.all else SHOWN
     lines = _block("only in A", [[name] for name in found.removed], limit)
     lines += _block("only in B", [[name] for name in found.added], limit)
-    lines += _block("tensors that differ, with the largest difference",
-                    [[name, "other dtype or shape" if gap is None else number(gap)]
-                     for name, gap in found.changed.items()], limit)  # fmt: skip
-    lines += _block("state that differs", [[path, cut(repr(old), 40), cut(repr(new), 40)]
-                                           for path, (old, new) in found.state.items()], limit)  # fmt: skip
+    lines += _block(
+        "tensors that differ, with the largest difference",
+        [
+            [name, "other dtype or shape" if gap is None else number(gap)]
+            for name, gap in found.changed.items()
+        ],
+        limit,
+    )
+    lines += _block(
+        "state that differs",
+        [
+            [path, cut(repr(old), 40), cut(repr(new), 40)]
+            for path, (old, new) in found.state.items()
+        ],
+        limit,
+    )
     print("\n".join(lines) if lines else "no difference")
     return 1 if found else 0
 
@@ -131,8 +178,12 @@ def _block(title: str, rows: list[list[str]], limit: int | None) -> list[str]:
 
 def export(argv: Sequence[str]) -> int:
     """Write a checkpoint's weights for use elsewhere."""
-    parser = Arguments("loopkit ckpt export", "The weights alone: model.safetensors, and loopkit.json about them.")
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run directory for its newest good one")
+    parser = Arguments(
+        "loopkit ckpt export", "The weights alone: model.safetensors, and loopkit.json about them."
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, help="a checkpoint, or a run directory for its newest good one"
+    )
     parser.add_argument("dir", type=Path, help="a directory that does not exist yet")
     given = parser.parse_args(argv)
     print(inspect.export(_one(given.checkpoint), given.dir))

@@ -19,7 +19,9 @@ ROOMS = ("hooks", "loggers", "strategies")
 
 
 def classes_for(option: str) -> list[type]:
-    """What ``option`` takes: its base class, the package's own classes, and those of whatever is imported."""
+    """What ``option`` takes: its base class, the package's own classes, and those of whatever is
+    imported.
+    """
     for room in ROOMS:
         package = importlib.import_module(f"loopkit.{room}")
         for module in pkgutil.iter_modules(package.__path__):
@@ -42,12 +44,18 @@ def class_help(option: str, name: str | None) -> str:
         return "\n".join([f"classes for --{option}, of the package and of the target:", *lines])
     cls = found.get(name.rpartition(".")[2])
     if cls is None or name not in (cls.__name__, path(cls)):
-        raise OptionError(f"--{option}.help: there is no class {name!r}.{nearest(name, found)} "
-                          f"There are {', '.join(found) or 'none'}")  # fmt: skip
+        raise OptionError(
+            f"--{option}.help: there is no class {name!r}.{nearest(name, found)} "
+            f"There are {', '.join(found) or 'none'}"
+        )
     lines = [f"{path(cls)}: {_about(cls)}"]
     for one in arguments_of(cls).values():
-        default = ", required" if one.required else f", default {one.default!r}" if one.plain else ""
-        lines.append(f"  --{option}.{one.name}  {one.about}{' ' if one.about else ''}[{one.label}{default}]")
+        default = (
+            ", required" if one.required else f", default {one.default!r}" if one.plain else ""
+        )
+        lines.append(
+            f"  --{option}.{one.name}  {one.about}{' ' if one.about else ''}[{one.label}{default}]"
+        )
     return "\n".join(lines)
 
 

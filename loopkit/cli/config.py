@@ -48,14 +48,19 @@ def read_values(names: Names, words: Sequence[Word], configs: Sequence[str]) -> 
     """Type what the configs and then the command line say; the later wins.
 
     Raises:
-        OptionError: an unknown name, a value that is not accepted, a missing argument, an unreadable config.
+        OptionError: an unknown name, a value that is not accepted, a missing argument, an
+            unreadable config.
     """
     parser = build_parser(names)
     given: set[str] = set()
-    argv = [f"--config={json.dumps(_nested(read_config(names, Path(path), given)))}" for path in configs]
+    argv = [
+        f"--config={json.dumps(_nested(read_config(names, Path(path), given)))}" for path in configs
+    ]
     argv += [_argument(names, word, given) for word in words]
     _check_required(names, given)
-    known = {option: [each.__name__ for each in classes_for(option)] for option in given & KINDS.keys()}
+    known = {
+        option: [each.__name__ for each in classes_for(option)] for option in given & KINDS.keys()
+    }
     parsed = _translating(lambda: parser.parse_args(argv), known)
     built = _translating(lambda: parser.instantiate(parsed, instantiate_groups=False), known)
     task = vars(built["task"]) if names.task else {}
@@ -72,10 +77,14 @@ def build_parser(names: Names) -> ArgumentParser:
     parser.add_argument("--config", action="config")
     for prefix, arguments in (("", names.fit), ("task.", names.task)):
         for name, one in arguments.items():
-            hint = one.hint | None if one.fields() else one.hint  # a dataclass alone would become a group of options
+            hint = (
+                one.hint | None if one.fields() else one.hint
+            )  # a dataclass alone would become a group of options
             default = one.default if one.plain and not one.required else None
             if isinstance(default, tuple):
-                default = list(default)  # `+=` appends to a list, and overwrites the items of a tuple
+                default = list(
+                    default
+                )  # `+=` appends to a list, and overwrites the items of a tuple
             try:
                 parser.add_argument(f"--{prefix}{name}", type=hint, default=default)
             except ValueError:  # a type that no text can be turned into
@@ -111,13 +120,20 @@ def read_config(names: Names, path: Path, given: set[str]) -> dict[str, Any]:
 
 
 def _flattened(names: Names, name: str, value: Any) -> list[tuple[str, Any]]:
-    """One entry of a config by full names: the task's, and those of a settings object, each by itself."""
+    """One entry of a config by full names: the task's, and those of a settings object, each by
+    itself.
+    """
     if name == "task" and name not in names.fit:
         if not isinstance(value, Mapping | None):
             raise OptionError(f"task: {value!r} says nothing: give the task's arguments below it")
         return [(names.resolve(f"task.{inner}", ""), item) for inner, item in (value or {}).items()]
     full = names.resolve(name, "")
-    if isinstance(value, Mapping) and full in names.fit and names.fit[full].fields() and "class_path" not in value:
+    if (
+        isinstance(value, Mapping)
+        and full in names.fit
+        and names.fit[full].fields()
+        and "class_path" not in value
+    ):
         return [(names.resolve(f"{full}.{inner}", ""), item) for inner, item in value.items()]
     return [(full, value)]
 
@@ -156,9 +172,14 @@ def _top(full: str) -> str:
 
 
 def _check_required(names: Names, given: set[str]) -> None:
-    missing = [one for name, one in names.task.items() if one.required and f"task.{name}" not in given]
+    missing = [
+        one for name, one in names.task.items() if one.required and f"task.{name}" not in given
+    ]
     if missing:
-        shown = [f"--{'task.' if one.name in names.fit else ''}{one.name} ({one.label})" for one in missing]
+        shown = [
+            f"--{'task.' if one.name in names.fit else ''}{one.name} ({one.label})"
+            for one in missing
+        ]
         raise OptionError(f"{names.title} needs {', '.join(shown)}")
 
 

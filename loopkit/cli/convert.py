@@ -1,4 +1,6 @@
-"""``loopkit convert-args FILE``: the Fit, the optimizer and the Loader that a Trainer's arguments stand for."""
+"""``loopkit convert-args FILE``: the Fit, the optimizer and the Loader that a Trainer's arguments
+stand for.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,14 @@ SCHEDULES = {
     "reduce_lr_on_plateau": "reduce_on_plateau", "cosine_with_min_lr": "cosine", "warmup_stable_decay": "wsd",
 }  # fmt: skip
 # What Trainer's arguments are when they are not given, where that is not what Fit does.
-DEFAULTS = {"num_train_epochs": 3.0, "per_device_train_batch_size": 8, "max_grad_norm": 1.0, "learning_rate": 5e-5,
-            "lr_scheduler_type": "linear", "seed": 42}  # fmt: skip
+DEFAULTS = {
+    "num_train_epochs": 3.0,
+    "per_device_train_batch_size": 8,
+    "max_grad_norm": 1.0,
+    "learning_rate": 5e-5,
+    "lr_scheduler_type": "linear",
+    "seed": 42,
+}
 OFF: tuple[Any, ...] = (None, False, "", "no", 0, [], {})
 
 
@@ -67,9 +75,17 @@ class Conversion:
         lines += ["fit = Fit(", *(f"    {name}={value}," for name, value in self.fit.items()), ")"]
         lines += ["", "# in the task:", "def optimizers(self):", f"    return {self.optimizer}"]
         if self.loader:
-            lines += ["", "def train_data(self):", f"    return Loader(..., {_arguments(self.loader)})"]
+            lines += [
+                "",
+                "def train_data(self):",
+                f"    return Loader(..., {_arguments(self.loader)})",
+            ]
         if self.notes:
-            lines += ["", "# not carried over:", *(f"#   {name}: {why}" for name, why in self.notes.items())]
+            lines += [
+                "",
+                "# not carried over:",
+                *(f"#   {name}: {why}" for name, why in self.notes.items()),
+            ]
         return "\n".join(lines)
 
 
@@ -79,8 +95,14 @@ def convert(given: Mapping[str, Any]) -> Conversion:
     Raises:
         OptionError: a name that no version of TrainingArguments has.
     """
-    unknown = [name for name in given if name not in TRAINER_NAMES and name not in WITHOUT and name not in SAME
-               and name not in ("debug", "warmup_ratio")]  # fmt: skip
+    unknown = [
+        name
+        for name in given
+        if name not in TRAINER_NAMES
+        and name not in WITHOUT
+        and name not in SAME
+        and name not in ("debug", "warmup_ratio")
+    ]
     if unknown:
         hint = nearest(unknown[0], [*TRAINER_NAMES, *WITHOUT])
         raise OptionError(f"TrainingArguments has no {unknown[0]!r}.{hint}")
@@ -89,7 +111,9 @@ def convert(given: Mapping[str, Any]) -> Conversion:
     for name, ours in SAME.items():
         if args.get(name) not in OFF:
             value = args[name]
-            found.fit[ours] = repr(int(value) if isinstance(value, float) and value == int(value) else value)
+            found.fit[ours] = repr(
+                int(value) if isinstance(value, float) and value == int(value) else value
+            )
     if args.get("max_steps", -1) > 0:  # it wins over epochs there
         found.fit["steps"] = repr(args["max_steps"])
         found.fit.pop("epochs", None)
@@ -108,7 +132,9 @@ def convert(given: Mapping[str, Any]) -> Conversion:
     if loggers:
         found.fit["loggers"] = loggers
     if lost:
-        found.notes["report_to"] = f"there is no logger for {', '.join(lost)}: derive one from Logger"
+        found.notes["report_to"] = (
+            f"there is no logger for {', '.join(lost)}: derive one from Logger"
+        )
     if given.get("push_to_hub"):
         found.fit["hooks"] = f"[{hub_source(given)}]"
         found.imports.append("from loopkit.hooks import PushToHub")
@@ -144,10 +170,14 @@ def _cadences(args: Mapping[str, Any], found: Conversion) -> None:
     log = _every(args.get("logging_strategy", "steps"), args.get("logging_steps", 500))
     found.fit["log_every"] = log
     evaluation = args.get("eval_strategy") or args.get("evaluation_strategy") or "no"
-    found.fit["eval_every"] = _every(evaluation, args.get("eval_steps") or args.get("logging_steps", 500))
+    found.fit["eval_every"] = _every(
+        evaluation, args.get("eval_steps") or args.get("logging_steps", 500)
+    )
     if args.get("eval_delay"):
         delay = args["eval_delay"]
-        found.fit["eval_after"] = repr(f"{delay:g} {'epochs' if '1 epoch' in found.fit['eval_every'] else 'steps'}")
+        found.fit["eval_after"] = repr(
+            f"{delay:g} {'epochs' if '1 epoch' in found.fit['eval_every'] else 'steps'}"
+        )
     strategy = args.get("save_strategy", "steps")
     if str(strategy).lower().endswith("no"):
         found.fit["checkpoint"] = "False"
@@ -156,7 +186,9 @@ def _cadences(args: Mapping[str, Any], found: Conversion) -> None:
     found.checkpoint["keep"] = repr(args.get("save_total_limit"))
     if args.get("save_only_model"):
         found.checkpoint["weights_only"] = "True"
-    metric = args.get("metric_for_best_model") or ("loss" if args.get("load_best_model_at_end") else None)
+    metric = args.get("metric_for_best_model") or (
+        "loss" if args.get("load_best_model_at_end") else None
+    )
     if metric:
         metric = str(metric).removeprefix("eval_")
         larger = args.get("greater_is_better")
@@ -180,7 +212,8 @@ def _arguments(values: Mapping[str, str]) -> str:
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
-    """The arguments in a JSON file, or in the first ``TrainingArguments(...)`` or dict of a Python file.
+    """The arguments in a JSON file, or in the first ``TrainingArguments(...)`` or dict of a Python
+    file.
 
     Nothing of the file is run: only literal values are taken.
 
@@ -196,7 +229,9 @@ def read_arguments(path: Path) -> dict[str, Any]:
             raise ValueError("it holds no object")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("TrainingArguments"):
-                return {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg is not None}
+                return {
+                    k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg is not None
+                }
             if isinstance(node, ast.Dict) and node.keys:
                 return dict(ast.literal_eval(node))
         raise ValueError("it holds no TrainingArguments(...) and no dict")
@@ -207,8 +242,11 @@ def read_arguments(path: Path) -> dict[str, Any]:
 def run(words: list[str]) -> int:
     """``loopkit convert-args FILE``; returns the exit code."""
     if len(words) != 1 or words[0].startswith("-"):
-        print("usage: loopkit convert-args FILE.json|FILE.py\n\nprints the Fit for the Trainer's arguments in a file",
-              file=sys.stdout if words in (["--help"], ["-h"]) else sys.stderr)  # fmt: skip
+        print(
+            "usage: loopkit convert-args FILE.json|FILE.py\n\nprints the Fit for the Trainer's "
+            "arguments in a file",
+            file=sys.stdout if words in (["--help"], ["-h"]) else sys.stderr,
+        )
         return 0 if words in (["--help"], ["-h"]) else 2
     print(convert(read_arguments(Path(words[0]))).source())
     return 0

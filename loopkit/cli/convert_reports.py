@@ -1,4 +1,6 @@
-"""The loggers and the upload that a Trainer's report_to, run_name, project, push_to_hub and hub_* stand for."""
+"""The loggers and the upload that a Trainer's report_to, run_name, project, push_to_hub and hub_*
+stand for.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,15 @@ from typing import Any
 
 from loopkit.loggers.registry import FILES, LOGGERS
 
-SERVICES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "azure_ml": "mlflow",
-            "comet_ml": "comet", "clearml": "clearml", "trackio": "trackio"}  # fmt: skip
+SERVICES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "azure_ml": "mlflow",
+    "comet_ml": "comet",
+    "clearml": "clearml",
+    "trackio": "trackio",
+}
 
 
 def logger_sources(given: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
@@ -27,7 +36,10 @@ def logger_sources(given: Mapping[str, Any]) -> tuple[str, list[str], list[str]]
     for name in names:
         arguments = {"project": given.get("project"), "name": given.get("run_name")}
         if name == "trackio":
-            arguments |= {"space_id": given.get("trackio_space_id"), "bucket_id": given.get("trackio_bucket_id")}
+            arguments |= {
+                "space_id": given.get("trackio_space_id"),
+                "bucket_id": given.get("trackio_bucket_id"),
+            }
         said = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if value)
         if name not in FILES and said:
             module, kind = LOGGERS[name]
@@ -39,8 +51,13 @@ def logger_sources(given: Mapping[str, Any]) -> tuple[str, list[str], list[str]]
 
 
 def hub_source(given: Mapping[str, Any]) -> str:
-    """The source of the PushToHub; the repository is called as the output directory where no name is given."""
-    repo = given.get("hub_model_id") or Path(str(given.get("output_dir") or "trainer_output")).absolute().name
+    """The source of the PushToHub; the repository is called as the output directory where no name
+    is given.
+    """
+    repo = (
+        given.get("hub_model_id")
+        or Path(str(given.get("output_dir") or "trainer_output")).absolute().name
+    )
     when = str(given.get("hub_strategy") or "every_save").lower().rpartition(".")[2]
     arguments = {"private": given.get("hub_private_repo"), "revision": given.get("hub_revision")}
     said = "".join(f", {name}={value!r}" for name, value in arguments.items() if value is not None)

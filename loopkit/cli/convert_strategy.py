@@ -17,14 +17,25 @@ def strategy_source(given: Mapping[str, Any]) -> str:
         return f"DeepSpeed(config={given['deepspeed']!r})"
     if given.get("fsdp"):
         return f"FSDP({_arguments(_fsdp(given))})"
-    settings = {ours: given[theirs] for theirs, ours in _DDP.items() if given.get(theirs) is not None}
+    settings = {
+        ours: given[theirs] for theirs, ours in _DDP.items() if given.get(theirs) is not None
+    }
     return f"DDP({_arguments(settings)})" if settings else ""
 
 
 def _fsdp(given: Mapping[str, Any]) -> dict[str, Any]:
     words = given["fsdp"]
-    words = words.split() if isinstance(words, str) else [str(word) for word in words] if words is not True else []
-    config = {str(name).removeprefix("fsdp_"): value for name, value in (given.get("fsdp_config") or {}).items()}
+    words = (
+        words.split()
+        if isinstance(words, str)
+        else [str(word) for word in words]
+        if words is not True
+        else []
+    )
+    config = {
+        str(name).removeprefix("fsdp_"): value
+        for name, value in (given.get("fsdp_config") or {}).items()
+    }
     settings: dict[str, Any] = {}
     if "offload" in words or config.get("offload_params") or config.get("cpu_offload"):
         settings["offload"] = True

@@ -22,7 +22,9 @@ LEAST_DISK = 5e9  # bytes; a few checkpoints of a small model
 
 def run(argv: Sequence[str]) -> int:
     """Print the report; the exit code."""
-    Arguments("loopkit doctor", "Versions, devices, extras, threads, disk space, compiler.").parse_args(argv)
+    Arguments(
+        "loopkit doctor", "Versions, devices, extras, threads, disk space, compiler."
+    ).parse_args(argv)
     rows = [("loopkit", f"{__version__}, {Path(__file__).parent.parent}"), ("python", _python())]
     rows += [(name, _version(name) or "MISSING") for name in PACKAGES]
     rows += [*_devices(), *_threads(), _disk(Path.cwd()), _compiler(), *_extras()]
@@ -46,7 +48,9 @@ def _devices() -> list[tuple[str, str]]:
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-        found.append((f"cuda:{index}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {bf16}"))
+        found.append(
+            (f"cuda:{index}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {bf16}")
+        )
     if torch.backends.mps.is_available():
         found.append(("mps", "Apple GPU"))
     if not found:
@@ -58,8 +62,13 @@ def _devices() -> list[tuple[str, str]]:
 def _threads() -> list[tuple[str, str]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = os.environ.get("OMP_NUM_THREADS")
-    return [("cpu", f"{cores} cores, {torch.get_num_threads()} threads for torch"
-             + (f" (OMP_NUM_THREADS={limit})" if limit else ""))]  # fmt: skip
+    return [
+        (
+            "cpu",
+            f"{cores} cores, {torch.get_num_threads()} threads for torch"
+            + (f" (OMP_NUM_THREADS={limit})" if limit else ""),
+        )
+    ]
 
 
 def _disk(folder: Path) -> tuple[str, str]:
@@ -92,6 +101,10 @@ def _extras() -> list[tuple[str, str]]:
     rows = []
     for extra, packages in sorted(wanted.items()):
         lacking = [package for package in packages if _version(package) is None]
-        state = f"missing {', '.join(lacking)}: pip install 'loopkit[{extra}]'" if lacking else "installed"
+        state = (
+            f"missing {', '.join(lacking)}: pip install 'loopkit[{extra}]'"
+            if lacking
+            else "installed"
+        )
         rows.append((f"[{extra}]", state))
     return rows

@@ -14,11 +14,15 @@ from loopkit.cli.words import take_values
 from loopkit.errors import OptionError
 
 PREDICT = Command(
-    "predict", "Write a task's predictions, in the order of its data.",
-    {**saved.ABOUT, "--out FILE": "where to: .jsonl (a line for each sample), .npy (one array), .npz (an array by "
-                                  "name) or .txt (a line for each sample). JSON lines on stdout without it"},
+    "predict",
+    "Write a task's predictions, in the order of its data.",
+    {
+        **saved.ABOUT,
+        "--out FILE": "where to: .jsonl (a line for each sample), .npy (one array), .npz (an array by "
+        "name) or .txt (a line for each sample). JSON lines on stdout without it",
+    },
     hidden=("checkpoint",),
-)  # fmt: skip
+)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -1,4 +1,6 @@
-"""The program: finds the command, runs it, and turns what went wrong into one line and an exit code."""
+"""The program: finds the command, runs it, and turns what went wrong into one line and an exit
+code.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,16 @@ COMMANDS = {
     "convert-args": ("convert", "the Fit for a Hugging Face Trainer's arguments"),
     "doctor": ("doctor", "what this machine has: versions, devices, extras"),
 }
-ALIASES = {"train": "fit", "eval": "evaluate", "test": "evaluate", "validate": "evaluate", "infer": "predict",
-           "checkpoint": "ckpt", "checkpoints": "ckpt", "benchmark": "bench"}  # fmt: skip
+ALIASES = {
+    "train": "fit",
+    "eval": "evaluate",
+    "test": "evaluate",
+    "validate": "evaluate",
+    "infer": "predict",
+    "checkpoint": "ckpt",
+    "checkpoints": "ckpt",
+    "benchmark": "bench",
+}
 USAGE = """usage: loopkit COMMAND [...]
 
 {commands}
@@ -73,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     name, rest = (words[0], words[1:]) if words else ("--help", [])
     if name in ("--help", "-h", "help"):
-        print(USAGE.format(commands="\n".join(f"  {n:<13} {about}" for n, (_, about) in COMMANDS.items())), end="")
+        print(
+            USAGE.format(
+                commands="\n".join(f"  {n:<13} {about}" for n, (_, about) in COMMANDS.items())
+            ),
+            end="",
+        )
         return 0 if words else 2
     if name in ("--version", "version"):
         print(f"loopkit {__version__}")
@@ -95,15 +110,25 @@ def _unknown(name: str) -> str:
 
 
 def _warn(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
     line: str | None = None,
-) -> None:  # fmt: skip
-    where = "loopkit: " if issubclass(category, LoopkitWarning) else f"{filename}:{lineno}: {category.__name__}: "
+) -> None:
+    where = (
+        "loopkit: "
+        if issubclass(category, LoopkitWarning)
+        else f"{filename}:{lineno}: {category.__name__}: "
+    )
     print(f"{where}{message}", file=file or sys.stderr)
 
 
 def _of_the_user(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from where it leaves the command line and the import system; all of it if it never does."""
+    """The traceback from where it leaves the command line and the import system; all of it if it
+    never does.
+    """
     inner = trace
     while inner is not None:
         file = inner.tb_frame.f_code.co_filename

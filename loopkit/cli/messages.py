@@ -29,7 +29,11 @@ def explain(message: str, known: Mapping[str, list[str]]) -> str:
     if path:
         hint = nearest(path[1], known.get(key.partition(".")[0], []))
         return f"{where}there is no class {path[1]!r}.{hint} Give package.module.Class, or the short name of one"
-    own = [line.strip(" -") for line in message.splitlines() if re.match(r"\s*- (?!Expected|Problem)", line)]
+    own = [
+        line.strip(" -")
+        for line in message.splitlines()
+        if re.match(r"\s*- (?!Expected|Problem)", line)
+    ]
     if own:
         return own[0]
     if inside and not inside[2].startswith(("Parser key", "Expected")):
@@ -51,7 +55,9 @@ def _nearest_class(message: str) -> str:
 
 def _wrong_value(message: str) -> str:
     """The innermost value that was refused, and what would have been accepted in its place."""
-    lines = re.findall(r"^([ -]*)Expected an? (.+?)(?:\. Got value: (.*))?$", message, flags=re.MULTILINE)
+    lines = re.findall(
+        r"^([ -]*)Expected an? (.+?)(?:\. Got value: (.*))?$", message, flags=re.MULTILINE
+    )
     if not lines:
         return ""
     deepest = max(len(indent) for indent, _, _ in lines)

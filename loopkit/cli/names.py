@@ -13,7 +13,8 @@ from loopkit.trainer_names import TRAINER_NAMES
 
 @dataclass(frozen=True)
 class Names:
-    """The options of Fit and the arguments of one task; of a name that is both, the bare form is Fit's.
+    """The options of Fit and the arguments of one task; of a name that is both, the bare form is
+    Fit's.
 
     Attributes:
         fit: the options of Fit.
@@ -47,13 +48,19 @@ class Names:
             return name
         if head in self.task:
             return f"task.{name}"
-        hint = _translated(name, dashes) or nearest(f"{dashes}{name}", [f"{dashes}{known}" for known in self._known()])
+        hint = _translated(name, dashes) or nearest(
+            f"{dashes}{name}", [f"{dashes}{known}" for known in self._known()]
+        )
         raise OptionError(f"there is no option {dashes}{name}.{hint}")
 
     def _of_task(self, name: str, dashes: str) -> str:
         if name.partition(".")[0] in self.task:
             return f"task.{name}"
-        takes = f"{self.title} takes {', '.join(self.task)}" if self.task else f"{self.title} takes no arguments"
+        takes = (
+            f"{self.title} takes {', '.join(self.task)}"
+            if self.task
+            else f"{self.title} takes no arguments"
+        )
         if not name:
             raise OptionError(f"{dashes}task alone says nothing: give {dashes}task.NAME. {takes}")
         hint = nearest(f"{dashes}task.{name}", [f"{dashes}task.{known}" for known in self.task])
@@ -64,7 +71,10 @@ class Names:
         if rest and fields and rest not in fields:
             known = [f"{dashes}{option.name}.{field}" for field in fields]
             hint = nearest(f"{dashes}{option.name}.{rest}", known)
-            raise OptionError(f"there is no option {dashes}{option.name}.{rest}.{hint} There are {', '.join(fields)}")
+            raise OptionError(
+                f"there is no option {dashes}{option.name}.{rest}.{hint} There are "
+                f"{', '.join(fields)}"
+            )
 
     def _known(self) -> list[str]:
         return [*self.fit, *self.task, *self.more, *(f"task.{name}" for name in self.task)]

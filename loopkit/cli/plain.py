@@ -20,5 +20,7 @@ class Arguments(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             wrong = message.partition(": ")[2].split()[0].partition("=")[0]
             hint = nearest(wrong, self._option_string_actions) if wrong.startswith("-") else ""
-        raise OptionError(f"{self.prog.removeprefix('loopkit ')}: {message}.{hint} "
-                          f"{' '.join(self.format_usage().split())}")  # fmt: skip
+        raise OptionError(
+            f"{self.prog.removeprefix('loopkit ')}: {message}.{hint} "
+            f"{' '.join(self.format_usage().split())}"
+        )

@@ -42,7 +42,9 @@ class Lines(Sink):
     def write(self, outputs: Any) -> None:
         """A line for each sample of the batch."""
         for sample in samples(outputs):
-            text = json.dumps(strict(sample), ensure_ascii=False) if self._as_json else _text(sample)
+            text = (
+                json.dumps(strict(sample), ensure_ascii=False) if self._as_json else _text(sample)
+            )
             self._file.write(text + "\n")
             self.samples += 1
 
@@ -69,8 +71,11 @@ class Arrays(Sink):
         """
         joined = join(self._parts)
         if isinstance(joined, Mapping) is not self._named:
-            raise OptionError("predict_step returns a dict: write an .npz or .jsonl file" if not self._named
-                              else "predict_step returns no dict: write an .npy or .jsonl file")  # fmt: skip
+            raise OptionError(
+                "predict_step returns a dict: write an .npz or .jsonl file"
+                if not self._named
+                else "predict_step returns no dict: write an .npy or .jsonl file"
+            )
         if self._named:
             arrays: dict[str, Any] = {str(name): _array(part) for name, part in joined.items()}
             np.savez(self._file, **arrays)
@@ -86,7 +91,10 @@ def samples(outputs: Any) -> Iterator[Any]:
     """
     if isinstance(outputs, Tensor):
         if outputs.ndim == 0:
-            raise TaskError("predict_step returned a scalar tensor for a batch: return a prediction for each sample")
+            raise TaskError(
+                "predict_step returned a scalar tensor for a batch: return a prediction for each "
+                "sample"
+            )
         yield from outputs.tolist()
     elif isinstance(outputs, Mapping):
         for row in zip(*(samples(part) for part in outputs.values()), strict=True):
@@ -96,8 +104,11 @@ def samples(outputs: Any) -> Iterator[Any]:
     elif isinstance(outputs, (list, np.ndarray)):
         yield from (_plain(sample) for sample in outputs)
     else:
-        raise TaskError(f"predict_step returned {type(outputs).__name__}: return a tensor, a list with an item for "
-                        "each sample, or a dict or tuple of these")  # fmt: skip
+        raise TaskError(
+            f"predict_step returned {type(outputs).__name__}: return a tensor, a list with an item "
+            f"for "
+            "each sample, or a dict or tuple of these"
+        )
 
 
 def _count(outputs: Any) -> int:
@@ -122,7 +133,9 @@ def _text(sample: Any) -> str:
     if isinstance(sample, list) and not any(isinstance(item, (list, dict)) for item in sample):
         return " ".join(map(_text, sample))
     if isinstance(sample, (list, dict)):
-        raise OptionError("these predictions are nested and make no line of text: write a .jsonl file")
+        raise OptionError(
+            "these predictions are nested and make no line of text: write a .jsonl file"
+        )
     return str(sample).replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
 
 
@@ -132,9 +145,13 @@ def _array(joined: Any) -> np.ndarray[Any, Any]:
     try:
         found = np.asarray(_plain(joined))
     except ValueError as error:
-        raise TaskError("the predictions have different shapes and make no array: write a .jsonl file") from error
+        raise TaskError(
+            "the predictions have different shapes and make no array: write a .jsonl file"
+        ) from error
     if found.dtype == object:
-        raise TaskError("the predictions are no numbers or strings and make no array: write a .jsonl file")
+        raise TaskError(
+            "the predictions are no numbers or strings and make no array: write a .jsonl file"
+        )
     return found
 
 
@@ -153,13 +170,18 @@ def open_sink(out: Path | None) -> Iterator[Sink]:
         return
     kinds = (".jsonl", ".npy", ".npz", ".txt")
     if out.suffix not in kinds:
-        raise OptionError(f"--out {out}: the ending says the format, one of {', '.join(kinds)}."
-                          f"{nearest(out.suffix, kinds)}")  # fmt: skip
+        raise OptionError(
+            f"--out {out}: the ending says the format, one of {', '.join(kinds)}."
+            f"{nearest(out.suffix, kinds)}"
+        )
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         with _writing(out, partial) as file:
-            sink = Arrays(file, named=out.suffix == ".npz") if out.suffix in (".npy", ".npz") else Lines(
-                file, as_json=out.suffix == ".jsonl")  # fmt: skip
+            sink = (
+                Arrays(file, named=out.suffix == ".npz")
+                if out.suffix in (".npy", ".npz")
+                else Lines(file, as_json=out.suffix == ".jsonl")
+            )
             yield sink
             sink.finish()
         os.replace(partial, out)
@@ -176,10 +198,22 @@ def _writing(out: Path, partial: Path) -> Iterator[Any]:
         with open(partial, "w" if text else "wb", encoding="utf-8" if text else None) as file:
             yield file
     except OSError as error:
-        if isinstance(error, (DiskFullError, RunDirError)) or error.filename not in (None, str(partial)):
+        if isinstance(error, (DiskFullError, RunDirError)) or error.filename not in (
+            None,
+            str(partial),
+        ):
             raise
         if error.errno == errno.ENOSPC:
-            raise DiskFullError(f"no room for {out}: free some space, or write it elsewhere") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.EISDIR):
+            raise DiskFullError(
+                f"no room for {out}: free some space, or write it elsewhere"
+            ) from error
+        if error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOENT,
+            errno.ENOTDIR,
+            errno.EROFS,
+            errno.EISDIR,
+        ):
             raise RunDirError(f"--out {out} cannot be written: {error.strerror}") from error
         raise

@@ -1,4 +1,6 @@
-"""A measured run in a process of its own: ``python -m loopkit.cli.probe RESULT STEPS TARGET [--option value ...]``."""
+"""A measured run in a process of its own: ``python -m loopkit.cli.probe RESULT STEPS TARGET
+[--option value ...]``.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class Gauge(Hook):
         self._loss: Any = None
         self._level = 0
         gc.collect()
-        with suppress(OSError, AttributeError):  # what building the task has freed is not its memory
+        with suppress(
+            OSError, AttributeError
+        ):  # what building the task has freed is not its memory
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
@@ -80,23 +84,38 @@ class Gauge(Hook):
             LoopkitError: the run stopped before there was anything to measure.
         """
         if len(self._times) <= WARM_UP:
-            raise LoopkitError(f"the run stopped after {len(self._times)} steps, and the first {WARM_UP} do not count")
+            raise LoopkitError(
+                f"the run stopped after {len(self._times)} steps, and the first {WARM_UP} do not "
+                f"count"
+            )
         device, parameters = run.strategy.device, list(run.task.parameters())
         times, samples = self._times[WARM_UP - 1 :], self._samples[WARM_UP - 1 :]
         seconds = statistics.median(after - before for before, after in itertools.pairwise(times))
-        state = [value for o in run.optimizers.values() for held in o.state.values() for value in held.values()]
+        state = [
+            value
+            for o in run.optimizers.values()
+            for held in o.state.values()
+            for value in held.values()
+        ]
         self.facts |= {
-            "device": str(device), "threads": torch.get_num_threads(),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in parameters),
             "trained": sum(p.numel() for p in parameters if p.requires_grad),
-            "parameter_bytes": _bytes(parameters), "optimizer_bytes": _bytes(state), "peak_bytes": self._peak(device),
-            "step_ms": 1e3 * seconds, "samples_per_second": (samples[-1] - samples[0]) / (len(samples) - 1) / seconds,
-            "loss": None if self._loss is None else float(self._loss), "problem": None,
-        }  # fmt: skip
+            "parameter_bytes": _bytes(parameters),
+            "optimizer_bytes": _bytes(state),
+            "peak_bytes": self._peak(device),
+            "step_ms": 1e3 * seconds,
+            "samples_per_second": (samples[-1] - samples[0]) / (len(samples) - 1) / seconds,
+            "loss": None if self._loss is None else float(self._loss),
+            "problem": None,
+        }
 
     def _peak(self, device: torch.device) -> int | None:
         if device.type == "cuda":  # of all of them, where layers are spread over several
-            return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+            return sum(
+                torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())
+            )
         peak = highest()
         return None if device.type != "cpu" or peak is None else peak - self._level
 
@@ -107,15 +126,21 @@ def _bytes(tensors: Iterable[Any]) -> int:
 
 
 def level() -> int:
-    """Bytes of memory that this process holds now; from here on ``highest`` counts, where the system lets it."""
+    """Bytes of memory that this process holds now; from here on ``highest`` counts, where the
+    system lets it.
+    """
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is held
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # Linux: the peak starts again from what is held
         return _status("VmRSS")
     return highest() or 0
 
 
 def highest() -> int | None:
-    """The most bytes of memory that this process held since ``level``; None where the system does not say."""
+    """The most bytes of memory that this process held since ``level``; None where the system does
+    not say.
+    """
     with suppress(OSError):
         return _status("VmHWM")
     try:
@@ -149,7 +174,9 @@ class _Rehearsal(Task):
 
 
 def rehearse(options: Mapping[str, Any]) -> None:
-    """Train a trifle the same way, so that what torch loads when it first trains is not taken for the task's."""
+    """Train a trifle the same way, so that what torch loads when it first trains is not taken for
+    the task's.
+    """
     alike = {name: options[name] for name in ("precision", "accelerator") if name in options}
     if options.get("remat"):
         alike["remat"] = "full"

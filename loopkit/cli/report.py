@@ -22,9 +22,13 @@ WIDTH = 120
 
 def run(argv: Sequence[str]) -> int:
     """Print the report of a run; the exit code."""
-    parser = Arguments("loopkit report", "What a run did: its evaluations, the best one, checkpoints and files.")
+    parser = Arguments(
+        "loopkit report", "What a run did: its evaluations, the best one, checkpoints and files."
+    )
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--all", action="store_true", help=f"show more than {EVALUATIONS} evaluations")
+    parser.add_argument(
+        "--all", action="store_true", help=f"show more than {EVALUATIONS} evaluations"
+    )
     given = parser.parse_args(argv)
     if not given.run_dir.is_dir():
         raise LoopkitError(f"there is no run directory {given.run_dir}")
@@ -40,10 +44,16 @@ def report(run_dir: Path, *, everything: bool = False) -> str:
     """
     about, rows, checkpoints = _read_about(run_dir), _read_rows(run_dir), inspect.ls(run_dir)
     if not about and not rows and not checkpoints:
-        raise LoopkitError(f"{run_dir} holds no run: there is no metrics.jsonl, hparams.json or checkpoints in it")
+        raise LoopkitError(
+            f"{run_dir} holds no run: there is no metrics.jsonl, hparams.json or checkpoints in it"
+        )
     best = _criterion(about)
     blocks = [_head(run_dir, about, rows), _training(rows), _evaluations(rows, best, everything)]
-    blocks.append(["checkpoints", *_indented(checkpoint_table(checkpoints))] if checkpoints else ["no checkpoints"])
+    blocks.append(
+        ["checkpoints", *_indented(checkpoint_table(checkpoints))]
+        if checkpoints
+        else ["no checkpoints"]
+    )
     blocks.append(["files", *_indented(_files(run_dir))])
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -67,12 +77,19 @@ def _head(run_dir: Path, about: Mapping[str, Any], rows: Sequence[Mapping[str, A
     last = rows[-1] if rows else {}
     epoch = next((row["epoch"] for row in reversed(rows) if "epoch" in row), None)
     defaults = Options().to_dict()
-    changed = {k: v for k, v in about.get("options", {}).items() if k not in defaults or defaults[k] != v}
+    changed = {
+        k: v for k, v in about.get("options", {}).items() if k not in defaults or defaults[k] != v
+    }
     lines = [["run", str(run_dir)], ["task", str(about.get("task", "unknown"))]]
     lines += _pairs("arguments", about.get("hparams", {}))
     lines += _pairs("options", changed)
     if last:
-        lines.append(["last row", f"step {last['step']:,}" + (f", epoch {epoch:g}" if epoch is not None else "")])
+        lines.append(
+            [
+                "last row",
+                f"step {last['step']:,}" + (f", epoch {epoch:g}" if epoch is not None else ""),
+            ]
+        )
     return columns(lines, [False, False])
 
 
@@ -105,23 +122,35 @@ def _criterion(about: Mapping[str, Any]) -> tuple[str, str]:
     return "eval/loss", "min"
 
 
-def _evaluations(rows: Sequence[Mapping[str, Any]], best: tuple[str, str], everything: bool) -> list[str]:
+def _evaluations(
+    rows: Sequence[Mapping[str, Any]], best: tuple[str, str], everything: bool
+) -> list[str]:
     measured = [row for row in rows if any(name.startswith("eval/") for name in row)]
     if not measured:
         return ["no evaluations"]
-    names = sorted({name for row in measured for name in row if name.startswith("eval/") and name not in SPEED})
+    names = sorted(
+        {name for row in measured for name in row if name.startswith("eval/") and name not in SPEED}
+    )
     metric, side = best
-    held = [row for row in measured if isinstance(row.get(metric), (int, float)) and row[metric] == row[metric]]
+    held = [
+        row
+        for row in measured
+        if isinstance(row.get(metric), (int, float)) and row[metric] == row[metric]
+    ]
     top = (max if side == "max" else min)(held, key=lambda row: row[metric]) if held else None
     shown = measured if everything or len(measured) <= EVALUATIONS else measured[-EVALUATIONS:]
     if top is not None and not any(row is top for row in shown):
         shown = [top, *shown[1:]]
     table = [["step", *names, ""]]
     for row in shown:
-        cells = [number(row[name]) if isinstance(row.get(name), (int, float)) else "-" for name in names]
+        cells = [
+            number(row[name]) if isinstance(row.get(name), (int, float)) else "-" for name in names
+        ]
         table.append([f"{row['step']:,}", *cells, f"best {metric}" if row is top else ""])
     hidden = len(measured) - len(shown)
-    title = f"evaluations: {len(measured)}" + (f", the last {len(shown)} (--all shows them all)" if hidden else "")
+    title = f"evaluations: {len(measured)}" + (
+        f", the last {len(shown)} (--all shows them all)" if hidden else ""
+    )
     return [title, *_indented(columns(table, [True, *(True for _ in names), False]))]
 
 

@@ -1,4 +1,6 @@
-"""What one call of fit, evaluate or predict asks for: the task's class, its arguments and the options of Fit."""
+"""What one call of fit, evaluate or predict asks for: the task's class, its arguments and the
+options of Fit.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ class Command:
 
     def own(self) -> list[str]:
         """The names of its own options."""
-        return [shown.split()[0].removeprefix("--").replace("-", "_") for shown in (*self.options, *COMMON)]
+        return [
+            shown.split()[0].removeprefix("--").replace("-", "_")
+            for shown in (*self.options, *COMMON)
+        ]
 
 
 @dataclass
@@ -74,7 +79,9 @@ class Request:
         return fit, self.task(**{**saved, **values.task})
 
     def _names(self) -> Names:
-        arguments = {name: _recorded(one, self.saved) for name, one in arguments_of(self.task).items()}
+        arguments = {
+            name: _recorded(one, self.saved) for name, one in arguments_of(self.task).items()
+        }
         return _names(self.command, arguments, self.task.__name__)
 
 
@@ -82,8 +89,8 @@ def read_request(command: Command, argv: Sequence[str]) -> tuple[Request | None,
     """Read a command line.
 
     Returns:
-        The request, and the words among which the command still has to take its own; no request when help was
-        asked for and given.
+        The request, and the words among which the command still has to take its own; no request
+        when help was asked for and given.
 
     Raises:
         OptionError: there is no target, or it names no task.
@@ -92,8 +99,11 @@ def read_request(command: Command, argv: Sequence[str]) -> tuple[Request | None,
     words = read_words(rest)
     wants_help = take_flag(words, "help")
     if not target and not wants_help:
-        raise OptionError(f"give the target first: loopkit {command.name} TARGET [--option value ...], where TARGET is "
-                          "path/to/file.py, path/to/file.py:Class or package.module:Class")  # fmt: skip
+        raise OptionError(
+            f"give the target first: loopkit {command.name} TARGET [--option value ...], where "
+            f"TARGET is "
+            "path/to/file.py, path/to/file.py:Class or package.module:Class"
+        )
     task = find_task(target) if target else Task
     if wants_help:
         names = _names(command, arguments_of(task) if target else {}, task.__name__)

@@ -1,4 +1,6 @@
-"""The ``--checkpoint PATH`` of evaluate and predict: weights, and the task's arguments as they were."""
+"""The ``--checkpoint PATH`` of evaluate and predict: weights, and the task's arguments as they
+were.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from loopkit.cli.train import is_first
 from loopkit.cli.words import Word, take_values
 from loopkit.errors import CheckpointError, NoGoodCheckpointError, OptionError
 
-ABOUT = {"--checkpoint PATH": "the weights: a checkpoint, or a run directory for its newest good one. The task is "
-                              "built with the arguments it was trained with, unless others are typed"}  # fmt: skip
+ABOUT = {
+    "--checkpoint PATH": "the weights: a checkpoint, or a run directory for its newest good one. The task is "
+    "built with the arguments it was trained with, unless others are typed"
+}
 
 
 def take_checkpoint(request: Request, words: list[Word]) -> Path | None:
@@ -25,17 +29,25 @@ def take_checkpoint(request: Request, words: list[Word]) -> Path | None:
     """
     paths = take_values(words, "checkpoint")
     if len(paths) > 1:
-        raise OptionError("--checkpoint is given several times: name one checkpoint or run directory")
+        raise OptionError(
+            "--checkpoint is given several times: name one checkpoint or run directory"
+        )
     if not paths:
         if is_first():
-            print(f"loopkit: no --checkpoint: {request.task.__name__} has the weights it starts with", file=sys.stderr)
+            print(
+                f"loopkit: no --checkpoint: {request.task.__name__} has the weights it starts with",
+                file=sys.stderr,
+            )
         return None
     path, state = _open(Path(paths[0]))
     about = state.get("task", {})
     request.saved = about.get("hparams", {})
     lost = [name for name in about.get("unsaved", []) if not _typed(request, name)]
     if lost and is_first():
-        print(f"loopkit: {path} could not keep {', '.join(lost)}: the code's default is used", file=sys.stderr)
+        print(
+            f"loopkit: {path} could not keep {', '.join(lost)}: the code's default is used",
+            file=sys.stderr,
+        )
     return path
 
 

@@ -1,4 +1,6 @@
-"""What a class takes to be built: its constructor's arguments with types, defaults and documentation."""
+"""What a class takes to be built: its constructor's arguments with types, defaults and
+documentation.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ class Argument:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether ``value`` consists of strings, numbers, booleans, None, lists, tuples and dicts alone."""
+    """Whether ``value`` consists of strings, numbers, booleans, None, lists, tuples and dicts
+    alone.
+    """
     if isinstance(value, (list, tuple)):
         return all(map(is_plain, value))
     if isinstance(value, Mapping):
@@ -69,7 +73,9 @@ def is_plain(value: Any) -> bool:
 
 
 def arguments_of(cls: type) -> dict[str, Argument]:
-    """The arguments of ``cls(...)`` by name, those that ``**kwargs`` hands on to a base class included."""
+    """The arguments of ``cls(...)`` by name, those that ``**kwargs`` hands on to a base class
+    included.
+    """
     found: dict[str, Argument] = {}
     for owner in cls.__mro__:
         init = vars(owner).get("__init__")
@@ -82,14 +88,18 @@ def arguments_of(cls: type) -> dict[str, Argument]:
                 hint = hints.get(one.name, Any)
                 if hint is Any:
                     hint = _guess(one.default)
-                found[one.name] = Argument(one.name, text_last(hint), one.default, about.get(one.name, ""))
+                found[one.name] = Argument(
+                    one.name, text_last(hint), one.default, about.get(one.name, "")
+                )
         if all(one.kind is not one.VAR_KEYWORD for one in parameters):
             break
     return found
 
 
 def text_last(hint: Any) -> Any:
-    """The type with ``str`` at the end of each union: every text is a string, so it would hide what follows."""
+    """The type with ``str`` at the end of each union: every text is a string, so it would hide what
+    follows.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         inner = [text_last(arg) for arg in args]
@@ -121,13 +131,19 @@ def spell(hint: Any) -> str:
         return " | ".join(map(spell, args))
     if origin is Literal:
         return " | ".join(map(repr, args))
-    if isinstance(origin, type) and args and all(isinstance(arg, type) or get_origin(arg) for arg in args):
+    if (
+        isinstance(origin, type)
+        and args
+        and all(isinstance(arg, type) or get_origin(arg) for arg in args)
+    ):
         return f"{_LISTS.get(origin.__name__, origin.__name__)}[{', '.join(map(spell, args))}]"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def _hints(owner: type, init: types.FunctionType) -> dict[str, Any]:
-    """The types that can be made out; a name that exists for type checkers alone costs only its own argument."""
+    """The types that can be made out; a name that exists for type checkers alone costs only its own
+    argument.
+    """
     scope = {**vars(sys.modules[owner.__module__]), **init.__globals__}
     found: dict[str, Any] = {}
     for name, hint in init.__annotations__.items():
@@ -138,10 +154,14 @@ def _hints(owner: type, init: types.FunctionType) -> dict[str, Any]:
 
 
 def _documented(cls: type, owner: type, init: types.FunctionType) -> dict[str, str]:
-    """Argument descriptions of the docstrings of the constructor, its class and the class that is built."""
+    """Argument descriptions of the docstrings of the constructor, its class and the class that is
+    built.
+    """
     found: dict[str, str] = {}
     for text in (init.__doc__, owner.__doc__, cls.__doc__):
         if text:
             for each in docstring_parser.parse(text).params:
-                found.setdefault(each.arg_name, " ".join((each.description or "").replace("``", "").split()))
+                found.setdefault(
+                    each.arg_name, " ".join((each.description or "").replace("``", "").split())
+                )
     return found

@@ -1,4 +1,6 @@
-"""TARGET: ``path/to/file.py``, ``path/to/file.py:Class`` or ``package.module:Class`` becomes a Task class."""
+"""TARGET: ``path/to/file.py``, ``path/to/file.py:Class`` or ``package.module:Class`` becomes a Task
+class.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ def find_task(target: str) -> type[Task]:
     """Import what ``target`` names.
 
     Raises:
-        OptionError: there is no such file, module or class, or it is not clear which class is meant.
+        OptionError: there is no such file, module or class, or it is not clear which class is
+            meant.
         Exception: whatever the imported code raises.
     """
     place, class_name = _split(target)
@@ -29,10 +32,14 @@ def find_task(target: str) -> type[Task]:
     found = getattr(module, class_name, None)
     if found is None:
         tasks = [each.__name__ for each in _tasks(module)]
-        raise OptionError(f"{place} has no {class_name!r}.{nearest(class_name, tasks)} {_listed(tasks)}")
+        raise OptionError(
+            f"{place} has no {class_name!r}.{nearest(class_name, tasks)} {_listed(tasks)}"
+        )
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise OptionError(f"{target} is not a Task: derive the class from loopkit.Task. "
-                          f"{_listed([each.__name__ for each in _tasks(module)])}")  # fmt: skip
+        raise OptionError(
+            f"{target} is not a Task: derive the class from loopkit.Task. "
+            f"{_listed([each.__name__ for each in _tasks(module)])}"
+        )
     return found
 
 
@@ -44,12 +51,17 @@ def _split(target: str) -> tuple[str, str]:
 def _import_file(place: str) -> ModuleType:
     """Run a file as ``python file.py`` would find it: its folder comes first on ``sys.path``.
 
-    The module is known under the file's own name, so that data workers can import the classes they unpickle.
+    The module is known under the file's own name, so that data workers can import the classes they
+    unpickle.
     """
     path = Path(place).resolve()
     if not path.is_file():
         folder = path.parent
-        files = [str(Path(place).with_name(p.name)) for p in folder.glob("*.py")] if folder.is_dir() else []
+        files = (
+            [str(Path(place).with_name(p.name)) for p in folder.glob("*.py")]
+            if folder.is_dir()
+            else []
+        )
         raise OptionError(f"there is no file {place}.{nearest(place, files)}")
     name = path.stem
     _first_on_path(str(path.parent))
@@ -57,10 +69,14 @@ def _import_file(place: str) -> ModuleType:
     if loaded is not None:
         if getattr(loaded, "__file__", None) and Path(str(loaded.__file__)).resolve() == path:
             return loaded
-        raise OptionError(f"{place} has the name of the module {name!r}, which is in use already: rename the file")
+        raise OptionError(
+            f"{place} has the name of the module {name!r}, which is in use already: rename the file"
+        )
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise OptionError(f"{place} is not a Python file: TARGET is path/to/file.py or package.module:Class")
+        raise OptionError(
+            f"{place} is not a Python file: TARGET is path/to/file.py or package.module:Class"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -79,8 +95,11 @@ def _import_module(name: str) -> ModuleType:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise  # found, and what it imports itself is missing
         hint = f" Did you mean '{name}.py'?" if Path(f"{name}.py").is_file() else ""
-        raise OptionError(f"there is no module {name!r}.{hint} TARGET is path/to/file.py, path/to/file.py:Class or "
-                          "package.module:Class") from error  # fmt: skip
+        raise OptionError(
+            f"there is no module {name!r}.{hint} TARGET is path/to/file.py, path/to/file.py:Class "
+            f"or "
+            "package.module:Class"
+        ) from error
 
 
 def _first_on_path(folder: str) -> None:
@@ -90,7 +109,11 @@ def _first_on_path(folder: str) -> None:
 
 def _tasks(module: ModuleType) -> list[type[Task]]:
     """The Task classes that ``module`` defines itself, in the order they are written."""
-    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Task)]
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Task)
+    ]
     own = [value for value in dict.fromkeys(found) if value.__module__ == module.__name__]
     return [value for value in own if not inspect.isabstract(value)]
 

@@ -11,7 +11,9 @@ from loopkit.result import Result
 
 INTERRUPTED = 130
 
-FIT = Command("fit", "Train a task. Progress goes to stderr, the summary of the result to stdout.", {})
+FIT = Command(
+    "fit", "Train a task. Progress goes to stderr, the summary of the result to stdout.", {}
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,7 +37,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the only process, or the first of those that run together: the one that prints."""
+    """Whether this is the only process, or the first of those that run together: the one that
+    prints.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 

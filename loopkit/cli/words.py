@@ -48,8 +48,11 @@ def read_words(argv: Sequence[str]) -> list[Word]:
         if text == "-h":
             text = "--help"
         if not text.startswith("--") or text == "--":
-            raise OptionError(f"unexpected argument {text!r}: options are given as --name value, a list as --name "
-                              "'[a, b]'")  # fmt: skip
+            raise OptionError(
+                f"unexpected argument {text!r}: options are given as --name value, a list as "
+                f"--name "
+                "'[a, b]'"
+            )
         name, equals, value = text[2:].partition("=")
         append = name.endswith("+")
         given: str | None = value if equals else None

@@ -28,8 +28,12 @@ def opening(run: Run) -> list[str]:
     if plan.seconds is not None:
         lengths.append(f"at most {duration(plan.seconds)}")
     lines = [f"{name_of(run.task)}: {count_parameters(run.task)}", f"  on       {place}"]
-    numbered = [pair for optimizer in run.optimizers.values() for pair in enumerate(optimizer.param_groups)]
-    groups = [f"{g.get('name', number)} {sum(p.numel() for p in g['params']):,}" for number, g in numbered]
+    numbered = [
+        pair for optimizer in run.optimizers.values() for pair in enumerate(optimizer.param_groups)
+    ]
+    groups = [
+        f"{g.get('name', number)} {sum(p.numel() for p in g['params']):,}" for number, g in numbered
+    ]
     if len(groups) > 1:
         lines.append(f"  groups   {', '.join(groups)}")
     if lengths:

@@ -85,7 +85,9 @@ def epoch_now(run: Run) -> float:
 
 
 def epoch_text(run: Run) -> str:
-    """``2/5``: the epoch under way, counted from 1, of how many; ``2`` where their number is not known."""
+    """``2/5``: the epoch under way, counted from 1, of how many; ``2`` where their number is not
+    known.
+    """
     plan, epoch = run.plan, run.progress.epoch
     epochs = plan.epochs
     if plan.steps is not None and plan.steps_per_epoch:

@@ -20,10 +20,11 @@ _NEVER = float("inf")
 
 
 class PlainProgress(Hook):
-    """Prints the start, a line now and then, a row per evaluation, and the end. Rank 0 alone speaks.
+    """Prints the start, a line now and then, a row per evaluation, and the end. Rank 0 alone
+    speaks.
 
-    Between lines a step costs one look at the clock. A stream that cannot be written to any more ends the
-    printing, and nothing else.
+    Between lines a step costs one look at the clock. A stream that cannot be written to any more
+    ends the printing, and nothing else.
 
     Args:
         every: seconds between lines, at least.
@@ -34,7 +35,10 @@ class PlainProgress(Hook):
     steers = False
 
     def __init__(
-        self, every: float = 10.0, file: IO[str] | None = None, clock: Callable[[], float] = perf_counter
+        self,
+        every: float = 10.0,
+        file: IO[str] | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._every = every
         self._file = file
@@ -117,7 +121,10 @@ class PlainProgress(Hook):
             file = self._file or sys.stderr
             file.write("".join(f"{line}\n" for line in lines))
             file.flush()
-        except (OSError, ValueError):  # nobody reads any more: a closed pipe, a terminal that is gone
+        except (
+            OSError,
+            ValueError,
+        ):  # nobody reads any more: a closed pipe, a terminal that is gone
             self._broken = True
 
 
@@ -135,9 +142,15 @@ def step_line(run: Run, steps_per_second: float | None) -> str:
 
 
 def latest(metrics: Mapping[str, float], *, evaluated: bool = False) -> dict[str, float]:
-    """What is worth showing of the last values: the training loss, the learning rate; or what was evaluated."""
+    """What is worth showing of the last values: the training loss, the learning rate; or what was
+    evaluated.
+    """
     if evaluated:
         hidden = ("eval/runtime", "eval/samples_per_second")
-        return {name: value for name, value in metrics.items() if name.startswith("eval/") and name not in hidden}
+        return {
+            name: value
+            for name, value in metrics.items()
+            if name.startswith("eval/") and name not in hidden
+        }
     shown = {"train/loss": "loss", "lr": "lr"}
     return {label: metrics[name] for name, label in shown.items() if name in metrics}

@@ -17,7 +17,8 @@ KINDS = {
 
 
 def build_progress(option: object) -> Hook | None:
-    """The hook for ``Fit(progress=option)``: "auto" (or True), "rich", "plain", or False (or None) for none.
+    """The hook for ``Fit(progress=option)``: "auto" (or True), "rich", "plain", or False (or None)
+    for none.
 
     "auto" is a bar on a terminal and in a notebook, and plain lines elsewhere.
 
@@ -31,7 +32,9 @@ def build_progress(option: object) -> Hook | None:
     if not isinstance(option, str) or option not in KINDS:
         known = ("auto", *KINDS)
         hint = nearest(str(option), known)
-        raise OptionError(f"progress={option!r} is not known: give one of {', '.join(known)} or False.{hint}")
+        raise OptionError(
+            f"progress={option!r} is not known: give one of {', '.join(known)} or False.{hint}"
+        )
     module, name = KINDS[option]
     hook: Hook = getattr(import_module(module), name)()
     return hook

@@ -39,11 +39,12 @@ class Screen(Console):
 
 
 class RichProgress(Hook):
-    """Redraws a bar at most ten times a second; a row per evaluation and whatever is printed appear above it.
+    """Redraws a bar at most ten times a second; a row per evaluation and whatever is printed appear
+    above it.
 
-    Between redraws a step costs one look at the clock. What it shows are numbers that were logged: it reads
-    nothing from the device. The cursor stays visible, so that even a killed run leaves a sane terminal.
-    Rank 0 alone draws.
+    Between redraws a step costs one look at the clock. What it shows are numbers that were logged:
+    it reads nothing from the device. The cursor stays visible, so that even a killed run leaves a
+    sane terminal. Rank 0 alone draws.
 
     Args:
         every: seconds between redraws, at least.
@@ -54,7 +55,10 @@ class RichProgress(Hook):
     steers = False
 
     def __init__(
-        self, every: float = 0.1, console: Console | None = None, clock: Callable[[], float] = perf_counter
+        self,
+        every: float = 0.1,
+        console: Console | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._every = every
         self._console = console
@@ -140,7 +144,10 @@ class RichProgress(Hook):
             shared = sys.stdout is not None and sys.stdout.isatty()
             screen = self._screen()
             self._live = Live(
-                console=screen, auto_refresh=False, redirect_stdout=shared or screen.is_jupyter, transient=False
+                console=screen,
+                auto_refresh=False,
+                redirect_stdout=shared or screen.is_jupyter,
+                transient=False,
             )
             self._live.update(self._frame(run))
             self._guarded(self._live.start)
@@ -160,7 +167,9 @@ class RichProgress(Hook):
             self._guarded(live.stop)
 
     def _show(self, *lines: str) -> None:
-        self._guarded(partial(self._screen().print, Text("\n".join(lines), no_wrap=True), soft_wrap=True))
+        self._guarded(
+            partial(self._screen().print, Text("\n".join(lines), no_wrap=True), soft_wrap=True)
+        )
 
     def _guarded(self, call: Callable[[], Any]) -> None:
         """Training goes on when the terminal is gone."""
@@ -177,16 +186,22 @@ class RichProgress(Hook):
         parts: list[RenderableType] = []
         if self._fitting:
             ahead = outlook(run, self._pace.rate)
-            parts.append(_bar(f"Epoch {epoch_text(run)}", run.progress.step, ahead, self._facts(run, ahead)))
+            parts.append(
+                _bar(f"Epoch {epoch_text(run)}", run.progress.step, ahead, self._facts(run, ahead))
+            )
             values = latest(run.metrics) | latest(run.metrics, evaluated=True)
             if values:
                 shown = "   ".join(f"{name} {number(value)}" for name, value in values.items())
-                parts.append(Text(" " * (_LABEL + 1) + shown, style="dim", no_wrap=True, overflow="ellipsis"))
+                parts.append(
+                    Text(" " * (_LABEL + 1) + shown, style="dim", no_wrap=True, overflow="ellipsis")
+                )
         if self._evaluating:
             done = self._batches / self._eval_total if self._eval_total else None
             total = "" if self._eval_total is None else f"/{self._eval_total:,}"
             ahead = Outlook(self._eval_total, done, None)
-            parts.append(_bar("Evaluating", self._batches, ahead, f"{self._batches:,}{total} batches"))
+            parts.append(
+                _bar("Evaluating", self._batches, ahead, f"{self._batches:,}{total} batches")
+            )
         return Group(*parts)
 
     def _facts(self, run: Run, ahead: Outlook) -> str:

@@ -45,7 +45,9 @@ class Counts:
 
 
 def count_parameters(module: nn.Module) -> Counts:
-    """The size of ``module``; reads no values, so parameters may be anywhere, on the meta device too."""
+    """The size of ``module``; reads no values, so parameters may be anywhere, on the meta device
+    too.
+    """
     return _count(module.parameters(), module.buffers())
 
 
@@ -120,10 +122,10 @@ def model_summary(module: nn.Module, batch: Any = None, depth: int = 2) -> Model
     """What ``module`` consists of, to ``depth`` levels.
 
     Args:
-        batch: what ``predict_step`` takes (of a Task), or ``forward`` (a tuple as its arguments, a dict as its
-            named ones). It is run once, in eval mode and without gradients, to see the shapes of outputs; mode
-            and random streams are as before afterwards. With meta parameters the run is on the meta device,
-            and with lazy ones on a copy.
+        batch: what ``predict_step`` takes (of a Task), or ``forward`` (a tuple as its arguments, a
+            dict as its named ones). It is run once, in eval mode and without gradients, to see the
+            shapes of outputs; mode and random streams are as before afterwards. With meta
+            parameters the run is on the meta device, and with lazy ones on a copy.
         depth: levels below the model itself.
     """
     if batch is not None and any(is_lazy(p) for p in module.parameters()):
@@ -141,10 +143,16 @@ def model_summary(module: nn.Module, batch: Any = None, depth: int = 2) -> Model
     for name, part in module.named_modules():
         level = name.count(".") + 1 if name else 0
         if level <= depth:
-            inside = [other for other in owned if not name or other == name or other.startswith(f"{name}.")]
+            inside = [
+                other
+                for other in owned
+                if not name or other == name or other.startswith(f"{name}.")
+            ]
             counts = _count(p for other in inside for p in owned[other])
             again = sum(shared[other] for other in inside)
-            rows.append(LayerRow(name, type(part).__name__, level, counts, again, shapes.get(name, "")))
+            rows.append(
+                LayerRow(name, type(part).__name__, level, counts, again, shapes.get(name, ""))
+            )
     return ModelSummary(tuple(rows), count_parameters(module))
 
 
@@ -154,7 +162,13 @@ def _cells(row: LayerRow) -> list[str]:
     if counts.lazy and not counts.total:
         return [cut(name, _NAME), row.kind, "lazy", "", row.shape]
     total = f"{counts.total:,}" if counts.total or not row.shared else "shared"
-    trained = "" if not counts.total else "yes" if counts.trainable == counts.total else f"{counts.trainable:,}"
+    trained = (
+        ""
+        if not counts.total
+        else "yes"
+        if counts.trainable == counts.total
+        else f"{counts.trainable:,}"
+    )
     if counts.total and not counts.trainable:
         trained = "no"
     return [cut(name, _NAME), row.kind, total if total != "0" else "-", trained, row.shape]
@@ -169,7 +183,9 @@ def _shapes(module: nn.Module, batch: Any) -> dict[str, str]:
     if device is not None and device.type == "meta":
         batch = _on_meta(batch)
     handles = [
-        part.register_forward_hook(lambda _module, _args, out, name=name: found.__setitem__(name, _shape(out)))
+        part.register_forward_hook(
+            lambda _module, _args, out, name=name: found.__setitem__(name, _shape(out))
+        )
         for name, part in module.named_modules()
     ]
     try:
@@ -227,20 +243,31 @@ def result_summary(
     Args:
         metrics: the last values by full name; those of the evaluation come in a block of their own.
         best: may hold ``metric`` (or ``name``), ``value``, ``step`` and ``checkpoint``.
-        timings_us: microseconds per step on the host by part (``Result.timings``), "step" being their sum.
+        timings_us: microseconds per step on the host by part (``Result.timings``), "step" being
+            their sum.
     """
     steps_per_second = progress.step / progress.seconds if progress.seconds else 0.0
     head = {
         "steps": f"{progress.step:,} ({progress.epoch:,} epoch{'s' * (progress.epoch != 1)})",
         "time": f"{duration(progress.seconds)} ({steps_per_second:,.1f} steps/s)",
-        "samples": f"{progress.samples:,}" + (f", {progress.tokens:,} tokens" if progress.tokens else ""),
+        "samples": f"{progress.samples:,}"
+        + (f", {progress.tokens:,} tokens" if progress.tokens else ""),
         "run": "" if run_dir is None else str(run_dir),
         "checkpoint": "" if checkpoint is None else str(checkpoint),
     }
     blocks = [
-        (f"{status}: {why}" if why else status, {name: text for name, text in head.items() if text}),
-        ("eval metrics", _aligned({name: value for name, value in metrics.items() if name.startswith("eval/")})),
-        ("train metrics", _aligned({name: value for name, value in metrics.items() if name.startswith("train/")})),
+        (
+            f"{status}: {why}" if why else status,
+            {name: text for name, text in head.items() if text},
+        ),
+        (
+            "eval metrics",
+            _aligned({name: value for name, value in metrics.items() if name.startswith("eval/")}),
+        ),
+        (
+            "train metrics",
+            _aligned({name: value for name, value in metrics.items() if name.startswith("train/")}),
+        ),
         ("best", _best(best)),
         ("time per step", _split(timings_us)),
     ]
@@ -248,7 +275,10 @@ def result_summary(
     text = []
     for title, lines in blocks:
         if lines:
-            text += [f"***** {title} *****", *(f"  {pad(name, cells)} = {value}" for name, value in lines.items())]
+            text += [
+                f"***** {title} *****",
+                *(f"  {pad(name, cells)} = {value}" for name, value in lines.items()),
+            ]
     return "\n".join(text)
 
 

@@ -36,7 +36,9 @@ class EpochTable:
         lines = [(" " * _GAP).join(cells)]
         if list(row) != self._columns:
             self._columns = list(row)
-            header = (" " * _GAP).join(pad(name, cells, right=True) for name, cells in zip(row, widths))
+            header = (" " * _GAP).join(
+                pad(name, cells, right=True) for name, cells in zip(row, widths)
+            )
             lines = [header, "-" * width(header), *lines]
         return lines
 

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 def width(text: str) -> int:
     """How many terminal cells ``text`` takes."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
 
 
 def pad(text: str, cells: int, *, right: bool = False) -> str:

@@ -1,4 +1,6 @@
-"""The size of a batch, its tokens, and moving it: batches are any nesting of dicts, lists, tuples and tensors."""
+"""The size of a batch, its tokens, and moving it: batches are any nesting of dicts, lists, tuples
+and tensors.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def first_tensor(batch: Any) -> Tensor | None:
 
 
 def batch_size(batch: Any) -> int:
-    """How many samples a batch holds: the leading dimension of its first tensor, else its length, else 1."""
+    """How many samples a batch holds: the leading dimension of its first tensor, else its length,
+    else 1.
+    """
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else None
     tensor = first if isinstance(first, Tensor) and first.ndim else first_tensor(batch)
     if tensor is not None:
@@ -42,7 +46,9 @@ def token_count(batch: Any) -> int:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """``batch`` with ``function`` applied to each tensor. Other objects with a ``.to`` are left alone."""
+    """``batch`` with ``function`` applied to each tensor. Other objects with a ``.to`` are left
+    alone.
+    """
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -51,13 +57,17 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
         return type(batch)(map_tensors(function, part) for part in batch)
     if isinstance(batch, dict):
         return {key: map_tensors(function, part) for key, part in batch.items()}
-    if isinstance(batch, Mapping):  # transformers' BatchEncoding and its like build themselves from a dict
+    if isinstance(
+        batch, Mapping
+    ):  # transformers' BatchEncoding and its like build themselves from a dict
         return type(batch)({key: map_tensors(function, part) for key, part in batch.items()})  # type: ignore[call-arg]
     return batch
 
 
 def mover(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], Any] | None:
-    """What brings a batch to ``device``, its floating tensors to ``dtype``; None when there is nothing to do."""
+    """What brings a batch to ``device``, its floating tensors to ``dtype``; None when there is
+    nothing to do.
+    """
     if device.type == "cpu" and dtype is None:
         return None
 

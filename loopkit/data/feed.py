@@ -1,4 +1,6 @@
-"""Turning what a Task returns as data into a source of batches, and a source into groups for one step each."""
+"""Turning what a Task returns as data into a source of batches, and a source into groups for one
+step each.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ class Batches(list[Any]):
     """The micro-batches of one optimizer step, on the device, with what is known of them.
 
     Attributes:
-        sizes, samples: samples in each micro-batch of this rank, and in all of them; a size of 0 marks a batch
-            that stands in where this rank has no data left, and counts for nothing.
+        sizes, samples: samples in each micro-batch of this rank, and in all of them; a size of 0
+            marks a batch that stands in where this rank has no data left, and counts for nothing.
         total: samples in all micro-batches of all ranks.
         start, end: the data position before and after the group, in the source's unit.
         tokens: elements of ``input_ids`` on all ranks, 0 where batches have none.
@@ -68,26 +70,43 @@ def open_source(data: Any, reading: Reading, what: str) -> Source:
         data = _as_loader(data)
     sharded = isinstance(data, Loader) and data.sharded
     if sharded and reading.teams:
-        raise DataError(f"{what} returned a Loader(sharded=True), where each rank has samples of its own, and under "
-                        "TensorParallel a team of ranks trains on the same ones: leave sharded out")  # fmt: skip
+        raise DataError(
+            f"{what} returned a Loader(sharded=True), where each rank has samples of its own, and "
+            f"under "
+            "TensorParallel a team of ranks trains on the same ones: leave sharded out"
+        )
     if isinstance(data, (IterableDataset, Loader)) or _is_map_style(data):
         loader = data if isinstance(data, Loader) else Loader(data)
         if not isinstance(loader.dataset, IterableDataset):
             return _indexed(loader, reading, what)
-        options: dict[str, Any] = {"batch_size": loader.batch_size or reading.batch_size, "drop_last": loader.drop_last}
-        data = DataLoader(loader.dataset, collate_fn=loader.collate, **options, **loader.worker_options())
+        options: dict[str, Any] = {
+            "batch_size": loader.batch_size or reading.batch_size,
+            "drop_last": loader.drop_last,
+        }
+        data = DataLoader(
+            loader.dataset, collate_fn=loader.collate, **options, **loader.worker_options()
+        )
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, torch.Tensor)):
-        raise DataError(f"{what} returned {type(data).__name__}: give a Dataset, a DataLoader, a loopkit.Loader "
-                        "or an iterable of batches")  # fmt: skip
+        raise DataError(
+            f"{what} returned {type(data).__name__}: give a Dataset, a DataLoader, a "
+            f"loopkit.Loader "
+            "or an iterable of batches"
+        )
     if reading.world > 1 and not reading.seeded and not sharded:
-        raise DataError(f"{what} returned {type(data).__name__}, whose order torch's streams may decide: on several "
-                        "ranks rng='stream' takes a Dataset or a Loader over one, or pass rng='counter'")  # fmt: skip
+        raise DataError(
+            f"{what} returned {type(data).__name__}, whose order torch's streams may decide: on "
+            f"several "
+            "ranks rng='stream' takes a Dataset or a Loader over one, or pass rng='counter'"
+        )
     shares = (0, 1) if sharded else (reading.rank, reading.world)
     source = StreamSource(data, seed=reading.seed, seeded=reading.seeded, shares=shares)
     source.may_differ = sharded and reading.world > 1
     source.limit = _limited(source.batches_per_epoch(), reading.limit, what)
     if source.batches_per_epoch() == 0:
-        raise DataError(f"{what} returned {type(data).__name__} without a single batch: there is nothing to read")
+        raise DataError(
+            f"{what} returned {type(data).__name__} without a single batch: there is nothing to "
+            f"read"
+        )
     return source
 
 
@@ -118,8 +137,10 @@ def _indexed(loader: Loader, reading: Reading, what: str) -> IndexedSource:
     try:
         length = len(loader.dataset)
     except TypeError:
-        raise DataError(f"{what} returned {type(loader.dataset).__name__}, which has no len(): "
-                        "derive it from torch.utils.data.IterableDataset, or give it a length") from None  # fmt: skip
+        raise DataError(
+            f"{what} returned {type(loader.dataset).__name__}, which has no len(): "
+            "derive it from torch.utils.data.IterableDataset, or give it a length"
+        ) from None
     if loader.weights is not None and loader.length is not None and length:
         length = loader.length
     size = loader.batch_size or reading.batch_size
@@ -128,17 +149,25 @@ def _indexed(loader: Loader, reading: Reading, what: str) -> IndexedSource:
         length = min(length, limit * size * reading.world)
     sharding = Sharding(length, size, reading.rank, reading.world, loader.drop_last)
     if sharding.rounds() == 0:
-        why = f"of {length} samples" + (f", fewer than one batch of {size} with drop_last" if length else "")
-        raise DataError(f"{what} returned {type(loader.dataset).__name__} {why}: there is nothing to read")
+        why = f"of {length} samples" + (
+            f", fewer than one batch of {size} with drop_last" if length else ""
+        )
+        raise DataError(
+            f"{what} returned {type(loader.dataset).__name__} {why}: there is nothing to read"
+        )
     seeded = reading.seeded
-    return IndexedSource(loader, sharding, seed=reading.seed, shuffle=reading.shuffle, seeded=seeded)
+    return IndexedSource(
+        loader, sharding, seed=reading.seed, shuffle=reading.shuffle, seeded=seeded
+    )
 
 
 def _limited(count: int | None, limit: int | float | None, what: str) -> int | None:
     if limit is None or isinstance(limit, int):
         return limit
     if count is None:
-        raise DataError(f"a limit of {limit:.0%} needs data with a length, which {what} has not: give batches")
+        raise DataError(
+            f"a limit of {limit:.0%} needs data with a length, which {what} has not: give batches"
+        )
     return max(1, int(count * limit))
 
 
@@ -151,7 +180,9 @@ class Feed:
         bring: brings groups to the device (``loopkit.data.prefetch.bring_to``), or None.
     """
 
-    def __init__(self, source: Source, accumulate: int, bring: Callable[..., Iterator[Batches]] | None = None) -> None:
+    def __init__(
+        self, source: Source, accumulate: int, bring: Callable[..., Iterator[Batches]] | None = None
+    ) -> None:
         self.source = source
         self.accumulate = accumulate
         self.bring = bring
@@ -168,13 +199,16 @@ class Feed:
     def open(self, epoch: int, start: int) -> Iterator[Batches]:
         """The groups of ``epoch`` from the position ``start``; the last one is marked.
 
-        Of data without a length only the absence of a next group tells the last. Looking for it draws from
-        torch's streams out of turn, so under ``rng="stream"`` such data leaves its last group unmarked.
+        Of data without a length only the absence of a next group tells the last. Looking for it
+        draws from torch's streams out of turn, so under ``rng="stream"`` such data leaves its last
+        group unmarked.
         """
         groups = self._groups(epoch, start)
         if self.bring is not None:
             groups = self.bring(groups)
-        marks_itself = self.source.end() is not None or not self.source.seeded or self.source.may_differ
+        marks_itself = (
+            self.source.end() is not None or not self.source.seeded or self.source.may_differ
+        )
         return groups if marks_itself else _last_marked(groups)
 
     def _groups(self, epoch: int, start: int) -> Iterator[Batches]:
@@ -187,7 +221,9 @@ class Feed:
             group.samples += size
             group.total += total
             group.end = end
-            if size and not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):  # the second is quicker
+            if (
+                size and not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping)
+            ):  # the second is quicker
                 group.tokens += token_count(batch)
             if len(group) == accumulate or end == epoch_end:
                 group.last = end == epoch_end

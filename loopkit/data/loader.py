@@ -14,27 +14,32 @@ from loopkit.errors import DataError, LoopkitError, OptionError
 
 
 class Loader:
-    """A data set and how to read it. What is left None is chosen by the use: training shuffles, evaluation not.
+    """A data set and how to read it. What is left None is chosen by the use: training shuffles,
+    evaluation not.
 
     Args:
         dataset: anything with ``len()`` and ``[index]``, or a ``torch.utils.data.IterableDataset``.
-        batch_size: samples per batch and device; None takes ``Fit(batch_size=)`` or ``eval_batch_size``.
+        batch_size: samples per batch and device; None takes ``Fit(batch_size=)`` or
+            ``eval_batch_size``.
         shuffle: a new order every epoch.
         workers: processes that read ahead; 0 reads in the training process.
         pin: page-locked memory for the copy to a GPU; "auto" pins where there is one.
         drop_last: leave out an epoch's last, shorter batch.
         prefetch: batches each worker reads ahead.
         persistent: keep the workers between epochs.
-        collate: list of samples to batch; None stacks tensors, numbers and arrays, through dicts and tuples.
+        collate: list of samples to batch; None stacks tensors, numbers and arrays, through dicts
+            and tuples.
         columns: for samples that are dicts, the keys to keep.
-        group_by_length: bring samples of like length into the same batches: True takes ``len()`` of a sample (of
-            its "input_ids"), a key takes that entry's, or give the lengths themselves, one per sample.
-        weights: draw samples with replacement, each with a chance in proportion to its weight; one per sample.
+        group_by_length: bring samples of like length into the same batches: True takes ``len()`` of
+            a sample (of its "input_ids"), a key takes that entry's, or give the lengths themselves,
+            one per sample.
+        weights: draw samples with replacement, each with a chance in proportion to its weight; one
+            per sample.
         length: samples per epoch, where weights draw them; None takes the data set's length.
         timeout: seconds to wait for a worker before giving up; 0 waits for ever.
         worker_init_fn: called in each worker with its number, before it reads.
-        sharded: for an IterableDataset that gives each rank samples of its own; without it every rank reads all
-            of them and takes its share. Ranks may then run out at different times.
+        sharded: for an IterableDataset that gives each rank samples of its own; without it every
+            rank reads all of them and takes its share. Ranks may then run out at different times.
 
     Raises:
         OptionError: a negative or non-integer size or count.
@@ -61,9 +66,14 @@ class Loader:
         sharded: bool = False,
     ) -> None:
         positive = {"batch_size": batch_size, "prefetch": prefetch, "length": length}
-        for name, value, least in [("workers", workers, 0), *((name, value, 1) for name, value in positive.items())]:
+        for name, value, least in [
+            ("workers", workers, 0),
+            *((name, value, 1) for name, value in positive.items()),
+        ]:
             if value is not None and (not isinstance(value, int) or value < least):
-                raise OptionError(f"Loader({name}={value!r}): give a whole number of at least {least}")
+                raise OptionError(
+                    f"Loader({name}={value!r}): give a whole number of at least {least}"
+                )
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -83,7 +93,10 @@ class Loader:
 
     def worker_options(self) -> dict[str, Any]:
         """The arguments of ``torch.utils.data.DataLoader`` that concern its workers."""
-        options: dict[str, Any] = {"num_workers": self.workers, "worker_init_fn": self.worker_init_fn}
+        options: dict[str, Any] = {
+            "num_workers": self.workers,
+            "worker_init_fn": self.worker_init_fn,
+        }
         if self.workers:
             options |= {"prefetch_factor": self.prefetch, "persistent_workers": self.persistent}
             options |= {"timeout": self.timeout}
@@ -111,7 +124,9 @@ class _Samples(Dataset[Any]):
             raise
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            raise DataError(f"{type(self.dataset).__name__}[{index}] failed in epoch {epoch}: {what}") from error
+            raise DataError(
+                f"{type(self.dataset).__name__}[{index}] failed in epoch {epoch}: {what}"
+            ) from error
 
 
 class _EpochIndices:
@@ -125,16 +140,20 @@ class _EpochIndices:
 
 
 class IndexedSource:
-    """Batches of a map-style data set; any (epoch, position) can be opened at once and gives the same batches.
+    """Batches of a map-style data set; any (epoch, position) can be opened at once and gives the
+    same batches.
 
-    With ``seeded`` every sample is read under a seed of its own, so augmentation does not depend on workers,
-    batch size or ranks. Without it (``rng="stream"`` and no workers) samples draw from torch's own streams.
+    With ``seeded`` every sample is read under a seed of its own, so augmentation does not depend on
+    workers, batch size or ranks. Without it (``rng="stream"`` and no workers) samples draw from
+    torch's own streams.
     """
 
     unit = "Samples"
     may_differ = False
 
-    def __init__(self, loader: Loader, sharding: Sharding, *, seed: int, shuffle: bool, seeded: bool) -> None:
+    def __init__(
+        self, loader: Loader, sharding: Sharding, *, seed: int, shuffle: bool, seeded: bool
+    ) -> None:
         self.loader = loader
         self.sharding = sharding
         self.seed = seed
@@ -148,7 +167,8 @@ class IndexedSource:
         self._workers: DataLoader[Any] | None = None
 
     def _plain_columns(self) -> tuple[torch.Tensor, ...] | None:
-        # Stacking the rows of a TensorDataset one by one gives what one indexing gives, a hundred times slower.
+        # Stacking the rows of a TensorDataset one by one gives what one indexing gives, a hundred
+        # times slower.
         plain = type(self.loader.dataset) is TensorDataset and self._collate is default_collate
         return self.loader.dataset.tensors if plain and not self.loader.workers else None
 
@@ -171,14 +191,23 @@ class IndexedSource:
             indices: Any = drawn(self._weights(), length, seed=self.seed, epoch=epoch)
         else:
             indices = order(length, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
-        return indices if self._lengths is None else alike(indices, self._lengths, self.sharding.round_size)
+        return (
+            indices
+            if self._lengths is None
+            else alike(indices, self._lengths, self.sharding.round_size)
+        )
 
     def _weights(self) -> torch.Tensor:
         weights = self.loader.weights
         assert weights is not None
-        if len(weights) != len(self.loader.dataset) or not bool((weights >= 0).all() and weights.sum() > 0):
-            raise DataError(f"Loader(weights=...) holds {len(weights)} weights for {len(self.loader.dataset)} samples: "
-                            "give one for each, none negative, not all 0")  # fmt: skip
+        if len(weights) != len(self.loader.dataset) or not bool(
+            (weights >= 0).all() and weights.sum() > 0
+        ):
+            raise DataError(
+                f"Loader(weights=...) holds {len(weights)} weights for {len(self.loader.dataset)} "
+                f"samples: "
+                "give one for each, none negative, not all 0"
+            )
         return weights
 
     def _read_lengths(self) -> torch.Tensor | None:
@@ -192,7 +221,10 @@ class IndexedSource:
         else:
             lengths = list(asked)
         if len(lengths) != len(dataset):
-            raise DataError(f"Loader(group_by_length=...) holds {len(lengths)} lengths for {len(dataset)} samples")
+            raise DataError(
+                f"Loader(group_by_length=...) holds {len(lengths)} lengths for {len(dataset)} "
+                f"samples"
+            )
         return torch.tensor(lengths)
 
     def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
@@ -209,7 +241,12 @@ class IndexedSource:
         return read(epoch, start, self.order(epoch))
 
     def _in_process(self, epoch: int, start: int, indices: Any) -> Iterator[Turn]:
-        columns, collate, samples, sharding = self._columns, self._collate, self._samples, self.sharding
+        columns, collate, samples, sharding = (
+            self._columns,
+            self._collate,
+            self._samples,
+            self.sharding,
+        )
         epoch_end, stride = sharding.end, sharding.round_size
         for position in range(start, epoch_end, stride):
             low, high, size = sharding.read(position)
@@ -233,7 +270,9 @@ class IndexedSource:
             )
         positions = range(start, sharding.end, sharding.round_size)
         slices = [sharding.read(position) for position in positions]
-        self._indices.keys = ([(epoch, int(index)) for index in indices[low:high]] for low, high, _ in slices)
+        self._indices.keys = (
+            [(epoch, int(index)) for index in indices[low:high]] for low, high, _ in slices
+        )
         batches = iter(self._workers)
         for position, (low, high, size) in zip(positions, slices):
             try:
@@ -257,13 +296,18 @@ class IndexedSource:
 
 
 def mixed(
-    datasets: Mapping[str, Any], shares: Mapping[str, float], *, length: int | None = None, **options: Any
+    datasets: Mapping[str, Any],
+    shares: Mapping[str, float],
+    *,
+    length: int | None = None,
+    **options: Any,
 ) -> Loader:
     """A Loader over several data sets, each with its share of the samples whatever its size.
 
     Args:
         datasets: map-style data sets by name.
-        shares: how often each is drawn from, in proportion; a data set with a share of 0 is not read.
+        shares: how often each is drawn from, in proportion; a data set with a share of 0 is not
+            read.
         length: samples per epoch; None takes as many as the data sets hold together.
         options: those of Loader.
 
@@ -271,8 +315,13 @@ def mixed(
         OptionError: a data set without a share, or a share without a data set.
     """
     if datasets.keys() != shares.keys():
-        raise OptionError(f"mixed(): the data sets are {', '.join(datasets)}, the shares are for {', '.join(shares)}")
+        raise OptionError(
+            f"mixed(): the data sets are {', '.join(datasets)}, the shares are for "
+            f"{', '.join(shares)}"
+        )
     parts = list(datasets.items())
-    weights = torch.cat([torch.full((len(part),), shares[name] / max(1, len(part))) for name, part in parts])
+    weights = torch.cat(
+        [torch.full((len(part),), shares[name] / max(1, len(part))) for name, part in parts]
+    )
     joined: ConcatDataset[Any] = ConcatDataset([part for _, part in parts])
     return Loader(joined, weights=weights, length=length, **options)

@@ -18,8 +18,8 @@ class Padded:
 
     Args:
         values: what to pad with, by key: ``{"labels": -100}``; 0 elsewhere.
-        mask: the key under which to add a [batch, time] mask, 1 for tokens and 0 for padding, made from the
-            lengths of ``mask_of``; None adds none, as does a sample that brings its own.
+        mask: the key under which to add a [batch, time] mask, 1 for tokens and 0 for padding, made
+            from the lengths of ``mask_of``; None adds none, as does a sample that brings its own.
         mask_of: the key whose lengths the mask tells.
         multiple_of: pad to a multiple of this, as matrix units like.
         side: where the padding goes.
@@ -35,7 +35,10 @@ class Padded:
         side: Literal["right", "left"] = "right",
     ) -> None:
         if multiple_of < 1 or side not in ("right", "left"):
-            raise OptionError(f"Padded(multiple_of={multiple_of}, side={side!r}): at least 1, and 'right' or 'left'")
+            raise OptionError(
+                f"Padded(multiple_of={multiple_of}, side={side!r}): at least 1, and 'right' or "
+                f"'left'"
+            )
         self.values = dict(values or {})
         self.mask = mask
         self.mask_of = mask_of
@@ -52,7 +55,10 @@ class Padded:
         for sample in samples:
             if not isinstance(sample, Mapping) or sample.keys() != first.keys():
                 keys = sorted(sample) if isinstance(sample, Mapping) else type(sample).__name__
-                raise DataError(f"samples to pad must be dicts with the same keys: one has {sorted(first)}, one {keys}")
+                raise DataError(
+                    f"samples to pad must be dicts with the same keys: one has {sorted(first)}, "
+                    f"one {keys}"
+                )
         batch: dict[str, Any] = {}
         for key in first:
             column = [_tensor(sample[key]) for sample in samples]

@@ -1,4 +1,6 @@
-"""Bringing groups of batches to the device: in place, or one group ahead on a CUDA stream of their own."""
+"""Bringing groups of batches to the device: in place, or one group ahead on a CUDA stream of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ Bring = Callable[[Iterator[Batches]], Iterator[Batches]]
 
 
 def bring_to(device: torch.device, dtype: torch.dtype | None, *, ahead: bool) -> Bring | None:
-    """What brings groups to ``device`` (floating tensors to ``dtype``); None when they are there already.
+    """What brings groups to ``device`` (floating tensors to ``dtype``); None when they are there
+    already.
 
     ``ahead`` lets a CUDA device copy one group before it is asked for; elsewhere it has no effect.
     """
@@ -35,8 +38,9 @@ def bring_to(device: torch.device, dtype: torch.dtype | None, *, ahead: bool) ->
 class SideStream:
     """Copies one group ahead, so that it travels while the device computes on the one before.
 
-    Memory is pinned where the data loader has not done so: only page-locked memory copies without holding up
-    the host. Nothing here waits on the host; the stream in use waits for the copy's event.
+    Memory is pinned where the data loader has not done so: only page-locked memory copies without
+    holding up the host. Nothing here waits on the host; the stream in use waits for the copy's
+    event.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
@@ -74,7 +78,9 @@ class SideStream:
 
         def claim(tensor: Tensor) -> Tensor:
             if tensor.is_cuda:
-                tensor.record_stream(stream)  # the allocator must not hand it out while the step reads it
+                tensor.record_stream(
+                    stream
+                )  # the allocator must not hand it out while the step reads it
             return tensor
 
         map_tensors(claim, list(group))

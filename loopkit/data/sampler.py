@@ -1,4 +1,6 @@
-"""Position to indices, without state: which samples a batch holds is a function of (seed, epoch, position)."""
+"""Position to indices, without state: which samples a batch holds is a function of (seed, epoch,
+position).
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,17 @@ import torch
 
 from loopkit.rng import mix
 
-# What a source gives a rank at a time: its batch, the samples in it (0 where it only stands in), those that all
-# ranks have together, and the position after them.
+# What a source gives a rank at a time: its batch, the samples in it (0 where it only stands in),
+# those that all ranks have together, and the position after them.
 Turn = tuple[Any, int, int, int]
 
 _ALIKE_CHUNK = 50
 
 
 def order(length: int, *, seed: int, epoch: int, shuffle: bool) -> Sequence[int] | torch.Tensor:
-    """The order in which ``epoch`` visits ``length`` samples: an int64 permutation, or the plain range."""
+    """The order in which ``epoch`` visits ``length`` samples: an int64 permutation, or the plain
+    range.
+    """
     if not shuffle:
         return range(length)
     generator = torch.Generator().manual_seed(mix(seed, epoch))
@@ -27,7 +31,9 @@ def order(length: int, *, seed: int, epoch: int, shuffle: bool) -> Sequence[int]
 
 
 def drawn(weights: torch.Tensor, length: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """``length`` samples drawn with replacement in ``epoch``, each with a chance in proportion to its weight."""
+    """``length`` samples drawn with replacement in ``epoch``, each with a chance in proportion to
+    its weight.
+    """
     generator = torch.Generator().manual_seed(mix(seed, epoch))
     ends = weights.double().cumsum(0)
     places = torch.rand(length, generator=generator, dtype=torch.float64) * ends[-1]
@@ -35,10 +41,11 @@ def drawn(weights: torch.Tensor, length: int, *, seed: int, epoch: int) -> torch
 
 
 def alike(indices: Sequence[int] | torch.Tensor, lengths: torch.Tensor, batch: int) -> torch.Tensor:
-    """``indices`` with samples of like length brought together, so that batches of ``batch`` need little padding.
+    """``indices`` with samples of like length brought together, so that batches of ``batch`` need
+    little padding.
 
-    Stretches of 50 batches are sorted by falling length: across stretches the order stays random. The longest
-    sample of all comes first, so that memory runs out at once or not at all.
+    Stretches of 50 batches are sorted by falling length: across stretches the order stays random.
+    The longest sample of all comes first, so that memory runs out at once or not at all.
     """
     parts = torch.split(torch.as_tensor(indices), _ALIKE_CHUNK * batch)
     stretches = [part[lengths[part].argsort(descending=True, stable=True)] for part in parts]
@@ -50,11 +57,12 @@ def alike(indices: Sequence[int] | torch.Tensor, lengths: torch.Tensor, batch: i
 
 @dataclass(frozen=True)
 class Sharding:
-    """How one global order is dealt out: micro-batches of ``batch_size``, in turn to each of ``world`` ranks.
+    """How one global order is dealt out: micro-batches of ``batch_size``, in turn to each of
+    ``world`` ranks.
 
-    Rank r takes the r-th slice of every ``world`` consecutive micro-batches, so that trading ranks for
-    accumulation moves no sample to another micro-batch. Nothing is padded: the last slices may be short or
-    empty unless ``drop_last``.
+    Rank r takes the r-th slice of every ``world`` consecutive micro-batches, so that trading ranks
+    for accumulation moves no sample to another micro-batch. Nothing is padded: the last slices may
+    be short or empty unless ``drop_last``.
     """
 
     length: int
@@ -74,14 +82,17 @@ class Sharding:
         return self.length - self.length % self.round_size if self.drop_last else self.length
 
     def rounds(self, start: int = 0) -> int:
-        """How many micro-batches each rank takes from ``start`` (in samples) to the end of the epoch."""
+        """How many micro-batches each rank takes from ``start`` (in samples) to the end of the
+        epoch.
+        """
         return -(-(self.end - start) // self.round_size) if start < self.end else 0
 
     def read(self, position: int) -> tuple[int, int, int]:
-        """What this rank reads of the round that starts at ``position``: (low, high) in the order, and its size.
+        """What this rank reads of the round that starts at ``position``: (low, high) in the order,
+        and its size.
 
-        A rank without a sample of its own reads the first rank's, so that all take the same number of steps; the
-        size is then 0, which says that they count for nothing.
+        A rank without a sample of its own reads the first rank's, so that all take the same number
+        of steps; the size is then 0, which says that they count for nothing.
         """
         end = self.end
         low = position + self.rank * self.batch_size

@@ -1,4 +1,6 @@
-"""Batches of anything that can only be iterated: DataLoaders, IterableDatasets, lists of batches, generators."""
+"""Batches of anything that can only be iterated: DataLoaders, IterableDatasets, lists of batches,
+generators.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,16 @@ LONG_REPLAY = 1000
 
 
 class StreamSource:
-    """An iterable of batches. A position in it is reached by its own ``state_dict``, or by reading again.
+    """An iterable of batches. A position in it is reached by its own ``state_dict``, or by reading
+    again.
 
-    With ``seeded`` all generators are seeded from (seed, epoch, batch number) before each fetch, so that
-    reading again gives the same batches. Without it (``rng="stream"``) the streams' state at the start of the
+    With ``seeded`` all generators are seeded from (seed, epoch, batch number) before each fetch, so
+    that reading again gives the same batches. Without it (``rng="stream"``) the streams' state at
+    the start of the
     epoch is kept, and put back before reading again: exactly what a hand-written loop draws.
 
-    Of several ranks each reads all batches and takes those of its turn, so that none needs to know of the
-    others. The position counts the batches of all.
+    Of several ranks each reads all batches and takes those of its turn, so that none needs to know
+    of the others. The position counts the batches of all.
 
     Attributes:
         shares: (rank, ranks) among whom the batches are dealt out.
@@ -35,9 +39,14 @@ class StreamSource:
     unit = "Batches"
 
     def __init__(
-        self, batches: Iterable[Any], *, seed: int, seeded: bool, limit: int | None = None,
+        self,
+        batches: Iterable[Any],
+        *,
+        seed: int,
+        seeded: bool,
+        limit: int | None = None,
         shares: tuple[int, int] = (0, 1),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.batches = batches
         self.seed = seed
         self.seeded = seeded
@@ -45,7 +54,11 @@ class StreamSource:
         self.rank, self.ranks = shares
         self.may_differ = False
         # A list draws nothing when read, and workers have generators of their own.
-        self._seeds_reads = seeded and not isinstance(batches, (list, tuple)) and not getattr(batches, "num_workers", 0)
+        self._seeds_reads = (
+            seeded
+            and not isinstance(batches, (list, tuple))
+            and not getattr(batches, "num_workers", 0)
+        )
         self.keeps_state = not seeded or hasattr(batches, "state_dict")
         self._epoch_streams: dict[str, Any] | None = None
         self._own_state: Any = None
@@ -81,7 +94,11 @@ class StreamSource:
         """
         restored, self._restored = self._restored, None
         iterator = self._resumed(epoch, start, restored) if start else self._begin(epoch)
-        number, base, owns_state = start, rng.mix(self.seed, epoch, 2), hasattr(self.batches, "state_dict")
+        number, base, owns_state = (
+            start,
+            rng.mix(self.seed, epoch, 2),
+            hasattr(self.batches, "state_dict"),
+        )
         held: Any = None
         total = 0
         while self.limit is None or number < self.limit * self.ranks:
@@ -107,11 +124,17 @@ class StreamSource:
             yield *held, total, number
         if number == 0 and epoch > 0 and iter(self.batches) is self.batches:
             name = type(self.batches).__name__
-            raise DataError(f"the training data is a {name}, which can be read once, and epoch {epoch} needs it "
-                            "again: give an iterable that starts anew at each iter(), or fewer steps")  # fmt: skip
+            raise DataError(
+                f"the training data is a {name}, which can be read once, and epoch {epoch} needs "
+                f"it "
+                "again: give an iterable that starts anew at each iter(), or fewer steps"
+            )
 
     def _begin(self, epoch: int) -> Iterator[Any]:
-        parts: list[Any] = [self.batches, *(getattr(self.batches, name, None) for name in ("sampler", "dataset"))]
+        parts: list[Any] = [
+            self.batches,
+            *(getattr(self.batches, name, None) for name in ("sampler", "dataset")),
+        ]
         for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
@@ -122,7 +145,11 @@ class StreamSource:
         return iter(self.batches)
 
     def _resumed(self, epoch: int, start: int, restored: dict[str, Any] | None) -> Iterator[Any]:
-        if restored and restored.get("own") is not None and hasattr(self.batches, "load_state_dict"):
+        if (
+            restored
+            and restored.get("own") is not None
+            and hasattr(self.batches, "load_state_dict")
+        ):
             self.batches.load_state_dict(restored["own"])
             self._epoch_streams = restored.get("streams")
             return iter(self.batches)
@@ -131,16 +158,23 @@ class StreamSource:
             rng.restore(restored["streams"])
         iterator = self._begin(epoch)
         if start >= LONG_REPLAY:
-            warnings.warn(f"resuming reads {start} batches of {type(self.batches).__name__} again to reach its place; "
-                          "give it state_dict/load_state_dict, or use a Loader, to start there at once",
-                          LoopkitWarning, stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"resuming reads {start} batches of {type(self.batches).__name__} again to reach "
+                f"its place; "
+                "give it state_dict/load_state_dict, or use a Loader, to start there at once",
+                LoopkitWarning,
+                stacklevel=2,
+            )
         base = rng.mix(self.seed, epoch, 2)
         for number in range(start):
             if self._seeds_reads:
                 rng.seed_all(rng.at_step(base, number, 0))
             if next(iterator, iterator) is iterator:
-                raise DataError(f"the training data gave {number} batches where the resumed run had read {start}: "
-                                "it changed since the checkpoint was saved")  # fmt: skip
+                raise DataError(
+                    f"the training data gave {number} batches where the resumed run had read "
+                    f"{start}: "
+                    "it changed since the checkpoint was saved"
+                )
         if not self.seeded:
             rng.restore(now)
         return iterator
@@ -160,9 +194,11 @@ class StreamSource:
 
 
 def is_plain(loader: torch.utils.data.DataLoader[Any]) -> bool:
-    """Whether a DataLoader's order is torch's own shuffling or counting, so that it can be told from a position.
+    """Whether a DataLoader's order is torch's own shuffling or counting, so that it can be told
+    from a position.
 
-    A DistributedSampler counts: its ranks' shares are dealt out here, without the padding that it adds.
+    A DistributedSampler counts: its ranks' shares are dealt out here, without the padding that it
+    adds.
     """
     data = torch.utils.data
     return (
@@ -171,7 +207,10 @@ def is_plain(loader: torch.utils.data.DataLoader[Any]) -> bool:
         and loader.batch_size is not None
         and (
             type(loader.sampler) in (data.SequentialSampler, data.distributed.DistributedSampler)
-            or (type(loader.sampler) is data.RandomSampler and not loader.sampler.replacement
-                and loader.sampler.num_samples == len(loader.sampler.data_source))
+            or (
+                type(loader.sampler) is data.RandomSampler
+                and not loader.sampler.replacement
+                and loader.sampler.num_samples == len(loader.sampler.data_source)
+            )
         )
-    )  # fmt: skip
+    )

@@ -34,7 +34,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = globals()[name] = getattr(importlib.import_module(f"loopkit.hooks.{_HOMES[name]}"), name)
+        value = globals()[name] = getattr(
+            importlib.import_module(f"loopkit.hooks.{_HOMES[name]}"), name
+        )
         return value
     raise AttributeError(f"module 'loopkit.hooks' has no attribute {name!r}")
 

@@ -24,17 +24,25 @@ def trained_parameters(run: Run) -> dict[str, nn.Parameter]:
         OptionError: the strategy keeps them to itself.
     """
     if not run.strategy.shows_gradients:
-        raise OptionError(f"EMA, SWA, Unfreeze and GradMonitor follow the parameters that the optimizer holds, and "
-                          f"under {type(run.strategy).__name__} it holds flat parts of them: leave the hook out, or "
-                          "take strategy='ddp' or 'fsdp'")  # fmt: skip
-    held = {id(p) for o in run.optimizers.values() for group in o.param_groups for p in group["params"]}
+        raise OptionError(
+            f"EMA, SWA, Unfreeze and GradMonitor follow the parameters that the optimizer holds, "
+            f"and "
+            f"under {type(run.strategy).__name__} it holds flat parts of them: leave the hook out, "
+            f"or "
+            "take strategy='ddp' or 'fsdp'"
+        )
+    held = {
+        id(p) for o in run.optimizers.values() for group in o.param_groups for p in group["params"]
+    }
     return {n: p for n, p in run.task.named_parameters() if id(p) in held and p.is_floating_point()}
 
 
 class Averages:
-    """Moving averages of parameters, on their devices; in single precision where a parameter's own is lower.
+    """Moving averages of parameters, on their devices; in single precision where a parameter's own
+    is lower.
 
-    With a small weight, a change below the resolution of float16 or bfloat16 would be lost at each update.
+    With a small weight, a change below the resolution of float16 or bfloat16 would be lost at each
+    update.
 
     Args:
         parameters: what is averaged, by name; the averages start as copies.
@@ -46,15 +54,22 @@ class Averages:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor] | None = None, who: str = "Averages"
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        saved: Mapping[str, Tensor] | None = None,
+        who: str = "Averages",
     ) -> None:
         if saved is not None:
             wrong = parameters.keys() ^ saved.keys()
-            wrong |= {n for n in parameters.keys() & saved.keys() if parameters[n].shape != saved[n].shape}
+            wrong |= {
+                n for n in parameters.keys() & saved.keys() if parameters[n].shape != saved[n].shape
+            }
             if wrong:
-                raise CheckpointError(f"the checkpoint holds {who}'s averages of other parameters than are trained "
-                                      f"now: {', '.join(sorted(wrong)[:6])}. Resume with the same parameters, or "
-                                      f"without {who}")  # fmt: skip
+                raise CheckpointError(
+                    f"the checkpoint holds {who}'s averages of other parameters than are trained "
+                    f"now: {', '.join(sorted(wrong)[:6])}. Resume with the same parameters, or "
+                    f"without {who}"
+                )
         self.tensors: dict[str, Tensor] = {}
         self._coarse = any(p.dtype in _COARSE for p in parameters.values())
         for name, parameter in parameters.items():
@@ -80,6 +95,9 @@ class Averages:
         """
         missing = [name for name in self.tensors if name not in parameters]
         if missing:
-            raise CheckpointError(f"the averages hold {missing[0]!r}, which the task has not: give the one they are of")
+            raise CheckpointError(
+                f"the averages hold {missing[0]!r}, which the task has not: give the one they are "
+                f"of"
+            )
         for name, average in self.tensors.items():
             parameters[name].copy_(average)

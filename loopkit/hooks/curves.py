@@ -23,17 +23,20 @@ _COLOURS = ("#1f6feb", "#e36209", "#2da44e", "#8250df", "#cf222e", "#0a7ea4", "#
 
 
 class Curves(Hook):
-    """Draws losses, metrics, learning rate and gradient norm against the step, after evaluations and at the end.
+    """Draws losses, metrics, learning rate and gradient norm against the step, after evaluations
+    and at the end.
 
-    The picture is replaced in one piece. Drawing may take a tenth of the time at most: where evaluations
-    follow each other faster than that, some are passed over; the end is always drawn.
+    The picture is replaced in one piece. Drawing may take a tenth of the time at most: where
+    evaluations follow each other faster than that, some are passed over; the end is always drawn.
 
     Args:
         path: the picture, absolute or within the run directory; its suffix says the format.
         clock: seconds, for tests.
     """
 
-    def __init__(self, path: str | Path = "curves.png", clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(
+        self, path: str | Path = "curves.png", clock: Callable[[], float] = perf_counter
+    ) -> None:
         self._path = Path(path)
         self._clock = clock
         self._not_before = float("-inf")
@@ -65,14 +68,18 @@ class Curves(Hook):
             draw_curves(run.history, run.run_dir / self._path, title=name_of(run.task))
         except OSError as error:
             self._failed = True
-            warnings.warn(f"Curves cannot write {run.run_dir / self._path} and stops drawing: {error}",
-                          LoopkitWarning, stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"Curves cannot write {run.run_dir / self._path} and stops drawing: {error}",
+                LoopkitWarning,
+                stacklevel=2,
+            )
         ended = self._clock()
         self._not_before = ended + _PATIENCE * (ended - began)
 
 
 def draw_curves(rows: Iterable[Mapping[str, Any]], path: Path, title: str = "") -> None:
-    """Draw the curves of logged rows (``{"step": 1, "train/loss": 0.5, …}``) into ``path``; nothing without any.
+    """Draw the curves of logged rows (``{"step": 1, "train/loss": 0.5, …}``) into ``path``; nothing
+    without any.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -87,7 +94,9 @@ def draw_curves(rows: Iterable[Mapping[str, Any]], path: Path, title: str = "") 
         return
     tall = -(-len(panels) // 2)
     last = max(steps[-1] for curves in panels.values() for steps, _ in curves.values())
-    figure = Figure(figsize=(11 if len(panels) > 1 else 6.5, 3.6 * tall), dpi=110, layout="constrained")
+    figure = Figure(
+        figsize=(11 if len(panels) > 1 else 6.5, 3.6 * tall), dpi=110, layout="constrained"
+    )
     canvas = FigureCanvasAgg(figure)
     for place, (name, curves) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(tall, min(2, len(panels)), place)
@@ -99,7 +108,9 @@ def draw_curves(rows: Iterable[Mapping[str, Any]], path: Path, title: str = "") 
     fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name may hold what the font has not
+            warnings.filterwarnings(
+                "ignore", "Glyph", UserWarning
+            )  # a name may hold what the font has not
             canvas.print_figure(fresh)
         os.replace(fresh, path)
     finally:
@@ -122,7 +133,12 @@ def _series(rows: Iterable[Mapping[str, Any]]) -> Series:
 
 def _panels(series: Series) -> dict[str, Series]:
     """Curves by the panel they belong to; panels without any are left out."""
-    panels: dict[str, Series] = {"Loss": {}, "Metrics": {}, "Learning rate": {}, "Gradient norm": {}}
+    panels: dict[str, Series] = {
+        "Loss": {},
+        "Metrics": {},
+        "Learning rate": {},
+        "Gradient norm": {},
+    }
     for name, curve in series.items():
         if name == "train/loss" or (name.startswith("eval/") and name.endswith("/loss")):
             panels["Loss"][name] = curve
@@ -140,8 +156,15 @@ def _panel(axes: Any, name: str, curves: Series) -> None:
         few = len(steps) <= 40
         # A leading underscore would hide the label, and a dollar sign would start a formula.
         shown = label.lstrip("_").replace("$", r"\$")
-        axes.plot(steps, values, label=shown, color=_COLOURS[place % len(_COLOURS)], linewidth=1.6,
-                  marker="o" if few else None, markersize=3.5)  # fmt: skip
+        axes.plot(
+            steps,
+            values,
+            label=shown,
+            color=_COLOURS[place % len(_COLOURS)],
+            linewidth=1.6,
+            marker="o" if few else None,
+            markersize=3.5,
+        )
     axes.set_title(name, fontsize=11, loc="left")
     axes.set_xlabel("step")
     axes.grid(True, alpha=0.25)

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 class EarlyStop(Hook):
     """Stops the run after ``patience`` evaluations in a row without an improvement.
 
-    A value that is not finite is no improvement. The counters are saved with the run: one that was stopped
-    stays stopped when it is resumed, without another step, unless it is resumed with a larger patience.
+    A value that is not finite is no improvement. The counters are saved with the run: one that was
+    stopped stays stopped when it is resumed, without another step, unless it is resumed with a
+    larger patience.
 
     Args:
         metric: the metric's full name and its better side: "eval/loss:min" or "eval/accuracy:max".
         patience: evaluations without an improvement that end the run.
-        min_delta: by how much a value must be better than the best before to count as an improvement.
+        min_delta: by how much a value must be better than the best before to count as an
+            improvement.
 
     Attributes:
         best: the best value so far, None before the first evaluation.
@@ -32,13 +34,20 @@ class EarlyStop(Hook):
         OptionError: an argument that is not accepted.
     """
 
-    def __init__(self, metric: str = "eval/loss:min", patience: int = 3, min_delta: float = 0.0) -> None:
+    def __init__(
+        self, metric: str = "eval/loss:min", patience: int = 3, min_delta: float = 0.0
+    ) -> None:
         name, _, side = metric.rpartition(":")
         if not name or side not in ("min", "max"):
-            raise OptionError(f"EarlyStop({metric!r}): name the metric and the better side, as 'eval/loss:min' or "
-                              "'eval/accuracy:max'")  # fmt: skip
+            raise OptionError(
+                f"EarlyStop({metric!r}): name the metric and the better side, as 'eval/loss:min' "
+                f"or "
+                "'eval/accuracy:max'"
+            )
         if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
-            raise OptionError(f"EarlyStop(patience={patience!r}): give a whole number of at least 1")
+            raise OptionError(
+                f"EarlyStop(patience={patience!r}): give a whole number of at least 1"
+            )
         if not isinstance(min_delta, (int, float)) or not min_delta >= 0:
             raise OptionError(f"EarlyStop(min_delta={min_delta!r}): give a number of at least 0")
         self.metric, self.side, self.patience, self.min_delta = name, side, patience, min_delta
@@ -56,8 +65,11 @@ class EarlyStop(Hook):
         if run.feed is None:
             return  # nothing is trained
         if not run.evaluation:
-            raise OptionError(f"EarlyStop waits for {self.metric!r}, and this run never evaluates: give the task an "
-                              "eval_data and an eval_step, and leave eval_every on")  # fmt: skip
+            raise OptionError(
+                f"EarlyStop waits for {self.metric!r}, and this run never evaluates: give the task "
+                f"an "
+                "eval_data and an eval_step, and leave eval_every on"
+            )
         self._take(self._loaded or {})
         self._loaded = None
 
@@ -65,7 +77,9 @@ class EarlyStop(Hook):
         """Keep a run that was stopped stopped."""
         if self.waited >= self.patience:
             run.stopping, run.status = True, "stopped"
-            run.why = f"{self._why()}; it was stopped before: resume with a larger patience to go on"
+            run.why = (
+                f"{self._why()}; it was stopped before: resume with a larger patience to go on"
+            )
 
     def on_eval_end(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Compare with the best so far, and stop where it is time.
@@ -76,10 +90,16 @@ class EarlyStop(Hook):
         if run.feed is None:
             return
         if self.metric not in metrics:
-            raise MetricError(f"EarlyStop('{self.metric}:{self.side}'): the evaluation gave no {self.metric!r}."
-                              f"{nearest(self.metric, metrics)} It gave {', '.join(sorted(metrics))}")  # fmt: skip
+            raise MetricError(
+                f"EarlyStop('{self.metric}:{self.side}'): the evaluation gave no {self.metric!r}."
+                f"{nearest(self.metric, metrics)} It gave {', '.join(sorted(metrics))}"
+            )
         value = metrics[self.metric]
-        gain = float("inf") if self.best is None else (value - self.best) * (1 if self.side == "max" else -1)
+        gain = (
+            float("inf")
+            if self.best is None
+            else (value - self.best) * (1 if self.side == "max" else -1)
+        )
         if value == value and gain > self.min_delta:  # NaN is no value
             self.best, self.best_step, self.waited = value, run.progress.step, 0
             return
@@ -96,11 +116,18 @@ class EarlyStop(Hook):
         self._loaded = state
 
     def _take(self, state: Mapping[str, Any]) -> None:
-        self.best, self.best_step, self.waited = state.get("best"), state.get("best_step", 0), state.get("waited", 0)
+        self.best, self.best_step, self.waited = (
+            state.get("best"),
+            state.get("best_step", 0),
+            state.get("waited", 0),
+        )
 
     def _why(self) -> str:
         count = f"{self.waited} evaluation{'s' * (self.waited != 1)}"
         if self.best is None:
             return f"EarlyStop: {self.metric} was not a number in {count}"
-        return f"EarlyStop: {self.metric} has not improved for {count}; its best is {self.best:.6g} at step " \
-               f"{self.best_step}"  # fmt: skip
+        return (
+            f"EarlyStop: {self.metric} has not improved for {count}; its best is {self.best:.6g} "
+            f"at step "
+            f"{self.best_step}"
+        )

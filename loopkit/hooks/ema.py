@@ -22,19 +22,21 @@ Every = str | int
 
 
 class EMA(Hook):
-    """Keeps ``average = decay * average + (1 - decay) * weights`` of all trained parameters, on their device.
+    """Keeps ``average = decay * average + (1 - decay) * weights`` of all trained parameters, on
+    their device.
 
-    Evaluations of the run measure the averaged weights; training goes on with its own. Buffers (BatchNorm's
-    statistics) are not averaged: the latest ones go with the averages. Checkpoints keep both sets of weights.
+    Evaluations of the run measure the averaged weights; training goes on with its own. Buffers
+    (BatchNorm's statistics) are not averaged: the latest ones go with the averages. Checkpoints
+    keep both sets of weights.
 
     Args:
         decay: how much of the average stays at each update, between 0 and 1.
         every: steps between updates; also "1 epoch" or "1%", where the length of the data is known.
-        warmup: use ``min(decay, (1 + n) / (10 + n))`` at update n, so that the average forgets the first weights
-            soon (as TensorFlow's ExponentialMovingAverage does with num_updates).
+        warmup: use ``min(decay, (1 + n) / (10 + n))`` at update n, so that the average forgets the
+            first weights soon (as TensorFlow's ExponentialMovingAverage does with num_updates).
         evaluate: evaluate under the averaged weights.
-        apply_at_end: leave the averaged weights in the task when the run is over (those of the best checkpoint
-            under ``Checkpoint(load_best=True)``), unless a signal interrupted it.
+        apply_at_end: leave the averaged weights in the task when the run is over (those of the best
+            checkpoint under ``Checkpoint(load_best=True)``), unless a signal interrupted it.
 
     Raises:
         OptionError: an argument that is not accepted.
@@ -43,15 +45,26 @@ class EMA(Hook):
     steers = False
 
     def __init__(
-        self, decay: float = 0.999, every: Every = 1, warmup: bool = False, evaluate: bool = True,
+        self,
+        decay: float = 0.999,
+        every: Every = 1,
+        warmup: bool = False,
+        evaluate: bool = True,
         apply_at_end: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not isinstance(decay, (int, float)) or not 0 < decay < 1:
             raise OptionError(f"EMA(decay={decay!r}): give a number between 0 and 1, such as 0.999")
         self._every = Duration.parse(every, "EMA(every=)")
         if self._every.unit not in ("step", "epoch", "percent"):
-            raise OptionError(f"EMA(every={every!r}): give steps, epochs or a percentage of the run")
-        self.decay, self.warmup, self.evaluate, self.apply_at_end = decay, warmup, evaluate, apply_at_end
+            raise OptionError(
+                f"EMA(every={every!r}): give steps, epochs or a percentage of the run"
+            )
+        self.decay, self.warmup, self.evaluate, self.apply_at_end = (
+            decay,
+            warmup,
+            evaluate,
+            apply_at_end,
+        )
         self.updates = 0
         self._averages: Averages | None = None
         self._parameters: dict[str, nn.Parameter] = {}
@@ -70,7 +83,9 @@ class EMA(Hook):
             return  # nothing is trained: what was averaged before stays
         self._cadence = Cadence(self._every, run.plan, "EMA(every=)")
         if not self._cadence.counts_steps:
-            raise OptionError(f"EMA(every='{self._every}') needs data with a length: give it in steps")
+            raise OptionError(
+                f"EMA(every='{self._every}') needs data with a length: give it in steps"
+            )
         self._due = self._cadence.next_step(run.progress.step)
         saved, self._loaded, self._live = self._loaded or {}, None, None
         self._parameters = trained_parameters(run)
@@ -82,7 +97,9 @@ class EMA(Hook):
         if self._averages is None or run.progress.step != self._due:
             return
         self._due = self._cadence.next_step(run.progress.step)
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        decay = (
+            min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        )
         self._averages.move(self._parameters, 1 - decay)
         self.updates += 1
 
@@ -120,10 +137,14 @@ class EMA(Hook):
             hooks = load_snapshot(Path(checkpoint)).state.get("hooks", {})
             saved = hooks.get(type(self).__name__, {}).get("averages")
             if saved is None:
-                raise CheckpointError(f"{checkpoint} holds no averages of an EMA: it was saved without one")
+                raise CheckpointError(
+                    f"{checkpoint} holds no averages of an EMA: it was saved without one"
+                )
             averages = Averages({n: p for n, p in parameters.items() if n in saved}, saved, "EMA")
         if averages is None:
-            raise CheckpointError("this EMA has averaged nothing yet: run a task with it, or name a checkpoint")
+            raise CheckpointError(
+                "this EMA has averaged nothing yet: run a task with it, or name a checkpoint"
+            )
         averages.put_into(parameters)
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,15 +26,19 @@ _FEWEST = 10
 
 
 class FindLR(Hook):
-    """Trains a few steps while the rate grows from ``low`` to ``high``, notes the loss at each, and goes back.
+    """Trains a few steps while the rate grows from ``low`` to ``high``, notes the loss at each, and
+    goes back.
 
-    The test of Smith (2017), before the first step of a new run (a resumed one is left alone). Afterwards
-    weights, buffers, optimizers, random streams and data are as before: what follows is the run it would have
-    been. The rates and losses go to ``find_lr.csv`` in the run directory, and to ``find_lr.png`` where
-    matplotlib is installed. The test is over when the smoothed loss is four times its lowest, or not finite.
+    The test of Smith (2017), before the first step of a new run (a resumed one is left alone).
+    Afterwards
+    weights, buffers, optimizers, random streams and data are as before: what follows is the run it
+    would have been. The rates and losses go to ``find_lr.csv`` in the run directory, and to
+    ``find_lr.png`` where matplotlib is installed. The test is over when the smoothed loss is four
+    times its lowest, or not finite.
 
     Args:
-        low, high: the first and the last rate. The groups of an optimizer keep their ratio to the first.
+        low, high: the first and the last rate. The groups of an optimizer keep their ratio to the
+            first.
         steps: optimizer steps from one to the other, growing by the same factor each time.
         stop: end the run after the test; False trains on, at the rates the task gave.
 
@@ -46,9 +50,13 @@ class FindLR(Hook):
         OptionError: an argument that is not accepted.
     """
 
-    def __init__(self, low: float = 1e-7, high: float = 1.0, steps: int = 100, stop: bool = True) -> None:
+    def __init__(
+        self, low: float = 1e-7, high: float = 1.0, steps: int = 100, stop: bool = True
+    ) -> None:
         if not all(isinstance(rate, (int, float)) for rate in (low, high)) or not 0 < low < high:
-            raise OptionError(f"FindLR(low={low!r}, high={high!r}): give two rates above 0, the lower one first")
+            raise OptionError(
+                f"FindLR(low={low!r}, high={high!r}): give two rates above 0, the lower one first"
+            )
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < _FEWEST:
             raise OptionError(f"FindLR(steps={steps!r}): give a whole number of at least {_FEWEST}")
         self._rates = [low * (high / low) ** (index / (steps - 1)) for index in range(steps)]
@@ -65,13 +73,19 @@ class FindLR(Hook):
         if run.progress.step or run.resumed_from is not None:
             return
         if not run.strategy.shows_gradients:
-            raise OptionError(f"FindLR puts the optimizer back as it was, and {type(run.strategy).__name__} keeps its "
-                              "state in flat parts: run FindLR under strategy='ddp' or 'fsdp'")  # fmt: skip
+            raise OptionError(
+                f"FindLR puts the optimizer back as it was, and {type(run.strategy).__name__} "
+                f"keeps its "
+                "state in flat parts: run FindLR under strategy='ddp' or 'fsdp'"
+            )
         source: Any = run.feed.source if run.feed is not None else None
         if hasattr(source, "batches") and iter(source.batches) is source.batches:
             kind = type(source.batches).__name__
-            raise OptionError(f"FindLR reads training data that the run needs afterwards, and a {kind} can be read "
-                              "once: give an iterable that starts anew at each iter()")  # fmt: skip
+            raise OptionError(
+                f"FindLR reads training data that the run needs afterwards, and a {kind} can be "
+                f"read "
+                "once: give an iterable that starts anew at each iter()"
+            )
         with _put_back(run):
             self.rows = _smoothed(_sweep(run, self._rates))
         self.suggestion = steepest(self.rows)
@@ -84,7 +98,10 @@ class FindLR(Hook):
     def table(self, lines: int = 12) -> str:
         """About ``lines`` of the rows, evenly spread, as text."""
         every = max(1, len(self.rows) // lines)
-        shown = [f"{rate:>10.2e}  {loss:>10.4f}  {smooth:>10.4f}" for rate, loss, smooth in self.rows[::every]]
+        shown = [
+            f"{rate:>10.2e}  {loss:>10.4f}  {smooth:>10.4f}"
+            for rate, loss, smooth in self.rows[::every]
+        ]
         return "\n".join([f"{'rate':>10}  {'loss':>10}  {'smoothed':>10}", *shown])
 
     def _found(self) -> str:
@@ -102,7 +119,9 @@ class FindLR(Hook):
 
 
 def steepest(rows: list[tuple[float, float, float]]) -> float | None:
-    """The rate at which the smoothed loss falls fastest against the rate's logarithm; None where it never falls."""
+    """The rate at which the smoothed loss falls fastest against the rate's logarithm; None where it
+    never falls.
+    """
     best, found = 0.0, None
     for (low, _, before), (rate, _, _), (high, _, after) in zip(rows, rows[1:], rows[2:]):
         slope = (after - before) / math.log(high / low)
@@ -118,10 +137,15 @@ def _put_back(run: Run) -> Iterator[None]:
     batches: Any = getattr(loaded, "batches", None)
     own = copy.deepcopy(batches.state_dict()) if hasattr(batches, "load_state_dict") else None
     weights = {name: tensor.detach().clone() for name, tensor in strategy.model_state().items()}
-    optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in run.optimizers.items()}
+    optimizers = {
+        name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in run.optimizers.items()
+    }
     scaler = strategy.scaler.state_dict() if strategy.scaler is not None else {}
     streams = rng.capture(strategy.device)
-    kept = {name: getattr(run, name) for name in ("events", "running", "schedules", "progress", "timings")}
+    kept = {
+        name: getattr(run, name)
+        for name in ("events", "running", "schedules", "progress", "timings")
+    }
     run.events, run.running, run.schedules = Events(), Running(), {}
     run.progress, run.timings = type(run.progress)(), type(run.timings)()
     try:
@@ -143,7 +167,9 @@ def _put_back(run: Run) -> Iterator[None]:
 
 def _sweep(run: Run, rates: list[float]) -> Iterator[tuple[float, float]]:
     """(rate, loss) of one step at each rate, until a loss is not finite."""
-    bases = {name: [float(group["lr"]) for group in o.param_groups] for name, o in run.optimizers.items()}
+    bases = {
+        name: [float(group["lr"]) for group in o.param_groups] for name, o in run.optimizers.items()
+    }
     groups = _endless(run)
     for rate in rates:
         for name, optimizer in run.optimizers.items():
@@ -167,7 +193,9 @@ def _endless(run: Run) -> Iterator[Batches]:
 
 
 def _smoothed(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float, float]]:
-    """With an exponential average, corrected for its start, up to where that has reached four times its lowest."""
+    """With an exponential average, corrected for its start, up to where that has reached four times
+    its lowest.
+    """
     rows: list[tuple[float, float, float]] = []
     average = 0.0
     for count, (rate, loss) in enumerate(pairs, 1):
@@ -191,7 +219,9 @@ def _draw(rows: list[tuple[float, float, float]], suggestion: float | None, path
     axes.plot(rates, [row[1] for row in rows], color="#8c959f", linewidth=1, label="loss")
     axes.plot(rates, [row[2] for row in rows], color="#1f6feb", linewidth=1.8, label="smoothed")
     if suggestion is not None:
-        axes.axvline(suggestion, color="#e36209", linestyle="--", label=f"fastest fall: {suggestion:.2g}")
+        axes.axvline(
+            suggestion, color="#e36209", linestyle="--", label=f"fastest fall: {suggestion:.2g}"
+        )
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.grid(True, alpha=0.25)

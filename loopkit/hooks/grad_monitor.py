@@ -22,10 +22,10 @@ _TINY = 1e-12
 class GradMonitor(Hook):
     """Logs ``grad_norm/<layer>`` and ``update_ratio/<layer>``, without reading the device.
 
-    The norm is of the gradient that the optimizer is about to use: complete, unscaled and clipped. The ratio is
-    the length of the update over that of the weights before it; near 0.001 is usual, and much more or less
-    says that a layer's learning rate is wrong. The norm of all gradients before clipping is logged besides,
-    as ``train/grad_norm``.
+    The norm is of the gradient that the optimizer is about to use: complete, unscaled and clipped.
+    The ratio is the length of the update over that of the weights before it; near 0.001 is usual,
+    and much more or less says that a layer's learning rate is wrong. The norm of all gradients
+    before clipping is logged besides, as ``train/grad_norm``.
 
     Args:
         every: the cadence: steps, or "1 epoch" or "1%" where the length of the data is known.
@@ -37,12 +37,16 @@ class GradMonitor(Hook):
 
     steers = False
 
-    def __init__(self, every: str | int = "50 steps", per: Literal["layer", "all"] = "layer") -> None:
+    def __init__(
+        self, every: str | int = "50 steps", per: Literal["layer", "all"] = "layer"
+    ) -> None:
         if per not in ("layer", "all"):
             raise OptionError(f"GradMonitor(per={per!r}): give 'layer' or 'all'")
         self._every, self._per = Duration.parse(every, "GradMonitor(every=)"), per
         if self._every.unit not in ("step", "epoch", "percent"):
-            raise OptionError(f"GradMonitor(every={every!r}): give steps, epochs or a percentage of the run")
+            raise OptionError(
+                f"GradMonitor(every={every!r}): give steps, epochs or a percentage of the run"
+            )
         self._before: dict[str, Tensor] = {}
 
     def on_setup(self, run: Run) -> None:
@@ -55,7 +59,9 @@ class GradMonitor(Hook):
         if run.feed is not None:
             self._cadence = Cadence(self._every, run.plan, "GradMonitor(every=)")
             if not self._cadence.counts_steps:
-                raise OptionError(f"GradMonitor(every='{self._every}') needs data with a length: give it in steps")
+                raise OptionError(
+                    f"GradMonitor(every='{self._every}') needs data with a length: give it in steps"
+                )
             self._due = self._cadence.next_step(run.progress.step)
             self._layers = {name: self._layer(name) for name in trained_parameters(run)}
 
@@ -63,7 +69,9 @@ class GradMonitor(Hook):
         """Measure the gradients, and keep the weights until the update is done."""
         if run.progress.step + 1 != self._due:
             return
-        parameters = {n: p for n, p in run.task.named_parameters() if n in self._layers and p.grad is not None}
+        parameters = {
+            n: p for n, p in run.task.named_parameters() if n in self._layers and p.grad is not None
+        }
         norms = self._norms({name: p.grad for name, p in parameters.items() if p.grad is not None})
         run.log({f"grad_norm/{layer}": norm for layer, norm in norms.items()})
         self._before |= {name: p.detach().clone() for name, p in parameters.items()}
@@ -78,8 +86,12 @@ class GradMonitor(Hook):
             return
         after = dict(run.task.named_parameters())
         lengths = self._norms(before)
-        changes = self._norms({name: after[name].detach() - value for name, value in before.items()})
-        ratios = {layer: change / lengths[layer].clamp(min=_TINY) for layer, change in changes.items()}
+        changes = self._norms(
+            {name: after[name].detach() - value for name, value in before.items()}
+        )
+        ratios = {
+            layer: change / lengths[layer].clamp(min=_TINY) for layer, change in changes.items()
+        }
         run.log({f"update_ratio/{layer}": ratio for layer, ratio in ratios.items()})
 
     def _layer(self, name: str) -> str:
@@ -90,4 +102,6 @@ class GradMonitor(Hook):
         parts: dict[str, list[Tensor]] = {}
         for name, norm in zip(tensors, torch._foreach_norm(list(tensors.values()))):
             parts.setdefault(self._layers[name], []).append(norm.float())
-        return {layer: torch.linalg.vector_norm(torch.stack(norms)) for layer, norms in parts.items()}
+        return {
+            layer: torch.linalg.vector_norm(torch.stack(norms)) for layer, norms in parts.items()
+        }

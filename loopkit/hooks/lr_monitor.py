@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 class LRMonitor(Hook):
     """Logs the learning rate of each group with every log: ``lr/decay``, ``lr/no_decay`` …
 
-    A group goes by its name, which those of loopkit.optim have, or else by its number. With several optimizers
-    the optimizer's name comes first (``lr/generator/decay``).
+    A group goes by its name, which those of loopkit.optim have, or else by its number. With several
+    optimizers the optimizer's name comes first (``lr/generator/decay``).
     """
 
     steers = False
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
         """Note the rates where a log may follow."""
-        # Only at the end of an epoch of unknown length can a log come that the agenda does not know of.
+        # Only at the end of an epoch of unknown length can a log come that the agenda does not know
+        # of.
         if run.progress.step < run.agenda.next and run.plan.steps_per_epoch is not None:
             return
         for name, optimizer in run.optimizers.items():

@@ -19,7 +19,9 @@ MARK = "<!-- written by loopkit: without this line the page is left alone -->"
 _ELSEWHERE = ("hooks", "loggers", "progress", "resume", "run_dir", "checkpoint")
 
 
-def model_card(run: Run, repo: str, step: int, metrics: Mapping[str, float], checkpoint: str | None) -> str:
+def model_card(
+    run: Run, repo: str, step: int, metrics: Mapping[str, float], checkpoint: str | None
+) -> str:
     """The page as Markdown, after the front matter that the hub reads.
 
     Args:
@@ -28,23 +30,52 @@ def model_card(run: Run, repo: str, step: int, metrics: Mapping[str, float], che
         checkpoint: the folder of a whole checkpoint in the repository; None without one.
     """
     name, progress = name_of(run.task), run.progress
-    facts = {"task": name, "optimizer steps": step, "epochs": f"{progress.epoch}", "samples": progress.samples,
-             "parameters": sum(p.numel() for p in run.task.parameters()),
-             "strategy": f"{run.strategy.name} on {run.strategy.world_size} device(s)",
-             "precision": run.strategy.numerics.precision.name, "seed": run.options.seed,
-             "loopkit": __version__, "torch": str(torch.__version__)}  # fmt: skip
+    facts = {
+        "task": name,
+        "optimizer steps": step,
+        "epochs": f"{progress.epoch}",
+        "samples": progress.samples,
+        "parameters": sum(p.numel() for p in run.task.parameters()),
+        "strategy": f"{run.strategy.name} on {run.strategy.world_size} device(s)",
+        "precision": run.strategy.numerics.precision.name,
+        "seed": run.options.seed,
+        "loopkit": __version__,
+        "torch": str(torch.__version__),
+    }
     usual = Options().to_dict()
-    options = {name: value for name, value in run.options.to_dict().items()
-               if value != usual[name] and name not in _ELSEWHERE}  # fmt: skip
-    parts = ["---", "library_name: loopkit", "tags:", "- loopkit", "---", MARK, "", f"# {repo.rpartition('/')[2]}", "",
-             f"`{name}`, trained with loopkit.", "", *_table("run", facts)]  # fmt: skip
+    options = {
+        name: value
+        for name, value in run.options.to_dict().items()
+        if value != usual[name] and name not in _ELSEWHERE
+    }
+    parts = [
+        "---",
+        "library_name: loopkit",
+        "tags:",
+        "- loopkit",
+        "---",
+        MARK,
+        "",
+        f"# {repo.rpartition('/')[2]}",
+        "",
+        f"`{name}`, trained with loopkit.",
+        "",
+        *_table("run", facts),
+    ]
     if metrics:
         parts += ["", "## Metrics", "", *_table("metric", metrics)]
     if task_hparams := flat(run.task.hparams):
         parts += ["", "## Hyperparameters", "", *_table("argument of the task", task_hparams)]
     if options:
-        parts += ["", "## Options", "", *_table("option of Fit, where not the default", flat(options))]
-    return "\n".join([*parts, "", "## Use", "", "```python", *_use(name, repo, checkpoint), "```", ""])
+        parts += [
+            "",
+            "## Options",
+            "",
+            *_table("option of Fit, where not the default", flat(options)),
+        ]
+    return "\n".join(
+        [*parts, "", "## Use", "", "```python", *_use(name, repo, checkpoint), "```", ""]
+    )
 
 
 def _table(title: str, values: Mapping[str, Any]) -> list[str]:
@@ -52,13 +83,28 @@ def _table(title: str, values: Mapping[str, Any]) -> list[str]:
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
         return text.replace("|", "\\|").replace("\n", " ")
 
-    return [f"| {title} | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in values.items())]
+    return [
+        f"| {title} | |",
+        "|---|---|",
+        *(f"| {cell(name)} | {cell(value)} |" for name, value in values.items()),
+    ]
 
 
 def _use(name: str, repo: str, checkpoint: str | None) -> list[str]:
-    lines = ["from huggingface_hub import snapshot_download", f"folder = snapshot_download({repo!r})"]
+    lines = [
+        "from huggingface_hub import snapshot_download",
+        f"folder = snapshot_download({repo!r})",
+    ]
     if checkpoint is not None:
-        return [*lines, f"task = {name}.load(f'{{folder}}/{checkpoint}')  # or Fit(resume=...) from it, to train on"]
-    return ["from safetensors.torch import load_file", *lines, "",
-            f"task = {name}(...)  # the arguments stand above, and in loopkit.json",
-            "task.load_state_dict(load_file(f'{folder}/model.safetensors'))"]  # fmt: skip
+        return [
+            *lines,
+            f"task = {name}.load(f'{{folder}}/{checkpoint}')  # or Fit(resume=...) from it, to "
+            f"train on",
+        ]
+    return [
+        "from safetensors.torch import load_file",
+        *lines,
+        "",
+        f"task = {name}(...)  # the arguments stand above, and in loopkit.json",
+        "task.load_state_dict(load_file(f'{folder}/model.safetensors'))",
+    ]

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class ModelSummary(Hook):
-    """Prints the model's layers, their classes and parameters, to stderr (``loopkit.console.summary``).
+    """Prints the model's layers, their classes and parameters, to stderr
+    (``loopkit.console.summary``).
 
     Args:
         depth: levels of modules below the task.

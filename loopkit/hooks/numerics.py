@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 class Numerics(Hook):
-    """Ends the run at the first module whose output, or the gradient of it, holds NaN or infinity, and names it.
+    """Ends the run at the first module whose output, or the gradient of it, holds NaN or infinity,
+    and names it.
 
-    Every output is read from the device, so steps are slower: this is for finding a fault. The same as
-    ``Fit(debug="numerics")``. With a loss scaler (``precision="fp16"``) gradients are left alone, since the
-    scaler looks for its scale by letting them overflow.
+    Every output is read from the device, so steps are slower: this is for finding a fault. The same
+    as ``Fit(debug="numerics")``. With a loss scaler (``precision="fp16"``) gradients are left
+    alone, since the scaler looks for its scale by letting them overflow.
     """
 
     def __init__(self) -> None:
@@ -66,7 +67,9 @@ def _check_output(
                 why = "What it was given is finite; its parameters are not"
             else:
                 why = "What it was given and its parameters are finite"
-            raise NotFiniteError(f"{_when(run)}: the output of {called} is not finite: {_count(tensor)}. {why}")
+            raise NotFiniteError(
+                f"{_when(run)}: the output of {called} is not finite: {_count(tensor)}. {why}"
+            )
         if backward and tensor.requires_grad:
             check = _gradient_check(f"the gradient at the output of {called}", run)
             tensor.register_hook(check)  # type: ignore[no-untyped-call]
@@ -75,8 +78,11 @@ def _check_output(
 def _gradient_check(what: str, run: Run) -> Callable[[Tensor], None]:
     def check(gradient: Tensor) -> None:
         if not torch.isfinite(gradient).all():
-            raise NotFiniteError(f"{_when(run)}: {what} is not finite: {_count(gradient)}. It is the first one in the "
-                                 "backward pass: look at what is computed from it")  # fmt: skip
+            raise NotFiniteError(
+                f"{_when(run)}: {what} is not finite: {_count(gradient)}. It is the first one in "
+                f"the "
+                "backward pass: look at what is computed from it"
+            )
 
     return check
 

@@ -21,11 +21,12 @@ _ALLOCATIONS = 100_000
 
 
 class Profiler(Hook):
-    """Profiles ``active`` steps with ``torch.profiler`` and writes a trace for chrome://tracing or Perfetto.
+    """Profiles ``active`` steps with ``torch.profiler`` and writes a trace for chrome://tracing or
+    Perfetto.
 
-    Ranks after the first write ``trace-<rank>.json``. On a CUDA device the history of allocations is kept
-    besides, and a run that runs out of memory leaves it as ``memory.pickle``, to be looked at on
-    pytorch.org/memory_viz.
+    Ranks after the first write ``trace-<rank>.json``. On a CUDA device the history of allocations
+    is kept besides, and a run that runs out of memory leaves it as ``memory.pickle``, to be looked
+    at on pytorch.org/memory_viz.
 
     Args:
         wait: steps before the profiler starts.
@@ -45,12 +46,19 @@ class Profiler(Hook):
     steers = False
 
     def __init__(
-        self, wait: int = 1, warmup: int = 1, active: int = 3, path: str | Path = "trace.json", memory: bool = False,
+        self,
+        wait: int = 1,
+        warmup: int = 1,
+        active: int = 3,
+        path: str | Path = "trace.json",
+        memory: bool = False,
         stacks: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         for name, value, least in (("wait", wait, 0), ("warmup", warmup, 0), ("active", active, 1)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise OptionError(f"Profiler({name}={value!r}): give a whole number of at least {least}")
+                raise OptionError(
+                    f"Profiler({name}={value!r}): give a whole number of at least {least}"
+                )
         self._spans = {"wait": wait, "warmup": warmup, "active": active}
         self._path, self._memory, self._stacks = Path(path), memory, stacks
         self._profile: profile | None = None
@@ -72,11 +80,17 @@ class Profiler(Hook):
             self.trace = target
 
         self._profile = profile(
-            activities=activities, schedule=schedule(**self._spans, repeat=1), on_trace_ready=write,
-            record_shapes=True, profile_memory=self._memory, with_stack=self._stacks,
-        )  # fmt: skip
+            activities=activities,
+            schedule=schedule(**self._spans, repeat=1),
+            on_trace_ready=write,
+            record_shapes=True,
+            profile_memory=self._memory,
+            with_stack=self._stacks,
+        )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Profiler won't be using warmup", UserWarning)  # asked for
+            warnings.filterwarnings(
+                "ignore", "Profiler won't be using warmup", UserWarning
+            )  # asked for
             self._profile.start()
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
@@ -93,8 +107,12 @@ class Profiler(Hook):
         self._stop()
         if self.trace is None:
             wanted = " + ".join(f"{name}={count}" for name, count in self._spans.items())
-            warnings.warn(f"Profiler({wanted.replace(' + ', ', ')}) wrote no trace: the run took {self._steps} steps",
-                          LoopkitWarning, stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"Profiler({wanted.replace(' + ', ', ')}) wrote no trace: the run took "
+                f"{self._steps} steps",
+                LoopkitWarning,
+                stacklevel=2,
+            )
         self._stop_recording()
 
     def on_error(self, run: Run, exception: BaseException) -> None:
@@ -102,7 +120,10 @@ class Profiler(Hook):
         if self._recording and isinstance(exception, torch.OutOfMemoryError):
             target = _beside(Path("memory.pickle"), run.run_dir, run.strategy.rank)
             torch.cuda.memory._dump_snapshot(str(target))  # type: ignore[no-untyped-call]
-            print(f"loopkit: the history of allocations is in {target}: see pytorch.org/memory_viz", file=sys.stderr)
+            print(
+                f"loopkit: the history of allocations is in {target}: see pytorch.org/memory_viz",
+                file=sys.stderr,
+            )
         self._stop()
         self._stop_recording()
 

@@ -40,17 +40,19 @@ class _Push:
 class PushToHub(Hook):
     """Uploads the weights and what tells of them, while training goes on.
 
-    A commit holds ``model.safetensors`` and ``loopkit.json`` (the task's name and arguments), ``hparams.json``,
-    ``metrics.jsonl`` and a model card; a README.md that somebody else wrote is left alone. At the end it is the
-    best checkpoint's weights under ``Checkpoint(load_best=True)``, else the last one's. Of saves that follow
-    each other faster than they upload, the newest is sent. A failed upload never ends the run: all of them are
-    told of once, at its end. An interrupted run sends nothing more, since it is to go on.
+    A commit holds ``model.safetensors`` and ``loopkit.json`` (the task's name and arguments),
+    ``hparams.json``, ``metrics.jsonl`` and a model card; a README.md that somebody else wrote is
+    left alone. At the end it is the best checkpoint's weights under ``Checkpoint(load_best=True)``,
+    else the last one's. Of saves that follow each other faster than they upload, the newest is
+    sent. A failed upload never ends the run: all of them are told of once, at its end. An
+    interrupted run sends nothing more, since it is to go on.
 
     Args:
-        repo: "user/name"; made if it is not there. The token is huggingface_hub's own: $HF_TOKEN, or
-            ``hf auth login``.
-        when: "end"; "every_save": after each checkpoint too; "checkpoint": with the newest checkpoint whole, in
-            ``last-checkpoint/``, to be resumed from; "all_checkpoints": with each, in ``checkpoints/``.
+        repo: "user/name"; made if it is not there. The token is huggingface_hub's own: $HF_TOKEN,
+            or ``hf auth login``.
+        when: "end"; "every_save": after each checkpoint too; "checkpoint": with the newest
+            checkpoint whole, in ``last-checkpoint/``, to be resumed from; "all_checkpoints": with
+            each, in ``checkpoints/``.
         private: for a new repository; None leaves it to the account.
         revision: a branch; made if it is not there. None is the main one.
         card: write the model card.
@@ -64,13 +66,24 @@ class PushToHub(Hook):
     """
 
     def __init__(
-        self, repo: str, when: str = "end", *, private: bool | None = None, revision: str | None = None,
-        card: bool = True, patience: float = 3600.0,
-    ) -> None:  # fmt: skip
+        self,
+        repo: str,
+        when: str = "end",
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        card: bool = True,
+        patience: float = 3600.0,
+    ) -> None:
         if when not in WHEN:
-            raise OptionError(f"PushToHub(when={when!r}): give one of {', '.join(WHEN)}.{nearest(str(when), WHEN)}")
+            raise OptionError(
+                f"PushToHub(when={when!r}): give one of "
+                f"{', '.join(WHEN)}.{nearest(str(when), WHEN)}"
+            )
         if not isinstance(repo, str) or not repo or repo.count("/") > 1:
-            raise OptionError(f"PushToHub(repo={repo!r}): give the name of a repository, such as 'me/digits'")
+            raise OptionError(
+                f"PushToHub(repo={repo!r}): give the name of a repository, such as 'me/digits'"
+            )
         self._repo, self._when, self._private, self._revision = repo, when, private, revision
         self._card, self._patience = card, patience
         self.pushed: list[int] = []
@@ -94,7 +107,10 @@ class PushToHub(Hook):
         if find_spec("huggingface_hub") is None:
             raise missing_extra("huggingface_hub", "hf", "PushToHub")
         if run.feed is not None and run.saver is None:
-            raise OptionError("PushToHub uploads what is saved, and this run saves nothing: leave checkpoint=False out")
+            raise OptionError(
+                "PushToHub uploads what is saved, and this run saves nothing: leave "
+                "checkpoint=False out"
+            )
         self._begin()
 
     def on_save(self, run: Run, path: Path) -> None:
@@ -104,7 +120,12 @@ class PushToHub(Hook):
 
     def on_fit_end(self, run: Run) -> None:
         """Upload the result, wait for it, and tell of what failed."""
-        if run.strategy.rank != 0 or run.saver is None or run.saver.newest is None or run.status == "interrupted":
+        if (
+            run.strategy.rank != 0
+            or run.saver is None
+            or run.saver.newest is None
+            or run.status == "interrupted"
+        ):
             self._drop()
             return
         path = run.best.get("checkpoint") if run.saver.settings.load_best else None
@@ -118,10 +139,14 @@ class PushToHub(Hook):
         self._drop()
         if self._failed:
             count = len(self._failed)
-            warnings.warn(f"PushToHub: of {count + len(self.pushed)} uploads to {self._repo}, {count} failed, the last "
-                          f"by {self._failed[-1]}. Everything is in {run.run_dir}; to upload it yourself: "
-                          "result.export(dir), then huggingface_hub.upload_folder",
-                          LoopkitWarning, stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"PushToHub: of {count + len(self.pushed)} uploads to {self._repo}, {count} "
+                f"failed, the last "
+                f"by {self._failed[-1]}. Everything is in {run.run_dir}; to upload it yourself: "
+                "result.export(dir), then huggingface_hub.upload_folder",
+                LoopkitWarning,
+                stacklevel=2,
+            )
 
     def on_error(self, run: Run, exception: BaseException) -> None:
         """Upload nothing more."""
@@ -147,10 +172,19 @@ class PushToHub(Hook):
         except OSError as error:
             self._failed.append(f"{type(error).__name__}: {error}")
             return
-        metrics = {name: value for name, value in run.metrics.items() if name.startswith(("eval/", "train/loss"))}
-        if run.best.get("step") == step != run.progress.step:  # an earlier one is uploaded, with what is known of it
+        metrics = {
+            name: value
+            for name, value in run.metrics.items()
+            if name.startswith(("eval/", "train/loss"))
+        }
+        if (
+            run.best.get("step") == step != run.progress.step
+        ):  # an earlier one is uploaded, with what is known of it
             metrics = {run.best["metric"]: run.best["value"]}
-        place = {"checkpoint": "last-checkpoint", "all_checkpoints": f"checkpoints/{path.name}"}.get(self._when)
+        place = {
+            "checkpoint": "last-checkpoint",
+            "all_checkpoints": f"checkpoints/{path.name}",
+        }.get(self._when)
         push = _Push(path.name, step, folder, model_card(run, self._repo, step, metrics, place))
         with self._lock:
             if self._when != "all_checkpoints":
@@ -194,13 +228,20 @@ class PushToHub(Hook):
         if self._card and self._card_is_ours(api, repo, push.folder):
             (out / "README.md").write_text(push.card, encoding="utf-8")
         old = "last-checkpoint/*" if self._when == "checkpoint" else None
-        api.upload_folder(repo_id=repo, folder_path=out, revision=self._revision, delete_patterns=old,
-                          commit_message=f"{push.step} steps")  # fmt: skip
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=out,
+            revision=self._revision,
+            delete_patterns=old,
+            commit_message=f"{push.step} steps",
+        )
 
     def _card_is_ours(self, api: Any, repo: str, folder: Path) -> bool:
         if not api.file_exists(repo, "README.md", revision=self._revision):
             return True
-        found = api.hf_hub_download(repo, "README.md", revision=self._revision, local_dir=folder / "theirs")
+        found = api.hf_hub_download(
+            repo, "README.md", revision=self._revision, local_dir=folder / "theirs"
+        )
         return MARK in Path(found).read_text(encoding="utf-8")
 
 
@@ -212,7 +253,9 @@ def _step(path: Path) -> int:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file, which outlives the first; a copy where the file system has no such thing."""
+    """A second name for a file, which outlives the first; a copy where the file system has no such
+    thing.
+    """
     try:
         os.link(source, target)
     except OSError:

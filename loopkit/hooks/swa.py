@@ -25,17 +25,20 @@ Every = str | int
 
 
 class SWA(Hook):
-    """Averages the weights along the last part of a run, all alike (Izmailov et al. 2018), and ends with them.
+    """Averages the weights along the last part of a run, all alike (Izmailov et al. 2018), and ends
+    with them.
 
-    When the run is over the task gets the averaged weights, and BatchNorm layers the statistics of the
-    training data under them, as ``torch.optim.swa_utils.update_bn`` measures them: one pass of ``train_step``
-    in training mode without gradients. An interrupted run is left as it is. The last checkpoint holds the
-    weights of the last step, with the averages beside them, so that the run can be resumed from it.
+    When the run is over the task gets the averaged weights, and BatchNorm layers the statistics of
+    the training data under them, as ``torch.optim.swa_utils.update_bn`` measures them: one pass of
+    ``train_step`` in training mode without gradients. An interrupted run is left as it is. The last
+    checkpoint holds the weights of the last step, with the averages beside them, so that the run
+    can be resumed from it.
 
     Args:
         start: how much of the run comes before the first average: "75%", "10 epochs" or steps.
         every: the cadence of averages after that: "1 epoch", "5%" or steps.
-        batches: micro-batches of training data that BatchNorm's statistics are measured on; None for an epoch.
+        batches: micro-batches of training data that BatchNorm's statistics are measured on; None
+            for an epoch.
 
     Attributes:
         count: how many sets of weights are averaged so far.
@@ -46,13 +49,22 @@ class SWA(Hook):
 
     steers = False
 
-    def __init__(self, start: Every = "75%", every: Every = "1 epoch", batches: int | None = None) -> None:
-        self._start, self._every = Duration.parse(start, "SWA(start=)"), Duration.parse(every, "SWA(every=)")
+    def __init__(
+        self, start: Every = "75%", every: Every = "1 epoch", batches: int | None = None
+    ) -> None:
+        self._start, self._every = (
+            Duration.parse(start, "SWA(start=)"),
+            Duration.parse(every, "SWA(every=)"),
+        )
         for name, given in (("start", self._start), ("every", self._every)):
             if given.unit not in ("step", "epoch", "percent"):
-                raise OptionError(f"SWA({name}='{given}'): give steps, epochs or a percentage of the run")
+                raise OptionError(
+                    f"SWA({name}='{given}'): give steps, epochs or a percentage of the run"
+                )
         if batches is not None and (not isinstance(batches, int) or batches < 1):
-            raise OptionError(f"SWA(batches={batches!r}): give a whole number of at least 1, or None for an epoch")
+            raise OptionError(
+                f"SWA(batches={batches!r}): give a whole number of at least 1, or None for an epoch"
+            )
         self._batches = batches
         self.count = 0
         self._averages: Averages | None = None
@@ -63,28 +75,39 @@ class SWA(Hook):
 
         Raises:
             CheckpointError: the checkpoint's averages are of other parameters.
-            OptionError: a duration needs a length the run has not, or the averages would not stay in the task.
+            OptionError: a duration needs a length the run has not, or the averages would not stay
+                in the task.
         """
         self._parameters: dict[str, nn.Parameter] = {}
         if run.feed is None:
             return
         saves = run.options.saves()
         if saves is not None and saves.load_best:
-            raise OptionError("SWA and Checkpoint(load_best=True) both decide which weights a run ends with: drop one")
+            raise OptionError(
+                "SWA and Checkpoint(load_best=True) both decide which weights a run ends with: "
+                "drop one"
+            )
         first = self._start.in_steps(run.plan, "SWA(start=)")
         self._cadence = Cadence(self._every, run.plan, "SWA(every=)")
         if first is None or not self._cadence.counts_steps:
-            raise OptionError(f"SWA(start='{self._start}', every='{self._every}') needs data with a length: give both "
-                              "in steps")  # fmt: skip
+            raise OptionError(
+                f"SWA(start='{self._start}', every='{self._every}') needs data with a length: give "
+                f"both "
+                "in steps"
+            )
         first_step = ceil(first)
         if run.plan.steps is not None and first_step >= run.plan.steps:
-            raise OptionError(f"SWA(start='{self._start}') is step {first_step}, and the run ends at "
-                              f"{run.plan.steps}: nothing would be averaged")  # fmt: skip
+            raise OptionError(
+                f"SWA(start='{self._start}') is step {first_step}, and the run ends at "
+                f"{run.plan.steps}: nothing would be averaged"
+            )
         self._due = self._cadence.next_step(max(run.progress.step, first_step))
         saved, self._loaded = self._loaded or {}, None
         self._parameters = trained_parameters(run)
         self.count = saved.get("count", 0)
-        self._averages = Averages(self._parameters, saved["averages"], "SWA") if self.count else None
+        self._averages = (
+            Averages(self._parameters, saved["averages"], "SWA") if self.count else None
+        )
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
         """Take the weights into the average."""
@@ -114,7 +137,8 @@ class SWA(Hook):
 
 
 def update_statistics(run: Run, batches: int | None = None) -> None:
-    """Measure the running mean and variance of each BatchNorm layer anew: the plain average over micro-batches.
+    """Measure the running mean and variance of each BatchNorm layer anew: the plain average over
+    micro-batches.
 
     Args:
         batches: how many micro-batches of training data to take; None for one epoch.

@@ -1,4 +1,6 @@
-"""Throughput: samples, tokens and floating-point operations per second, and the share of the device's peak."""
+"""Throughput: samples, tokens and floating-point operations per second, and the share of the
+device's peak.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,21 @@ if TYPE_CHECKING:
 
 
 class Throughput(Hook):
-    """Logs ``train/samples_per_second`` and, where batches carry ``input_ids``, ``train/tokens_per_second``.
+    """Logs ``train/samples_per_second`` and, where batches carry ``input_ids``,
+    ``train/tokens_per_second``.
 
-    Measured from log to log, over all ranks; the first steps (up to the first log) and evaluations are left out,
-    loading data and saving are not. The device is waited for only where a log or the like waits for it anyway.
+    Measured from log to log, over all ranks; the first steps (up to the first log) and evaluations
+    are left out, loading data and saving are not. The device is waited for only where a log or the
+    like waits for it anyway.
 
     Args:
-        flops: count the operations of one step with ``torch.utils.flop_counter`` (matrix products, convolutions
-            and attention, forward and backward) during the first step, which takes longer, and log
-            ``train/flops_per_second`` of one device. Steps count alike: with batches of differing shapes it is
-            an estimate.
-        peak_flops: what one device can do per second at this precision, as its data sheet says; then
-            ``train/mfu`` (model FLOPs utilisation, PaLM, Chowdhery et al. 2022), from 0 to 1, is logged too.
+        flops: count the operations of one step with ``torch.utils.flop_counter`` (matrix products,
+            convolutions and attention, forward and backward) during the first step, which takes
+            longer, and log ``train/flops_per_second`` of one device. Steps count alike: with
+            batches of differing shapes it is an estimate.
+        peak_flops: what one device can do per second at this precision, as its data sheet says;
+            then ``train/mfu`` (model FLOPs utilisation, PaLM, Chowdhery et al. 2022), from 0 to 1,
+            is logged too.
         clock: seconds, for tests.
 
     Attributes:
@@ -42,10 +47,17 @@ class Throughput(Hook):
     steers = False
 
     def __init__(
-        self, flops: bool = False, peak_flops: float | None = None, clock: Callable[[], float] = perf_counter
+        self,
+        flops: bool = False,
+        peak_flops: float | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        if peak_flops is not None and (not isinstance(peak_flops, (int, float)) or not peak_flops > 0):
-            raise OptionError(f"Throughput(peak_flops={peak_flops!r}): give operations per second, such as 989e12")
+        if peak_flops is not None and (
+            not isinstance(peak_flops, (int, float)) or not peak_flops > 0
+        ):
+            raise OptionError(
+                f"Throughput(peak_flops={peak_flops!r}): give operations per second, such as 989e12"
+            )
         self._count = flops or peak_flops is not None
         self._peak = peak_flops
         self._clock = clock
@@ -58,8 +70,13 @@ class Throughput(Hook):
         self._done = (0, 0, 0)
         self.flops_per_step = None
         if self._count and run.feed is not None and run.strategy.numerics.compile is not None:
-            warnings.warn("Throughput(flops=True) cannot see into compiled code and counts nothing: count in a short "
-                          "run with compile=False", LoopkitWarning, stacklevel=2)  # fmt: skip
+            warnings.warn(
+                "Throughput(flops=True) cannot see into compiled code and counts nothing: count in "
+                "a short "
+                "run with compile=False",
+                LoopkitWarning,
+                stacklevel=2,
+            )
             self.flops_per_step = 0
 
     def on_step_start(self, run: Run, batches: Sequence[Any]) -> None:
@@ -107,7 +124,10 @@ class Throughput(Hook):
             rates["flops_per_second"] = self.flops_per_step * steps / seconds
             if self._peak is not None:
                 rates["mfu"] = rates["flops_per_second"] / self._peak
-        for name, rate in rates.items():  # weighted by time, rates of unequal stretches average exactly
+        for (
+            name,
+            rate,
+        ) in rates.items():  # weighted by time, rates of unequal stretches average exactly
             run.running.add(f"train/{name}", rate, seconds)
 
 
@@ -122,9 +142,13 @@ def _more_formulas() -> dict[Any, Any]:
     return found
 
 
-def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any) -> int:
+def _attention(
+    query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any
+) -> int:
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> int:
+def _attention_backward(
+    grad: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any
+) -> int:
     return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]

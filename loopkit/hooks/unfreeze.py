@@ -24,15 +24,16 @@ _SHOWN = 8
 class Unfreeze(Hook):
     """Freezes what its patterns name when the run starts, and unfreezes each at its time.
 
-    ``Unfreeze({"1 epoch": r"encoder\\.layer\\.(10|11)", "50%": "encoder"})`` trains the rest for an epoch, then the
-    two last layers too, then everything. What several patterns name is unfrozen by the first of them in time.
-    The optimizer holds all of it from the start; what is frozen has no gradient, and neither moves nor decays.
-    BatchNorm layers that are frozen keep their statistics. What is frozen follows from the step alone, so a
-    resumed run goes on as it would have.
+    ``Unfreeze({"1 epoch": r"encoder\\.layer\\.(10|11)", "50%": "encoder"})`` trains the rest for an
+    epoch, then the two last layers too, then everything. What several patterns name is unfrozen by
+    the first of them in time. The optimizer holds all of it from the start; what is frozen has no
+    gradient, and neither moves nor decays. BatchNorm layers that are frozen keep their statistics.
+    What is frozen follows from the step alone, so a resumed run goes on as it would have.
 
     Args:
-        stages: what to unfreeze, by when: a duration from the start of the run ("2 epochs", "25%", 1000) to a
-            regular expression for the full name of modules or parameters, or several of them.
+        stages: what to unfreeze, by when: a duration from the start of the run ("2 epochs", "25%",
+            1000) to a regular expression for the full name of modules or parameters, or several of
+            them.
 
     Raises:
         OptionError: there are no stages, or one is not accepted.
@@ -42,18 +43,24 @@ class Unfreeze(Hook):
 
     def __init__(self, stages: Mapping[str | int, str | Sequence[str]]) -> None:
         if not isinstance(stages, Mapping) or not stages:
-            raise OptionError(f"Unfreeze({stages!r}): give when and what, as Unfreeze({{'2 epochs': 'encoder'}})")
+            raise OptionError(
+                f"Unfreeze({stages!r}): give when and what, as Unfreeze({{'2 epochs': 'encoder'}})"
+            )
         self._stages: list[tuple[Duration, list[str]]] = []
         for when, what in stages.items():
             duration = Duration.parse(when, "Unfreeze")
             if duration.unit not in ("step", "epoch", "percent"):
-                raise OptionError(f"Unfreeze({{{when!r}: …}}): give steps, epochs or a percentage of the run")
+                raise OptionError(
+                    f"Unfreeze({{{when!r}: …}}): give steps, epochs or a percentage of the run"
+                )
             patterns = [what] if isinstance(what, str) else list(what)
             for pattern in patterns:
                 try:
                     re.compile(pattern)
                 except re.error as error:
-                    raise OptionError(f"Unfreeze: {pattern!r} is not a regular expression: {error}") from error
+                    raise OptionError(
+                        f"Unfreeze: {pattern!r} is not a regular expression: {error}"
+                    ) from error
             self._stages.append((duration, patterns))
         self._waiting: dict[str, int] = {}
 
@@ -61,7 +68,8 @@ class Unfreeze(Hook):
         """Freeze what is still to be unfrozen.
 
         Raises:
-            OptionError: a pattern names nothing that is trained, everything is frozen, or a time cannot be told.
+            OptionError: a pattern names nothing that is trained, everything is frozen, or a time
+                cannot be told.
         """
         self._waiting, self._next = {}, -1
         if run.feed is None:
@@ -70,12 +78,16 @@ class Unfreeze(Hook):
         for duration, patterns in self._stages:
             steps = duration.in_steps(run.plan, "Unfreeze")
             if steps is None:
-                raise OptionError(f"Unfreeze({{'{duration}': …}}) needs data with a length: give it in steps")
+                raise OptionError(
+                    f"Unfreeze({{'{duration}': …}}) needs data with a length: give it in steps"
+                )
             for pattern in patterns:
                 for name in _named(pattern, trained, run.task):
                     self._waiting[name] = min(ceil(steps), self._waiting.get(name, ceil(steps)))
         if run.progress.step == 0 and self._waiting.keys() >= trained.keys():
-            raise OptionError("Unfreeze freezes every parameter that is trained: leave something to start with")
+            raise OptionError(
+                "Unfreeze freezes every parameter that is trained: leave something to start with"
+            )
         for name in self._waiting:
             trained[name].requires_grad_(False)
         self._thaw(run)
@@ -117,7 +129,9 @@ class Unfreeze(Hook):
 
     def _hold_statistics(self, run: Run) -> None:
         for name, module in run.task.named_modules():
-            if isinstance(module, _BatchNorm) and any(n.rpartition(".")[0] == name for n in self._waiting):
+            if isinstance(module, _BatchNorm) and any(
+                n.rpartition(".")[0] == name for n in self._waiting
+            ):
                 module.eval()
 
 
@@ -128,9 +142,14 @@ def _named(pattern: str, trained: Mapping[str, nn.Parameter], task: nn.Module) -
         return found
     there = [name for name, _ in task.named_parameters() if whole.fullmatch(name)]
     if there:
-        raise OptionError(f"Unfreeze: {pattern!r} names {there[0]}, which no optimizer holds: leave requires_grad on "
-                          "and give it to an optimizer; Unfreeze freezes it itself")  # fmt: skip
+        raise OptionError(
+            f"Unfreeze: {pattern!r} names {there[0]}, which no optimizer holds: leave "
+            f"requires_grad on "
+            "and give it to an optimizer; Unfreeze freezes it itself"
+        )
     shown = list(trained)
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    raise OptionError(f"Unfreeze: {pattern!r} names no module and no parameter. There are "
-                      f"{', '.join(shown[:_SHOWN])}{more}")  # fmt: skip
+    raise OptionError(
+        f"Unfreeze: {pattern!r} names no module and no parameter. There are "
+        f"{', '.join(shown[:_SHOWN])}{more}"
+    )

@@ -1,4 +1,6 @@
-"""Which columns of the data a transformers model is called with, and how samples become its batches."""
+"""Which columns of the data a transformers model is called with, and how samples become its
+batches.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def chosen(columns: Collection[str], accepted: Collection[str]) -> dict[str, str
 
 
 class Selecting:
-    """A collate function that gives ``collate`` only the columns a model takes, under the model's names."""
+    """A collate function that gives ``collate`` only the columns a model takes, under the model's
+    names.
+    """
 
     def __init__(self, accepted: Collection[str], collate: Callable[[list[Any]], Any]) -> None:
         self.accepted = accepted
@@ -52,10 +56,18 @@ class Selecting:
         first = samples[0]
         names = chosen(list(first), self.accepted) if isinstance(first, Mapping) else {}
         if not names:
-            what = f"the columns {', '.join(first)}" if isinstance(first, Mapping) else f"a {type(first).__name__}"
-            raise DataError(f"a sample has {what}, of which the model takes none: give dicts with some of "
-                            f"{', '.join(self.accepted)}, or a collate function that makes them")  # fmt: skip
-        return self.collate([{own: sample[name] for name, own in names.items()} for sample in samples])
+            what = (
+                f"the columns {', '.join(first)}"
+                if isinstance(first, Mapping)
+                else f"a {type(first).__name__}"
+            )
+            raise DataError(
+                f"a sample has {what}, of which the model takes none: give dicts with some of "
+                f"{', '.join(self.accepted)}, or a collate function that makes them"
+            )
+        return self.collate(
+            [{own: sample[name] for name, own in names.items()} for sample in samples]
+        )
 
 
 def padding(tokenizer: Any, config: Any, labels: Collection[str]) -> Padded:
@@ -63,13 +75,18 @@ def padding(tokenizer: Any, config: Any, labels: Collection[str]) -> Padded:
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = getattr(config, "pad_token_id", None) if pad is None else pad
     values = {"input_ids": pad or 0, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
-    return Padded({**values, **dict.fromkeys(labels, IGNORED)}, side=getattr(tokenizer, "padding_side", "right"))
+    return Padded(
+        {**values, **dict.fromkeys(labels, IGNORED)},
+        side=getattr(tokenizer, "padding_side", "right"),
+    )
 
 
 def opened(data: Any, collate: Callable[[list[Any]], Any]) -> Any:
-    """What a task is to return as data: samples are joined by ``collate`` where nothing else is there to do it.
+    """What a task is to return as data: samples are joined by ``collate`` where nothing else is
+    there to do it.
 
-    Samples are what a Dataset, a list, or a Loader over these holds; what else can be iterated holds batches.
+    Samples are what a Dataset, a list, or a Loader over these holds; what else can be iterated
+    holds batches.
     """
     if isinstance(data, Loader):
         data = copy(data)

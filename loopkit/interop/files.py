@@ -1,4 +1,6 @@
-"""The files beside the weights by which transformers and peft open them, and a model made from these files."""
+"""The files beside the weights by which transformers and peft open them, and a model made from
+these files.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ TOKENIZER = "tokenizer_config.json"
 
 
 def files_of(model: Any, tokenizer: Any = None) -> dict[str, bytes]:
-    """What ``save_pretrained`` of ``model`` and ``tokenizer`` would write beside the weights, by name.
+    """What ``save_pretrained`` of ``model`` and ``tokenizer`` would write beside the weights, by
+    name.
 
-    That is config.json, or for adapters adapter_config.json; generation_config.json; the tokenizer's files.
+    That is config.json, or for adapters adapter_config.json; generation_config.json; the
+    tokenizer's files.
     """
     with TemporaryDirectory(prefix="loopkit-") as place:
         for part in (*_settings_of(model), tokenizer):
@@ -41,7 +45,11 @@ def _settings_of(model: Any) -> list[Any]:
     config = deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
-    writer = getattr(model, "generation_config", None) if getattr(model, "can_generate", bool)() else None
+    writer = (
+        getattr(model, "generation_config", None)
+        if getattr(model, "can_generate", bool)()
+        else None
+    )
     return [config, writer]
 
 
@@ -56,13 +64,17 @@ def model_from(files: Mapping[str, bytes]) -> nn.Module:
     import transformers
 
     if ADAPTERS in files:
-        raise CheckpointError("the checkpoint holds adapters and not the model below them: give the same one again, "
-                              "with adapters on it, as load(path, model=get_peft_model(...))")  # fmt: skip
+        raise CheckpointError(
+            "the checkpoint holds adapters and not the model below them: give the same one again, "
+            "with adapters on it, as load(path, model=get_peft_model(...))"
+        )
     name = str((load_json(files.get(CONFIG, b"{}"), CONFIG).get("architectures") or [""])[0])
     kind: Any = getattr(transformers, name, None) if name else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise CheckpointError(f"the checkpoint's model is {name or 'of no class of transformers'}, which cannot be "
-                              "made from its files: give it again, as load(path, model=...)")  # fmt: skip
+        raise CheckpointError(
+            f"the checkpoint's model is {name or 'of no class of transformers'}, which cannot be "
+            "made from its files: give it again, as load(path, model=...)"
+        )
     model: nn.Module = kind(_opened(transformers.AutoConfig, files))
     return model
 
@@ -77,7 +89,9 @@ def tokenizer_from(files: Mapping[str, bytes]) -> Any:
 
 
 def _opened(kind: Any, files: Mapping[str, bytes]) -> Any:
-    """What ``kind.from_pretrained`` makes of the files, as they were verified in memory; it runs no code of theirs."""
+    """What ``kind.from_pretrained`` makes of the files, as they were verified in memory; it runs no
+    code of theirs.
+    """
     with TemporaryDirectory(prefix="loopkit-") as place:
         for name, data in files.items():
             path = Path(place, name)
@@ -86,4 +100,6 @@ def _opened(kind: Any, files: Mapping[str, bytes]) -> Any:
         try:
             return kind.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{kind.__name__} cannot read the checkpoint's files: {error}") from error
+            raise CheckpointError(
+                f"{kind.__name__} cannot read the checkpoint's files: {error}"
+            ) from error

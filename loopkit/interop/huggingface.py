@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from loopkit.checkpoint.format import dump_json, load_json
 from loopkit.errors import CheckpointError, DataError, TaskError, missing_extra
-from loopkit.interop.columns import IGNORED, Selecting, accepted_by, chosen, columns_of, opened, padding, sets
+from loopkit.interop.columns import (
+    IGNORED,
+    Selecting,
+    accepted_by,
+    chosen,
+    columns_of,
+    opened,
+    padding,
+    sets,
+)
 from loopkit.interop.files import files_of, model_from, tokenizer_from
 from loopkit.interop.names import Names
 from loopkit.optim import AdamW, linear
@@ -28,25 +37,29 @@ BASE = "base.json"
 
 
 class HFTask(Task):
-    """Trains a transformers model by its own loss. Its checkpoints and exports open with ``from_pretrained``.
+    """Trains a transformers model by its own loss. Its checkpoints and exports open with
+    ``from_pretrained``.
 
-    A sample is a dict, such as a row of a ``datasets.Dataset``. The model is called with those columns that its
-    ``forward`` names (a "label" is its "labels"); what is left out is said once. Losses over tokens are weighed by
-    the number of labels that are not -100, so accumulation and several ranks are exact. A class derived from it may
+    A sample is a dict, such as a row of a ``datasets.Dataset``. The model is called with those
+    columns that its ``forward`` names (a "label" is its "labels"); what is left out is said once.
+    Losses over tokens are weighed by the number of labels that are not -100, so accumulation and
+    several ranks are exact. A class derived from it may
     override any method: ``train_step`` for a loss of its own, ``optimizers``, ``metrics`` …
 
     Args:
         model: a ``PreTrainedModel``, or peft's adapters on one.
-        train_data: samples to train on: a list of dicts, a ``datasets.Dataset``, a torch one, or a Loader over these;
-            or batches: a DataLoader or another iterable.
+        train_data: samples to train on: a list of dicts, a ``datasets.Dataset``, a torch one, or a
+            Loader over these; or batches: a DataLoader or another iterable.
         eval_data: as ``train_data``, or a dict of such by name.
         predict_data: as ``train_data``; None takes ``eval_data``.
         tokenizer: says how to pad, and is saved with the model.
-        collate: list of samples, whole ones, to batch; None pads sequences to the longest, labels with -100.
-        compute_metrics: ``outputs`` of a whole evaluation set (``preds``, ``target``) to numbers by name.
+        collate: list of samples, whole ones, to batch; None pads sequences to the longest, labels
+            with -100.
+        compute_metrics: ``outputs`` of a whole evaluation set (``preds``, ``target``) to numbers by
+            name.
         metrics: metric objects by name; each evaluation takes a fresh copy.
-        optimizers: what ``Task.optimizers`` may return, or a function of the task that gives it; None for the Trainer's
-            default, AdamW at 5e-5 that falls linearly to 0.
+        optimizers: what ``Task.optimizers`` may return, or a function of the task that gives it;
+            None for the Trainer's default, AdamW at 5e-5 that falls linearly to 0.
         label_names: the columns that are labels; None asks the model's ``forward``.
         columns: what the model is called with; None takes what its ``forward`` names.
 
@@ -73,7 +86,17 @@ class HFTask(Task):
         columns: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        kept = (model, train_data, eval_data, predict_data, tokenizer, collate, compute_metrics, metrics, optimizers)
+        kept = (
+            model,
+            train_data,
+            eval_data,
+            predict_data,
+            tokenizer,
+            collate,
+            compute_metrics,
+            metrics,
+            optimizers,
+        )
         self._forget(kept)
         self.model, self.tokenizer = model, tokenizer
         self._data = {"train": train_data, "eval": eval_data, "predict": predict_data}
@@ -82,11 +105,17 @@ class HFTask(Task):
             self.compute_metrics = compute_metrics  # type: ignore[method-assign, assignment]
         accepted = accepted_by(self._base)
         self._labels = tuple(_labels_of(self._base) if label_names is None else label_names)
-        self._columns = tuple(dict.fromkeys((*accepted, *self._labels))) if columns is None else tuple(columns)
-        self._always = {"use_cache": False} if "use_cache" in accepted else {}  # it serves generation alone
+        self._columns = (
+            tuple(dict.fromkeys((*accepted, *self._labels))) if columns is None else tuple(columns)
+        )
+        self._always = (
+            {"use_cache": False} if "use_cache" in accepted else {}
+        )  # it serves generation alone
         self._shifts = _shifts(self._base)
         self._selects = collate is None
-        self._collate = collate or Selecting(self._columns, padding(tokenizer, self._config, self._labels))
+        self._collate = collate or Selecting(
+            self._columns, padding(tokenizer, self._config, self._labels)
+        )
         self._left_out: set[str] = set()
         _forbid_packing(model)
         self._names = Names(self, model)
@@ -117,13 +146,19 @@ class HFTask(Task):
         out = self._call(batch)
         loss, weight = getattr(out, "loss", None), self.weight(batch)
         if loss is None:
-            raise TaskError(f"{type(self._base).__name__} gave no loss for a batch of {', '.join(batch)}: it takes its "
-                            f"labels as {' and '.join(self._labels) or 'nothing that it names'}. Give label_names=, or "
-                            "define train_step")  # fmt: skip
+            raise TaskError(
+                f"{type(self._base).__name__} gave no loss for a batch of {', '.join(batch)}: it "
+                f"takes its "
+                f"labels as {' and '.join(self._labels) or 'nothing that it names'}. Give "
+                f"label_names=, or "
+                "define train_step"
+            )
         return loss if weight is None else {"loss": loss, "weight": weight}
 
     def eval_step(self, batch: Any) -> Mapping[str, Any]:
-        """The loss, ``preds`` (the logits) and ``target`` (the labels; a tuple where the model has several)."""
+        """The loss, ``preds`` (the logits) and ``target`` (the labels; a tuple where the model has
+        several).
+        """
         out, weight = self._call(batch), self.weight(batch)
         found: dict[str, Any] = {"preds": _predictions(out)}
         labels = [batch[name] for name in self._labels if name in batch]
@@ -138,27 +173,40 @@ class HFTask(Task):
         return _predictions(self._call(batch))
 
     def weight(self, batch: Mapping[str, Any]) -> Tensor | None:
-        """How many labels the loss of ``batch`` is the mean over; None where each sample counts once.
+        """How many labels the loss of ``batch`` is the mean over; None where each sample counts
+        once.
 
-        Those of -100 are left out, and of a model that predicts what comes next the first of each text.
+        Those of -100 are left out, and of a model that predicts what comes next the first of each
+        text.
         """
         labels = [batch[name] for name in self._labels if name in batch]
-        if len(labels) != 1 or not isinstance(labels[0], Tensor) or not labels[0].ndim or labels[0].is_floating_point():
+        if (
+            len(labels) != 1
+            or not isinstance(labels[0], Tensor)
+            or not labels[0].ndim
+            or labels[0].is_floating_point()
+        ):
             return None
         counted = labels[0][..., 1:] if labels[0].ndim > 1 and self._shifts else labels[0]
         return (counted != getattr(self._config, "semantic_loss_ignore_index", IGNORED)).sum()
 
     def _call(self, batch: Any) -> Any:
         if not isinstance(batch, Mapping):
-            raise DataError(f"{type(self).__name__} got a batch that is a {type(batch).__name__}: give a dict of what "
-                            "the model is called with, by name")  # fmt: skip
+            raise DataError(
+                f"{type(self).__name__} got a batch that is a {type(batch).__name__}: give a dict "
+                f"of what "
+                "the model is called with, by name"
+            )
         inputs = {name: value for name, value in batch.items() if name in self._columns}
         if len(inputs) < len(batch):
             self._tell(batch.keys() - inputs.keys())
         out = self.model(**{**self._always, **inputs})
         if not isinstance(out, Mapping):
-            raise TaskError(f"{type(self._base).__name__} returned a {type(out).__name__}: HFTask reads a dict, such "
-                            "as transformers' ModelOutput (config.return_dict=True)")  # fmt: skip
+            raise TaskError(
+                f"{type(self._base).__name__} returned a {type(out).__name__}: HFTask reads a "
+                f"dict, such "
+                "as transformers' ModelOutput (config.return_dict=True)"
+            )
         return out
 
     def _tell(self, left_out: Collection[str]) -> None:
@@ -166,11 +214,17 @@ class HFTask(Task):
         new = sorted(set(left_out) - self._left_out)
         self._left_out.update(new)
         if new and not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
-            print(f"loopkit: {type(self._base).__name__} is called without the column(s) {', '.join(new)}, which its "
-                  "forward does not name (columns= does)", file=sys.stderr)  # fmt: skip
+            print(
+                f"loopkit: {type(self._base).__name__} is called without the column(s) "
+                f"{', '.join(new)}, which its "
+                "forward does not name (columns= does)",
+                file=sys.stderr,
+            )
 
     def on_setup(self, run: Run) -> None:
-        """Say what is left out of the data; and find out now, not at the first save, whether all can be saved."""
+        """Say what is left out of the data; and find out now, not at the first save, whether all
+        can be saved.
+        """
         if run.saver is not None:
             self.checkpoint_files()
         if self._selects:
@@ -192,7 +246,9 @@ class HFTask(Task):
     def train_data(self) -> Any:
         """The samples to train on, joined by the collate function."""
         if self._data["train"] is None:
-            raise TaskError(f"{type(self).__name__} was given nothing to train on: give train_data=")
+            raise TaskError(
+                f"{type(self).__name__} was given nothing to train on: give train_data="
+            )
         return opened(self._data["train"], self._collate)
 
     def eval_data(self) -> Any:
@@ -225,9 +281,12 @@ class HFTask(Task):
         """
         there = load_json(files[BASE], f"{path}/{BASE}")["sha256"] if BASE in files else ""
         if self._names.adapters and there and there != self._names.fingerprint:
-            raise CheckpointError(f"{path} holds adapters of a model whose frozen weights have SHA-256 {there[:12]}…, "
-                                  f"and those of this task's have {self._names.fingerprint[:12]}…: build the same "
-                                  "one, quantised the same way, before adapters are put on it")  # fmt: skip
+            raise CheckpointError(
+                f"{path} holds adapters of a model whose frozen weights have SHA-256 "
+                f"{there[:12]}…, "
+                f"and those of this task's have {self._names.fingerprint[:12]}…: build the same "
+                "one, quantised the same way, before adapters are put on it"
+            )
 
     @classmethod
     def _from_files(cls, files: Mapping[str, bytes], given: Collection[str]) -> dict[str, Any]:
@@ -239,8 +298,8 @@ class HFTask(Task):
 def _forbid_packing(model: nn.Module) -> None:
     """Keep bitsandbytes' 4-bit layers in the form that has gradients.
 
-    On CPUs with AVX512-BF16 a first evaluation packs them for inference; a later step trains on without an error, but
-    no gradient goes through them any more.
+    On CPUs with AVX512-BF16 a first evaluation packs them for inference; a later step trains on
+    without an error, but no gradient goes through them any more.
     """
     layers: Iterable[Any] = model.modules()
     for module in layers:
@@ -263,7 +322,10 @@ def _shifts(model: Any) -> bool:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return False
     causal = {kind.__name__ for kind in type(model).__mro__} & {*CAUSAL.values()}
-    return bool(causal) or getattr(model, "loss_type", None) in ("ForCausalLM", "ForConditionalGeneration")
+    return bool(causal) or getattr(model, "loss_type", None) in (
+        "ForCausalLM",
+        "ForConditionalGeneration",
+    )
 
 
 def _predictions(out: Any) -> Any:

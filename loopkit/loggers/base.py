@@ -16,7 +16,9 @@ class Logger:
     name = ""
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """The run starts at ``step`` (0, or where it resumes: later rows of an earlier attempt are void)."""
+        """The run starts at ``step`` (0, or where it resumes: later rows of an earlier attempt are
+        void).
+        """
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One row of numbers."""
@@ -35,7 +37,9 @@ class Logger:
 
 
 class Loggers:
-    """The loggers of a run. One that raises is reported once and left out from then on; training is unchanged."""
+    """The loggers of a run. One that raises is reported once and left out from then on; training is
+    unchanged.
+    """
 
     def __init__(self, loggers: Iterable[Logger] = ()) -> None:
         self._loggers = list(loggers)
@@ -71,5 +75,10 @@ class Loggers:
                 call(logger)
             except Exception as error:
                 self._loggers.remove(logger)
-                warnings.warn(f"the logger {type(logger).__name__} failed in {what} and is left out from now on: "
-                              f"{type(error).__name__}: {error}", LoopkitWarning, stacklevel=3)  # fmt: skip
+                warnings.warn(
+                    f"the logger {type(logger).__name__} failed in {what} and is left out from now "
+                    f"on: "
+                    f"{type(error).__name__}: {error}",
+                    LoopkitWarning,
+                    stacklevel=3,
+                )

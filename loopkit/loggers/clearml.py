@@ -1,4 +1,6 @@
-"""ClearMLLogger: a ClearML task, online or into a session folder for ``Task.import_offline_session``."""
+"""ClearMLLogger: a ClearML task, online or into a session folder for
+``Task.import_offline_session``.
+"""
 
 from __future__ import annotations
 
@@ -14,39 +16,56 @@ from loopkit.loggers.remote import Opening, RemoteLogger, Row
 class ClearMLLogger(RemoteLogger):
     """Scalars by iteration, hyperparameters by section, 2-D arrays as matrices, 1-D ones as bars.
 
-    "train/loss" is the series "loss" of the plot "train". What ClearML would find by itself (arguments,
-    frameworks, printed lines) is left alone unless ``settings`` turn it on.
+    "train/loss" is the series "loss" of the plot "train". What ClearML would find by itself
+    (arguments, frameworks, printed lines) is left alone unless ``settings`` turn it on.
 
     Args:
         project, name, patience: as ``RemoteLogger``.
         tags: of the task.
-        offline: write a session alone, in ClearML's own cache ($CLEARML_CACHE_DIR); the process stays offline
-            for ClearML.
+        offline: write a session alone, in ClearML's own cache ($CLEARML_CACHE_DIR); the process
+            stays offline for ClearML.
         settings: everything else that ``clearml.Task.init`` takes.
     """
 
     name = package = extra = "clearml"
 
     def __init__(
-        self, project: str | None = None, name: str | None = None, *, tags: Sequence[str] = (),
-        offline: bool = False, patience: float = 60.0, **settings: Any,
-    ) -> None:  # fmt: skip
+        self,
+        project: str | None = None,
+        name: str | None = None,
+        *,
+        tags: Sequence[str] = (),
+        offline: bool = False,
+        patience: float = 60.0,
+        **settings: Any,
+    ) -> None:
         super().__init__(project, name, patience)
         self._tags, self._offline, self._settings = list(tags), offline, settings
 
     def _start(self, opening: Opening) -> str:
-        alone = {"auto_connect_arg_parser": False, "auto_connect_frameworks": False, "auto_connect_streams": False,
-                 "auto_resource_monitoring": False}  # fmt: skip
+        alone = {
+            "auto_connect_arg_parser": False,
+            "auto_connect_frameworks": False,
+            "auto_connect_streams": False,
+            "auto_resource_monitoring": False,
+        }
         if self._offline:
             self._api.Task.set_offline(offline_mode=True)
-        # By default reports are sent from a fork of this process. Begun in a thread, the fork keeps open what it
-        # falls upon, and close() may wait for ever for the git that ClearML calls meanwhile.
+        # By default reports are sent from a fork of this process. Begun in a thread, the fork keeps
+        # open what it falls upon, and close() may wait for ever for the git that ClearML calls
+        # meanwhile.
         self._api.Task._report_subprocess_enabled = False
         self._service = task = self._api.Task.init(
-            project_name=opening.project, task_name=opening.name, tags=self._tags, reuse_last_task_id=False,
-            continue_last_task=opening.id or False, **{**alone, **self._settings},
-        )  # fmt: skip
-        task.set_initial_iteration(0)  # or the steps of a task that goes on would count from its last one
+            project_name=opening.project,
+            task_name=opening.name,
+            tags=self._tags,
+            reuse_last_task_id=False,
+            continue_last_task=opening.id or False,
+            **{**alone, **self._settings},
+        )
+        task.set_initial_iteration(
+            0
+        )  # or the steps of a task that goes on would count from its last one
         task.set_parameters(flat(opening.hparams))
         return str(task.id)
 

@@ -15,8 +15,8 @@ from loopkit.loggers.remote import Opening, RemoteLogger, Row
 
 
 class CometLogger(RemoteLogger):
-    """Scalars by step, hyperparameters flat, 1-D arrays as histograms, square matrices of whole numbers as
-    confusion matrices, others as JSON assets.
+    """Scalars by step, hyperparameters flat, 1-D arrays as histograms, square matrices of whole
+    numbers as confusion matrices, others as JSON assets.
 
     Args:
         project, name, patience: as ``RemoteLogger``; $COMET_PROJECT_NAME.
@@ -32,32 +32,55 @@ class CometLogger(RemoteLogger):
     variables = ("COMET_PROJECT_NAME", "")
 
     def __init__(
-        self, project: str | None = None, name: str | None = None, *, workspace: str | None = None,
-        tags: Sequence[str] = (), offline: bool = False, dir: str | Path = "comet", patience: float = 60.0,
+        self,
+        project: str | None = None,
+        name: str | None = None,
+        *,
+        workspace: str | None = None,
+        tags: Sequence[str] = (),
+        offline: bool = False,
+        dir: str | Path = "comet",
+        patience: float = 60.0,
         **settings: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(project, name, patience)
-        self._workspace, self._tags, self._offline, self._dir = workspace, list(tags), offline, Path(dir)
+        self._workspace, self._tags, self._offline, self._dir = (
+            workspace,
+            list(tags),
+            offline,
+            Path(dir),
+        )
         self._settings = settings
 
     def _start(self, opening: Opening) -> str:
         # What comet_ml would find by itself is said here already.
-        quiet = {"auto_metric_logging": False, "auto_param_logging": False, "parse_args": False,
-                 "display_summary_level": 0}  # fmt: skip
-        # comet_ml draws an archive's name from Python's stream of random numbers, which the seed of the run makes the
-        # same in each attempt: in one folder a later archive would replace an earlier one.
+        quiet = {
+            "auto_metric_logging": False,
+            "auto_param_logging": False,
+            "parse_args": False,
+            "display_summary_level": 0,
+        }
+        # comet_ml draws an archive's name from Python's stream of random numbers, which the seed of
+        # the run makes the same in each attempt: in one folder a later archive would replace an
+        # earlier one.
         archives = opening.run_dir / self._dir / secrets.token_hex(4)
         if self._offline:
             archives.mkdir(parents=True)
         config = self._api.ExperimentConfig(
-            name=opening.name, tags=self._tags, offline_directory=str(archives),
+            name=opening.name,
+            tags=self._tags,
+            offline_directory=str(archives),
             **{**quiet, **self._settings},
-        )  # fmt: skip
+        )
         key = opening.id or secrets.token_hex(16)
         self._service = experiment = self._api.start(
-            workspace=self._workspace, project=opening.project, experiment_key=key, mode="get_or_create",
-            online=not self._offline, experiment_config=config,
-        )  # fmt: skip
+            workspace=self._workspace,
+            project=opening.project,
+            experiment_key=key,
+            mode="get_or_create",
+            online=not self._offline,
+            experiment_config=config,
+        )
         if not experiment.alive:
             raise LoopkitError("comet_ml did not open the experiment; what it said stands above")
         experiment.log_parameters(flat(opening.hparams))
@@ -70,12 +93,16 @@ class CometLogger(RemoteLogger):
     def _send_array(self, name: str, array: Any, step: int) -> None:
         if array.ndim == 1 and np.isfinite(array).any():
             self._service.log_histogram_3d(array[np.isfinite(array)].tolist(), name=name, step=step)
-        elif array.ndim == 2 and array.shape[0] == array.shape[1] and (array == np.rint(array)).all():
+        elif (
+            array.ndim == 2 and array.shape[0] == array.shape[1] and (array == np.rint(array)).all()
+        ):
             file = f"{name.replace('/', '-')}-{step:08d}.json"
             counts = array.astype(np.int64).tolist()
             self._service.log_confusion_matrix(matrix=counts, title=name, step=step, file_name=file)
         else:
-            self._service.log_asset_data({"values": plain(array)}, name=f"{name}-{step:08d}.json", step=step)
+            self._service.log_asset_data(
+                {"values": plain(array)}, name=f"{name}-{step:08d}.json", step=step
+            )
 
     def _stop(self, status: str) -> None:
         self._service.log_other("status", status)

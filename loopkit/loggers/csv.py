@@ -18,9 +18,9 @@ _PATIENCE = 20
 class CsvLogger(Logger):
     """Writes a row of metrics.csv for every log; cells without a value are empty.
 
-    A new name adds a column, for which the file is written anew, in one piece. Where new names keep coming,
-    rows with them wait in memory until writing anew costs less than a twentieth of the time since it was last
-    done; ``flush`` and ``close`` write them at once.
+    A new name adds a column, for which the file is written anew, in one piece. Where new names keep
+    coming, rows with them wait in memory until writing anew costs less than a twentieth of the time
+    since it was last done; ``flush`` and ``close`` write them at once.
 
     Args:
         path: the file, absolute or within the run directory; None is metrics.csv.
@@ -29,7 +29,9 @@ class CsvLogger(Logger):
 
     name = "csv"
 
-    def __init__(self, path: str | Path | None = None, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(
+        self, path: str | Path | None = None, clock: Callable[[], float] = perf_counter
+    ) -> None:
         self._given = Path(path or "metrics.csv")
         self._clock = clock
         self._file: IO[bytes] | None = None
@@ -38,7 +40,9 @@ class CsvLogger(Logger):
         self._not_before = 0.0
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """Go on after ``step``: later rows and a torn last line are dropped. At step 0 the file starts anew."""
+        """Go on after ``step``: later rows and a torn last line are dropped. At step 0 the file
+        starts anew.
+        """
         self.close()
         self.path = Path(run_dir) / self._given
         self.path.parent.mkdir(parents=True, exist_ok=True)

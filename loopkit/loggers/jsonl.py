@@ -1,4 +1,6 @@
-"""JsonlLogger: one strict JSON object a row, which stands once however often the run is killed and resumed."""
+"""JsonlLogger: one strict JSON object a row, which stands once however often the run is killed and
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ _ODD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 
 class JsonlLogger(Logger):
-    """Writes ``{"step": …, "train/loss": …}`` a line to metrics.jsonl, each on disk when ``log`` returns.
+    """Writes ``{"step": …, "train/loss": …}`` a line to metrics.jsonl, each on disk when ``log``
+    returns.
 
-    NaN and infinities are the strings "nan", "inf" and "-inf", which ``read_rows`` turns back into numbers.
-    Arrays of up to 10,000 elements go to a file beside it (metrics.arrays.jsonl) as nested lists, so that rows
-    stay flat; of larger ones only the shape. Hyperparameters go to hparams.json in the run directory.
+    NaN and infinities are the strings "nan", "inf" and "-inf", which ``read_rows`` turns back into
+    numbers. Arrays of up to 10,000 elements go to a file beside it (metrics.arrays.jsonl) as nested
+    lists, so that rows stay flat; of larger ones only the shape. Hyperparameters go to hparams.json
+    in the run directory.
 
     Args:
         path: the file, absolute or within the run directory; None is metrics.jsonl.
@@ -36,7 +40,9 @@ class JsonlLogger(Logger):
         self._arrays: IO[bytes] | None = None
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """Go on after ``step``: later rows and a torn last line are dropped. At step 0 the file starts anew."""
+        """Go on after ``step``: later rows and a torn last line are dropped. At step 0 the file
+        starts anew.
+        """
         self.close()
         self.path = Path(run_dir) / self._given
         self._arrays_path = self.path.with_suffix(".arrays.jsonl")

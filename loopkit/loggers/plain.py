@@ -1,4 +1,6 @@
-"""Values as plain ones: for JSON, for the flat tables that hyperparameters go to, and for files replaced whole."""
+"""Values as plain ones: for JSON, for the flat tables that hyperparameters go to, and for files
+replaced whole.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _LARGEST = 10_000
 
 
 def plain(value: Any) -> Any:
-    """``value`` as what strict JSON can hold; NaN and infinities as strings, objects by name or by their repr."""
+    """``value`` as what strict JSON can hold; NaN and infinities as strings, objects by name or by
+    their repr.
+    """
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -30,25 +34,35 @@ def plain(value: Any) -> Any:
         return os.fspath(value)
     if callable(getattr(value, "tolist", None)) and hasattr(value, "dtype"):
         size = math.prod(value.shape)
-        return plain(value.tolist()) if size <= _LARGEST else f"{type(value).__name__} of shape {tuple(value.shape)}"
+        return (
+            plain(value.tolist())
+            if size <= _LARGEST
+            else f"{type(value).__name__} of shape {tuple(value.shape)}"
+        )
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     says_something = any("__repr__" in vars(kind) for kind in type(value).__mro__[:-1])
     if not says_something or hasattr(value, "__dataclass_fields__"):
-        return type(value).__name__  # an address says nothing, and a dataclass of tensors takes seconds to print
+        return type(
+            value
+        ).__name__  # an address says nothing, and a dataclass of tensors takes seconds to print
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested hyperparameters under one name each (``optimizer/lr``); what is no scalar becomes a string."""
+    """Nested hyperparameters under one name each (``optimizer/lr``); what is no scalar becomes a
+    string.
+    """
     found: dict[str, bool | int | float | str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{name}/")
             continue
         value = plain(value)
-        found[f"{prefix}{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+        found[f"{prefix}{name}"] = (
+            value if isinstance(value, (bool, int, float, str)) else str(value)
+        )
     return found
 
 
@@ -84,7 +98,9 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
 
 
 def set_aside(path: Path) -> None:
-    """Make way for a fresh ``path``: what an earlier attempt left there gets a number (``metrics.1.jsonl``)."""
+    """Make way for a fresh ``path``: what an earlier attempt left there gets a number
+    (``metrics.1.jsonl``).
+    """
     if not path.exists():
         return
     number = 1

@@ -24,7 +24,8 @@ FILES = ("jsonl", "csv", "tensorboard")  # which need nothing that loopkit does 
 
 
 def build_loggers(spec: Any) -> list[Logger]:
-    """The loggers for what a user gave: names, Logger objects, a sequence of both, or None, False or () for none.
+    """The loggers for what a user gave: names, Logger objects, a sequence of both, or None, False
+    or () for none.
 
     Nothing is opened or written. A logger's module is imported only when its name is given.
 
@@ -49,14 +50,23 @@ def check_loggers(spec: Any) -> list[str | Logger]:
         if isinstance(item, str):
             if item not in LOGGERS:
                 known = ", ".join(map(repr, LOGGERS))
-                raise OptionError(f"there is no logger {item!r}.{nearest(item, LOGGERS)} Loggers: {known}, or objects")
+                raise OptionError(
+                    f"there is no logger {item!r}.{nearest(item, LOGGERS)} Loggers: {known}, or "
+                    f"objects"
+                )
             if item in items[:place]:
-                raise OptionError(f"loggers names {item!r} twice, and both would write the same file")
+                raise OptionError(
+                    f"loggers names {item!r} twice, and both would write the same file"
+                )
             if item not in FILES:
                 _named(item)  # or a missing package would be told only when the run starts
                 _once(item, services)
         elif not isinstance(item, Logger):
-            hint = "give an instance, with ()" if isinstance(item, type) else "derive it from loopkit's Logger"
+            hint = (
+                "give an instance, with ()"
+                if isinstance(item, type)
+                else "derive it from loopkit's Logger"
+            )
             raise OptionError(f"loggers holds {item!r}, which is not a Logger: {hint}")
         elif isinstance(item, RemoteLogger):
             _once(item.name, services)
@@ -65,7 +75,9 @@ def check_loggers(spec: Any) -> list[str | Logger]:
 
 def _once(name: str, services: set[str]) -> None:
     if name in services:
-        raise OptionError(f"loggers holds two for {name}, and both would keep their place in {name}.json")
+        raise OptionError(
+            f"loggers holds two for {name}, and both would keep their place in {name}.json"
+        )
     services.add(name)
 
 

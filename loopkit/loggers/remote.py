@@ -44,13 +44,15 @@ class Opening:
 class RemoteLogger(Logger, ABC):
     """Base of the loggers to services. Training never waits for one, and never fails with it.
 
-    Everything is said to the service in one thread, in order. Its first failure is raised by the next call,
-    upon which the run leaves the logger out. ``NAME.json`` in the run directory keeps which run of the service
-    is written to and up to which step each value was handed over, so that a resumed run goes on there and
-    says nothing twice. A run that starts from step 0 is a new one of the service.
+    Everything is said to the service in one thread, in order. Its first failure is raised by the
+    next call, upon which the run leaves the logger out. ``NAME.json`` in the run directory keeps
+    which run of the service is written to and up to which step each value was handed over, so that
+    a resumed run goes on there and says nothing twice. A run that starts from step 0 is a new one
+    of the service.
 
     Args:
-        project: what runs are kept under; None takes the service's own variable, or else the task's name.
+        project: what runs are kept under; None takes the service's own variable, or else the task's
+            name.
         name: of the run; None takes the service's own variable, or else that of the run directory.
         patience: how many seconds the end of a run waits for the service.
 
@@ -62,7 +64,9 @@ class RemoteLogger(Logger, ABC):
     extra = ""
     variables = ("", "")  # of the environment: the project, the run's name
 
-    def __init__(self, project: str | None = None, name: str | None = None, patience: float = 60.0) -> None:
+    def __init__(
+        self, project: str | None = None, name: str | None = None, patience: float = 60.0
+    ) -> None:
         if find_spec(self.package) is None:
             raise missing_extra(self.package, self.extra, type(self).__name__)
         self._project, self._run_name, self._patience = project, name, patience
@@ -71,13 +75,17 @@ class RemoteLogger(Logger, ABC):
 
     @property
     def experiment(self) -> Any:
-        """The service's own object of the run under way, for what loopkit does not log; waits until there is one.
+        """The service's own object of the run under way, for what loopkit does not log; waits until
+        there is one.
 
         Raises:
-            LoopkitError: no run is under way; HungError: the service does not answer. Or what the service raised.
+            LoopkitError: no run is under way; HungError: the service does not answer. Or what the
+                service raised.
         """
         if self._thread is None:
-            raise LoopkitError(f"{type(self).__name__}.experiment is there while a run is under way")
+            raise LoopkitError(
+                f"{type(self).__name__}.experiment is there while a run is under way"
+            )
         if not self._opened.wait(self._patience):
             raise HungError(f"{self.name} has not answered within {self._patience:g} s")
         self._check()
@@ -91,19 +99,30 @@ class RemoteLogger(Logger, ABC):
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
         """Start a run of the service, or go on with the one that this run directory belongs to."""
-        self._api = import_module(self.package)  # here: processes of a Loader are not forked amid an import
+        self._api = import_module(
+            self.package
+        )  # here: processes of a Loader are not forked amid an import
         self._ledger = ledger = _Ledger(Path(run_dir) / f"{self.name}.json", step)
-        project, name = (given or os.environ.get(variable) for given, variable in
-                         zip((self._project, self._run_name), self.variables))  # fmt: skip
+        project, name = (
+            given or os.environ.get(variable)
+            for given, variable in zip((self._project, self._run_name), self.variables)
+        )
         about = plain(hparams)
-        opening = Opening(Path(run_dir), ledger.id, project or str(about.get("task", "loopkit")),
-                          name or _run_name(Path(run_dir)), about)  # fmt: skip
+        opening = Opening(
+            Path(run_dir),
+            ledger.id,
+            project or str(about.get("task", "loopkit")),
+            name or _run_name(Path(run_dir)),
+            about,
+        )
         self._jobs: SimpleQueue[tuple[str, Any, int]] = SimpleQueue()
         self._opened = threading.Event()
         self._service: Any = None
         self._error: Exception | None = None
         self._status = "finished"
-        self._thread = threading.Thread(target=self._work, args=(opening,), name=f"loopkit-{self.name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(opening,), name=f"loopkit-{self.name}", daemon=True
+        )
         self._thread.start()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -113,7 +132,11 @@ class RemoteLogger(Logger, ABC):
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
         """Hand arrays to the thread; what holds no numbers has no place here."""
         found = {name: numbers(value) for name, value in arrays.items()}
-        self._put("arrays", {name: a.copy() for name, a in found.items() if a is not None and a.size}, step)
+        self._put(
+            "arrays",
+            {name: a.copy() for name, a in found.items() if a is not None and a.size},
+            step,
+        )
 
     def end(self, status: str) -> None:
         """Note how the run went; ``close`` tells the service."""
@@ -128,8 +151,10 @@ class RemoteLogger(Logger, ABC):
         thread.join(self._patience)
         self._check()
         if thread.is_alive():
-            raise HungError(f"{self.name} has not taken everything within {self._patience:g} s; what is left "
-                            "over may be lost there")  # fmt: skip
+            raise HungError(
+                f"{self.name} has not taken everything within {self._patience:g} s; what is left "
+                "over may be lost there"
+            )
 
     @abstractmethod
     def _start(self, opening: Opening) -> str:
@@ -161,8 +186,14 @@ class RemoteLogger(Logger, ABC):
             self._opened.set()
             while self._serve(self._waiting()):
                 pass
-        except BaseException as error:  # a client that ends its process would end this thread alone, unheard
-            self._error = error if isinstance(error, Exception) else LoopkitError(f"{self.name} gave up: {error!r}")
+        except (
+            BaseException
+        ) as error:  # a client that ends its process would end this thread alone, unheard
+            self._error = (
+                error
+                if isinstance(error, Exception)
+                else LoopkitError(f"{self.name} gave up: {error!r}")
+            )
         finally:
             self._opened.set()
 
@@ -199,11 +230,15 @@ class RemoteLogger(Logger, ABC):
 
 
 def drawn(api: Any, array: Any) -> Any:
-    """A vector as the service's Histogram, a matrix of up to 10,000 cells as its Table; None for another array."""
+    """A vector as the service's Histogram, a matrix of up to 10,000 cells as its Table; None for
+    another array.
+    """
     if array.ndim == 1 and np.isfinite(array).any():
         return api.Histogram(array[np.isfinite(array)])
     if array.ndim == 2 and array.size <= _MOST_CELLS:
-        return api.Table(columns=[str(column) for column in range(array.shape[1])], data=array.tolist())
+        return api.Table(
+            columns=[str(column) for column in range(array.shape[1])], data=array.tolist()
+        )
     return None
 
 

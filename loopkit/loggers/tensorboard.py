@@ -1,8 +1,10 @@
-"""TensorBoardLogger: event files for TensorBoard, from tensorboardX's message types and a few lines of framing.
+"""TensorBoardLogger: event files for TensorBoard, from tensorboardX's message types and a few lines
+of framing.
 
-tensorboardX's own writer hands events to a thread through a queue of ten; when that thread meets a full disk it
-ends, and the queue, once full, blocks training for good. Writing the records here makes such a failure an
-ordinary exception, costs one event per row in place of one per scalar, and shows values at once.
+tensorboardX's own writer hands events to a thread through a queue of ten; when that thread meets a
+full disk it ends, and the queue, once full, blocks training for good. Writing the records here
+makes such a failure an ordinary exception, costs one event per row in place of one per scalar, and
+shows values at once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from typing import IO, Any
 import numpy as np
 from tensorboardX.proto.api_pb2 import Status
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboardX.proto.plugin_hparams_pb2 import (
+    HParamsPluginData,
+    SessionEndInfo,
+    SessionStartInfo,
+)
 from tensorboardX.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
 from tensorboardX.record_writer import masked_crc32c
 
@@ -33,8 +39,9 @@ _MOST_CELLS = 1024
 class TensorBoardLogger(Logger):
     """Writes scalars, hyperparameters, 1-D arrays as histograms and 2-D arrays as images.
 
-    A resume writes a file of its own, whose first record has TensorBoard forget later steps of earlier ones.
-    Hyperparameters belong to the run itself (TensorBoard's HPARAMS tab), without a sub-run.
+    A resume writes a file of its own, whose first record has TensorBoard forget later steps of
+    earlier ones. Hyperparameters belong to the run itself (TensorBoard's HPARAMS tab), without a
+    sub-run.
 
     Args:
         dir: the folder of the event files, absolute or within the run directory.
@@ -48,7 +55,9 @@ class TensorBoardLogger(Logger):
         self._status = "finished"
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """Start an event file; with earlier ones about, what they hold after ``step`` (at 0: all) is void."""
+        """Start an event file; with earlier ones about, what they hold after ``step`` (at 0: all)
+        is void.
+        """
         self.close()
         folder = Path(run_dir) / self._given
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +74,16 @@ class TensorBoardLogger(Logger):
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One event with a scalar for each value."""
-        scalars = [Summary.Value(tag=_tag(name), simple_value=number(value)) for name, value in values.items()]
+        scalars = [
+            Summary.Value(tag=_tag(name), simple_value=number(value))
+            for name, value in values.items()
+        ]
         self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
-        """Histograms and images; what is neither 1-D nor 2-D, or holds no numbers, has no place here."""
+        """Histograms and images; what is neither 1-D nor 2-D, or holds no numbers, has no place
+        here.
+        """
         found = []
         for name, value in arrays.items():
             array = numbers(value)
@@ -143,13 +157,20 @@ def _histogram(array: Any) -> Any:
     values = np.clip(array[np.isfinite(array)], -1e100, 1e100)
     counts, edges = np.histogram(values, bins=_BINS)
     return HistogramProto(
-        min=values.min(), max=values.max(), num=values.size, sum=values.sum(), sum_squares=values.dot(values),
-        bucket_limit=edges[1:].tolist(), bucket=counts.tolist(),
-    )  # fmt: skip
+        min=values.min(),
+        max=values.max(),
+        num=values.size,
+        sum=values.sum(),
+        sum_squares=values.dot(values),
+        bucket_limit=edges[1:].tolist(),
+        bucket=counts.tolist(),
+    )
 
 
 def _image(array: Any) -> Any:
-    """A matrix as a picture: white is its least value, dark blue its greatest, grey what is not finite."""
+    """A matrix as a picture: white is its least value, dark blue its greatest, grey what is not
+    finite.
+    """
     array = array[tuple(slice(None, None, -(-side // _MOST_CELLS)) for side in array.shape)]
     finite = np.isfinite(array)
     known = np.clip(array[finite], -1e100, 1e100)
@@ -160,11 +181,15 @@ def _image(array: Any) -> Any:
     times = max(1, _PIXELS // max(array.shape))
     pixels = colours.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
     height, width, _ = pixels.shape
-    return Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=_png(pixels))
+    return Summary.Image(
+        height=height, width=width, colorspace=3, encoded_image_string=_png(pixels)
+    )
 
 
 def _png(pixels: Any) -> bytes:
-    """An RGB picture [height, width, 3] as a PNG file (RFC 2083): header, one compressed block, end."""
+    """An RGB picture [height, width, 3] as a PNG file (RFC 2083): header, one compressed block,
+    end.
+    """
     height, width, _ = pixels.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
     parts = [
@@ -172,6 +197,8 @@ def _png(pixels: Any) -> bytes:
         (b"IDAT", zlib.compress(rows.tobytes())),
         (b"IEND", b""),
     ]
-    chunks = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-              for kind, data in parts]  # fmt: skip
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

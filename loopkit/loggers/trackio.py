@@ -13,23 +13,31 @@ from loopkit.loggers.remote import Opening, RemoteLogger, Row, drawn
 
 
 class TrackioLogger(RemoteLogger):
-    """Scalars by step, the config, 1-D arrays as histograms, 2-D ones (up to 10,000 cells) as tables.
+    """Scalars by step, the config, 1-D arrays as histograms, 2-D ones (up to 10,000 cells) as
+    tables.
 
     Trackio finds a run by its name: one that was not given gets a few letters of its own.
 
     Args:
         project, name, patience: as ``RemoteLogger``.
         group: of the run.
-        space_id: the Space to log to; None takes $TRACKIO_SPACE_ID, or else a database in $TRACKIO_DIR.
+        space_id: the Space to log to; None takes $TRACKIO_SPACE_ID, or else a database in
+            $TRACKIO_DIR.
         settings: everything else that ``trackio.init`` takes.
     """
 
     name = package = extra = "trackio"
 
     def __init__(
-        self, project: str | None = None, name: str | None = None, *, group: str | None = None,
-        space_id: str | None = None, patience: float = 60.0, **settings: Any,
-    ) -> None:  # fmt: skip
+        self,
+        project: str | None = None,
+        name: str | None = None,
+        *,
+        group: str | None = None,
+        space_id: str | None = None,
+        patience: float = 60.0,
+        **settings: Any,
+    ) -> None:
         super().__init__(project, name, patience)
         self._settings = {"group": group, "space_id": space_id, "embed": False, **settings}
 
@@ -37,9 +45,12 @@ class TrackioLogger(RemoteLogger):
         name = opening.id or self._run_name or f"{opening.name}-{secrets.token_hex(3)}"
         with _printing_to_stderr():
             self._service = run = self._api.init(
-                project=opening.project, name=name, config=opening.hparams,
-                resume="allow" if opening.id else "never", **self._settings,
-            )  # fmt: skip
+                project=opening.project,
+                name=name,
+                config=opening.hparams,
+                resume="allow" if opening.id else "never",
+                **self._settings,
+            )
         return str(run.name)
 
     def _send(self, rows: list[Row]) -> None:

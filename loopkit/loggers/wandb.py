@@ -10,10 +10,12 @@ from loopkit.loggers.remote import Opening, RemoteLogger, Row, drawn
 
 
 class WandbLogger(RemoteLogger):
-    """Scalars by step, the config, 1-D arrays as histograms, 2-D ones (up to 10,000 cells) as tables.
+    """Scalars by step, the config, 1-D arrays as histograms, 2-D ones (up to 10,000 cells) as
+    tables.
 
-    Everything is drawn over the value "step", so that what you log beside needs no step, and displaces nothing.
-    A run that you opened yourself (``wandb.init`` before ``Fit.run``, or a sweep) is taken, and left open.
+    Everything is drawn over the value "step", so that what you log beside needs no step, and
+    displaces nothing. A run that you opened yourself (``wandb.init`` before ``Fit.run``, or a
+    sweep) is taken, and left open.
 
     Args:
         project, name, patience: as ``RemoteLogger``; $WANDB_PROJECT and $WANDB_NAME.
@@ -27,14 +29,31 @@ class WandbLogger(RemoteLogger):
     variables = ("WANDB_PROJECT", "WANDB_NAME")
 
     def __init__(
-        self, project: str | None = None, name: str | None = None, *, entity: str | None = None,
-        group: str | None = None, job_type: str | None = None, notes: str | None = None, tags: Sequence[str] = (),
-        offline: bool = False, dir: str | Path = ".", patience: float = 60.0, **settings: Any,
-    ) -> None:  # fmt: skip
+        self,
+        project: str | None = None,
+        name: str | None = None,
+        *,
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        notes: str | None = None,
+        tags: Sequence[str] = (),
+        offline: bool = False,
+        dir: str | Path = ".",
+        patience: float = 60.0,
+        **settings: Any,
+    ) -> None:
         super().__init__(project, name, patience)
         self._dir, self._owned = Path(dir), True
-        self._settings = {"entity": entity, "group": group, "job_type": job_type, "notes": notes,
-                          "tags": list(tags), "mode": "offline" if offline else None, **settings}  # fmt: skip
+        self._settings = {
+            "entity": entity,
+            "group": group,
+            "job_type": job_type,
+            "notes": notes,
+            "tags": list(tags),
+            "mode": "offline" if offline else None,
+            **settings,
+        }
 
     def _start(self, opening: Opening) -> str:
         run = self._api.run
@@ -44,10 +63,17 @@ class WandbLogger(RemoteLogger):
         else:
             folder = opening.run_dir / self._dir
             folder.mkdir(parents=True, exist_ok=True)
-            run = self._api.init(project=opening.project, name=opening.name, id=opening.id, resume="allow",
-                                 config=opening.hparams, dir=str(folder), **self._settings)  # fmt: skip
-        # Given as W&B's own step, a row would be dropped after any other with a higher one, such as what the user
-        # logs beside. As a value that all others are drawn over, it is free of that.
+            run = self._api.init(
+                project=opening.project,
+                name=opening.name,
+                id=opening.id,
+                resume="allow",
+                config=opening.hparams,
+                dir=str(folder),
+                **self._settings,
+            )
+        # Given as W&B's own step, a row would be dropped after any other with a higher one, such as
+        # what the user logs beside. As a value that all others are drawn over, it is free of that.
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step", step_sync=True)
         self._service = run

@@ -1,9 +1,9 @@
 """EpochLoop: one pass over the training data, step by step, with what is due in between.
 
-    for each group of micro-batches:
-        on_step_start; one step; count it; on_step_end
-        where something is due: log, close the epoch, evaluate
-        on_commit: all state agrees; where due, save
+for each group of micro-batches:
+    on_step_start; one step; count it; on_step_end
+    where something is due: log, close the epoch, evaluate
+    on_commit: all state agrees; where due, save
 """
 
 from __future__ import annotations
@@ -31,14 +31,22 @@ class EpochLoop:
             NotFiniteError: under ``on_nan="raise"``, naming the step and its samples.
             DataError: the data gave no batch.
         """
-        progress, events, agenda, strategy, timings = run.progress, run.events, run.agenda, run.strategy, run.timings
+        progress, events, agenda, strategy, timings = (
+            run.progress,
+            run.events,
+            run.agenda,
+            run.strategy,
+            run.timings,
+        )
         assert run.feed is not None
         step, joint, batches = run.loops.step, strategy.world_size > 1, None
         if events.epoch_start is not None:
             events.epoch_start(run)
         agenda.look_ahead(progress.step)
         run.words.spaced = joint and spaced(run)
-        timed = not joint and agenda.alarm < inf  # among ranks the first one's clock is met between two steps
+        timed = (
+            not joint and agenda.alarm < inf
+        )  # among ranks the first one's clock is met between two steps
         groups = iter(run.feed.open(progress.epoch, progress.position))
         while True:
             began = perf_counter()
@@ -61,7 +69,11 @@ class EpochLoop:
             if events.step_end is not None:
                 events.step_end(run, out)
             timings.steps += 1
-            if progress.step < agenda.next and not batches.last and not (timed and run.seconds() >= agenda.alarm):
+            if (
+                progress.step < agenda.next
+                and not batches.last
+                and not (timed and run.seconds() >= agenda.alarm)
+            ):
                 if events.commit is not None:
                     events.commit(run)
                 timings.total += perf_counter() - began
@@ -70,12 +82,16 @@ class EpochLoop:
             if self.boundary(run, epoch_is_over=batches.last):
                 return
         if progress.step_in_epoch == 0:
-            raise DataError(f"{name_of(run.task)}.train_data() gave no batch in epoch {progress.epoch}: "
-                            "there is nothing to train on")  # fmt: skip
+            raise DataError(
+                f"{name_of(run.task)}.train_data() gave no batch in epoch {progress.epoch}: "
+                "there is nothing to train on"
+            )
         self.boundary(run, epoch_is_over=True, between_steps=True)
 
     def between(self, run: Run, *, stepped: bool) -> bool:
-        """Meet what was asked for since the last step, by a signal or by other ranks; whether to leave this pass."""
+        """Meet what was asked for since the last step, by a signal or by other ranks; whether to
+        leave this pass.
+        """
         joint = run.strategy.world_size > 1
         left = False
         if run.agenda.asked("stop") and not (stepped and joint):
@@ -84,7 +100,9 @@ class EpochLoop:
         elif stepped and joint and run.agenda.waiting():
             left = self.boundary(run, epoch_is_over=False, between_steps=True)
         elif joint and run.agenda.waiting():
-            run.agenda.look_ahead(run.progress.step)  # asked for before the first step: met at its end
+            run.agenda.look_ahead(
+                run.progress.step
+            )  # asked for before the first step: met at its end
         run.streams = None
         return left
 
@@ -99,7 +117,8 @@ class EpochLoop:
     def boundary(self, run: Run, *, epoch_is_over: bool, between_steps: bool = False) -> bool:
         """Do what is due after the step just counted; returns whether this pass is to be left.
 
-        ``between_steps`` says that the step was dealt with before, and only then its pass turned out to be over.
+        ``between_steps`` says that the step was dealt with before, and only then its pass turned
+        out to be over.
         """
         progress, events, agenda = run.progress, run.events, run.agenda
         run.tick()
@@ -113,7 +132,9 @@ class EpochLoop:
             progress.close_epoch()
             run.data_state = None
         run.stopping = run.stopping or "stop" in due
-        closing = run.finished() and run.status == "finished"  # a run cut short logs nothing it would not have logged
+        closing = (
+            run.finished() and run.status == "finished"
+        )  # a run cut short logs nothing it would not have logged
         if "log" in due or (closing and collected):
             run.log_now()
         if epoch_is_over and events.epoch_end is not None:
@@ -124,7 +145,9 @@ class EpochLoop:
             events.commit(run)
         agree(run)
         if run.saver is not None:
-            asked = agenda.forget("save")  # by the evaluation just done; what is saved now is that, due or not
+            asked = agenda.forget(
+                "save"
+            )  # by the evaluation just done; what is saved now is that, due or not
             if asked or "save" in due or run.finished() or agenda.asked("stop"):
                 run.saver.save(run)
             run.saver.poll(run)
@@ -134,10 +157,13 @@ class EpochLoop:
 
 
 def fetch(run: Run, groups: Iterator[Batches]) -> Batches | None:
-    """The next group; None when there is none, or a signal broke off the wait for it, where that can be told."""
+    """The next group; None when there is none, or a signal broke off the wait for it, where that
+    can be told.
+    """
     heard = run.progress.step >= run.words.next  # else the others would go on without this rank
     if heard and run.seed is None and run.strategy.world_size > 1:
-        # What is asked for by others is met after this, and saved as if nothing had been drawn for it.
+        # What is asked for by others is met after this, and saved as if nothing had been drawn for
+        # it.
         run.streams = rng.capture(run.strategy.device)
     run.fetching = heard
     try:
@@ -149,7 +175,8 @@ def fetch(run: Run, groups: Iterator[Batches]) -> Batches | None:
 
 
 def evaluate(run: Run) -> None:
-    """Evaluate in the midst of training, leaving no trace in it, publish the metrics and note the best.
+    """Evaluate in the midst of training, leaving no trace in it, publish the metrics and note the
+    best.
 
     Raises:
         MetricError: ``Checkpoint(best=)`` names a metric that the evaluation did not give.
@@ -172,11 +199,18 @@ def note_best(run: Run, metrics: Mapping[str, float]) -> None:
         return
     name, side = wanted
     if name not in metrics:
-        raise MetricError(f"Checkpoint(best='{name}:{side}'): the evaluation gave no {name!r}."
-                          f"{nearest(name, metrics)} It gave {', '.join(sorted(metrics))}")  # fmt: skip
+        raise MetricError(
+            f"Checkpoint(best='{name}:{side}'): the evaluation gave no {name!r}."
+            f"{nearest(name, metrics)} It gave {', '.join(sorted(metrics))}"
+        )
     value, best = metrics[name], run.best.get("value")
     if value != value:  # NaN is better than nothing, and nothing is better than it
         return
     if best is None or (value > best if side == "max" else value < best):
-        run.best = {"metric": name, "value": value, "step": run.progress.step, "epoch": run.progress.epoch}
+        run.best = {
+            "metric": name,
+            "value": value,
+            "step": run.progress.step,
+            "epoch": run.progress.epoch,
+        }
         run.agenda.ask("save")

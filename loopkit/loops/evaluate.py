@@ -1,4 +1,6 @@
-"""EvalLoop: one evaluation over one or several data sets, leaving the task and the random streams as they were."""
+"""EvalLoop: one evaluation over one or several data sets, leaving the task and the random streams
+as they were.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from loopkit.task import name_of
 
 @contextmanager
 def quietly(run: Run) -> Iterator[None]:
-    """Inside: ``eval()`` mode, weights to evaluate, no gradients; afterwards all of it and every stream as before."""
+    """Inside: ``eval()`` mode, weights to evaluate, no gradients; afterwards all of it and every
+    stream as before.
+    """
     modes = [(module, module.training) for module in run.task.modules()]
     streams = rng.capture(run.strategy.device)
     run.task.eval()
@@ -36,7 +40,9 @@ def quietly(run: Run) -> Iterator[None]:
 
 
 class EvalLoop:
-    """One evaluation: every sample once, metrics from ``Task.metrics`` and ``Task.compute_metrics``."""
+    """One evaluation: every sample once, metrics from ``Task.metrics`` and
+    ``Task.compute_metrics``.
+    """
 
     def run(self, run: Run, data: Mapping[str, Source]) -> dict[str, float]:
         """Evaluate on each data set of ``data``; the one called "" has no name of its own.
@@ -64,7 +70,8 @@ class EvalLoop:
         return metrics
 
     def measure(self, run: Run, source: Source, evaluation: Evaluation) -> int:
-        """Feed this rank's batches of ``source`` to ``evaluation``; returns how many samples there were.
+        """Feed this rank's batches of ``source`` to ``evaluation``; returns how many samples there
+        were.
 
         Raises:
             TaskError: ``eval_step`` returned no mapping.
@@ -83,8 +90,11 @@ class EvalLoop:
             with strategy.forward or nullcontext():
                 outputs = step(placed)
             if not isinstance(outputs, Mapping):
-                raise TaskError(f"{name_of(run.task)}.eval_step returned {type(outputs).__name__}: return a dict "
-                                "with 'loss', and what the metrics ask for by name")  # fmt: skip
+                raise TaskError(
+                    f"{name_of(run.task)}.eval_step returned {type(outputs).__name__}: return a "
+                    f"dict "
+                    "with 'loss', and what the metrics ask for by name"
+                )
             if size:
                 evaluation.update(outputs, size, run.task._logged)
             run.task._logged.clear()

@@ -14,7 +14,8 @@ def check_finite(run: Run) -> None:
     """Read whether a step since the last look was not finite, on any rank.
 
     Raises:
-        NotFiniteError: under ``on_nan="raise"``, with the first such step, its loss and its samples.
+        NotFiniteError: under ``on_nan="raise"``, with the first such step, its loss and its
+            samples.
     """
     bad = run.strategy.take_bad_steps()
     if not bad:
@@ -29,12 +30,16 @@ def check_finite(run: Run) -> None:
     first = progress.step_in_epoch - bad
     start, end = first * per_step, (first + 1) * per_step
     ids = run.feed.source.samples_at(progress.epoch, start, end)
-    shown = ", ".join(map(str, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+    shown = ", ".join(map(str, ids[:_SHOWN])) + (
+        f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    )
     # With several optimizers one may have had its update before the next one's loss went bad.
     since = "before that step" if len(run.optimizers) < 2 else "the last update that was finite"
     raise NotFiniteError(
-        f"step {progress.step - bad + 1} (epoch {progress.epoch}): {_what(run, bad)}. {run.feed.source.unit}: {shown}. "
-        f"No parameter has changed since {since}. Look at these samples, lower the learning rate, clip gradients, "
+        f"step {progress.step - bad + 1} (epoch {progress.epoch}): {_what(run, bad)}. "
+        f"{run.feed.source.unit}: {shown}. "
+        f"No parameter has changed since {since}. Look at these samples, lower the learning rate, "
+        f"clip gradients, "
         "or pass on_nan='skip' to leave such steps out"
     )
 
@@ -54,7 +59,11 @@ def _what(run: Run, bad: int) -> str:
         return f"the loss is {_listed(loss)}, finite, but its gradient is not"
     if len(everyones) == 1:
         return f"the loss is {_listed(loss)}"
-    wrong = {rank: each for rank, each in enumerate(everyones) if not all(math.isfinite(value) for value, _ in each)}
+    wrong = {
+        rank: each
+        for rank, each in enumerate(everyones)
+        if not all(math.isfinite(value) for value, _ in each)
+    }
     return "; ".join(f"the loss on rank {rank} is {_listed(each)}" for rank, each in wrong.items())
 
 

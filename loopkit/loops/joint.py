@@ -13,7 +13,9 @@ _WITHIN = ("epoch_start", "step_start", "micro_step_end", "before_update", "step
 
 
 def _ask_all(run: Run, *numbers: float) -> list[float]:
-    """Make every rank's requests everyone's; the sums of what else each says. One small sum over all ranks."""
+    """Make every rank's requests everyone's; the sums of what else each says. One small sum over
+    all ranks.
+    """
     agenda, world = run.agenda, run.strategy.world
     wishes = agenda.wishes()
     sums = world.add(*(float(what in wishes) for what in ASKS), *numbers)
@@ -29,7 +31,8 @@ def _ask_all(run: Run, *numbers: float) -> list[float]:
 def spaced(run: Run) -> bool:
     """Whether the ranks may train on for a second without a word.
 
-    They may where no more than signals can ask for anything within a step, and where each knows by itself what
+    They may where no more than signals can ask for anything within a step, and where each knows by
+    itself what
     the others have: how much, and until when.
     """
     feed = run.feed
@@ -55,7 +58,8 @@ def agree(run: Run) -> bool:
 
 
 def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | None:
-    """Between two steps: where a word is due, have all ranks know of all requests, and of all data at hand.
+    """Between two steps: where a word is due, have all ranks know of all requests, and of all data
+    at hand.
 
     Here, and not at the end of a step, since a rank may be told to stop while it waits for data.
 
@@ -80,7 +84,9 @@ def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | N
     counts = run.strategy.data.counts
     mine = (0, 0, 0) if batches is None or not counts else (1, batches.samples, batches.tokens)
     space = words.space(step, until) if words.spaced and first else 0
-    ranks, samples, tokens, late, space = map(int, _ask_all(run, *mine, words.take_tokens() * counts, space))
+    ranks, samples, tokens, late, space = map(
+        int, _ask_all(run, *mine, words.take_tokens() * counts, space)
+    )
     words.next = step + space
     run.progress.tokens += late
     feed = run.feed
@@ -93,11 +99,16 @@ def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | N
 
 
 def _filled(batches: Batches | None, held: Batches | None, accumulate: int, rank: int) -> Batches:
-    """A group of as many micro-batches as the other ranks': what is missing stands in, and counts for nothing."""
+    """A group of as many micro-batches as the other ranks': what is missing stands in, and counts
+    for nothing.
+    """
     last = batches or held
     if last is None:
-        raise DataError(f"the other ranks have training data and rank {rank} has none: give each some, or leave out "
-                        "Loader(sharded=True) to have one stream dealt out to all")  # fmt: skip
+        raise DataError(
+            f"the other ranks have training data and rank {rank} has none: give each some, or "
+            f"leave out "
+            "Loader(sharded=True) to have one stream dealt out to all"
+        )
     group = Batches(last.start if batches else last.end)
     group.extend(batches or ())
     group.sizes = list(batches.sizes) if batches else []

@@ -26,12 +26,13 @@ class PredictLoop:
         """Predict every batch.
 
         Args:
-            writer: gets each batch's predictions, on the CPU, in order, on the first rank; then nothing is kept
-                or returned.
+            writer: gets each batch's predictions, on the CPU, in order, on the first rank; then
+                nothing is kept or returned.
 
         Returns:
-            The batches' predictions joined along the samples: tensors concatenated, lists chained, through
-            dicts and tuples; a list per batch where that is impossible (None with a writer).
+            The batches' predictions joined along the samples: tensors concatenated, lists chained,
+            through dicts and tuples; a list per batch where that is impossible (None with a
+            writer).
         """
         strategy, seen = run.strategy, run.events.predict_step_end
         step = strategy.method("predict_step")
@@ -51,7 +52,9 @@ class PredictLoop:
                 if seen is not None and size:
                     seen(run, outputs)
                 mine = [map_tensors(lambda tensor: tensor.detach().cpu(), outputs)] if size else []
-                if writer is None or source.may_differ:  # ranks then take different numbers of turns
+                if (
+                    writer is None or source.may_differ
+                ):  # ranks then take different numbers of turns
                     kept += mine
                     continue
                 for part in in_turn(world.collect(mine)):
@@ -64,7 +67,9 @@ class PredictLoop:
 
 
 def join(parts: list[Any]) -> Any:
-    """Batches' outputs as one: tensors along their first dimension, lists chained, dicts and tuples inside out."""
+    """Batches' outputs as one: tensors along their first dimension, lists chained, dicts and tuples
+    inside out.
+    """
     if not parts:
         return []
     first = parts[0]

@@ -1,4 +1,6 @@
-"""SplittingStep: micro-batches cut smaller where the device's memory runs out, with the same gradient."""
+"""SplittingStep: micro-batches cut smaller where the device's memory runs out, with the same
+gradient.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ _SIGNS = ("can't allocate memory", "out of memory", "not enough memory")
 
 
 class SplittingStep(StepLoop):
-    """One optimizer step, begun anew over micro-batches of half the size when it does not fit into memory.
+    """One optimizer step, begun anew over micro-batches of half the size when it does not fit into
+    memory.
 
-    The gradient is that of the same samples, by weight as with any accumulation; the update is out of the part that
-    is begun anew. What fits is kept for the steps to come, and saved, so that a resumed run cuts alike.
+    The gradient is that of the same samples, by weight as with any accumulation; the update is out
+    of the part that is begun anew. What fits is kept for the steps to come, and saved, so that a
+    resumed run cuts alike.
     """
 
     def run(self, run: Run, batches: Batches) -> Mapping[str, Any]:
@@ -34,7 +38,10 @@ class SplittingStep(StepLoop):
     def _that_fits(self, run: Run, batches: Batches) -> Mapping[str, Any]:
         while True:
             cut = cut_up(batches, run.parts)
-            collected, run.running = run.running, Running()  # what a broken-off attempt logs is not kept
+            collected, run.running = (
+                run.running,
+                Running(),
+            )  # what a broken-off attempt logs is not kept
             try:
                 out = self.backward(run, cut)
             except Exception as error:
@@ -55,8 +62,11 @@ class SplittingStep(StepLoop):
         run.task.zero_grad()
         if run.strategy.device.type == "cuda":
             torch.cuda.empty_cache()
-        said = (f"step {run.progress.step + 1} does not fit into memory ({told}): it is begun anew, and each "
-                f"micro-batch is taken in {run.parts} parts from here on")  # fmt: skip
+        said = (
+            f"step {run.progress.step + 1} does not fit into memory ({told}): it is begun anew, "
+            f"and each "
+            f"micro-batch is taken in {run.parts} parts from here on"
+        )
         warnings.warn(said, LoopkitWarning, stacklevel=3)
 
 
@@ -68,7 +78,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def cut_up(batches: Batches, parts: int) -> Batches:
-    """The group with each micro-batch in up to ``parts`` slices of about the same number of samples."""
+    """The group with each micro-batch in up to ``parts`` slices of about the same number of
+    samples.
+    """
     if parts == 1:
         return batches
     cut = Batches(batches.start)
@@ -84,7 +96,9 @@ def cut_up(batches: Batches, parts: int) -> Batches:
 
 
 def _slice(part: Any, low: int, high: int, size: int) -> Any:
-    """``part`` of a batch for some of its samples: what has one entry for each of them is sliced, the rest is kept."""
+    """``part`` of a batch for some of its samples: what has one entry for each of them is sliced,
+    the rest is kept.
+    """
     if isinstance(part, Tensor):
         return part[low:high] if part.ndim and part.shape[0] == size else part
     if isinstance(part, Mapping):
@@ -94,6 +108,8 @@ def _slice(part: Any, low: int, high: int, size: int) -> Any:
         made = [_slice(value, low, high, size) for value in part]
         return type(part)(*made) if hasattr(part, "_fields") else tuple(made)
     if isinstance(part, list):
-        whole = len(part) == size and not any(isinstance(value, Tensor) and value.ndim for value in part)
+        whole = len(part) == size and not any(
+            isinstance(value, Tensor) and value.ndim for value in part
+        )
         return part[low:high] if whole else [_slice(value, low, high, size) for value in part]
     return part

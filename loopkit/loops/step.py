@@ -1,4 +1,6 @@
-"""StepLoop: one optimizer step over its micro-batches: forward and backward for each, then one update."""
+"""StepLoop: one optimizer step over its micro-batches: forward and backward for each, then one
+update.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from loopkit.task import Task, name_of
 
 
 class StepLoop:
-    """One optimizer step. A custom one overrides ``run`` and calls ``backward`` and ``update`` as it needs.
+    """One optimizer step. A custom one overrides ``run`` and calls ``backward`` and ``update`` as
+    it needs.
 
     It keeps precision, accumulation, clipping, events and counting, whatever it does in between.
     """
@@ -31,18 +34,25 @@ class StepLoop:
         return out
 
     def backward(
-        self, run: Run, batches: Batches, method: str = "train_step", optimizers: Sequence[str] | None = None,
-        *, log: bool = True,
-    ) -> Mapping[str, Any]:  # fmt: skip
-        """Run ``task.<method>`` on each micro-batch and add up the gradients of the step's exact mean loss.
+        self,
+        run: Run,
+        batches: Batches,
+        method: str = "train_step",
+        optimizers: Sequence[str] | None = None,
+        *,
+        log: bool = True,
+    ) -> Mapping[str, Any]:
+        """Run ``task.<method>`` on each micro-batch and add up the gradients of the step's exact
+        mean loss.
 
-        Without weights a micro-batch counts by its samples, known beforehand. With weights each is taken
-        relative to a unit and the sum is divided out of the gradients. Both give the gradient of one big batch,
-        over all ranks, whose strategy averages what it is given.
+        Without weights a micro-batch counts by its samples, known beforehand. With weights each is
+        taken relative to a unit and the sum is divided out of the gradients. Both give the gradient
+        of one big batch, over all ranks, whose strategy averages what it is given.
 
         Args:
             optimizers: where given, only the parameters of these optimizers get gradients.
-            log: whether what the step returns and logs is logged; False for a pass that only explores.
+            log: whether what the step returns and logs is logged; False for a pass that only
+                explores.
 
         Returns:
             What the last micro-batch's step returned, without its graph.
@@ -53,11 +63,18 @@ class StepLoop:
         """
         strategy, task, running, timings = run.strategy, run.task, run.running, run.timings
         world, place = strategy.data.size, strategy.data.rank
-        # Of all of a run's steps alike, the shorter last one of an epoch too: then ranks can be traded for batches.
-        several = world > 1 or len(batches) > 1 or (run.feed is not None and run.feed.accumulate > 1)
+        # Of all of a run's steps alike, the shorter last one of an epoch too: then ranks can be
+        # traded for batches.
+        several = (
+            world > 1 or len(batches) > 1 or (run.feed is not None and run.feed.accumulate > 1)
+        )
         micro_step_end = run.events.micro_step_end
         call, context, step = strategy.method(method), strategy.forward, run.progress.step
-        seed = run.seed if run.seed is None or method == "train_step" else mix(run.seed, crc32(method.encode()))
+        seed = (
+            run.seed
+            if run.seed is None or method == "train_step"
+            else mix(run.seed, crc32(method.encode()))
+        )
         prefix = "train/" if method == "train_step" else f"train/{method.removesuffix('_step')}_"
         frozen = [] if optimizers is None else freeze_others(run, optimizers)
         count, total, sizes = len(batches), batches.total, batches.sizes
@@ -99,7 +116,9 @@ class StepLoop:
         return out
 
     def update(self, run: Run, optimizers: Sequence[str] | None = None) -> None:
-        """Make the gradients ready, show them to ``on_before_update``, and step the named optimizers (all)."""
+        """Make the gradients ready, show them to ``on_before_update``, and step the named
+        optimizers (all).
+        """
         strategy, before_update, schedules = run.strategy, run.events.before_update, run.schedules
         began = perf_counter()
         norm = strategy.complete(optimizers, run.divisor, want_norm=before_update is not None)
@@ -107,7 +126,11 @@ class StepLoop:
             run.running.add("train/grad_norm", norm, reduce="last")
         if before_update is not None:
             before_update(run, norm)
-        bound = schedules.values() if optimizers is None else [schedules[n] for n in optimizers if n in schedules]
+        bound = (
+            schedules.values()
+            if optimizers is None
+            else [schedules[n] for n in optimizers if n in schedules]
+        )
         for schedule in bound:
             schedule.before_update(run.progress.step)
         strategy.update(optimizers)
@@ -128,23 +151,35 @@ def read_step(returned: Any, task: Task, method: str) -> tuple[Tensor, Any, Mapp
         out = {"loss": returned.detach()}
     elif isinstance(returned, Mapping) and "loss" in returned:
         loss, weight = returned["loss"], returned.get("weight")
-        out = {k: v.detach() if isinstance(v, Tensor) else v for k, v in returned.items() if k != "weight"}
+        out = {
+            k: v.detach() if isinstance(v, Tensor) else v
+            for k, v in returned.items()
+            if k != "weight"
+        }
     else:
         keys = ", ".join(map(repr, returned)) if isinstance(returned, Mapping) else ""
-        what = f"a dict with {keys or 'nothing'}" if isinstance(returned, Mapping) else repr(returned)
+        what = (
+            f"a dict with {keys or 'nothing'}" if isinstance(returned, Mapping) else repr(returned)
+        )
         raise _no_loss(task, method, f"returned {what}, with no loss")
     if not isinstance(loss, Tensor):
         raise _no_loss(task, method, f"returned a {type(loss).__name__} as loss")
     if loss.ndim:
         raise _no_loss(task, method, f"returned a loss of shape {tuple(loss.shape)}; take its mean")
     if not loss.requires_grad:
-        raise _no_loss(task, method, "returned a loss without a gradient: it was detached, made under no_grad, "
-                                     "or depends on no trainable parameter")  # fmt: skip
+        raise _no_loss(
+            task,
+            method,
+            "returned a loss without a gradient: it was detached, made under no_grad, "
+            "or depends on no trainable parameter",
+        )
     return loss, weight, out
 
 
 def _no_loss(task: Task, method: str, why: str) -> TaskError:
-    return TaskError(f"{name_of(task)}.{method} {why}: return a scalar tensor, or a dict with it as 'loss'")
+    return TaskError(
+        f"{name_of(task)}.{method} {why}: return a scalar tensor, or a dict with it as 'loss'"
+    )
 
 
 def _exact(weight: Any) -> Any:
@@ -157,8 +192,8 @@ def _exact(weight: Any) -> Any:
 def _unit(run: Run, weights: list[Any]) -> Any:
     """What weights are taken relative to, so that gradients stay in the range of one micro-batch's.
 
-    A power of two, so that no bit depends on it. On several ranks it must be the same on all: it is that of the
-    first weights, settled once.
+    A power of two, so that no bit depends on it. On several ranks it must be the same on all: it is
+    that of the first weights, settled once.
     """
     if run.strategy.world_size > 1:
         if run.unit is None:
@@ -167,8 +202,14 @@ def _unit(run: Run, weights: list[Any]) -> Any:
         return run.unit
     first = weights[0]
     if isinstance(first, Tensor):
-        bits, exponent = (torch.int64, 0x7FF << 52) if first.dtype == torch.float64 else (torch.int32, 0xFF << 23)
-        return (first.clamp(min=1).view(bits) & exponent).view(first.dtype)  # what it is without its fraction
+        bits, exponent = (
+            (torch.int64, 0x7FF << 52)
+            if first.dtype == torch.float64
+            else (torch.int32, 0xFF << 23)
+        )
+        return (first.clamp(min=1).view(bits) & exponent).view(
+            first.dtype
+        )  # what it is without its fraction
     return 2.0 ** math.floor(math.log2(max(first, 1)))
 
 
@@ -181,10 +222,15 @@ def _weighed(loss: Tensor, weight: Any, unit: Any) -> Tensor:
 
 
 def _divisor(run: Run, weights: list[Any], count: int, method: str, *, several: bool) -> Any:
-    """What the added-up gradients are still to be divided by: all ranks' weights in units, over the ranks."""
+    """What the added-up gradients are still to be divided by: all ranks' weights in units, over the
+    ranks.
+    """
     where, strategy = f"{name_of(run.task)}.{method}", run.strategy
     if len(weights) != count:
-        raise TaskError(f"{where} gave a weight for {len(weights)} of {count} micro-batches: give it for all or none")
+        raise TaskError(
+            f"{where} gave a weight for {len(weights)} of {count} micro-batches: give it for all "
+            f"or none"
+        )
     total = sum(weights[1:], start=weights[0])
     if strategy.world_size > 1:
         if isinstance(total, Tensor):
@@ -202,8 +248,15 @@ def freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:
     """Switch gradients off for what only other optimizers hold; returns what was switched off."""
     unknown = [name for name in optimizers if name not in run.optimizers]
     if unknown:
-        raise TaskError(f"there is no optimizer {unknown[0]!r}: the task named {', '.join(run.optimizers)}")
-    ours = {id(p) for name in optimizers for group in run.optimizers[name].param_groups for p in group["params"]}
+        raise TaskError(
+            f"there is no optimizer {unknown[0]!r}: the task named {', '.join(run.optimizers)}"
+        )
+    ours = {
+        id(p)
+        for name in optimizers
+        for group in run.optimizers[name].param_groups
+        for p in group["params"]
+    }
     frozen = []
     for name, optimizer in run.optimizers.items():
         if name not in optimizers:

@@ -1,4 +1,6 @@
-"""Evaluation: what one pass over a data set measures: the exact mean loss, metric objects, whole-set metrics."""
+"""Evaluation: what one pass over a data set measures: the exact mean loss, metric objects,
+whole-set metrics.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ _OWN_KEYS = ("loss", "weight")
 
 
 class Ranks(Protocol):
-    """What an evaluation asks of those who evaluate together; ``loopkit.strategies.world.World`` has it."""
+    """What an evaluation asks of those who evaluate together; ``loopkit.strategies.world.World``
+    has it.
+    """
 
     size: int
 
@@ -38,10 +42,11 @@ class Ranks(Protocol):
 
 @dataclass
 class EvalOutputs:
-    """Everything ``eval_step`` returned over a data set, in its order, as NumPy arrays where they were tensors.
+    """Everything ``eval_step`` returned over a data set, in its order, as NumPy arrays where they
+    were tensors.
 
-    Batches whose shapes differ beyond the first dimension are padded with -100 to the largest. Unpacks as
-    ``preds, target``; other keys are attributes.
+    Batches whose shapes differ beyond the first dimension are padded with -100 to the largest.
+    Unpacks as ``preds, target``; other keys are attributes.
 
     Attributes:
         preds, target: under those keys of ``eval_step``'s mapping, [samples, ...].
@@ -54,7 +59,9 @@ class EvalOutputs:
         values = self.__dict__.get("values", {})
         if name in values:
             return values[name]
-        raise AttributeError(f"eval_step returned no {name!r}: it returned {', '.join(values) or 'nothing'}")
+        raise AttributeError(
+            f"eval_step returned no {name!r}: it returned {', '.join(values) or 'nothing'}"
+        )
 
     def __iter__(self) -> Any:
         return iter((self.preds, self.target))
@@ -71,7 +78,8 @@ class Evaluation:
         self._task = task
         self._ranks = ranks
         self._metrics = [
-            (name, self._prepared(metric, device), _wanted(name, metric)) for name, metric in _flat(task.metrics(), "")
+            (name, self._prepared(metric, device), _wanted(name, metric))
+            for name, metric in _flat(task.metrics(), "")
         ]
         self._means = Running()
         self._whole = overrides(task, "compute_metrics")
@@ -85,7 +93,9 @@ class Evaluation:
             return metric
         return Replayed(metric) if self._ranks.size > 1 else metric
 
-    def update(self, outputs: Mapping[str, Any], size: int, logged: Sequence[tuple[str, Any, str]] = ()) -> None:
+    def update(
+        self, outputs: Mapping[str, Any], size: int, logged: Sequence[tuple[str, Any, str]] = ()
+    ) -> None:
         """Take in one batch of ``size`` samples: ``eval_step``'s outputs and what it logged.
 
         Raises:
@@ -93,21 +103,31 @@ class Evaluation:
         """
         if "loss" in outputs:
             loss = outputs["loss"]
-            self._means.add("loss", loss.detach() if isinstance(loss, Tensor) else loss, outputs.get("weight", size))
+            self._means.add(
+                "loss",
+                loss.detach() if isinstance(loss, Tensor) else loss,
+                outputs.get("weight", size),
+            )
         for name, value, reduce in logged:
-            self._means.add(name, value.detach() if isinstance(value, Tensor) else value, size, reduce)
+            self._means.add(
+                name, value.detach() if isinstance(value, Tensor) else value, size, reduce
+            )
         for name, metric, (needed, optional) in self._metrics:
             missing = [argument for argument in needed if argument not in outputs]
             if missing:
                 kind = type(metric.metric if isinstance(metric, Replayed) else metric).__name__
-                raise MetricError(f"the metric {name!r} ({kind}) asks for {missing[0]!r}, and "
-                                  f"{name_of(self._task)}.eval_step returned {', '.join(map(repr, outputs))}: "
-                                  f"return it under that name")  # fmt: skip
+                raise MetricError(
+                    f"the metric {name!r} ({kind}) asks for {missing[0]!r}, and "
+                    f"{name_of(self._task)}.eval_step returned {', '.join(map(repr, outputs))}: "
+                    f"return it under that name"
+                )
             metric.update(**{k: outputs[k] for k in (*needed, *optional) if k in outputs})
         if self._whole:
             for key, value in outputs.items():
                 if key not in _OWN_KEYS:
-                    self._kept.setdefault(key, []).append(map_tensors(lambda t: t.detach().cpu(), value))
+                    self._kept.setdefault(key, []).append(
+                        map_tensors(lambda t: t.detach().cpu(), value)
+                    )
         self._means.compact()
 
     def compute(self, prefix: str) -> tuple[dict[str, float], dict[str, Any]]:
@@ -137,31 +157,46 @@ class Evaluation:
     def _of_the_whole(self, everyones: list[dict[str, list[Any]]]) -> dict[str, Any]:
         keys = dict.fromkeys(key for kept in everyones for key in kept)
         kept = {key: in_turn([part.get(key, []) for part in everyones]) for key in keys}
-        computed = self._task.compute_metrics(EvalOutputs({key: joined(parts) for key, parts in kept.items()}))
+        computed = self._task.compute_metrics(
+            EvalOutputs({key: joined(parts) for key, parts in kept.items()})
+        )
         if not isinstance(computed, Mapping):
-            raise MetricError(f"{name_of(self._task)}.compute_metrics returned {type(computed).__name__}: "
-                              "return a dict of names to numbers")  # fmt: skip
-        return {key: value for name, given in computed.items() for key, value in _flat_values(given, name)}
+            raise MetricError(
+                f"{name_of(self._task)}.compute_metrics returned {type(computed).__name__}: "
+                "return a dict of names to numbers"
+            )
+        return {
+            key: value
+            for name, given in computed.items()
+            for key, value in _flat_values(given, name)
+        }
 
 
 def _flat(metrics: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for name, metric in metrics.items():
-        if all(callable(getattr(metric, method, None)) for method in ("update", "compute", "reset")):
+        if all(
+            callable(getattr(metric, method, None)) for method in ("update", "compute", "reset")
+        ):
             flat.append((prefix + name, metric))
         elif isinstance(metric, Mapping):
             flat += _flat(metric, f"{prefix}{name}/")
         else:
-            raise MetricError(f"metrics()[{prefix + name!r}] is a {type(metric).__name__}: give an object with update, "
-                              "compute and reset, such as a torchmetrics.Metric; for a function of the whole "
-                              "evaluation, define compute_metrics(self, outputs)")  # fmt: skip
+            raise MetricError(
+                f"metrics()[{prefix + name!r}] is a {type(metric).__name__}: give an object with "
+                f"update, "
+                "compute and reset, such as a torchmetrics.Metric; for a function of the whole "
+                "evaluation, define compute_metrics(self, outputs)"
+            )
     return flat
 
 
 def _wanted(name: str, metric: Any) -> tuple[list[str], list[str]]:
     """The names of the arguments that ``metric.update`` needs, and of those it may take."""
     parts: list[Any] = [metric]
-    if isinstance(metric, Mapping) or hasattr(metric, "compute_groups"):  # a collection passes each its own
+    if isinstance(metric, Mapping) or hasattr(
+        metric, "compute_groups"
+    ):  # a collection passes each its own
         parts = list(metric.values())
     needed: dict[str, None] = {}
     optional: dict[str, None] = {}
@@ -171,8 +206,10 @@ def _wanted(name: str, metric: Any) -> tuple[list[str], list[str]]:
                 continue
             (needed if parameter.default is parameter.empty else optional)[parameter.name] = None
     if not needed and not optional:
-        raise MetricError(f"the metric {name!r} ({type(metric).__name__}) does not say what its update takes: "
-                          "give it named arguments")  # fmt: skip
+        raise MetricError(
+            f"the metric {name!r} ({type(metric).__name__}) does not say what its update takes: "
+            "give it named arguments"
+        )
     return list(needed), list(optional)
 
 
@@ -187,7 +224,9 @@ def _flat_values(value: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def joined(parts: list[Any]) -> Any:
-    """Batches' outputs as one, NumPy arrays for tensors; trailing shapes that differ are padded with -100."""
+    """Batches' outputs as one, NumPy arrays for tensors; trailing shapes that differ are padded
+    with -100.
+    """
     first = parts[0]
     if isinstance(first, Tensor):
         tensors = [part if part.ndim else part.reshape(1) for part in parts]

@@ -1,4 +1,6 @@
-"""Metrics over several ranks: each rank's state put together as if one process had seen all batches in their order."""
+"""Metrics over several ranks: each rank's state put together as if one process had seen all batches
+in their order.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def is_torchmetric(metric: Any) -> bool:
 
 
 def widen(metric: Any) -> None:
-    """Have a torchmetrics metric add up in double precision, so that its sums do not depend on their order.
+    """Have a torchmetrics metric add up in double precision, so that its sums do not depend on
+    their order.
 
     One with a model inside (FID, BERTScore) is left as it is.
     """
@@ -29,7 +32,8 @@ def widen(metric: Any) -> None:
 
 
 class Replayed:
-    """A metric of another kind, whose state cannot be put together: what its updates were given is, in their order.
+    """A metric of another kind, whose state cannot be put together: what its updates were given is,
+    in their order.
 
     Nothing is computed before the end, when every rank updates its metric with the batches of all.
     """
@@ -50,17 +54,21 @@ class Replayed:
 
 
 def merge(metric: Any, gather: Gather) -> None:
-    """Give a torchmetrics metric the state of all ranks'; those inside of a wrapper or a collection too.
+    """Give a torchmetrics metric the state of all ranks'; those inside of a wrapper or a collection
+    too.
 
-    As torchmetrics puts states together, but without its assumption that every rank had a batch, and with the
-    entries of lists in the order of the data.
+    As torchmetrics puts states together, but without its assumption that every rank had a batch,
+    and with the entries of lists in the order of the data.
     """
     kind = sys.modules["torchmetrics"].Metric
     if isinstance(metric, Mapping) or hasattr(metric, "compute_groups"):
         list(metric.values())  # has those that share a state get one each
     parts = [part for part in metric.modules() if isinstance(part, kind)]
     device = [part.device for part in parts]
-    mine = [(part._update_count, map_tensors(lambda t: t.detach().cpu(), _state(part))) for part in parts]
+    mine = [
+        (part._update_count, map_tensors(lambda t: t.detach().cpu(), _state(part)))
+        for part in parts
+    ]
     everyones = gather(mine)
     for number, part in enumerate(parts):
         counts = [rank[number][0] for rank in everyones]
@@ -81,11 +89,15 @@ def _state(metric: Any) -> dict[str, Any]:
 def _together(values: list[Any], reduce: Any) -> Any:
     if isinstance(values[0], list):
         return in_turn(values)
-    stacked = torch.stack([value if isinstance(value, Tensor) else torch.as_tensor(value) for value in values])
+    stacked = torch.stack(
+        [value if isinstance(value, Tensor) else torch.as_tensor(value) for value in values]
+    )
     return stacked if reduce is None else reduce(stacked)
 
 
 def in_turn(parts: list[list[Any]]) -> list[Any]:
-    """Lists of each rank as one, in the order in which batches are dealt out: the first of each, the second …"""
+    """Lists of each rank as one, in the order in which batches are dealt out: the first of each,
+    the second …
+    """
     rounds = max(map(len, parts), default=0)
     return [part[number] for number in range(rounds) for part in parts if number < len(part)]

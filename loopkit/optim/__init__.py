@@ -1,4 +1,6 @@
-"""Optimizers by name, with groups that spare biases and norms; schedules as functions of (step, total)."""
+"""Optimizers by name, with groups that spare biases and norms; schedules as functions of (step,
+total).
+"""
 
 from loopkit.optim.binding import bind
 from loopkit.optim.groups import Group

@@ -1,4 +1,6 @@
-"""Schedules at work on an optimizer: set before each update, told of evaluations, saved and resumed."""
+"""Schedules at work on an optimizer: set before each update, told of evaluations, saved and
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class BoundSchedule(Protocol):
 
 
 def bind(schedule: Schedule | Plateau | Any, optimizer: Optimizer, plan: Plan) -> BoundSchedule:
-    """A schedule, or a scheduler object of torch's, put to work: for ``run.schedules["main"] = bind(...)``.
+    """A schedule, or a scheduler object of torch's, put to work: for ``run.schedules["main"] =
+    bind(...)``.
 
     Rates that are already scheduled keep the base rates they started from.
 
@@ -48,13 +51,17 @@ def bind(schedule: Schedule | Plateau | Any, optimizer: Optimizer, plan: Plan) -
 
 
 class RateSchedule:
-    """A Schedule bound to an optimizer: each group's rate is its base rate times the factor of the step."""
+    """A Schedule bound to an optimizer: each group's rate is its base rate times the factor of the
+    step.
+    """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, plan: Plan) -> None:
         self.schedule = schedule
         self.factor = schedule.resolve(plan)
         self._total = plan.steps
-        self._optimizer = optimizer  # whose groups are replaced when its state is loaded: keep none of them
+        self._optimizer = (
+            optimizer  # whose groups are replaced when its state is loaded: keep none of them
+        )
         self._base_rates = base_rates(optimizer)
 
     def before_update(self, step: int) -> None:
@@ -74,19 +81,26 @@ class RateSchedule:
         return {"name": self.schedule.name, "total": self._total, "rates": list(self._base_rates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Say, as a LoopkitWarning, what differs from the run that was saved; what is given now holds."""
+        """Say, as a LoopkitWarning, what differs from the run that was saved; what is given now
+        holds.
+        """
         keep_base_rates(self._optimizer, self._base_rates)
         said = compare(self.schedule.name, self._base_rates, state)
         total = state.get("total", self._total)
         if not said and total != self._total and self.schedule.depends_on_total():
-            said = (f"the schedule {self.schedule.name!r} was made for a run of {total} steps and now for one of "
-                    f"{self._total}: learning rates differ from those of the run that was saved")  # fmt: skip
+            said = (
+                f"the schedule {self.schedule.name!r} was made for a run of {total} steps and now "
+                f"for one of "
+                f"{self._total}: learning rates differ from those of the run that was saved"
+            )
         if said:
             warnings.warn(said, LoopkitWarning, stacklevel=2)
 
 
 class PlateauSchedule:
-    """``reduce_on_plateau`` bound to an optimizer. Its state is the factor so far and what it waits for."""
+    """``reduce_on_plateau`` bound to an optimizer. Its state is the factor so far and what it waits
+    for.
+    """
 
     def __init__(self, optimizer: Optimizer, plateau: Plateau, plan: Plan) -> None:
         self.plateau = plateau
@@ -129,7 +143,12 @@ class PlateauSchedule:
 
     def state_dict(self) -> dict[str, Any]:
         """The factor so far, the best value, and how long it has waited."""
-        state = {"factor": self.factor, "best": self.best, "waited": self.waited, "resting": self.resting}
+        state = {
+            "factor": self.factor,
+            "best": self.best,
+            "waited": self.waited,
+            "resting": self.resting,
+        }
         return {"name": self.plateau.name, "rates": list(self._base_rates), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -144,7 +163,9 @@ class PlateauSchedule:
 
 
 class TorchSchedule:
-    """A scheduler object of torch's: stepped after each optimizer step, or after evaluations if it wants a metric."""
+    """A scheduler object of torch's: stepped after each optimizer step, or after evaluations if it
+    wants a metric.
+    """
 
     def __init__(self, scheduler: Any, metric: str = "eval/loss") -> None:
         self.scheduler = scheduler
@@ -193,8 +214,11 @@ def compare(name: str, rates: list[float], saved: Mapping[str, Any]) -> str:
     if was is not None and was != name:
         return f"the schedule was {was!r} when this checkpoint was saved and is now {name!r}: rates follow the latter"
     if list(before) != list(rates):
-        return (f"base learning rates were {', '.join(f'{rate:g}' for rate in before)} when this checkpoint was saved "
-                f"and are now {', '.join(f'{rate:g}' for rate in rates)}, which hold from here")  # fmt: skip
+        return (
+            f"base learning rates were {', '.join(f'{rate:g}' for rate in before)} when this "
+            f"checkpoint was saved "
+            f"and are now {', '.join(f'{rate:g}' for rate in rates)}, which hold from here"
+        )
     return ""
 
 
@@ -205,6 +229,8 @@ def watched(metrics: Mapping[str, float], name: str, who: str) -> float:
         OptionError: the evaluation gave none of that name.
     """
     if name not in metrics:
-        raise OptionError(f"{who} watches {name!r}, which the evaluation did not give.{nearest(name, metrics)} "
-                          f"It gave {', '.join(sorted(metrics))}")  # fmt: skip
+        raise OptionError(
+            f"{who} watches {name!r}, which the evaluation did not give.{nearest(name, metrics)} "
+            f"It gave {', '.join(sorted(metrics))}"
+        )
     return metrics[name]

@@ -11,9 +11,25 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 _KERNELS = {torch.optim.AdamW: "_fused_adamw_", torch.optim.Adam: "_fused_adam_"}
-# The kernels are not torch's public interface: one that takes other arguments than these is left to torch.
-_ARGUMENTS = ("self", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps", "lr", "beta1", "beta2",
-              "weight_decay", "eps", "amsgrad", "maximize", "grad_scale", "found_inf")  # fmt: skip
+# The kernels are not torch's public interface: one that takes other arguments than these is left to
+# torch.
+_ARGUMENTS = (
+    "self",
+    "grads",
+    "exp_avgs",
+    "exp_avg_sqs",
+    "max_exp_avg_sqs",
+    "state_steps",
+    "lr",
+    "beta1",
+    "beta2",
+    "weight_decay",
+    "eps",
+    "amsgrad",
+    "maximize",
+    "grad_scale",
+    "found_inf",
+)
 _GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 _UNUSUAL = ("amsgrad", "capturable", "differentiable", "foreach")
 
@@ -26,36 +42,47 @@ def stepper(optimizer: Optimizer) -> Callable[[], Any]:
 
 
 def _suits(optimizer: Optimizer) -> bool:
-    if type(optimizer) not in _KERNELS or "step" in vars(optimizer):  # torch's schedulers put a wrapper there
+    if type(optimizer) not in _KERNELS or "step" in vars(
+        optimizer
+    ):  # torch's schedulers put a wrapper there
         return False
     if not _is_known(_KERNELS[type(optimizer)]):
         return False
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if any(type(p.data) is not Tensor for p in parameters):  # a sharded one is torch's to step
         return False
-    kinds = [{(p.device.type, p.dtype) for p in group["params"]} for group in optimizer.param_groups]
+    kinds = [
+        {(p.device.type, p.dtype) for p in group["params"]} for group in optimizer.param_groups
+    ]
     return all(len(kind) == 1 and next(iter(kind))[0] == "cpu" for kind in kinds) and all(
-        group["fused"] and isinstance(group["lr"], float) and not any(group[name] for name in _UNUSUAL)
+        group["fused"]
+        and isinstance(group["lr"], float)
+        and not any(group[name] for name in _UNUSUAL)
         and group.get("decoupled_weight_decay", False) == (type(optimizer) is torch.optim.AdamW)
         for group in optimizer.param_groups
-    )  # fmt: skip
+    )
 
 
 def _is_known(kernel: str) -> bool:
-    """Whether this torch has the kernel with the arguments that FusedStep hands over, and the hooks it looks for."""
+    """Whether this torch has the kernel with the arguments that FusedStep hands over, and the hooks
+    it looks for.
+    """
     operator = getattr(torch.ops.aten, kernel, None)
-    if operator is None or not all(isinstance(getattr(torch_optimizer, name, None), dict) for name in _GLOBAL_HOOKS):
+    if operator is None or not all(
+        isinstance(getattr(torch_optimizer, name, None), dict) for name in _GLOBAL_HOOKS
+    ):
         return False
     return tuple(argument.name for argument in operator.default._schema.arguments) == _ARGUMENTS
 
 
 class FusedStep:
-    """Calls the fused kernel with what ``optimizer.step()`` would hand to it: the same bits, a quarter of the time.
+    """Calls the fused kernel with what ``optimizer.step()`` would hand to it: the same bits, a
+    quarter of the time.
 
-    Of the 40 us that torch takes to step four parameters the kernel has 3. The state stays in the optimizer as
-    torch made it, but for the step counts of a group, which become views of one tensor, so that one addition
-    counts for all. Whatever is out of the ordinary goes to ``optimizer.step()``: the first step, a parameter
-    without a gradient, step hooks.
+    Of the 40 us that torch takes to step four parameters the kernel has 3. The state stays in the
+    optimizer as torch made it, but for the step counts of a group, which become views of one
+    tensor, so that one addition counts for all. Whatever is out of the ordinary goes to
+    ``optimizer.step()``: the first step, a parameter without a gradient, step hooks.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -72,7 +99,9 @@ class FusedStep:
             optimizer.step()
             return
         state, rows = optimizer.state, []
-        for group in optimizer.param_groups:  # loops, not comprehensions: before Python 3.12 each of those is a call
+        for group in (
+            optimizer.param_groups
+        ):  # loops, not comprehensions: before Python 3.12 each of those is a call
             grads: list[Tensor] = []
             states: list[dict[str, Tensor]] = []
             means: list[Tensor] = []
@@ -96,14 +125,28 @@ class FusedStep:
                     known = self._counts[number] = _share_count(states, steps)
                 known[2].add_(1)
                 self._kernel(
-                    group["params"], grads, means, squares, [], steps, lr=group["lr"], beta1=group["betas"][0],
-                    beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
+                    group["params"],
+                    grads,
+                    means,
+                    squares,
+                    [],
+                    steps,
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    amsgrad=False,
                     maximize=group["maximize"],
-                )  # fmt: skip
+                )
 
 
-def _share_count(states: list[dict[str, Tensor]], steps: list[Tensor]) -> tuple[list[int], list[Tensor], Tensor]:
-    """Make the step counts views of one tensor: their ids, themselves (so that no id is used again), the tensor."""
+def _share_count(
+    states: list[dict[str, Tensor]], steps: list[Tensor]
+) -> tuple[list[int], list[Tensor], Tensor]:
+    """Make the step counts views of one tensor: their ids, themselves (so that no id is used
+    again), the tensor.
+    """
     count = torch.stack(steps)
     steps[:] = count.unbind()
     for held, step in zip(states, steps):

@@ -1,4 +1,6 @@
-"""Parameter groups: what decays and what does not, rates by layer or by name, and the check that none is left out."""
+"""Parameter groups: what decays and what does not, rates by layer or by name, and the check that
+none is left out.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ class Group:
 
     Attributes:
         match: a regular expression searched for in the names.
-        lr: their base rate, as it stands; None takes the optimizer's, scaled by layer where layers decay.
+        lr: their base rate, as it stands; None takes the optimizer's, scaled by layer where layers
+            decay.
         weight_decay: of all of them, biases and norms included; None treats them as the others.
-        options: further settings of the optimizer that hold for a group, such as ``{"betas": (0.9, 0.95)}``.
+        options: further settings of the optimizer that hold for a group, such as ``{"betas": (0.9,
+            0.95)}``.
     """
 
     match: str
@@ -42,13 +46,20 @@ class Group:
 
 
 def partition(
-    task: nn.Module, chosen: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float,
-    no_decay: str | Sequence[str] = "auto", groups: Sequence[Group] = (), layer_decay: float | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    task: nn.Module,
+    chosen: Mapping[str, nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    no_decay: str | Sequence[str] = "auto",
+    groups: Sequence[Group] = (),
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
     """The groups that ``chosen`` falls into, the highest rate first; each has its "name".
 
     Raises:
-        OptionError: a Group matches no parameter that an earlier one has left, or no layers can be told.
+        OptionError: a Group matches no parameter that an earlier one has left, or no layers can be
+            told.
     """
     spared = _spared(task, no_decay) if weight_decay else set()
     levels = layer_levels(task) if layer_decay is not None else {}
@@ -61,22 +72,40 @@ def partition(
         used |= set() if number is None else {number}
         level = levels.get(name, top)
         rate = lr * (layer_decay or 1.0) ** (top - level) if own.lr is None else own.lr
-        decay = own.weight_decay if own.weight_decay is not None else 0.0 if name in spared else weight_decay
+        decay = (
+            own.weight_decay
+            if own.weight_decay is not None
+            else 0.0
+            if name in spared
+            else weight_decay
+        )
         key = (number, level if own.lr is None else top, decay)
         if key not in buckets:
             layer = f"layer_{level}" if levels and own.lr is None else ""
-            label = _label(own.match, layer, "" if not weight_decay else "decay" if decay else "no_decay")
-            buckets[key] = {"params": [], "lr": rate, "weight_decay": decay, "name": label, **own.options}
+            label = _label(
+                own.match, layer, "" if not weight_decay else "decay" if decay else "no_decay"
+            )
+            buckets[key] = {
+                "params": [],
+                "lr": rate,
+                "weight_decay": decay,
+                "name": label,
+                **own.options,
+            }
         buckets[key]["params"].append(parameter)
     for number, group in enumerate(groups):
         if number not in used:
-            raise OptionError(f"Group(match={group.match!r}) is the first to match no parameter of "
-                              f"{name_of(task)}: see the names with named_parameters()")  # fmt: skip
+            raise OptionError(
+                f"Group(match={group.match!r}) is the first to match no parameter of "
+                f"{name_of(task)}: see the names with named_parameters()"
+            )
     return sorted(buckets.values(), key=lambda group: (-group["lr"], group["weight_decay"] == 0))
 
 
 def _label(match: str, layer: str, decay: str) -> str:
-    """A group's name, fit for a log: "decay", "no_decay", "layer_3/no_decay", "^head"; "all" for the only one."""
+    """A group's name, fit for a log: "decay", "no_decay", "layer_3/no_decay", "^head"; "all" for
+    the only one.
+    """
     place = [word for word in (match, layer) if word]
     return "/".join([*place, decay] if decay == "no_decay" or not place else place) or "all"
 
@@ -85,15 +114,22 @@ def _spared(task: nn.Module, no_decay: str | Sequence[str]) -> set[str]:
     if no_decay == "auto":
         return spared_from_decay(task)
     patterns = [no_decay] if isinstance(no_decay, str) else no_decay
-    return {n for n, _ in task.named_parameters() if any(re.search(pattern, n) for pattern in patterns)}
+    return {
+        n for n, _ in task.named_parameters() if any(re.search(pattern, n) for pattern in patterns)
+    }
 
 
 def spared_from_decay(task: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay spares: of fewer than two dimensions, or of a norm layer."""
+    """Names of the parameters that weight decay spares: of fewer than two dimensions, or of a norm
+    layer.
+    """
     spared = {name for name, parameter in task.named_parameters() if dimensions(parameter) < 2}
     for prefix, module in task.named_modules():
         if isinstance(module, _NORMS) or "norm" in type(module).__name__.lower():
-            spared |= {f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters(recurse=False)}
+            spared |= {
+                f"{prefix}.{name}" if prefix else name
+                for name, _ in module.named_parameters(recurse=False)
+            }
     return spared
 
 
@@ -101,8 +137,8 @@ def select(task: nn.Module, chosen: Any, what: str) -> dict[str, nn.Parameter]:
     """The trainable parameters of ``task`` that ``chosen`` picks, by name, in the task's order.
 
     Args:
-        chosen: None for all; a regular expression searched for in the names; a module of the task; parameters; or
-            a function of the task that gives names.
+        chosen: None for all; a regular expression searched for in the names; a module of the task;
+            parameters; or a function of the task that gives names.
 
     Raises:
         OptionError: it picks none, or a parameter that is not the task's.
@@ -120,11 +156,15 @@ def select(task: nn.Module, chosen: Any, what: str) -> dict[str, nn.Parameter]:
         ids = {id(parameter) for parameter in wanted}
         strangers = ids - {id(p) for p in task.parameters()}
         if strangers:
-            raise OptionError(f"{what}(params=...) holds {len(strangers)} parameter(s) that are not the task's")
+            raise OptionError(
+                f"{what}(params=...) holds {len(strangers)} parameter(s) that are not the task's"
+            )
         found = {name: p for name, p in trainable.items() if id(p) in ids}
     if not found:
         picked = chosen if isinstance(chosen, str) else getattr(chosen, "__name__", "...")
-        raise OptionError(f"{what}(params={picked!r}) picks no trainable parameter of {name_of(task)}")
+        raise OptionError(
+            f"{what}(params={picked!r}) picks no trainable parameter of {name_of(task)}"
+        )
     return found
 
 
@@ -134,17 +174,29 @@ def check_complete(task: nn.Module, optimizers: Mapping[str, Optimizer]) -> None
     Raises:
         TaskError: with the names of the parameters in no group.
     """
-    held = {id(p) for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"]}
+    held = {
+        id(p)
+        for optimizer in optimizers.values()
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     name = name_of(task)
     left_out = [n for n, p in task.named_parameters() if p.requires_grad and id(p) not in held]
     if left_out:
-        shown = ", ".join(left_out[:8]) + (f" and {len(left_out) - 8} more" if len(left_out) > 8 else "")
-        raise TaskError(f"{name}.optimizers() leaves {len(left_out)} trainable parameter(s) in no group: {shown}. "
-                        "Add them to a group, or set requires_grad_(False) on them")  # fmt: skip
+        shown = ", ".join(left_out[:8]) + (
+            f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
+        )
+        raise TaskError(
+            f"{name}.optimizers() leaves {len(left_out)} trainable parameter(s) in no group: "
+            f"{shown}. "
+            "Add them to a group, or set requires_grad_(False) on them"
+        )
     strangers = held - {id(p) for p in task.parameters()}
     if strangers:
-        raise TaskError(f"{name}.optimizers() holds {len(strangers)} parameter(s) that are not the task's: "
-                        "make optimizers from self.parameters(), inside optimizers()")  # fmt: skip
+        raise TaskError(
+            f"{name}.optimizers() holds {len(strangers)} parameter(s) that are not the task's: "
+            "make optimizers from self.parameters(), inside optimizers()"
+        )
 
 
 def check_number(value: object, what: str) -> None:

@@ -1,4 +1,6 @@
-"""A model read as layers, by the names of its parameters: embeddings lowest, then each block, the head highest."""
+"""A model read as layers, by the names of its parameters: embeddings lowest, then each block, the
+head highest.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,20 @@ _EMBEDDING = re.compile(r"(^|\.)\w*emb(ed|s?(\.|$))")
 def layer_levels(task: nn.Module) -> dict[str, int]:
     """The level of every parameter: 0 for what comes before the blocks, the highest for the head.
 
-    Blocks are the positions of ModuleLists and Sequentials, in the order in which they are registered, through
-    all stacks (an encoder's, then a decoder's). Embeddings outside a block are at level 0, a module called head or
-    classifier is at the highest, wherever they are registered. What stands between two stacks shares the level of
-    the block before it.
+    Blocks are the positions of ModuleLists and Sequentials, in the order in which they are
+    registered, through all stacks (an encoder's, then a decoder's). Embeddings outside a block are
+    at level 0, a module called head or classifier is at the highest, wherever they are registered.
+    What stands between two stacks shares the level of the block before it.
 
     Raises:
         OptionError: there is no ModuleList or Sequential to tell layers by.
     """
     stacks = [f"{prefix}." for prefix in _stacks(task, "")]
     if not stacks:
-        raise OptionError(f"layer_decay: {name_of(task)} has no ModuleList or Sequential to tell its layers by; "
-                          "give each part its rate with groups=[Group(match=..., lr=...)]")  # fmt: skip
+        raise OptionError(
+            f"layer_decay: {name_of(task)} has no ModuleList or Sequential to tell its layers by; "
+            "give each part its rate with groups=[Group(match=..., lr=...)]"
+        )
     embeddings, top = _embedding_weights(task), 2 * sum(1 for _ in task.parameters())
     blocks: dict[str, int] = {}
     raw: dict[str, int] = {}
@@ -48,14 +52,19 @@ def layer_levels(task: nn.Module) -> dict[str, int]:
 
 
 def hidden_matrices(task: nn.Module, among: Iterable[str] | None = None) -> set[str]:
-    """Names of the two-dimensional weights between embeddings and head, of all parameters or of those ``among``.
+    """Names of the two-dimensional weights between embeddings and head, of all parameters or of
+    those ``among``.
 
-    The head is what is called head or classifier, or shares its weight with an embedding; without either, the
-    last matrix.
+    The head is what is called head or classifier, or shares its weight with an embedding; without
+    either, the last matrix.
     """
     embeddings = _embedding_weights(task)
     looked_at = None if among is None else set(among)
-    names = [(n, p) for n, p in task.named_parameters() if dimensions(p) == 2 and (looked_at is None or n in looked_at)]
+    names = [
+        (n, p)
+        for n, p in task.named_parameters()
+        if dimensions(p) == 2 and (looked_at is None or n in looked_at)
+    ]
     between = [n for n, p in names if id(p) not in embeddings and not _EMBEDDING.search(n)]
     uses = [n for n, p in task.named_parameters(remove_duplicate=False) if id(p) in embeddings]
     tied = len(uses) > len(embeddings)

@@ -10,21 +10,28 @@ from torch.optim import Optimizer
 
 
 class Lion(Optimizer):
-    """EvoLved Sign Momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2), half the state of Adam.
+    """EvoLved Sign Momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2), half the state of
+    Adam.
 
-    Every element moves by ``lr`` in each step, so rates are 3 to 10 times lower than AdamW's, and weight decay as
-    much higher.
+    Every element moves by ``lr`` in each step, so rates are 3 to 10 times lower than AdamW's, and
+    weight decay as much higher.
 
     Raises:
         ValueError: a rate, decay or beta out of range.
     """
 
     def __init__(
-        self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+        self,
+        params: Any,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
     ) -> None:
         if lr < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"lr={lr}, betas={betas}, weight_decay={weight_decay}: betas are in [0, 1), "
-                             "the others at least 0")  # fmt: skip
+            raise ValueError(
+                f"lr={lr}, betas={betas}, weight_decay={weight_decay}: betas are in [0, 1), "
+                "the others at least 0"
+            )
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -40,7 +47,9 @@ class Lion(Optimizer):
                 continue
             for p in params:
                 if "exp_avg" not in self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    self.state[p]["exp_avg"] = torch.zeros_like(
+                        p, memory_format=torch.preserve_format
+                    )
             moments = [_held(self.state[p]["exp_avg"]) for p in params]
             grads, params = [_held(p.grad) for p in params], [_held(p) for p in params]
             lr, (beta1, beta2) = group["lr"], group["betas"]

@@ -53,17 +53,20 @@ class Settings(TypedDict, total=False):
 
 
 class FusedSettings(Settings, total=False):
-    """And for those that torch has fused: whether to use that kernel; None does so where there is one."""
+    """And for those that torch has fused: whether to use that kernel; None does so where there is
+    one.
+    """
 
     fused: bool | None
 
 
 def build(name: str, **options: Any) -> Any:
-    """A spec of the optimizer called ``name``, or of the class at a path: ``build("torch.optim.NAdam", lr=1e-3)``.
+    """A spec of the optimizer called ``name``, or of the class at a path:
+    ``build("torch.optim.NAdam", lr=1e-3)``.
 
     Args:
-        options: ``lr``, ``weight_decay`` (by default the class's own) and the other settings of ``Spec``; whatever
-            else the class takes.
+        options: ``lr``, ``weight_decay`` (by default the class's own) and the other settings of
+            ``Spec``; whatever else the class takes.
 
     Returns:
         A Spec; for "muon" the two that ``Muon`` gives, by name.
@@ -84,9 +87,13 @@ def find(name: str) -> type[Optimizer]:
     """
     if name not in OPTIMIZERS and "." not in str(name):
         if name in OPTIMIZER_NAMES:
-            raise OptionError(f"there is no optimizer {name!r}: here that is {OPTIMIZER_NAMES[name]}")
-        raise OptionError(f"there is no optimizer {name!r}.{nearest(str(name), OPTIMIZERS)} Give one of "
-                          f"{', '.join(OPTIMIZERS)}, or a class by its path, such as 'torch.optim.NAdam'")  # fmt: skip
+            raise OptionError(
+                f"there is no optimizer {name!r}: here that is {OPTIMIZER_NAMES[name]}"
+            )
+        raise OptionError(
+            f"there is no optimizer {name!r}.{nearest(str(name), OPTIMIZERS)} Give one of "
+            f"{', '.join(OPTIMIZERS)}, or a class by its path, such as 'torch.optim.NAdam'"
+        )
     path = OPTIMIZERS.get(name, name)
     module, _, attribute = path.rpartition(".")
     try:
@@ -104,20 +111,30 @@ def find(name: str) -> type[Optimizer]:
 
 
 def AdamW(
-    lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, **settings: Unpack[FusedSettings]
+    lr: float = 1e-3,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    **settings: Unpack[FusedSettings],
 ) -> Spec:
     """Adam with decoupled weight decay, 0.01 by default (Loshchilov and Hutter 2019)."""
     return _spec("adamw", lr=lr, betas=betas, eps=eps, **settings)
 
 
 def Adam(
-    lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, **settings: Unpack[FusedSettings]
+    lr: float = 1e-3,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    **settings: Unpack[FusedSettings],
 ) -> Spec:
     """Adam (Kingma and Ba 2015); its weight decay is an L2 term in the gradient."""
     return _spec("adam", lr=lr, betas=betas, eps=eps, **settings)
 
 
-def SGD(lr: float, *, momentum: float = 0.0, nesterov: bool = False, **settings: Unpack[FusedSettings]) -> Spec:
+def SGD(
+    lr: float, *, momentum: float = 0.0, nesterov: bool = False, **settings: Unpack[FusedSettings]
+) -> Spec:
     """Stochastic gradient descent, with momentum if asked for."""
     return _spec("sgd", lr=lr, momentum=momentum, nesterov=nesterov, **settings)
 
@@ -127,7 +144,9 @@ def Adagrad(lr: float = 1e-2, **settings: Unpack[FusedSettings]) -> Spec:
     return _spec("adagrad", lr=lr, **settings)
 
 
-def RMSprop(lr: float = 1e-2, *, alpha: float = 0.99, momentum: float = 0.0, **settings: Unpack[Settings]) -> Spec:
+def RMSprop(
+    lr: float = 1e-2, *, alpha: float = 0.99, momentum: float = 0.0, **settings: Unpack[Settings]
+) -> Spec:
     """RMSprop (Hinton 2012), with momentum if asked for."""
     return _spec("rmsprop", lr=lr, alpha=alpha, momentum=momentum, **settings)
 
@@ -135,27 +154,41 @@ def RMSprop(lr: float = 1e-2, *, alpha: float = 0.99, momentum: float = 0.0, **s
 def Adafactor(lr: float = 1e-2, **settings: Unpack[Settings]) -> Spec:
     """Adafactor (Shazeer and Stern 2018), second moments by rows and columns: almost no state.
 
-    ``lr`` is relative: a step moves a matrix by min(lr, 1 / sqrt(step)) times its own root mean square.
+    ``lr`` is relative: a step moves a matrix by min(lr, 1 / sqrt(step)) times its own root mean
+    square.
     """
     return _spec("adafactor", lr=lr, **settings)
 
 
-def Lion(lr: float = 1e-4, *, betas: tuple[float, float] = (0.9, 0.99), **settings: Unpack[Settings]) -> Spec:
-    """Lion (Chen et al. 2023): one moment, the sign as update; a rate 3 to 10 times lower than AdamW's."""
+def Lion(
+    lr: float = 1e-4, *, betas: tuple[float, float] = (0.9, 0.99), **settings: Unpack[Settings]
+) -> Spec:
+    """Lion (Chen et al. 2023): one moment, the sign as update; a rate 3 to 10 times lower than
+    AdamW's.
+    """
     return _spec("lion", lr=lr, betas=betas, **settings)
 
 
 def AdamWBf16(
-    lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, **settings: Unpack[Settings]
+    lr: float = 1e-3,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    **settings: Unpack[Settings],
 ) -> Spec:
     """AdamW for ``precision="bf16-true"``, with Kahan summation; see ``loopkit.optim.kahan``."""
     return _spec("adamw_bf16", lr=lr, betas=betas, eps=eps, **settings)
 
 
 def AdamW8bit(
-    lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), paged: bool = False, **settings: Unpack[Settings]
+    lr: float = 1e-3,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    paged: bool = False,
+    **settings: Unpack[Settings],
 ) -> Spec:
-    """AdamW with both moments in 8 bits, by blocks (Dettmers et al. 2022); paged: in memory the host shares.
+    """AdamW with both moments in 8 bits, by blocks (Dettmers et al. 2022); paged: in memory the
+    host shares.
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.
@@ -164,9 +197,12 @@ def AdamW8bit(
 
 
 def ScheduleFree(
-    lr: float = 2.5e-3, *, betas: tuple[float, float] = (0.9, 0.999), warmup_steps: int = 0,
+    lr: float = 2.5e-3,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    warmup_steps: int = 0,
     **settings: Unpack[Settings],
-) -> Spec:  # fmt: skip
+) -> Spec:
     """Schedule-free AdamW (Defazio et al. 2024): averaging takes the place of a falling rate.
 
     Evaluations and checkpoints see the averaged weights, training goes on with its own.
@@ -178,12 +214,19 @@ def ScheduleFree(
 
 
 def Muon(
-    lr: float = 1e-3, *, adamw_lr: float | None = None, momentum: float = 0.95, nesterov: bool = True,
-    ns_steps: int = 5, betas: tuple[float, float] = (0.9, 0.95), **settings: Unpack[Settings],
-) -> dict[str, Spec]:  # fmt: skip
+    lr: float = 1e-3,
+    *,
+    adamw_lr: float | None = None,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    ns_steps: int = 5,
+    betas: tuple[float, float] = (0.9, 0.95),
+    **settings: Unpack[Settings],
+) -> dict[str, Spec]:
     """Muon (Jordan et al. 2024) for hidden matrices, AdamW for embeddings, head, biases and norms.
 
-    Updates are scaled to the root mean square of AdamW's (Liu et al. 2025), so that one rate serves both.
+    Updates are scaled to the root mean square of AdamW's (Liu et al. 2025), so that one rate serves
+    both.
 
     Args:
         adamw_lr: the rate of AdamW's part; None takes ``lr``.
@@ -205,11 +248,18 @@ def Muon(
         among = select(task, chosen, "Muon")
         return among.keys() - hidden_matrices(task, among)
 
-    options = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": "match_rms_adamw"}
+    options = {
+        "momentum": momentum,
+        "nesterov": nesterov,
+        "ns_steps": ns_steps,
+        "adjust_lr_fn": "match_rms_adamw",
+    }
     common: dict[str, Any] = {"weight_decay": decay, **settings}
     return {
         "muon": _spec("muon", lr=lr, params=hidden, **options, **common),
-        "adamw": _spec("adamw", lr=lr if adamw_lr is None else adamw_lr, params=rest, betas=betas, **common),
+        "adamw": _spec(
+            "adamw", lr=lr if adamw_lr is None else adamw_lr, params=rest, betas=betas, **common
+        ),
     }
 
 
@@ -222,4 +272,8 @@ def _spec(name: str, **options: Any) -> Spec:
             settings[key] = defaults[key]
     if "lr" not in settings:
         raise OptionError(f"{name}: give its learning rate, lr=")
-    return Spec(kind, **settings, options={key: value for key, value in options.items() if key not in SETTINGS})
+    return Spec(
+        kind,
+        **settings,
+        options={key: value for key, value in options.items() if key not in SETTINGS},
+    )

@@ -1,7 +1,9 @@
-"""Learning-rate schedules: a factor of the base rate as a function of (step, total), after a linear warmup.
+"""Learning-rate schedules: a factor of the base rate as a function of (step, total), after a linear
+warmup.
 
-Every one is a pure function of the number of completed optimizer steps, so it needs no state and is the same at
-any accumulation and after any resume. Only ``reduce_on_plateau`` reacts to what is measured.
+Every one is a pure function of the number of completed optimizer steps, so it needs no state and is
+the same at any accumulation and after any resume. Only ``reduce_on_plateau`` reacts to what is
+measured.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ _DECAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """A warmup to 1, then a shape: ``Schedule("halving", lambda step, total: 0.5 ** (step // 1000))``.
+    """A warmup to 1, then a shape: ``Schedule("halving", lambda step, total: 0.5 ** (step //
+    1000))``.
 
     Attributes:
         name: for messages and configs.
-        shape: (steps since warmup, steps from warmup to the end, and the lengths by name) to a factor of the base rate.
-        warmup: the length of the linear warmup: steps, ``"10%"`` of the run or ``"1 epoch"``; 0 for none.
+        shape: (steps since warmup, steps from warmup to the end, and the lengths by name) to a
+            factor of the base rate.
+        warmup: the length of the linear warmup: steps, ``"10%"`` of the run or ``"1 epoch"``; 0 for
+            none.
         needs_total: whether the shape depends on where the run ends.
         lengths: further lengths that the shape takes, handed to it in whole steps.
         start: the factor that the warmup begins at.
@@ -49,24 +54,35 @@ class Schedule:
         """The factor as a function of the number of completed steps, for a run of this length.
 
         Raises:
-            OptionError: the shape needs a total that the plan does not have, or a length is given in time.
+            OptionError: the shape needs a total that the plan does not have, or a length is given
+                in time.
         """
         if self.needs_total and plan.steps is None:
-            raise OptionError(f"the schedule {self.name!r} needs to know where the run ends: "
-                              "give Fit(steps=...), or data with a length")  # fmt: skip
+            raise OptionError(
+                f"the schedule {self.name!r} needs to know where the run ends: "
+                "give Fit(steps=...), or data with a length"
+            )
         warmup = in_steps(self.warmup, plan, f"{self.name}(warmup=)")
-        lengths = {k: in_steps(value, plan, f"{self.name}({k}=)") for k, value in self.lengths.items()}
+        lengths = {
+            k: in_steps(value, plan, f"{self.name}({k}=)") for k, value in self.lengths.items()
+        }
         total, shape, start = max(1, (plan.steps or 0) - warmup), self.shape, self.start
 
         def factor(step: int) -> float:
-            return start + (1.0 - start) * step / warmup if step < warmup else shape(step - warmup, total, **lengths)
+            return (
+                start + (1.0 - start) * step / warmup
+                if step < warmup
+                else shape(step - warmup, total, **lengths)
+            )
 
         return factor
 
     def depends_on_total(self) -> bool:
         """Whether another length of the run makes another schedule of it."""
         lengths = [_length(value, self.name) for value in (self.warmup, *self.lengths.values())]
-        return self.needs_total or any(length is not None and length.unit == "percent" for length in lengths)
+        return self.needs_total or any(
+            length is not None and length.unit == "percent" for length in lengths
+        )
 
 
 @dataclass(frozen=True)
@@ -85,14 +101,20 @@ class Plateau:
     def __post_init__(self) -> None:
         _length(self.warmup, "reduce_on_plateau(warmup=)")
         if self.metric.rpartition(":")[2] not in ("min", "max"):
-            raise OptionError(f"reduce_on_plateau(metric={self.metric!r}): name the metric and the better side, "
-                              "as 'eval/loss:min' or 'eval/accuracy:max'")  # fmt: skip
+            raise OptionError(
+                f"reduce_on_plateau(metric={self.metric!r}): name the metric and the better side, "
+                "as 'eval/loss:min' or 'eval/accuracy:max'"
+            )
         if not 0 < self.factor < 1:
-            raise OptionError(f"reduce_on_plateau(factor={self.factor!r}): give a number between 0 and 1")
+            raise OptionError(
+                f"reduce_on_plateau(factor={self.factor!r}): give a number between 0 and 1"
+            )
         for name in ("patience", "cooldown"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
-                raise OptionError(f"reduce_on_plateau({name}={value!r}): give a whole number of at least 0")
+                raise OptionError(
+                    f"reduce_on_plateau({name}={value!r}): give a whole number of at least 0"
+                )
 
     def improves(self, value: float, best: float | None) -> bool:
         """Whether ``value`` beats ``best`` by more than the relative threshold."""
@@ -109,12 +131,15 @@ def constant(warmup: object = 0) -> Schedule:
 
 
 def linear(warmup: object = 0, floor: float = 0.0) -> Schedule:
-    """Linearly from the base rate to ``floor`` times it at the end of the run, after a linear warmup."""
+    """Linearly from the base rate to ``floor`` times it at the end of the run, after a linear
+    warmup.
+    """
     return polynomial(warmup, 1.0, floor, name="linear")
 
 
 def cosine(warmup: object = 0, floor: float = 0.0, cycles: float = 0.5) -> Schedule:
-    """Along a cosine from the base rate to ``floor`` times it (Loshchilov and Hutter 2017), after a linear warmup.
+    """Along a cosine from the base rate to ``floor`` times it (Loshchilov and Hutter 2017), after a
+    linear warmup.
 
     Args:
         warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
@@ -133,13 +158,19 @@ def cosine_restarts(warmup: object = 0, cycles: int = 1, floor: float = 0.0) -> 
     _at_least("cosine_restarts(cycles=", cycles, 1)
 
     def wave(step: int, total: int) -> float:
-        return 0.5 * (1.0 + math.cos(math.pi * (cycles * step / total % 1.0))) if step < total else 0.0
+        return (
+            0.5 * (1.0 + math.cos(math.pi * (cycles * step / total % 1.0))) if step < total else 0.0
+        )
 
     return Schedule("cosine_restarts", _above("cosine_restarts", floor, wave), warmup)
 
 
-def polynomial(warmup: object = 0, power: float = 1.0, floor: float = 0.0, *, name: str = "polynomial") -> Schedule:
-    """From the base rate to ``floor`` times it, along (the share of the run that is left) to the ``power``."""
+def polynomial(
+    warmup: object = 0, power: float = 1.0, floor: float = 0.0, *, name: str = "polynomial"
+) -> Schedule:
+    """From the base rate to ``floor`` times it, along (the share of the run that is left) to the
+    ``power``.
+    """
     _at_least(f"{name}(power=", power, 0)
 
     def slope(step: int, total: int) -> float:
@@ -149,10 +180,12 @@ def polynomial(warmup: object = 0, power: float = 1.0, floor: float = 0.0, *, na
 
 
 def inverse_sqrt(warmup: object = 0, timescale: object = None) -> Schedule:
-    """Falling as 1 / sqrt(step), for runs without a known end (Vaswani et al. 2017; with timescale, Zhai et al. 2022).
+    """Falling as 1 / sqrt(step), for runs without a known end (Vaswani et al. 2017; with timescale,
+    Zhai et al. 2022).
 
     Args:
-        timescale: steps in which the factor falls from 1 to 1 / sqrt(2); None takes the warmup, or 10000 steps.
+        timescale: steps in which the factor falls from 1 to 1 / sqrt(2); None takes the warmup, or
+            10000 steps.
     """
 
     def slope(step: int, total: int, timescale: int) -> float:
@@ -162,11 +195,15 @@ def inverse_sqrt(warmup: object = 0, timescale: object = None) -> Schedule:
     return Schedule("inverse_sqrt", slope, warmup, needs_total=False, lengths=lengths)
 
 
-def wsd(warmup: object = 0, decay: object = "10%", shape: str = "cosine", floor: float = 0.0) -> Schedule:
-    """Warmup, a stable stretch at the base rate, and a decay to ``floor`` times it (Hu et al. 2024, MiniCPM).
+def wsd(
+    warmup: object = 0, decay: object = "10%", shape: str = "cosine", floor: float = 0.0
+) -> Schedule:
+    """Warmup, a stable stretch at the base rate, and a decay to ``floor`` times it (Hu et al. 2024,
+    MiniCPM).
 
     Args:
-        decay: how long before the end the decay begins: steps, ``"10%"`` of the run or ``"1 epoch"``.
+        decay: how long before the end the decay begins: steps, ``"10%"`` of the run or ``"1
+            epoch"``.
         shape: of the decay: "cosine", "linear" or "1-sqrt".
         floor: the factor that the decay ends at, and the warmup begins at.
 
@@ -174,20 +211,27 @@ def wsd(warmup: object = 0, decay: object = "10%", shape: str = "cosine", floor:
         OptionError: another shape.
     """
     if shape not in _DECAYS:
-        raise OptionError(f"wsd(shape={shape!r}): give one of {', '.join(_DECAYS)}.{nearest(str(shape), _DECAYS)}")
+        raise OptionError(
+            f"wsd(shape={shape!r}): give one of {', '.join(_DECAYS)}.{nearest(str(shape), _DECAYS)}"
+        )
 
     def slope(step: int, total: int, decay: int) -> float:
         decaying = step - (total - decay)
         return 1.0 if decaying < 0 else _DECAYS[shape](min(1.0, decaying / max(1, decay)))
 
-    return Schedule("wsd", _above("wsd", floor, slope), warmup, lengths={"decay": decay}, start=floor)
+    return Schedule(
+        "wsd", _above("wsd", floor, slope), warmup, lengths={"decay": decay}, start=floor
+    )
 
 
-def warm_restarts(T_0: object, T_mult: float = 1, floor: float = 0.0, warmup: object = 0) -> Schedule:
-    """Half cosines from the base rate to ``floor`` times it, without regard to where the run ends (SGDR).
+def warm_restarts(
+    T_0: object, T_mult: float = 1, floor: float = 0.0, warmup: object = 0
+) -> Schedule:
+    """Half cosines from the base rate to ``floor`` times it, without regard to where the run ends
+    (SGDR).
 
-    Loshchilov and Hutter 2017. torch's ``CosineAnnealingWarmRestarts`` has its lowest rate as ``eta_min``:
-    here that is ``floor=eta_min / lr``.
+    Loshchilov and Hutter 2017. torch's ``CosineAnnealingWarmRestarts`` has its lowest rate as
+    ``eta_min``: here that is ``floor=eta_min / lr``.
 
     Args:
         T_0: the length of the first: steps, ``"10%"`` of the run or ``"1 epoch"``.
@@ -208,7 +252,8 @@ def warm_restarts(T_0: object, T_mult: float = 1, floor: float = 0.0, warmup: ob
 
 
 def one_cycle(rise: float = 0.3, start: float = 1 / 25, end: float = 1 / 250_000) -> Schedule:
-    """Up along a cosine to the base rate, then down (Smith and Topin 2018); torch's ``OneCycleLR`` without momentum.
+    """Up along a cosine to the base rate, then down (Smith and Topin 2018); torch's ``OneCycleLR``
+    without momentum.
 
     Args:
         rise: the share of the run that rises.
@@ -228,10 +273,16 @@ def one_cycle(rise: float = 0.3, start: float = 1 / 25, end: float = 1 / 250_000
 
 
 def reduce_on_plateau(
-    metric: str = "eval/loss:min", factor: float = 0.1, patience: int = 10, threshold: float = 1e-4,
-    cooldown: int = 0, floor: float = 0.0, warmup: object = 0,
-) -> Plateau:  # fmt: skip
-    """Lower the rate when a metric stops getting better: after each evaluation, as torch's ``ReduceLROnPlateau``.
+    metric: str = "eval/loss:min",
+    factor: float = 0.1,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    cooldown: int = 0,
+    floor: float = 0.0,
+    warmup: object = 0,
+) -> Plateau:
+    """Lower the rate when a metric stops getting better: after each evaluation, as torch's
+    ``ReduceLROnPlateau``.
 
     Args:
         metric: its full name and the better side, as ``"eval/loss:min"``.
@@ -256,7 +307,10 @@ def in_steps(value: object, plan: Plan, option: str) -> int:
         return 0
     period = length.in_steps(plan, option)
     if period is None:
-        raise OptionError(f"{option[:-1]}'{length}'): give steps, epochs of data with a length, or percent, not time")
+        raise OptionError(
+            f"{option[:-1]}'{length}'): give steps, epochs of data with a length, or percent, not "
+            f"time"
+        )
     return math.ceil(period)
 
 
@@ -269,7 +323,9 @@ def _above(name: str, floor: float, shape: Shape) -> Shape:
     """``shape``, which falls from 1 to 0, made to fall to ``floor``."""
     if not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
         raise OptionError(f"{name}(floor={floor!r}): give a factor of the base rate, from 0 to 1")
-    return lambda step, total, **lengths: floor + (1 - floor) * max(0.0, shape(step, total, **lengths))
+    return lambda step, total, **lengths: (
+        floor + (1 - floor) * max(0.0, shape(step, total, **lengths))
+    )
 
 
 def _between(start: float, end: float, part: float) -> float:

@@ -11,8 +11,11 @@ from torch.optim import Optimizer
 from loopkit.optim.specs import make_optimizers
 
 
-def group_table(task: nn.Module, optimizers: Optimizer | Mapping[str, Optimizer] | None = None) -> str:
-    """A row per parameter group: its name, its number of parameters and of elements, its rate and weight decay.
+def group_table(
+    task: nn.Module, optimizers: Optimizer | Mapping[str, Optimizer] | None = None
+) -> str:
+    """A row per parameter group: its name, its number of parameters and of elements, its rate and
+    weight decay.
 
     Args:
         optimizers: one or several by name; None builds what ``task.optimizers()`` returns.
@@ -34,12 +37,21 @@ def group_table(task: nn.Module, optimizers: Optimizer | Mapping[str, Optimizer]
     if frozen:
         rows.append(("frozen", str(len(frozen)), f"{sum(frozen):,}", "", ""))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [row[0].ljust(widths[0]) + "".join(f"  {cell.rjust(w)}" for cell, w in zip(row[1:], widths[1:]))
-             for row in rows]  # fmt: skip
+    lines = [
+        row[0].ljust(widths[0])
+        + "".join(f"  {cell.rjust(w)}" for cell, w in zip(row[1:], widths[1:]))
+        for row in rows
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _row(name: str, group: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     rate, parameters = group.get("initial_lr", group["lr"]), group["params"]
     elements = sum(p.numel() for p in parameters)
-    return name, str(len(parameters)), f"{elements:,}", f"{float(rate):.4g}", f"{group.get('weight_decay', 0.0):g}"
+    return (
+        name,
+        str(len(parameters)),
+        f"{elements:,}",
+        f"{float(rate):.4g}",
+        f"{group.get('weight_decay', 0.0):g}",
+    )

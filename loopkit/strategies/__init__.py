@@ -1,1 +1,3 @@
-"""Where a task runs: devices, precision, loss scaling, clipping and state, behind one small interface."""
+"""Where a task runs: devices, precision, loss scaling, clipping and state, behind one small
+interface.
+"""

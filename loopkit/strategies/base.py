@@ -1,4 +1,6 @@
-"""Strategy: the only code that knows devices, processes, wrapping, loss scaling, clipping and sharded state."""
+"""Strategy: the only code that knows devices, processes, wrapping, loss scaling, clipping and
+sharded state.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ from loopkit.strategies.world import World
 
 @dataclass(frozen=True)
 class Numerics:
-    """What every strategy must do to the numbers, and how: precision, clipping, non-finite ones, memory for time.
+    """What every strategy must do to the numbers, and how: precision, clipping, non-finite ones,
+    memory for time.
 
-    The sizes are Fit's: what each device takes at once, how often for one step, and for a step on all devices.
+    The sizes are Fit's: what each device takes at once, how often for one step, and for a step on
+    all devices.
     """
 
     precision: Precision = PRECISIONS["fp32"]
@@ -37,26 +41,30 @@ class Numerics:
 
 
 class Strategy(ABC):
-    """Where and how a task runs. Usable alone, in a hand-written loop: place, method, backward, update.
+    """Where and how a task runs. Usable alone, in a hand-written loop: place, method, backward,
+    update.
 
     Attributes:
         name: what it is called in checkpoints and on the console.
         device: where batches and parameters are.
-        world: those who train together; ``rank`` and ``world_size`` are its, at hand for the hot path.
+        world: those who train together; ``rank`` and ``world_size`` are its, at hand for the hot
+            path.
         data: the same as seen by the data: ranks that train on the same samples are one member.
         joins: whether it takes several processes.
         sharded: whether parameters are spread over the ranks, which then save together.
-        shows_gradients: whether parameters, their gradients and the optimizers' state are whole and at hand between
-            backward and update; what looks at them is refused where they are not.
+        shows_gradients: whether parameters, their gradients and the optimizers' state are whole and
+            at hand between backward and update; what looks at them is refused where they are not.
         lockstep: whether a forward pass is collective, so that a rank without data must run it too.
         forward: the context that every call of a task's step runs in; None for none.
         seed: seeds torch's generators, this device's among them.
-        scaler: the loss scaler, with ``state_dict`` and ``load_state_dict``; None where nothing is scaled.
+        scaler: the loss scaler, with ``state_dict`` and ``load_state_dict``; None where nothing is
+            scaled.
         optimizers: what ``adopt`` was given, by name.
         building: gives the context in which ``Task.configure_model`` makes its parameters.
-        close_step: called when a step is complete; returns whether the host knows already that something in it
-            was not finite. Where it can only learn that by waiting, the step is counted on the device, for
-            ``take_bad_steps``. An attribute, since what is called in every step is chosen once.
+        close_step: called when a step is complete; returns whether the host knows already that
+            something in it was not finite. Where it can only learn that by waiting, the step is
+            counted on the device, for ``take_bad_steps``. An attribute, since what is called in
+            every step is chosen once.
     """
 
     name: str = "Strategy"
@@ -83,7 +91,9 @@ class Strategy(ABC):
 
     @abstractmethod
     def place(self, task: nn.Module) -> None:
-        """Bring the task to the device, wrapped or sharded as need be; its attributes stay the user's."""
+        """Bring the task to the device, wrapped or sharded as need be; its attributes stay the
+        user's.
+        """
 
     @abstractmethod
     def adopt(self, optimizers: dict[str, Optimizer]) -> None:
@@ -99,16 +109,24 @@ class Strategy(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
-        """Add the gradients of ``loss``, a scalar; ``value`` is its detached self, for callers who have it."""
+        """Add the gradients of ``loss``, a scalar; ``value`` is its detached self, for callers who
+        have it.
+        """
 
     @abstractmethod
     def complete(
-        self, names: Sequence[str] | None = None, divisor: Tensor | float | None = None, *, want_norm: bool = False
+        self,
+        names: Sequence[str] | None = None,
+        divisor: Tensor | float | None = None,
+        *,
+        want_norm: bool = False,
     ) -> Tensor | None:
-        """Make the gradients of the named optimizers (None: of all) ready: divided, unscaled, clipped, checked.
+        """Make the gradients of the named optimizers (None: of all) ready: divided, unscaled,
+        clipped, checked.
 
         Returns:
-            The total norm before clipping, a scalar on the device, where it is clipped by or wanted; else None.
+            The total norm before clipping, a scalar on the device, where it is clipped by or
+            wanted; else None.
         """
 
     @abstractmethod
@@ -117,7 +135,9 @@ class Strategy(ABC):
 
     @abstractmethod
     def take_bad_steps(self) -> int:
-        """How many steps since last asked had a loss or gradient that is not finite; reads the device."""
+        """How many steps since last asked had a loss or gradient that is not finite; reads the
+        device.
+        """
 
     @abstractmethod
     def model_state(self) -> dict[str, Tensor]:
@@ -129,7 +149,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def optimizer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The optimizers' tensors by "<parameter>/<state>", by the user's names, and the rest as plain values.
+        """The optimizers' tensors by "<parameter>/<state>", by the user's names, and the rest as
+        plain values.
 
         With several optimizers the first part is preceded by the optimizer's name.
         """
@@ -138,13 +159,15 @@ class Strategy(ABC):
     def load_optimizer_state(
         self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], path: Path
     ) -> Callable[[], None]:
-        """Compare what ``optimizer_state`` gave, under any strategy, with these optimizers; nothing changes yet.
+        """Compare what ``optimizer_state`` gave, under any strategy, with these optimizers; nothing
+        changes yet.
 
         Returns:
             What loads it.
 
         Raises:
-            CheckpointError: the optimizers or their groups are not those that were saved in ``path``.
+            CheckpointError: the optimizers or their groups are not those that were saved in
+                ``path``.
         """
 
     @abstractmethod
@@ -153,4 +176,6 @@ class Strategy(ABC):
 
     @abstractmethod
     def close(self, failed: bool = False) -> None:
-        """The run is over. Where it ``failed``, perhaps on this rank alone, no collective may be issued."""
+        """The run is over. Where it ``failed``, perhaps on this rank alone, no collective may be
+        issued.
+        """

@@ -1,4 +1,6 @@
-"""torch.compile as an option: a task's step whole or block by block, without compiling again for a ragged batch."""
+"""torch.compile as an option: a task's step whole or block by block, without compiling again for a
+ragged batch.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,9 @@ class Compile:
 
     Attributes:
         mode, backend, dynamic: handed to ``torch.compile``; None is its default.
-        scope: "step" compiles the task's step whole; "blocks" compiles each repeated block by itself, which is
-            quicker to compile. A block does not know which dimension is the batch's, so it is compiled once more
-            when a shorter batch first comes; the step is not.
+        scope: "step" compiles the task's step whole; "blocks" compiles each repeated block by
+            itself, which is quicker to compile. A block does not know which dimension is the
+            batch's, so it is compiled once more when a shorter batch first comes; the step is not.
     """
 
     mode: str | None = None
@@ -40,12 +42,20 @@ def compile_blocks(task: nn.Module, how: Compile) -> None:
     """Compile each repeated block of ``task`` in place; parameter names stay as they are.
 
     Raises:
-        OptionError: no block is of a class outside ``torch.nn``, which torch does not compile in place.
+        OptionError: no block is of a class outside ``torch.nn``, which torch does not compile in
+            place.
     """
-    blocks = [block for block in repeated_blocks(task) if not type(block).__module__.startswith("torch.nn")]
+    blocks = [
+        block
+        for block in repeated_blocks(task)
+        if not type(block).__module__.startswith("torch.nn")
+    ]
     if not blocks:
-        raise OptionError(f"compile=Compile(scope='blocks'): {type(task).__name__} has no repeated block of a class of "
-                          "its own; pass scope='step'")  # fmt: skip
+        raise OptionError(
+            f"compile=Compile(scope='blocks'): {type(task).__name__} has no repeated block of a "
+            f"class of "
+            "its own; pass scope='step'"
+        )
     for block in blocks:
         block.compile(**how.options())
 
@@ -53,9 +63,9 @@ def compile_blocks(task: nn.Module, how: Compile) -> None:
 def compiled(method: Callable[..., Any], how: Compile) -> Callable[..., Any]:
     """``method`` (of a batch) compiled, once for all batch sizes above 1.
 
-    The first dimension of every tensor in a batch is announced as one that varies, so that the shorter last
-    batch of an epoch compiles nothing anew. Where the compiler cannot run at all (no C++ compiler), it is said
-    once and the method runs as it is.
+    The first dimension of every tensor in a batch is announced as one that varies, so that the
+    shorter last batch of an epoch compiles nothing anew. Where the compiler cannot run at all (no
+    C++ compiler), it is said once and the method runs as it is.
     """
     inner = torch.compile(method, **how.options())
     state = {"call": inner, "proven": False}
@@ -72,9 +82,12 @@ def compiled(method: Callable[..., Any], how: Compile) -> Callable[..., Any]:
         except Exception as error:
             if "compiler" not in str(error).lower():
                 raise
-            warnings.warn(f"compile: {type(error).__name__}: {str(error).splitlines()[0]}. Going on without "
-                          "compiling; install a C++ compiler (g++), or pass compile=False", LoopkitWarning,
-                          stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"compile: {type(error).__name__}: {str(error).splitlines()[0]}. Going on without "
+                "compiling; install a C++ compiler (g++), or pass compile=False",
+                LoopkitWarning,
+                stacklevel=2,
+            )
             state["call"] = method
             return method(batch)
         state["proven"] = True

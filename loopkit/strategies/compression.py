@@ -21,16 +21,22 @@ def compress(wrapped: DistributedDataParallel, how: str | Callable[..., Any]) ->
     elif how == "bf16":
         wrapped.register_comm_hook(None, bf16_hook)
     else:
-        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=10)
+        state = powerSGD_hook.PowerSGDState(
+            None, matrix_approximation_rank=2, start_powerSGD_iter=10
+        )
         wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
 
 # Without `from __future__ import annotations`: torch reads this function's annotations as objects.
 def bf16_hook(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
-    """Average a bucket in bfloat16. torch's own hook of this kind asks for NCCL; this one runs over gloo too."""
+    """Average a bucket in bfloat16. torch's own hook of this kind asks for NCCL; this one runs over
+    gloo too.
+    """
     buffer = bucket.buffer()
     # Divided before the sum, so that it cannot overflow where the gradients did not.
     halves = buffer.to(torch.bfloat16).div_(dist.get_world_size())
     work: Any = dist.all_reduce(halves, async_op=True)
-    future: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
+    future: torch.futures.Future[torch.Tensor] = work.get_future().then(
+        lambda done: buffer.copy_(done.value()[0])
+    )
     return future

@@ -18,7 +18,9 @@ from loopkit.strategies.single import SingleDevice
 
 
 class StepForward(nn.Module):
-    """What DistributedDataParallel wraps: its forward is any method of the task, which stays the user's own."""
+    """What DistributedDataParallel wraps: its forward is any method of the task, which stays the
+    user's own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,25 +32,32 @@ class StepForward(nn.Module):
 
 
 class DDP(SingleDevice):
-    """Data parallel: every rank has the whole task, trains on its share of each step, and averages gradients.
+    """Data parallel: every rank has the whole task, trains on its share of each step, and averages
+    gradients.
 
-    The gradient of a step is that of one big batch, whatever the shares: each rank's loss is weighted by its
-    samples, or by the weights that the task returns. torch's DistributedDataParallel does the averaging.
+    The gradient of a step is that of one big batch, whatever the shares: each rank's loss is
+    weighted by its samples, or by the weights that the task returns. torch's
+    DistributedDataParallel does the averaging.
 
     Args:
-        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its number on the machine.
-        find_unused_parameters: look, in every forward pass, for parameters that the loss does not reach. None
-            does so where the task has several optimizers, which each backward pass feeds only one of.
+        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its number on the
+            machine.
+        find_unused_parameters: look, in every forward pass, for parameters that the loss does not
+            reach. None does so where the task has several optimizers, which each backward pass
+            feeds only one of.
         static_graph: promise that every step uses the same parameters, which saves looking.
         bucket_cap_mb: megabytes of gradients that are averaged together; None is torch's default.
-        broadcast_buffers: give every rank the first one's buffers (running statistics) before each forward pass.
-        gradient_as_bucket_view: let gradients lie in the buckets that are sent, which saves their memory once.
-        compress: send gradients as "fp16" or "bf16", or as low-rank parts with "powersgd"; or a communication
-            hook of torch's, ``hook(state, bucket) -> Future[Tensor]``.
+        broadcast_buffers: give every rank the first one's buffers (running statistics) before each
+            forward pass.
+        gradient_as_bucket_view: let gradients lie in the buckets that are sent, which saves their
+            memory once.
+        compress: send gradients as "fp16" or "bf16", or as low-rank parts with "powersgd"; or a
+            communication hook of torch's, ``hook(state, bucket) -> Future[Tensor]``.
         timeout: seconds that a rank waits for the others before the run is ended as hung.
 
     Raises:
-        OptionError: a compression that is not known, or ``static_graph`` together with looking for unused parameters.
+        OptionError: a compression that is not known, or ``static_graph`` together with looking for
+            unused parameters.
     """
 
     joins = True
@@ -68,10 +77,15 @@ class DDP(SingleDevice):
         super().__init__("cpu")  # until the place among the ranks is known
         self._join = Joining(accelerator, timeout)
         if compress is not None and not callable(compress) and compress not in COMPRESSIONS:
-            raise OptionError(f"DDP(compress={compress!r}): give one of {', '.join(COMPRESSIONS)}, or a function")
+            raise OptionError(
+                f"DDP(compress={compress!r}): give one of {', '.join(COMPRESSIONS)}, or a function"
+            )
         if static_graph and find_unused_parameters:
-            raise OptionError("DDP(static_graph=True, find_unused_parameters=True): a graph that stays the same needs "
-                              "no looking: leave one of them out")  # fmt: skip
+            raise OptionError(
+                "DDP(static_graph=True, find_unused_parameters=True): a graph that stays the same "
+                "needs "
+                "no looking: leave one of them out"
+            )
         self._find_unused = find_unused_parameters
         self._static = static_graph
         self._compress = compress
@@ -102,7 +116,8 @@ class DDP(SingleDevice):
         own = super().method(name)
         if self.world_size == 1 or name in ("eval_step", "predict_step"):
             return own
-        # Wrapped only now, so that what a hook froze at setup is frozen for DistributedDataParallel too.
+        # Wrapped only now, so that what a hook froze at setup is frozen for DistributedDataParallel
+        # too.
         steps, wrapped = self._steps, self._wrapped or self._wrap()
         steps.methods[name] = own
 
@@ -111,26 +126,37 @@ class DDP(SingleDevice):
                 return wrapped(name, batch)
             except RuntimeError as error:
                 if "Expected to have finished reduction" in str(error):
-                    raise TaskError("the loss of the step before did not reach every trainable parameter, which the "
-                                    "ranks wait for: pass strategy=DDP(find_unused_parameters=True), or freeze what "
-                                    "is not used") from error  # fmt: skip
+                    raise TaskError(
+                        "the loss of the step before did not reach every trainable parameter, "
+                        "which the "
+                        "ranks wait for: pass strategy=DDP(find_unused_parameters=True), or freeze "
+                        "what "
+                        "is not used"
+                    ) from error
                 raise
 
         return call
 
     def _wrap(self) -> DistributedDataParallel:
         # What is frozen now is not known to DistributedDataParallel when it moves later.
-        self._late = [p for parameters in self._parameters.values() for p in parameters if not p.requires_grad]
+        self._late = [
+            p for parameters in self._parameters.values() for p in parameters if not p.requires_grad
+        ]
         unused = len(self.optimizers) > 1 if self._find_unused is None else self._find_unused
         ids = [self.device.index] if self.device.type == "cuda" else None
         self._steps.task = self._task
         with warnings.catch_warnings():
             # Renamed in torch 2.13, where both names are known; older versions know this one.
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            warnings.filterwarnings(
+                "ignore", message=".*broadcast_buffers.*", category=FutureWarning
+            )
             self._wrapped = wrapped = DistributedDataParallel(
-                self._steps, device_ids=ids, init_sync=False, find_unused_parameters=unused and not self._static,
+                self._steps,
+                device_ids=ids,
+                init_sync=False,
+                find_unused_parameters=unused and not self._static,
                 **self._settings,
-            )  # fmt: skip
+            )
         if self._compress is not None:
             compress(wrapped, self._compress)
         return wrapped
@@ -148,10 +174,16 @@ class DDP(SingleDevice):
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``; see ``Strategy.backward``."""
-        super().backward(tell(loss) if self._wrapped is not None and self._guard is not None else loss, value)
+        super().backward(
+            tell(loss) if self._wrapped is not None and self._guard is not None else loss, value
+        )
 
     def complete(
-        self, names: Sequence[str] | None = None, divisor: Tensor | float | None = None, *, want_norm: bool = False
+        self,
+        names: Sequence[str] | None = None,
+        divisor: Tensor | float | None = None,
+        *,
+        want_norm: bool = False,
     ) -> Tensor | None:
         """Divide, unscale, clip and check the gradients, which are the same on all ranks."""
         if self.scaler is not None and self._guard is not None and self._wrapped is not None:
@@ -161,4 +193,3 @@ class DDP(SingleDevice):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world_size
         return super().complete(names, divisor, want_norm=want_norm)
-

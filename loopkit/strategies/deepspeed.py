@@ -1,4 +1,6 @@
-"""DeepSpeed: ZeRO's sharding of optimizer state, gradients and parameters, by DeepSpeed's own engine."""
+"""DeepSpeed: ZeRO's sharding of optimizer state, gradients and parameters, by DeepSpeed's own
+engine.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from loopkit.strategies.ddp import StepForward
 from loopkit.strategies.joining import Joining, spread, tell
 from loopkit.strategies.precision import Precision
 from loopkit.strategies.single import SingleDevice
-from loopkit.strategies.zero_config import ZeroSettings, check_numerics, choose_stage, read_config, resolve
+from loopkit.strategies.zero_config import (
+    ZeroSettings,
+    check_numerics,
+    choose_stage,
+    read_config,
+    resolve,
+)
 from loopkit.strategies.zero_engine import Scaler, bring_in, check_parameters, the_one
 from loopkit.strategies.zero_state import Marks, ZeroState, is_partitioned, not_sent, shape_of
 
@@ -26,20 +34,24 @@ FP16 = Precision("fp16", storage=torch.float16, scaled=True)
 
 
 class DeepSpeed(SingleDevice):
-    """DeepSpeed's ZeRO: every rank keeps a part of the optimizer's state, of the gradients, or of everything.
+    """DeepSpeed's ZeRO: every rank keeps a part of the optimizer's state, of the gradients, or of
+    everything.
 
-    The task stays the user's: its attributes, parameter names and step methods. Checkpoints are loopkit's own, by
-    parameter name and in single precision, and any strategy goes on from them. Gradients are not to be seen: what
-    looks at them (``on_before_update``, GradMonitor, and hooks that follow the optimizer's parameters) is refused.
+    The task stays the user's: its attributes, parameter names and step methods. Checkpoints are
+    loopkit's own, by parameter name and in single precision, and any strategy goes on from them.
+    Gradients are not to be seen: what looks at them (``on_before_update``, GradMonitor, and hooks
+    that follow the optimizer's parameters) is refused.
 
     Args:
-        config: DeepSpeed's configuration, a dict or the path of a JSON file. "auto" takes Fit's value where Fit
-            has one, and DeepSpeed's default elsewhere; a value that contradicts Fit's is an error.
-        stage: what is sharded: 1 the optimizer's state, 2 gradients too, 3 parameters too. None takes the
-            configuration's, or 2.
+        config: DeepSpeed's configuration, a dict or the path of a JSON file. "auto" takes Fit's
+            value where Fit has one, and DeepSpeed's default elsewhere; a value that contradicts
+            Fit's is an error.
+        stage: what is sharded: 1 the optimizer's state, 2 gradients too, 3 parameters too. None
+            takes the configuration's, or 2.
         offload_optimizer: keep the optimizer's state, and step, in the CPU's memory.
         offload_parameters: keep parameters in the CPU's memory too (stage 3).
-        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its number on the machine.
+        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its number on the
+            machine.
         timeout: seconds that a rank waits for the others before the run is ended as hung.
 
     Raises:
@@ -72,7 +84,8 @@ class DeepSpeed(SingleDevice):
         """Join the other ranks and take this one's device.
 
         Raises:
-            OptionError: a precision or an option that DeepSpeed has not, or a contradiction to its configuration.
+            OptionError: a precision or an option that DeepSpeed has not, or a contradiction to its
+                configuration.
             MissingExtraError: deepspeed is not installed.
         """
         numerics = numerics or Numerics()
@@ -83,24 +96,34 @@ class DeepSpeed(SingleDevice):
         super().open(dataclasses.replace(numerics, precision=FP16) if fp16 else numerics)
         self.scaler = None
         pin = self.device.type == "cuda"
-        self._whole_config = resolve(self._config, self._settings, numerics, self.world_size, pin=pin)
+        self._whole_config = resolve(
+            self._config, self._settings, numerics, self.world_size, pin=pin
+        )
         self._deepspeed = bring_in(self.device, fp16=fp16)
-        self._deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)  # takes ours
+        self._deepspeed.init_distributed(
+            auto_mpi_discovery=False, dist_init_required=False
+        )  # takes ours
         if self.stage == 3:  # what configure_model makes is dealt out while it is made
-            self.building = lambda: self._deepspeed.zero.Init(config_dict_or_path=self._whole_config)
+            self.building = lambda: self._deepspeed.zero.Init(
+                config_dict_or_path=self._whole_config
+            )
         self._bad, self._skipped = 0, False
         self._divisor: float | None = None
         self._norm: Tensor | None = None
 
     def place(self, task: nn.Module) -> None:
-        """Move ``task`` to the device, with the first rank's weights on every rank; sharding comes with ``adopt``.
+        """Move ``task`` to the device, with the first rank's weights on every rank; sharding comes
+        with ``adopt``.
 
         Raises:
             TaskError: a run that failed has left it in parts.
         """
         if vars(task).get("_in_parts"):
-            raise TaskError("this task's parameters were left in parts by a run that failed: make a new one, with the "
-                            "weights of a checkpoint by its class's load()")  # fmt: skip
+            raise TaskError(
+                "this task's parameters were left in parts by a run that failed: make a new one, "
+                "with the "
+                "weights of a checkpoint by its class's load()"
+            )
         super().place(task)
         spread(task, self.world)  # of what is in parts already nothing is sent
 
@@ -158,7 +181,11 @@ class DeepSpeed(SingleDevice):
         self._engine.backward(tell(loss), scale_wrt_gas=False)
 
     def complete(
-        self, names: Sequence[str] | None = None, divisor: Tensor | float | None = None, *, want_norm: bool = False
+        self,
+        names: Sequence[str] | None = None,
+        divisor: Tensor | float | None = None,
+        *,
+        want_norm: bool = False,
     ) -> Tensor | None:
         """Note what ``update`` is to divide by, where DeepSpeed does all of this at once.
 
@@ -172,21 +199,32 @@ class DeepSpeed(SingleDevice):
         self._divisor = None
         if divisor is not None:
             if self.numerics.precision.scaled:
-                raise TaskError("train_step gives a 'weight', which is divided out of the gradients; DeepSpeed's fp16 "
-                                "scaler leaves no room for that. Take precision='bf16' or 'bf16-true', or leave the "
-                                "weight out")  # fmt: skip
+                raise TaskError(
+                    "train_step gives a 'weight', which is divided out of the gradients; "
+                    "DeepSpeed's fp16 "
+                    "scaler leaves no room for that. Take precision='bf16' or 'bf16-true', or "
+                    "leave the "
+                    "weight out"
+                )
             self._divisor = float(divisor)
             if not self._divisor > 0:
-                raise DataError(f"the weights of this step add up to {self._divisor:g}: it has nothing to train on")
+                raise DataError(
+                    f"the weights of this step add up to {self._divisor:g}: it has nothing to "
+                    f"train on"
+                )
         self._norm = torch.zeros(()) if self.numerics.clip_norm is not None else None
         return self._norm
 
     def update(self, names: Sequence[str] | None = None) -> None:
-        """Clip, step the optimizer and clear the gradients; DeepSpeed leaves a step out that is not finite."""
+        """Clip, step the optimizer and clear the gradients; DeepSpeed leaves a step out that is not
+        finite.
+        """
         engine = self._engine
         scaler = engine.optimizer.loss_scaler
         if self._divisor is not None:
-            scaler.cur_scale = self._divisor  # what gradients are divided by, and their norm is taken after
+            scaler.cur_scale = (
+                self._divisor
+            )  # what gradients are divided by, and their norm is taken after
         try:
             engine.step()
         finally:
@@ -210,7 +248,8 @@ class DeepSpeed(SingleDevice):
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers by the user's names; collective.
 
-        Gathered ones, in single precision, are whole on the first rank and without memory on the others.
+        Gathered ones, in single precision, are whole on the first rank and without memory on the
+        others.
         """
         found: dict[str, Tensor] = {}
         known: dict[int, Tensor] = {}  # tied ones once

@@ -1,4 +1,6 @@
-"""What a rank leaves behind when it fails: who was first, why, and where; told once, however many ranks there are."""
+"""What a rank leaves behind when it fails: who was first, why, and where; told once, however many
+ranks there are.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ _ECHOES = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "connectFullMesh", "recvValue failed",
     "Socket Timeout", "NCCL communicator was aborted", "Connection refused", "remote process exited", "Gloo connect",
 )  # fmt: skip
-_TIMEOUTS = ("Timed out waiting", "timed out", "Watchdog caught collective operation timeout", "wait timeout")
+_TIMEOUTS = (
+    "Timed out waiting",
+    "timed out",
+    "Watchdog caught collective operation timeout",
+    "wait timeout",
+)
 
 
 def is_worker() -> bool:
@@ -30,7 +37,9 @@ def is_worker() -> bool:
 
 
 def kind_of(error: BaseException) -> str:
-    """ "own" for an error of this rank, "echo" of another one's, "hung" where the others never came."""
+    """ "own" for an error of this rank, "echo" of another one's, "hung" where the others never
+    came.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RuntimeError) and not isinstance(seen, LoopkitError):
@@ -44,13 +53,15 @@ def kind_of(error: BaseException) -> str:
 
 
 class Failure:
-    """The end of this process when an exception leaves it: recorded for whoever started it, then out at once.
+    """The end of this process when an exception leaves it: recorded for whoever started it, then
+    out at once.
 
     Leaving at once closes the sockets, which frees the ranks that wait for this one.
 
     Args:
         rank: this process's rank.
-        diagnose: for a hang, what is known of the ranks that did not come; also ends those of this machine.
+        diagnose: for a hang, what is known of the ranks that did not come; also ends those of this
+            machine.
     """
 
     def __init__(self, rank: int, diagnose: Callable[[], str]) -> None:
@@ -62,13 +73,26 @@ class Failure:
         sys.excepthook = self
 
     def __call__(
-        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None, text: str | None = None
+        self,
+        kind: type[BaseException],
+        error: BaseException,
+        trace: TracebackType | None,
+        text: str | None = None,
     ) -> None:
         """Record and leave; ``text`` is what to show in place of the traceback."""
-        code = error.exit_code if isinstance(error, LoopkitError) else 130 if kind is KeyboardInterrupt else 1
+        code = (
+            error.exit_code
+            if isinstance(error, LoopkitError)
+            else 130
+            if kind is KeyboardInterrupt
+            else 1
+        )
         why = kind_of(error)
         if why == "hung":
-            code, text = HungError.exit_code, f"loopkit.errors.HungError: {self.diagnose()}\n{_last_line(error)}"
+            code, text = (
+                HungError.exit_code,
+                f"loopkit.errors.HungError: {self.diagnose()}\n{_last_line(error)}",
+            )
         if text is None:
             text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
         self._tell(why, text, code)
@@ -86,7 +110,10 @@ class Failure:
         elif why == "echo":
             print(f"rank {self.rank}: ended, as another rank did", file=sys.stderr)
         elif "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun shows it, last and once
-            extra = {"py_callstack": f"rank {self.rank}: {text}", "timestamp": str(int(time.time()))}
+            extra = {
+                "py_callstack": f"rank {self.rank}: {text}",
+                "timestamp": str(int(time.time())),
+            }
             message = {"message": text.splitlines()[-1] if text else "", "extraInfo": extra}
             _write(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {"message": message})
         else:
@@ -94,7 +121,9 @@ class Failure:
 
 
 def leave(error: BaseException, text: str) -> None:
-    """In one of several ranks: end it by ``error``, of which ``text`` is shown. Returns where there is one process."""
+    """In one of several ranks: end it by ``error``, of which ``text`` is shown. Returns where there
+    is one process.
+    """
     hook = sys.excepthook
     if isinstance(hook, Failure):
         hook(type(error), error, error.__traceback__, text)

@@ -1,4 +1,6 @@
-"""FSDP: parameters, gradients and optimizer state sharded over the ranks (torch's fully_shard, FSDP2)."""
+"""FSDP: parameters, gradients and optimizer state sharded over the ranks (torch's fully_shard,
+FSDP2).
+"""
 
 from __future__ import annotations
 
@@ -29,21 +31,26 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW)  # whose fused kernels know shard
 
 
 class FSDP(SingleDevice):
-    """Fully sharded data parallel: each rank keeps a part of every parameter, and gathers a block when it needs it.
+    """Fully sharded data parallel: each rank keeps a part of every parameter, and gathers a block
+    when it needs it.
 
-    The task is sharded in place and stays the user's: its attributes, parameter names and step methods. Within a
-    step parameters are whole; outside they are torch DTensors. A model that is too large for one device is made
-    in ``Task.configure_model``: the first rank makes it on the CPU, the others not at all.
+    The task is sharded in place and stays the user's: its attributes, parameter names and step
+    methods. Within a step parameters are whole; outside they are torch DTensors. A model that is
+    too large for one device is made in ``Task.configure_model``: the first rank makes it on the
+    CPU, the others not at all.
 
     Args:
-        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its number on the machine.
-        wrap: what is gathered at once, besides the rest of the task as a whole: "auto" takes the blocks that
-            stand in a ModuleList or Sequential more than once, a number takes modules of at least so many
-            parameters, a list takes classes, by themselves or by name.
-        reshard_after_forward: free a block's whole parameters after its forward pass, and gather them again in
-            the backward pass; False keeps them, a number keeps them whole within groups of that many ranks.
-        param_dtype, reduce_dtype: the dtypes in which parameters are gathered and gradients are added up; None
-            takes bfloat16 or float16 and float32 under ``precision="bf16"`` or ``"fp16"``, else the parameters'.
+        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its number on the
+            machine.
+        wrap: what is gathered at once, besides the rest of the task as a whole: "auto" takes the
+            blocks that stand in a ModuleList or Sequential more than once, a number takes modules
+            of at least so many parameters, a list takes classes, by themselves or by name.
+        reshard_after_forward: free a block's whole parameters after its forward pass, and gather
+            them again in the backward pass; False keeps them, a number keeps them whole within
+            groups of that many ranks.
+        param_dtype, reduce_dtype: the dtypes in which parameters are gathered and gradients are
+            added up; None takes bfloat16 or float16 and float32 under ``precision="bf16"`` or
+            ``"fp16"``, else the parameters'.
         offload: keep parameters, gradients and optimizer state in the CPU's memory.
         prefetch: how many blocks ahead are gathered, forward and backward; None leaves it to torch.
         replicas: shard within groups and replicate over this many of them (hybrid sharding).
@@ -75,11 +82,15 @@ class FSDP(SingleDevice):
         super().__init__("cpu")  # until the place among the ranks is known
         self._join = Joining(accelerator, timeout, alone=True)
         if isinstance(wrap, str) and wrap != "auto":
-            raise OptionError(f"FSDP(wrap={wrap!r}): give 'auto', a number of parameters, or a list of classes")
+            raise OptionError(
+                f"FSDP(wrap={wrap!r}): give 'auto', a number of parameters, or a list of classes"
+            )
         if type(replicas) is not int or replicas < 1:
             raise OptionError(f"FSDP(replicas={replicas!r}): give a whole number of at least 1")
         if prefetch is not None and (type(prefetch) is not int or prefetch < 1):
-            raise OptionError(f"FSDP(prefetch={prefetch!r}): give a whole number of at least 1, or None")
+            raise OptionError(
+                f"FSDP(prefetch={prefetch!r}): give a whole number of at least 1, or None"
+            )
         self.wrap, self.reshard_after_forward, self.prefetch = wrap, reshard_after_forward, prefetch
         self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
         self.offload, self.replicas, self.tensor = offload, replicas, tensor
@@ -93,20 +104,29 @@ class FSDP(SingleDevice):
             self._team = self.tensor.team(self.world_size, self._join.local_size)
             self.data = Teams(self.world, self._team)
             if self.scaler is not None:
-                raise OptionError("TensorParallel with precision='fp16': the loss scaler takes no layers that are "
-                                  "split: take precision='bf16'")  # fmt: skip
+                raise OptionError(
+                    "TensorParallel with precision='fp16': the loss scaler takes no layers that "
+                    "are "
+                    "split: take precision='bf16'"
+                )
         if self.data.size % self.replicas:
             whose = "ranks" if self._team == 1 else f"teams of {self._team} ranks"
-            raise OptionError(f"FSDP(replicas={self.replicas}): {self.data.size} {whose} cannot be dealt out evenly")
+            raise OptionError(
+                f"FSDP(replicas={self.replicas}): {self.data.size} {whose} cannot be dealt out "
+                f"evenly"
+            )
         # Ranks that share no data with others only split layers.
         self._fully = self.data.size > 1 or self._team == 1
         if self._team > 1:
             self.name = "FSDP and TensorParallel" if self._fully else "TensorParallel"
-        # On the first rank a model is made on the CPU; on the others without memory, to be filled from there.
+        # On the first rank a model is made on the CPU; on the others without memory, to be filled
+        # from there.
         self.building = nullcontext if self.rank == 0 else lambda: torch.device("meta")
 
     def place(self, task: nn.Module) -> None:
-        """Shard ``task`` in place, with the first rank's weights; one that is sharded already stays so."""
+        """Shard ``task`` in place, with the first rank's weights; one that is sharded already stays
+        so.
+        """
         self._task = task
         if any(is_sharded(parameter) for parameter in task.parameters()):
             return
@@ -123,10 +143,23 @@ class FSDP(SingleDevice):
 
     def _shard(self, task: nn.Module) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+        from torch.distributed.fsdp import (
+            CPUOffloadPolicy,
+            MixedPrecisionPolicy,
+            OffloadPolicy,
+            fully_shard,
+        )
 
-        shape = {"replicate": self.replicas, "shard": self.data.size // self.replicas, "tensor": self._team}
-        kept = {name: size for name, size in shape.items() if size > 1 or (name == "shard" and self._fully)}
+        shape = {
+            "replicate": self.replicas,
+            "shard": self.data.size // self.replicas,
+            "tensor": self._team,
+        }
+        kept = {
+            name: size
+            for name, size in shape.items()
+            if size > 1 or (name == "shard" and self._fully)
+        }
         mesh = init_device_mesh(self.device.type, tuple(kept.values()), mesh_dim_names=tuple(kept))
         if self.tensor is not None and self._team > 1:
             self.tensor.apply(task, mesh["tensor"])
@@ -136,34 +169,54 @@ class FSDP(SingleDevice):
             mesh = mesh[("replicate", "shard") if self.replicas > 1 else "shard"]
         precision = self.numerics.precision
         reduce = torch.float32 if precision.autocast is not None else None
-        policy = MixedPrecisionPolicy(self.param_dtype or precision.autocast, self.reduce_dtype or reduce)
-        offload: Any = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.offload else OffloadPolicy()
-        # fully_shard takes no scalars: they stay whole on every rank, and their gradients are averaged by ``complete``.
+        policy = MixedPrecisionPolicy(
+            self.param_dtype or precision.autocast, self.reduce_dtype or reduce
+        )
+        offload: Any = (
+            CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
+            if self.offload
+            else OffloadPolicy()
+        )
+        # fully_shard takes no scalars: they stay whole on every rank, and their gradients are
+        # averaged by ``complete``.
         scalars = {p for p in task.parameters() if p.ndim == 0}
         settings: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload}
         settings |= {"ignored_params": scalars, "reshard_after_forward": self.reshard_after_forward}
         blocks = [block for block in self._blocks(task) if any(p.ndim for p in block.parameters())]
         for block in blocks:
             fully_shard(block, **settings)
-        # The rest is needed through the whole of a step: also after a call of the task itself within it.
+        # The rest is needed through the whole of a step: also after a call of the task itself
+        # within it.
         fully_shard(task, **{**settings, "reshard_after_forward": False})
-        # torch warns where the task itself gives a view; its gradients are seen to by the loss of the step around it.
-        warnings.filterwarnings("ignore", message=rf"FSDP2-wrapped module \({type(task).__name__}\) returned a view")
+        # torch warns where the task itself gives a view; its gradients are seen to by the loss of
+        # the step around it.
+        warnings.filterwarnings(
+            "ignore", message=rf"FSDP2-wrapped module \({type(task).__name__}\) returned a view"
+        )
         self._look_ahead(blocks)
 
     def _blocks(self, task: nn.Module) -> list[nn.Module]:
         if self.wrap == "auto":
             found = [block for block in repeated_blocks(task) if block is not task]
         elif isinstance(self.wrap, int):
-            found = [m for m in task.modules() if m is not task and sum(p.numel() for p in m.parameters()) >= self.wrap]
+            found = [
+                m
+                for m in task.modules()
+                if m is not task and sum(p.numel() for p in m.parameters()) >= self.wrap
+            ]
         else:
             kinds = [kind if isinstance(kind, str) else kind.__name__ for kind in self.wrap]
             found = [m for m in task.modules() if type(m).__name__ in kinds and m is not task]
             missing = [kind for kind in kinds if kind not in {type(m).__name__ for m in found}]
             if missing:
-                there = ", ".join(sorted({type(m).__name__ for m in task.modules() if m is not task}))
-                raise OptionError(f"FSDP(wrap=...): no module is of class {missing[0]!r}; there are {there}")
-        # Inner modules first, as fully_shard wants them; a list or dict has no forward pass of its own.
+                there = ", ".join(
+                    sorted({type(m).__name__ for m in task.modules() if m is not task})
+                )
+                raise OptionError(
+                    f"FSDP(wrap=...): no module is of class {missing[0]!r}; there are {there}"
+                )
+        # Inner modules first, as fully_shard wants them; a list or dict has no forward pass of its
+        # own.
         return [m for m in reversed(found) if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
 
     def _look_ahead(self, blocks: list[Any]) -> None:
@@ -172,10 +225,13 @@ class FSDP(SingleDevice):
         order = blocks[::-1]  # as the forward pass meets them
         for number, block in enumerate(order):
             block.set_modules_to_forward_prefetch(order[number + 1 : number + 1 + self.prefetch])
-            block.set_modules_to_backward_prefetch(order[max(0, number - self.prefetch) : number][::-1])
+            block.set_modules_to_backward_prefetch(
+                order[max(0, number - self.prefetch) : number][::-1]
+            )
 
     def adopt(self, optimizers: dict[str, Optimizer]) -> None:
-        """Take the optimizers, without torch's fused and foreach kernels where those do not take sharded tensors.
+        """Take the optimizers, without torch's fused and foreach kernels where those do not take
+        sharded tensors.
 
         Raises:
             OptionError: one that needs whole parameters.
@@ -184,7 +240,9 @@ class FSDP(SingleDevice):
             _refuse_whole(optimizer)
             for group in optimizer.param_groups:
                 if len({getattr(p, "device_mesh", None) for p in group["params"]}) > 1:
-                    group.update({key: False for key in ("fused", "foreach") if key in group})  # one mesh only
+                    group.update(
+                        {key: False for key in ("fused", "foreach") if key in group}
+                    )  # one mesh only
                 elif group.get("fused") and type(optimizer) not in _FUSED:
                     group["fused"] = False
         super().adopt(optimizers)
@@ -198,7 +256,9 @@ class FSDP(SingleDevice):
         return super().method(name)
 
     def sync(self, last: bool) -> None:
-        """Add up gradients over the ranks in the backward pass to come, or leave them to add up on each."""
+        """Add up gradients over the ranks in the backward pass to come, or leave them to add up on
+        each.
+        """
         task: Any = self._task
         if self._fully:
             task.set_requires_gradient_sync(last)
@@ -208,13 +268,25 @@ class FSDP(SingleDevice):
         super().backward(tell(loss) if self._guard is not None else loss, value)
 
     def complete(
-        self, names: Sequence[str] | None = None, divisor: Tensor | float | None = None, *, want_norm: bool = False
+        self,
+        names: Sequence[str] | None = None,
+        divisor: Tensor | float | None = None,
+        *,
+        want_norm: bool = False,
     ) -> Tensor | None:
         """Divide, unscale, clip and check the gradients, by the parts that each rank holds."""
-        held = [p for name in names or self._parameters for p in self._parameters[name] if p.grad is not None]
+        held = [
+            p
+            for name in names or self._parameters
+            for p in self._parameters[name]
+            if p.grad is not None
+        ]
         if not held:
-            raise TaskError(f"the loss reaches no parameter of {', '.join(names or self._parameters)}: no gradient "
-                            "was computed")  # fmt: skip
+            raise TaskError(
+                f"the loss reaches no parameter of {', '.join(names or self._parameters)}: no "
+                f"gradient "
+                "was computed"
+            )
         own = [p.grad for p in held if not is_sharded(p) and p.grad is not None]
         for gradient in own if self._fully else ():  # a team's ranks have the same
             dist.all_reduce(gradient)
@@ -243,11 +315,16 @@ class FSDP(SingleDevice):
         return norm if numerics.clip_norm is not None or want_norm else None
 
     def _norm(self, sharded: list[nn.Parameter], own: list[Tensor]) -> Tensor:
-        """The norm of all gradients, from each rank's parts; what several ranks have alike counts once."""
+        """The norm of all gradients, from each rank's parts; what several ranks have alike counts
+        once.
+        """
         alike: dict[int, list[Tensor]] = {}
         for parameter in sharded:
             alike.setdefault(copies(parameter, self.world_size), []).append(local(parameter.grad))
-        total = sum((_squares(parts, self.device) / count for count, parts in alike.items()), _squares([], self.device))
+        total = sum(
+            (_squares(parts, self.device) / count for count, parts in alike.items()),
+            _squares([], self.device),
+        )
         dist.all_reduce(total)
         total = total + _squares(own, self.device)
         return total.sqrt().to((sharded or own)[0].dtype)
@@ -261,7 +338,9 @@ class FSDP(SingleDevice):
                 module.reshard()
 
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back parameters and buffers, all of them: whole tensors, or sharded ones like the task's."""
+        """Put back parameters and buffers, all of them: whole tensors, or sharded ones like the
+        task's.
+        """
         for name, target in self.model_state().items():
             value = state[name]
             if is_sharded(value):
@@ -273,8 +352,11 @@ class FSDP(SingleDevice):
 def _refuse_whole(optimizer: Optimizer) -> None:
     kind = type(optimizer)
     if kind.__name__ == "Adafactor" or kind.__module__.split(".")[0] == "bitsandbytes":
-        raise OptionError(f"{kind.__name__} needs each parameter whole, and under FSDP and TensorParallel a rank holds "
-                          "parts of them: take another optimizer (adamw, lion, muon), or strategy='ddp'")  # fmt: skip
+        raise OptionError(
+            f"{kind.__name__} needs each parameter whole, and under FSDP and TensorParallel a rank "
+            f"holds "
+            "parts of them: take another optimizer (adamw, lion, muon), or strategy='ddp'"
+        )
 
 
 def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:

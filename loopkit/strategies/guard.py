@@ -1,4 +1,6 @@
-"""Guard: a loss or gradient that is not finite never reaches a parameter, and finding it out waits for nothing."""
+"""Guard: a loss or gradient that is not finite never reaches a parameter, and finding it out waits
+for nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,27 @@ GUARDS = ("raise", "skip", "ignore")
 class Guard:
     """Watches what a step is about to use.
 
-    On a CPU the flag lies in memory that the host sees, and a bad step is known before its update. On an
-    accelerator nothing is read: fused optimizers take the flag as ``found_inf``, as they do from torch's
-    GradScaler, and leave parameters and state untouched where it is 1. Under "raise" it stays up once it is
-    up, so nothing moves any more from the first bad step to the moment, at a log or save, when the host reads
-    of it. Under "skip" it is lowered after each step. An optimizer without such a flag, on an accelerator,
-    needs one read per step instead.
+    On a CPU the flag lies in memory that the host sees, and a bad step is known before its update.
+    On an
+    accelerator nothing is read: fused optimizers take the flag as ``found_inf``, as they do from
+    torch's GradScaler, and leave parameters and state untouched where it is 1. Under "raise" it
+    stays up once it is up, so nothing moves any more from the first bad step to the moment, at a
+    log or save, when the host reads of it. Under "skip" it is lowered after each step. An optimizer
+    without such a flag, on an accelerator, needs one read per step instead.
 
     Args:
         uniform: whether gradients and losses all have one dtype and device.
     """
 
-    def __init__(self, mode: str, device: torch.device, optimizers: Iterable[Optimizer], *, uniform: bool) -> None:
+    def __init__(
+        self, mode: str, device: torch.device, optimizers: Iterable[Optimizer], *, uniform: bool
+    ) -> None:
         self.sticky = mode == "raise"
         self.uniform = uniform
         self._host = np.zeros((), dtype=np.float32) if device.type == "cpu" else None
-        self._found = torch.zeros((), device=device) if self._host is None else torch.from_numpy(self._host)
+        self._found = (
+            torch.zeros((), device=device) if self._host is None else torch.from_numpy(self._host)
+        )
         self._one = torch.ones((), device=device)
         self._bad_steps: Any = 0 if self._host is not None else torch.zeros((), device=device)
         self._needs_read = False
@@ -45,7 +52,8 @@ class Guard:
                     self._needs_read = True
 
     def check(self, tensors: list[Tensor]) -> bool:
-        """Raise the flag if any element of these floating tensors is not finite; they are not changed.
+        """Raise the flag if any element of these floating tensors is not finite; they are not
+        changed.
 
         Returns:
             Whether the host knows that this step must not update.
@@ -82,7 +90,8 @@ class Guard:
     def poison(self, loss: Tensor) -> Tensor:
         """``loss`` itself while all is well; NaN, gradients included, once the flag is up.
 
-        With a loss scaler the flag cannot go to the optimizer, but a NaN gradient makes the scaler skip.
+        With a loss scaler the flag cannot go to the optimizer, but a NaN gradient makes the scaler
+        skip.
         """
         return loss * torch.where(self._found > 0, torch.nan, 1.0)
 

@@ -1,4 +1,6 @@
-"""Hollow tasks: without memory until they are sharded, then filled from the first rank, a tensor at a time."""
+"""Hollow tasks: without memory until they are sharded, then filled from the first rank, a tensor at
+a time.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def named(task: nn.Module) -> dict[str, Tensor]:
 
 
 def take_out(task: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The values of ``task`` by name, in ``dtype`` if they are floating; afterwards it is hollow, tied as before."""
+    """The values of ``task`` by name, in ``dtype`` if they are floating; afterwards it is hollow,
+    tied as before.
+    """
     values = {name: tensor.detach() for name, tensor in named(task).items()}
     if dtype is not None:
         values = {name: t.to(dtype) if t.is_floating_point() else t for name, t in values.items()}
@@ -31,7 +35,11 @@ def take_out(task: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     for module in task.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                kind = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+                kind = (
+                    dtype
+                    if dtype is not None and parameter.is_floating_point()
+                    else parameter.dtype
+                )
                 empty = torch.empty_like(parameter, dtype=kind, device="meta")
                 fresh = nn.Parameter(empty, requires_grad=parameter.requires_grad)
                 module._parameters[name] = hollow.setdefault(id(parameter), fresh)
@@ -44,7 +52,9 @@ def take_out(task: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     return values
 
 
-def fill(task: nn.Module, full: Mapping[str, Tensor], device: torch.device, home: torch.device) -> None:
+def fill(
+    task: nn.Module, full: Mapping[str, Tensor], device: torch.device, home: torch.device
+) -> None:
     """Give the hollow shards of ``task`` the first rank's values; called on all ranks.
 
     Args:

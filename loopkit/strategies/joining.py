@@ -1,4 +1,6 @@
-"""What strategies over several processes share: finding a place and a device, starting from the same weights."""
+"""What strategies over several processes share: finding a place and a device, starting from the
+same weights.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ def spread(task: nn.Module, world: World) -> None:
 
 
 def tell(loss: Tensor) -> Tensor:
-    """``loss``, bit for bit; but where it is not finite its gradients are not either, so that all ranks see it.
+    """``loss``, bit for bit; but where it is not finite its gradients are not either, so that all
+    ranks see it.
 
     An infinite loss can have finite gradients, and then its rank alone would leave the step out.
     """

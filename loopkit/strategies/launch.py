@@ -1,8 +1,9 @@
-"""Launching: a plain ``python train.py`` starts the ranks it asks for, and ends as the first of them to fail ends.
+"""Launching: a plain ``python train.py`` starts the ranks it asks for, and ends as the first of
+them to fail ends.
 
-Each rank runs the same script anew, with torchrun's environment, so a script is written once for all ways to
-start it. The process that the user started only watches: it never comes back from ``Fit``, and ends with the
-exit code of the ranks.
+Each rank runs the same script anew, with torchrun's environment, so a script is written once for
+all ways to start it. The process that the user started only watches: it never comes back from
+``Fit``, and ends with the exit code of the ranks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _STOP = 30.0
 
 
 def command() -> list[str] | None:
-    """What starts this program again; None without a script: in an interactive session, a notebook, ``python -c``."""
+    """What starts this program again; None without a script: in an interactive session, a notebook,
+    ``python -c``.
+    """
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name != "__main__":
@@ -40,10 +43,12 @@ def command() -> list[str] | None:
 
 
 def launch(count: int, words: list[str]) -> int:
-    """Start ``count`` ranks on this machine with the command line ``words``, and watch them to their end.
+    """Start ``count`` ranks on this machine with the command line ``words``, and watch them to
+    their end.
 
-    SIGTERM, SIGINT and SIGUSR1 are passed on, once each. When a rank fails, the others get two seconds for
-    their last words and are ended; what is told is the traceback of the first that failed by itself.
+    SIGTERM, SIGINT and SIGUSR1 are passed on, once each. When a rank fails, the others get two
+    seconds for their last words and are ended; what is told is the traceback of the first that
+    failed by itself.
 
     Returns:
         The exit code: 0, or that of the failure.
@@ -52,7 +57,9 @@ def launch(count: int, words: list[str]) -> int:
 
     sys.stdout.flush()
     # Held here, the store outlives any rank, and the system chooses its port.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    store = TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+    )
     place = Path(tempfile.mkdtemp(prefix="loopkit-launch-"))
     ranks = Ranks(words, count, place, store.port)
     try:
@@ -69,7 +76,8 @@ class Ranks:
     Args:
         words: the command line.
         count: how many.
-        place: a directory for their failure records, and for what all but the first write to stderr.
+        place: a directory for their failure records, and for what all but the first write to
+            stderr.
         port: of the store where they meet.
     """
 
@@ -77,13 +85,21 @@ class Ranks:
         self.place = place
         self.stopping: float | None = None
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                  "OMP_NUM_THREADS": threads, "LOOPKIT_LAUNCH": place, "LOOPKIT_PARENT": os.getpid()}  # fmt: skip
+        shared = {
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": threads,
+            "LOOPKIT_LAUNCH": place,
+            "LOOPKIT_PARENT": os.getpid(),
+        }
         self.processes: list[subprocess.Popen[bytes]] = []
         for rank in range(count):
             env = {**os.environ, **{name: str(value) for name, value in shared.items()}}
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # What a script prints should show once. Sessions of their own, so that Ctrl-C comes through us, once.
+            # What a script prints should show once. Sessions of their own, so that Ctrl-C comes
+            # through us, once.
             out: IO[bytes] | None = None if rank == 0 else (place / f"stderr-{rank}").open("wb")
             quiet = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": out}
             self.processes.append(subprocess.Popen(words, env=env, start_new_session=True, **quiet))  # type: ignore[call-overload]
@@ -121,18 +137,27 @@ class Ranks:
                 first, since = failed[0], time.monotonic()
             if None not in codes:
                 break
-            if first is not None and time.monotonic() - since > (_LAST_WORDS if self.stopping is None else _STOP):
+            if first is not None and time.monotonic() - since > (
+                _LAST_WORDS if self.stopping is None else _STOP
+            ):
                 self.kill()
                 break
             time.sleep(_POLL)
         return 0 if first is None else self._tell(first, codes)
 
     def _tell(self, first: int, codes: list[int | None]) -> int:
-        records = [json.loads(path.read_text()) for path in sorted(self.place.glob("failure-*.json"))]
+        records = [
+            json.loads(path.read_text()) for path in sorted(self.place.glob("failure-*.json"))
+        ]
         told = {record["rank"]: record for record in records}
-        silent = [first, *range(len(codes))]  # ranks that ended without a word, the first to be seen in front
+        silent = [
+            first,
+            *range(len(codes)),
+        ]  # ranks that ended without a word, the first to be seen in front
         silent = [rank for rank in silent if codes[rank] is not None and rank not in told]
-        hung = [record for record in records if record["why"] == "hung"]  # whose rank ends the one that it waits for
+        hung = [
+            record for record in records if record["why"] == "hung"
+        ]  # whose rank ends the one that it waits for
         causes = hung or [record for record in records if record["why"] == "own"]
         if hung or (causes and not (codes[first] or 0) < 0):
             cause = min(causes, key=lambda record: record["at"])
@@ -148,7 +173,11 @@ class Ranks:
     def _tell_silent(self, rank: int, code: int) -> None:
         said = self.place / f"stderr-{rank}"
         words = said.read_text(errors="replace").strip().splitlines()[-30:] if said.exists() else []
-        how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was ended by signal {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         how += " while the others went on" if code >= 0 else ""
         hint = " (out of memory ends a process like this)" if code == -signal.SIGKILL else ""
         print("\n".join([*words, f"rank {rank} {how}{hint}"]), file=sys.stderr)
@@ -166,7 +195,11 @@ class _PassingOn:
             self.ranks.pass_on(number)
 
         if threading.current_thread() is threading.main_thread():
-            wanted = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+            wanted = [
+                signal.SIGTERM,
+                signal.SIGINT,
+                *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []),
+            ]
             self.before = {number: signal.signal(number, pass_on) for number in wanted}
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,6 @@
-"""Placement: which module of a task is on which device, and what brings tensors over the boundaries."""
+"""Placement: which module of a task is on which device, and what brings tensors over the
+boundaries.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +17,47 @@ from loopkit.errors import OptionError, nearest
 from loopkit.strategies.remat import repeated_blocks
 
 
-def by_hand(task: nn.Module, devices: Mapping[str, torch.device], first: torch.device) -> dict[str, torch.device]:
+def by_hand(
+    task: nn.Module, devices: Mapping[str, torch.device], first: torch.device
+) -> dict[str, torch.device]:
     """The device of every module that holds tensors of its own, by the module's name.
 
     Raises:
-        OptionError: a prefix that no module has, a module without a device, or a shared parameter with two.
+        OptionError: a prefix that no module has, a module without a device, or a shared parameter
+            with two.
     """
     modules = dict(task.named_modules())
     for prefix in devices:
         if prefix not in modules:
-            raise OptionError(f"device_map names {prefix!r}, and {type(task).__name__} has no module of that name."
-                              f"{nearest(prefix, modules)} It has {', '.join(list(modules)[1:13])}")  # fmt: skip
+            raise OptionError(
+                f"device_map names {prefix!r}, and {type(task).__name__} has no module of that "
+                f"name."
+                f"{nearest(prefix, modules)} It has {', '.join(list(modules)[1:13])}"
+            )
     places: dict[str, torch.device] = {}
     for name, module in modules.items():
         if _own(module):
             fits = [p for p in devices if p in ("", name) or name.startswith(f"{p}.")]
             if not fits and name:
-                raise OptionError(f"device_map says nothing of {name}, which holds parameters: name it, or give '' a "
-                                  "device for everything else")  # fmt: skip
+                raise OptionError(
+                    f"device_map says nothing of {name}, which holds parameters: name it, or give "
+                    f"'' a "
+                    "device for everything else"
+                )
             places[name] = devices[max(fits, key=len)] if fits else first
     for first_name, name in _shared(modules):
         if places[name] != places[first_name]:
-            raise OptionError(f"device_map puts {first_name} on {places[first_name]} and {name} on {places[name]}, and "
-                              "they share a parameter: give both the same device")  # fmt: skip
+            raise OptionError(
+                f"device_map puts {first_name} on {places[first_name]} and {name} on "
+                f"{places[name]}, and "
+                "they share a parameter: give both the same device"
+            )
     return places
 
 
 def balanced(task: nn.Module, devices: Sequence[torch.device]) -> dict[str, torch.device]:
-    """The device of every module that holds tensors, so that each device has about the same bytes, in order.
+    """The device of every module that holds tensors, so that each device has about the same bytes,
+    in order.
 
     A repeated block stays whole: what it adds up inside must be in one place.
     """
@@ -63,7 +78,9 @@ def balanced(task: nn.Module, devices: Sequence[torch.device]) -> dict[str, torc
 
 
 def divide(sizes: Sequence[int], parts: int) -> list[int]:
-    """Which of ``parts`` consecutive stretches of about the same sum each size falls to: by where its middle lies."""
+    """Which of ``parts`` consecutive stretches of about the same sum each size falls to: by where
+    its middle lies.
+    """
     total, before, chosen = sum(sizes) or 1, 0, []
     for size in sizes:
         chosen.append(min(parts - 1, int((2 * before + size) * parts / (2 * total))))
@@ -71,11 +88,19 @@ def divide(sizes: Sequence[int], parts: int) -> list[int]:
     return chosen
 
 
-def connect(task: nn.Module, places: Mapping[str, torch.device], first: torch.device) -> list[RemovableHandle]:
-    """Have every module get its inputs on its own device, and the task its layers' outputs on the first."""
+def connect(
+    task: nn.Module, places: Mapping[str, torch.device], first: torch.device
+) -> list[RemovableHandle]:
+    """Have every module get its inputs on its own device, and the task its layers' outputs on the
+    first.
+    """
     handles = []
     for name, module in task.named_modules():
-        inside = {device for held, device in places.items() if held == name or not name or held.startswith(f"{name}.")}
+        inside = {
+            device
+            for held, device in places.items()
+            if held == name or not name or held.startswith(f"{name}.")
+        }
         if len(inside) == 1 and name:
             bring = _Bring(next(iter(inside)))
             handles.append(module.register_forward_pre_hook(bring.inputs, with_kwargs=True))
@@ -89,21 +114,29 @@ class _Bring:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def inputs(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
         """What a module is called with, on the device."""
-        return tuple(self._moved(part) for part in args), {name: self._moved(part) for name, part in kwargs.items()}
+        return tuple(self._moved(part) for part in args), {
+            name: self._moved(part) for name, part in kwargs.items()
+        }
 
     def outputs(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """What a module returns, on the device."""
         return self._moved(output)
 
     def _moved(self, value: Any) -> Any:
-        if isinstance(value, dict) and type(value) is not dict:  # transformers' outputs have their items as attributes
+        if (
+            isinstance(value, dict) and type(value) is not dict
+        ):  # transformers' outputs have their items as attributes
             fresh = copy.copy(value)
             for key, part in value.items():
                 fresh[key] = self._moved(part)
             return fresh
-        return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=self.device.type == "cuda"), value)
+        return map_tensors(
+            lambda tensor: tensor.to(self.device, non_blocking=self.device.type == "cuda"), value
+        )
 
 
 def _own(module: nn.Module) -> list[Tensor]:
@@ -121,9 +154,13 @@ def _shared(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
 
 
 def _units(module: nn.Module, name: str, blocks: set[int]) -> Iterator[list[str]]:
-    """What stays together: the names of the modules with tensors in each part that is not divided further."""
+    """What stays together: the names of the modules with tensors in each part that is not divided
+    further.
+    """
     if name and (id(module) in blocks or not _divisible(module, blocks)):
-        inner = [f"{name}.{below}" if below else name for below, m in module.named_modules() if _own(m)]
+        inner = [
+            f"{name}.{below}" if below else name for below, m in module.named_modules() if _own(m)
+        ]
         yield from [inner] if inner else []
         return
     if _own(module):
@@ -133,13 +170,17 @@ def _units(module: nn.Module, name: str, blocks: set[int]) -> Iterator[list[str]
 
 
 def _divisible(module: nn.Module, blocks: set[int]) -> bool:
-    """Whether a module's children may stand on several devices: lists of modules, and what blocks are within."""
+    """Whether a module's children may stand on several devices: lists of modules, and what blocks
+    are within.
+    """
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         return True
     return any(id(below) in blocks for below in module.modules() if below is not module)
 
 
 def _called(task: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a task's own methods call: its children, and the members of lists among them."""
+    """The modules that a task's own methods call: its children, and the members of lists among
+    them.
+    """
     for child in task.children():
         yield from _called(child) if isinstance(child, (nn.ModuleList, nn.ModuleDict)) else (child,)

@@ -1,4 +1,6 @@
-"""Precision as data: what each name means for parameters, batches, the forward pass and loss scaling."""
+"""Precision as data: what each name means for parameters, batches, the forward pass and loss
+scaling.
+"""
 
 from __future__ import annotations
 
@@ -53,18 +55,23 @@ def parse_precision(name: object) -> Precision:
     """
     if name not in PRECISIONS:
         hint = nearest(str(name), PRECISIONS)
-        raise OptionError(f"precision={name!r} is not known: give one of {', '.join(PRECISIONS)}.{hint}")
+        raise OptionError(
+            f"precision={name!r} is not known: give one of {', '.join(PRECISIONS)}.{hint}"
+        )
     return PRECISIONS[str(name)]
 
 
 @contextmanager
 def multiplying(precision: Precision) -> Iterator[None]:
-    """Inside, float32 matrix products and convolutions run in TF32 if ``precision`` says so; afterwards as before.
+    """Inside, float32 matrix products and convolutions run in TF32 if ``precision`` says so;
+    afterwards as before.
 
-    It is a setting of torch for the whole process, for devices that have TF32; others take no notice of it.
+    It is a setting of torch for the whole process, for devices that have TF32; others take no
+    notice of it.
 
     Raises:
-        OptionError: the script has set parts of it by themselves, which torch does not let be read as a whole.
+        OptionError: the script has set parts of it by themselves, which torch does not let be read
+            as a whole.
     """
     if not precision.tf32:
         yield
@@ -72,8 +79,11 @@ def multiplying(precision: Precision) -> Iterator[None]:
     try:
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError as error:
-        raise OptionError("precision='tf32' sets what torch calls fp32_precision, and so does the script, for some "
-                          f"operations: leave one of them out ({str(error)[:60]}…)") from error  # fmt: skip
+        raise OptionError(
+            "precision='tf32' sets what torch calls fp32_precision, and so does the script, for "
+            "some "
+            f"operations: leave one of them out ({str(error)[:60]}…)"
+        ) from error
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     try:
@@ -84,7 +94,9 @@ def multiplying(precision: Precision) -> Iterator[None]:
 
 
 class DefaultDtype(AbstractContextManager[None]):
-    """Inside, new floating tensors have ``dtype``: what a task creates in its step matches its parameters."""
+    """Inside, new floating tensors have ``dtype``: what a task creates in its step matches its
+    parameters.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -101,7 +113,9 @@ class DefaultDtype(AbstractContextManager[None]):
 class Both(AbstractContextManager[None]):
     """Two contexts as one that can be entered again and again."""
 
-    def __init__(self, outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> None:
+    def __init__(
+        self, outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]
+    ) -> None:
         self.outer, self.inner = outer, inner
 
     def __enter__(self) -> None:
@@ -118,7 +132,8 @@ def forward_context(
 ) -> AbstractContextManager[Any] | None:
     """The context every call of a task's step runs in, entered again and again; None for none.
 
-    ``offload`` keeps what the backward pass needs in the CPU's memory, pinned where the device is a GPU.
+    ``offload`` keeps what the backward pass needs in the CPU's memory, pinned where the device is a
+    GPU.
     """
     if offload:
         saved = torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")

@@ -1,4 +1,6 @@
-"""Pulse: each rank says once a second that it lives and where it is, so that a hang can be told from a wait."""
+"""Pulse: each rank says once a second that it lives and where it is, so that a hang can be told
+from a wait.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ _LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 
 class Pulse:
-    """Reports this rank to the store at which all of them met, from a thread with a connection of its own.
+    """Reports this rank to the store at which all of them met, from a thread with a connection of
+    its own.
 
     Attributes:
         last: what this rank said last.
@@ -40,7 +43,9 @@ class Pulse:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="loopkit-pulse", daemon=True)
         self._thread.start()
-        atexit.register(self.stop)  # a thread that is still in torch when the interpreter goes aborts the process
+        atexit.register(
+            self.stop
+        )  # a thread that is still in torch when the interpreter goes aborts the process
 
     def stop(self) -> None:
         """Fall silent."""
@@ -50,11 +55,21 @@ class Pulse:
     def _beat(self) -> None:
         number = 0
         with suppress(RuntimeError):  # the store is gone, and with it whoever would ask
-            self._store = TCPStore(self.place.host, self.place.port, is_master=False, wait_for_workers=False,
-                                   timeout=timedelta(seconds=5))  # fmt: skip
+            self._store = TCPStore(
+                self.place.host,
+                self.place.port,
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=5),
+            )
             while not self._over.is_set():
                 number += 1
-                about = {"number": number, "pid": os.getpid(), "host": platform.node(), "at": self._where()}
+                about = {
+                    "number": number,
+                    "pid": os.getpid(),
+                    "host": platform.node(),
+                    "at": self._where(),
+                }
                 self._store.set(self._key(self.place.rank), json.dumps(about))
                 self._over.wait(_PERIOD)
 
@@ -66,7 +81,9 @@ class Pulse:
         return "" if frame is None else describe(frame)
 
     def diagnose(self) -> str:
-        """Which ranks are not where the others wait; those of this machine are ended, as the run is."""
+        """Which ranks are not where the others wait; those of this machine are ended, as the run
+        is.
+        """
         before = self._read()
         time.sleep(1.6 * _PERIOD)
         after = self._read()
@@ -74,10 +91,18 @@ class Pulse:
         if dead:
             for rank in dead:
                 self._end(after[rank])
-            return f"hung: {_ranks(dead)} stopped: nothing was heard of it for {1.6 * _PERIOD:g} s or longer" + "".join(
-                f"; rank {rank} was last at {said['at']}" for rank, said in after.items() if rank in dead and said
+            return (
+                f"hung: {_ranks(dead)} stopped: nothing was heard of it for {1.6 * _PERIOD:g} s or "
+                f"longer"
+                + "".join(
+                    f"; rank {rank} was last at {said['at']}"
+                    for rank, said in after.items()
+                    if rank in dead and said
+                )
             )
-        places = {rank: said["at"] for rank, said in after.items() if said and rank != self.place.rank}
+        places = {
+            rank: said["at"] for rank, said in after.items() if said and rank != self.place.rank
+        }
         elsewhere = [rank for rank, at in places.items() if "waiting" not in at]
         for rank in elsewhere:
             self._end(after[rank])
@@ -106,7 +131,9 @@ def _ranks(numbers: list[int]) -> str:
 
 
 def describe(frame: FrameType) -> str:
-    """Where a thread is: the innermost line that is the user's (else loopkit's), and whether it waits for ranks."""
+    """Where a thread is: the innermost line that is the user's (else loopkit's), and whether it
+    waits for ranks.
+    """
     waiting, ours, inner = False, "", frame
     here: FrameType | None = frame
     while here is not None:

@@ -1,4 +1,6 @@
-"""Activation memory: modules that compute their activations again in the backward pass, or keep them on the host."""
+"""Activation memory: modules that compute their activations again in the backward pass, or keep
+them on the host.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ def parse_remat(remat: str | None) -> tuple[tuple[str, str], bool]:
         name, _, rest = part.strip().partition(":")
         if name == "offload" and not rest:
             offload = True
-        elif way or (name == "full") != (not rest) or name not in ("full", "every", "select", "class"):
+        elif (
+            way
+            or (name == "full") != (not rest)
+            or name not in ("full", "every", "select", "class")
+        ):
             raise OptionError(f"remat={remat!r} is not known: give {FORMS}")
         else:
             way, argument = name, rest
@@ -34,16 +40,19 @@ def parse_remat(remat: str | None) -> tuple[tuple[str, str], bool]:
         try:
             re.compile(argument)
         except re.error as error:
-            raise OptionError(f"remat={remat!r}: {argument!r} is no regular expression: {error}") from error
+            raise OptionError(
+                f"remat={remat!r}: {argument!r} is no regular expression: {error}"
+            ) from error
     return (way, argument), offload
 
 
 def apply_remat(task: nn.Module, remat: str | None) -> list[str]:
     """Have the chosen modules drop their activations and compute them again when they are needed.
 
-    The results are the same bit for bit, dropout included; it costs about one more forward pass of those
-    modules. Parameter names stay as they are. A module with a ``gradient_checkpointing_enable`` of its own, as
-    transformers' models have, is asked to do it itself under "full". A later call replaces the choice.
+    The results are the same bit for bit, dropout included; it costs about one more forward pass of
+    those modules. Parameter names stay as they are. A module with a
+    ``gradient_checkpointing_enable`` of its own, as transformers' models have, is asked to do it
+    itself under "full". A later call replaces the choice.
 
     Returns:
         The names of the chosen modules.
@@ -63,11 +72,15 @@ def apply_remat(task: nn.Module, remat: str | None) -> list[str]:
     chosen = _choose(task, modules, way, argument)
     if not chosen:
         known = ", ".join(list(modules)[:12])
-        raise OptionError(f"remat={remat!r} picks no module of {type(task).__name__}, which has: {known}")
+        raise OptionError(
+            f"remat={remat!r} picks no module of {type(task).__name__}, which has: {known}"
+        )
     for name, module in chosen.items():
         own = _own(module)
         if own:
-            getattr(module, f"{own}_checkpointing_enable")(**{f"{own}_checkpointing_kwargs": {"use_reentrant": False}})
+            getattr(module, f"{own}_checkpointing_enable")(
+                **{f"{own}_checkpointing_kwargs": {"use_reentrant": False}}
+            )
         elif checkpoint.state(modules[name]) is None:
             checkpoint(module)
         else:
@@ -75,7 +88,9 @@ def apply_remat(task: nn.Module, remat: str | None) -> list[str]:
     return list(chosen)
 
 
-def _choose(task: nn.Module, modules: Mapping[str, nn.Module], way: str, argument: str) -> dict[str, nn.Module]:
+def _choose(
+    task: nn.Module, modules: Mapping[str, nn.Module], way: str, argument: str
+) -> dict[str, nn.Module]:
     if way == "select":
         found = {name: m for name, m in modules.items() if re.search(argument, name)}
     elif way == "class":
@@ -94,21 +109,32 @@ def _choose(task: nn.Module, modules: Mapping[str, nn.Module], way: str, argumen
 
 
 def _own(module: nn.Module) -> str:
-    """What a module's checkpointing of its own is called: as in transformers since 5.24, or before; "" for none."""
+    """What a module's checkpointing of its own is called: as in transformers since 5.24, or before;
+    "" for none.
+    """
     names = ("activation", "gradient")
-    return next((name for name in names if callable(getattr(module, f"{name}_checkpointing_enable", None))), "")
+    return next(
+        (name for name in names if callable(getattr(module, f"{name}_checkpointing_enable", None))),
+        "",
+    )
 
 
 def repeated_blocks(task: nn.Module) -> Iterable[nn.Module]:
-    """A task's blocks: the members of a class that stands more than once in a ModuleList or Sequential.
+    """A task's blocks: the members of a class that stands more than once in a ModuleList or
+    Sequential.
 
-    Of torch's own classes only where a list holds nothing else; a task without any has its children for blocks.
+    Of torch's own classes only where a list holds nothing else; a task without any has its children
+    for blocks.
     """
     blocks: list[nn.Module] = []
     for module in task.modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             kinds = Counter(type(block) for block in module)
-            repeated = {k for k, count in kinds.items() if count > 1 and (len(kinds) == 1 or not _is_torchs(k))}
+            repeated = {
+                k
+                for k, count in kinds.items()
+                if count > 1 and (len(kinds) == 1 or not _is_torchs(k))
+            }
             blocks += [block for block in module if type(block) in repeated]
     return blocks or list(task.children())
 

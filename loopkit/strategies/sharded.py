@@ -1,4 +1,6 @@
-"""Sharded tensors (torch's DTensor): gathered whole, cut into the parts that are saved, and cut from whole ones."""
+"""Sharded tensors (torch's DTensor): gathered whole, cut into the parts that are saved, and cut
+from whole ones.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from loopkit.checkpoint import Part, Pieces
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether ``tensor`` is one of torch's DTensors. Known by what it has: importing the class takes half a second."""
+    """Whether ``tensor`` is one of torch's DTensors. Known by what it has: importing the class
+    takes half a second.
+    """
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
@@ -32,22 +36,34 @@ def box(tensor: Any) -> tuple[slice, ...]:
     """Where this rank's part of a sharded tensor lies in the whole."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    shape, offset = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
     return tuple(slice(at, at + size) for at, size in zip(offset, shape))
 
 
 def part(tensor: Any) -> Part:
-    """What this rank saves of a sharded tensor: its box, unless that is empty or another rank has the same."""
+    """What this rank saves of a sharded tensor: its box, unless that is empty or another rank has
+    the same.
+    """
     mesh, own = tensor.device_mesh, local(tensor)
-    elsewhere = [at for at, placement in zip(mesh.get_coordinate(), tensor.placements) if placement.is_replicate()]
-    elsewhere.append(int(mesh.mesh.min()))  # what is not split over teams is the first team's to save
+    elsewhere = [
+        at
+        for at, placement in zip(mesh.get_coordinate(), tensor.placements)
+        if placement.is_replicate()
+    ]
+    elsewhere.append(
+        int(mesh.mesh.min())
+    )  # what is not split over teams is the first team's to save
     if any(elsewhere) or not own.numel():
         return Part(None, (0,) * tensor.ndim, tuple(tensor.shape))
     return Part(own, tuple(place.start for place in box(tensor)), tuple(tensor.shape))
 
 
 def parts(value: Any) -> Any:
-    """``value`` with every sharded tensor in its dicts, lists and tuples replaced by this rank's part of it."""
+    """``value`` with every sharded tensor in its dicts, lists and tuples replaced by this rank's
+    part of it.
+    """
     if isinstance(value, Tensor):
         return part(value) if is_sharded(value) else value
     if type(value) is dict:
@@ -58,12 +74,19 @@ def parts(value: Any) -> Any:
 
 
 def like(tensor: Any, pattern: Any) -> Tensor:
-    """A whole tensor, or pieces of one, cut as ``pattern`` is, where that is sharded and of its shape; else whole."""
+    """A whole tensor, or pieces of one, cut as ``pattern`` is, where that is sharded and of its
+    shape; else whole.
+    """
     if not is_sharded(pattern) or is_sharded(tensor) or tensor.shape != pattern.shape:
         return tensor[()] if isinstance(tensor, Pieces) else tensor
     cut = tensor[box(pattern)].to(pattern.device, copy=isinstance(tensor, Tensor)).contiguous()
     made: Tensor = type(pattern.data).from_local(
-        cut, pattern.device_mesh, pattern.placements, run_check=False, shape=pattern.shape, stride=pattern.stride()
+        cut,
+        pattern.device_mesh,
+        pattern.placements,
+        run_check=False,
+        shape=pattern.shape,
+        stride=pattern.stride(),
     )
     return made
 
@@ -94,7 +117,8 @@ def copies(tensor: Any, ranks: int) -> int:
 def align(parameters: Iterable[Any]) -> None:
     """Have gradients be split as their parameters are; collective.
 
-    A norm on split activations leaves each rank with a summand, an embedding split by words with the whole.
+    A norm on split activations leaves each rank with a summand, an embedding split by words with
+    the whole.
     """
     for parameter in parameters:
         if is_sharded(parameter) and parameter.grad.placements != parameter.placements:

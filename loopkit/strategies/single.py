@@ -33,19 +33,27 @@ def find_device(accelerator: str, number: int | None = None) -> torch.device:
     Raises:
         OptionError: it is not one of the accepted names, or this machine has none.
     """
-    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    have = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if accelerator == "auto":
         accelerator = "cuda" if have["cuda"] else "mps" if have["mps"] else "cpu"
     kind = accelerator.split(":")[0]
     if kind not in have:
-        raise OptionError(f"accelerator={accelerator!r} is not known: give one of {', '.join(ACCELERATORS)}")
+        raise OptionError(
+            f"accelerator={accelerator!r} is not known: give one of {', '.join(ACCELERATORS)}"
+        )
     if not have[kind]:
         found = ", ".join(name for name, there in have.items() if there)
         raise OptionError(f"accelerator={accelerator!r} is not on this machine, which has: {found}")
     if accelerator == "cuda":
         if number is not None and number >= torch.cuda.device_count():
-            raise OptionError(f"this process is number {number} of its machine, which has "
-                              f"{torch.cuda.device_count()} GPUs: start fewer, or pass accelerator='cpu'")  # fmt: skip
+            raise OptionError(
+                f"this process is number {number} of its machine, which has "
+                f"{torch.cuda.device_count()} GPUs: start fewer, or pass accelerator='cpu'"
+            )
         return torch.device("cuda", torch.cuda.current_device() if number is None else number)
     return torch.device(accelerator)
 
@@ -82,13 +90,17 @@ class SingleDevice(Strategy):
         self.numerics = numerics or Numerics()
         _, offload = parse_remat(self.numerics.remat)
         self.forward = forward_context(self.numerics.precision, self.device, offload=offload)
-        self.scaler = torch.amp.GradScaler(self.device.type) if self.numerics.precision.scaled else None
+        self.scaler = (
+            torch.amp.GradScaler(self.device.type) if self.numerics.precision.scaled else None
+        )
         self._guard, self._blocked = None, False  # nothing of an earlier run with this object
         self._losses.clear()
         self.close_step = _unknown
 
     def place(self, task: nn.Module) -> None:
-        """Move ``task`` to the device, in the precision's dtype; compile or recompute its blocks if asked to."""
+        """Move ``task`` to the device, in the precision's dtype; compile or recompute its blocks if
+        asked to.
+        """
         self._move(task)
         self._task = task
         self._equip(task)
@@ -121,7 +133,9 @@ class SingleDevice(Strategy):
             self.close_step = self._guard.close_step
 
     def method(self, name: str) -> Callable[..., Any]:
-        """The task's own bound method, compiled if asked to: nothing stands between the loop and the task."""
+        """The task's own bound method, compiled if asked to: nothing stands between the loop and
+        the task.
+        """
         if self.numerics.compile is None or self.numerics.compile.scope == "blocks":
             return getattr(self._task, name)  # type: ignore[no-any-return]
         if name not in self._compiled:
@@ -143,7 +157,11 @@ class SingleDevice(Strategy):
         loss.backward()  # type: ignore[no-untyped-call]
 
     def complete(
-        self, names: Sequence[str] | None = None, divisor: Tensor | float | None = None, *, want_norm: bool = False
+        self,
+        names: Sequence[str] | None = None,
+        divisor: Tensor | float | None = None,
+        *,
+        want_norm: bool = False,
     ) -> Tensor | None:
         """Divide, unscale, clip and check the gradients; see ``Strategy.complete``."""
         grads: list[Tensor] = []
@@ -152,8 +170,10 @@ class SingleDevice(Strategy):
                 if parameter.grad is not None:
                     grads.append(parameter.grad)
         if not grads:
-            raise TaskError("the loss reaches no parameter of "
-                            f"{', '.join(names or self._parameters)}: no gradient was computed")  # fmt: skip
+            raise TaskError(
+                "the loss reaches no parameter of "
+                f"{', '.join(names or self._parameters)}: no gradient was computed"
+            )
         if divisor is not None:
             torch._foreach_div_(grads, divisor)
         if self.scaler is not None:
@@ -162,8 +182,12 @@ class SingleDevice(Strategy):
         numerics, norm = self.numerics, None
         if numerics.clip_norm is not None or want_norm:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        if self._guard is not None and self.scaler is None:  # a scaler looks at the gradients by itself
-            self._blocked = self._guard.check([*(grads if norm is None else (norm,)), *self._losses])
+        if (
+            self._guard is not None and self.scaler is None
+        ):  # a scaler looks at the gradients by itself
+            self._blocked = self._guard.check(
+                [*(grads if norm is None else (norm,)), *self._losses]
+            )
             self._losses.clear()
         if numerics.clip_norm is not None and norm is not None:
             torch._foreach_mul_(grads, clip_factor(norm, numerics.clip_norm))
@@ -191,7 +215,11 @@ class SingleDevice(Strategy):
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers by the user's names."""
-        return {name: tensor for name, tensor in self._task.state_dict().items() if isinstance(tensor, Tensor)}
+        return {
+            name: tensor
+            for name, tensor in self._task.state_dict().items()
+            if isinstance(tensor, Tensor)
+        }
 
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back parameters and buffers, all of them."""
@@ -220,5 +248,7 @@ def _unknown() -> bool:
 
 
 def clip_factor(norm: Tensor, limit: float) -> Tensor:
-    """What to multiply gradients by so that their norm is at most ``limit``: ``torch.nn.utils.clip_grad_norm_``'s."""
+    """What to multiply gradients by so that their norm is at most ``limit``:
+    ``torch.nn.utils.clip_grad_norm_``'s.
+    """
     return torch.clamp(limit / (norm + 1e-6), max=1.0)

@@ -1,4 +1,6 @@
-"""Optimizers' state by the names of parameters, so that neither order nor strategy matters when it is loaded."""
+"""Optimizers' state by the names of parameters, so that neither order nor strategy matters when it
+is loaded.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,16 @@ from loopkit.checkpoint import Pieces
 from loopkit.errors import CheckpointError
 from loopkit.strategies import sharded
 
-HOW = ("foreach", "fused", "capturable")  # how an optimizer computes: a matter of where it runs, not of its state
+HOW = (
+    "foreach",
+    "fused",
+    "capturable",
+)  # how an optimizer computes: a matter of where it runs, not of its state
 
 
-def optimizer_state(optimizers: Mapping[str, Optimizer], task: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def optimizer_state(
+    optimizers: Mapping[str, Optimizer], task: nn.Module
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Optimizers' tensors by "<parameter>/<state>" and the rest as plain values.
 
     With several optimizers the first part is preceded by the optimizer's name.
@@ -40,7 +48,9 @@ def optimizer_state(optimizers: Mapping[str, Optimizer], task: nn.Module) -> tup
 
 
 def about(optimizer: Optimizer, held: list[list[str]], values: dict[str, Any]) -> dict[str, Any]:
-    """What is saved of an optimizer besides tensors: its class, its groups with the names they hold, and values."""
+    """What is saved of an optimizer besides tensors: its class, its groups with the names they
+    hold, and values.
+    """
     groups = [
         {key: value for key, value in group.items() if key != "params"} | {"params": names}
         for group, names in zip(optimizer.param_groups, held)
@@ -65,7 +75,11 @@ def loading(
     for name, optimizer in optimizers.items():
         held = [p for group in optimizer.param_groups for p in group["params"]]
         groups = match_groups(
-            name, optimizer, [[names[id(p)] for p in g["params"]] for g in optimizer.param_groups], plain, path
+            name,
+            optimizer,
+            [[names[id(p)] for p in g["params"]] for g in optimizer.param_groups],
+            plain,
+            path,
         )
         numbers = {names[id(p)]: number for number, p in enumerate(held)}
         state: dict[int, dict[str, Any]] = {}
@@ -73,7 +87,11 @@ def loading(
         for parameter, key, value in saved_states(prefix, tensors, plain[name]["values"]):
             if parameter in numbers:
                 number = numbers[parameter]
-                own = sharded.like(value, held[number]) if isinstance(value, (Tensor, Pieces)) else value
+                own = (
+                    sharded.like(value, held[number])
+                    if isinstance(value, (Tensor, Pieces))
+                    else value
+                )
                 state.setdefault(number, {})[key] = own
         count = 0
         for group, present in zip(groups, optimizer.param_groups):
@@ -92,7 +110,8 @@ def loading(
 def match_groups(
     name: str, optimizer: Optimizer, held: list[list[str]], plain: Mapping[str, Any], path: Path
 ) -> list[dict[str, Any]]:
-    """The saved groups in the order of ``optimizer``'s, found by the names of the parameters that each holds.
+    """The saved groups in the order of ``optimizer``'s, found by the names of the parameters that
+    each holds.
 
     Raises:
         CheckpointError: there are no such ones, or they are another optimizer's.
@@ -101,21 +120,31 @@ def match_groups(
     if saved is None:
         raise CheckpointError(f"{path} has no optimizer {name!r}: it has {', '.join(plain)}")
     if saved["class"] != type(optimizer).__name__:
-        raise CheckpointError(f"{path} was saved with {saved['class']} as optimizer {name!r}, and the task now makes "
-                              f"{type(optimizer).__name__}")  # fmt: skip
+        raise CheckpointError(
+            f"{path} was saved with {saved['class']} as optimizer {name!r}, and the task now makes "
+            f"{type(optimizer).__name__}"
+        )
     by_names = {frozenset(group["params"]): group for group in saved["groups"]}
     groups = []
     for own in held:
         match = by_names.get(frozenset(own))
         if match is None:
-            raise CheckpointError(f"{path}: optimizer {name!r} has other parameter groups: none of the saved ones "
-                                  f"holds just {', '.join(own[:4])}{' …' if len(own) > 4 else ''}")  # fmt: skip
+            raise CheckpointError(
+                f"{path}: optimizer {name!r} has other parameter groups: none of the saved ones "
+                f"holds just {', '.join(own[:4])}{' …' if len(own) > 4 else ''}"
+            )
         groups.append(match | {"params": own})
     return groups
 
 
-def saved_states(prefix: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """Parameter, key and value of everything saved under ``prefix``, tensors and plain values alike."""
-    found = [(full[len(prefix) :], value) for full, value in tensors.items() if full.startswith(prefix)]
+def saved_states(
+    prefix: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> list[tuple[str, str, Any]]:
+    """Parameter, key and value of everything saved under ``prefix``, tensors and plain values
+    alike.
+    """
+    found = [
+        (full[len(prefix) :], value) for full, value in tensors.items() if full.startswith(prefix)
+    ]
     split = [(full.rpartition("/"), value) for full, value in [*found, *values.items()]]
     return [(parameter, key, value) for (parameter, _, key), value in split]

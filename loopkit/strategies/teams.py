@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 class Teams(World):
-    """A World as seen by the data: teams of ranks that follow each other are one member each, and count once.
+    """A World as seen by the data: teams of ranks that follow each other are one member each, and
+    count once.
 
     Every rank calls its methods, as those of the World that it is made of.
 

@@ -1,4 +1,6 @@
-"""World: the processes that train together, and the few things they say to each other off the hot path."""
+"""World: the processes that train together, and the few things they say to each other off the hot
+path.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Place:
         local_rank, local_size: the same on this machine.
         host, port: where they meet.
         attempt: how often they were started again; keys of an earlier attempt are not read.
-        hosted: whether a launcher holds the store that they meet at; otherwise the first of them does.
+        hosted: whether a launcher holds the store that they meet at; otherwise the first of them
+            does.
     """
 
     rank: int
@@ -44,7 +47,8 @@ class Place:
 
 
 def find_place(env: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that loopkit's launcher, torchrun, deepspeed or SLURM's srun gave this process; None without one.
+    """The place that loopkit's launcher, torchrun, deepspeed or SLURM's srun gave this process;
+    None without one.
 
     Raises:
         OptionError: the environment names a rank and leaves out what goes with it.
@@ -53,24 +57,38 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place | None:
         try:
             rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
             return Place(
-                rank, size, int(env.get("LOCAL_RANK", rank)), int(env.get("LOCAL_WORLD_SIZE", size)),
-                env.get("MASTER_ADDR", "127.0.0.1"), int(env["MASTER_PORT"]),
+                rank,
+                size,
+                int(env.get("LOCAL_RANK", rank)),
+                int(env.get("LOCAL_WORLD_SIZE", size)),
+                env.get("MASTER_ADDR", "127.0.0.1"),
+                int(env["MASTER_PORT"]),
                 env.get("LOOPKIT_ATTEMPT", env.get("TORCHELASTIC_RESTART_COUNT", "0")),
                 "LOOPKIT_PARENT" in env or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            )  # fmt: skip
+            )
         except (KeyError, ValueError) as error:
-            raise OptionError(f"the environment has RANK={env['RANK']} and no usable {error}: start the script with "
-                              "torchrun, or without any of RANK, WORLD_SIZE and MASTER_PORT") from None  # fmt: skip
-    if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1"))) > 1:
+            raise OptionError(
+                f"the environment has RANK={env['RANK']} and no usable {error}: start the script "
+                f"with "
+                "torchrun, or without any of RANK, WORLD_SIZE and MASTER_PORT"
+            ) from None
+    if (
+        "SLURM_STEP_ID" in env
+        and int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1"))) > 1
+    ):
         size = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
         nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "127.0.0.1"))
         port = 15000 + int(env.get("SLURM_JOB_ID", "0")) % 20000
         local_size = int(re.split(r"[(,]", env.get("SLURM_STEP_TASKS_PER_NODE", str(size)))[0])
         return Place(
-            int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), local_size,
-            env.get("MASTER_ADDR", first_host(nodes)), int(env.get("MASTER_PORT", port)),
+            int(env["SLURM_PROCID"]),
+            size,
+            int(env["SLURM_LOCALID"]),
+            local_size,
+            env.get("MASTER_ADDR", first_host(nodes)),
+            int(env.get("MASTER_PORT", port)),
             env.get("SLURM_RESTART_COUNT", "0"),
-        )  # fmt: skip
+        )
     return None
 
 
@@ -83,8 +101,8 @@ def first_host(nodes: str) -> str:
 class World:
     """Those who train together. Alone by default: then every method does what one process would.
 
-    All methods but the attributes are collective: every rank calls them, in the same order, from its main
-    thread. They go over the CPU (gloo) and never touch the device.
+    All methods but the attributes are collective: every rank calls them, in the same order, from
+    its main thread. They go over the CPU (gloo) and never touch the device.
 
     Attributes:
         rank, size: this one's number, and how many there are.
@@ -163,7 +181,10 @@ class Group(World):
         if self.rank == 0:
             try:
                 outcome = (function(), None)
-            except (LoopkitError, OSError) as error:  # what everyone is to hear of; others are this rank's own
+            except (
+                LoopkitError,
+                OSError,
+            ) as error:  # what everyone is to hear of; others are this rank's own
                 outcome = (None, error)
         result, failure = self.share(outcome)
         if failure is not None:
@@ -223,19 +244,32 @@ def join(place: Place | None, device: torch.device, timeout: float) -> World:
         store: Any = HashStore()
         if place is not None:
             waits = not place.hosted
-            store = TCPStore(place.host, place.port, size if waits else None, waits and rank == 0,
-                                  timeout=limit, wait_for_workers=False)  # fmt: skip
+            store = TCPStore(
+                place.host,
+                place.port,
+                size if waits else None,
+                waits and rank == 0,
+                timeout=limit,
+                wait_for_workers=False,
+            )
             # A store that outlives an attempt still holds the addresses of its dead processes.
             store = PrefixStore(f"loopkit/{place.attempt}", store)
         given: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
         hook = sys.excepthook
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit, **given)
-        sys.excepthook = hook  # torch puts one around it, that only marks lines with the rank, and hides what it is
-        atexit.register(_part)  # later Fits of this process go on with it; left to the end, its threads abort
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=limit, **given
+        )
+        # torch puts one around it, that only marks lines with the rank, and hides what it is
+        sys.excepthook = hook
+        atexit.register(
+            _part
+        )  # later Fits of this process go on with it; left to the end, its threads abort
     return Group()
 
 
 def _part() -> None:
-    gc.collect()  # what still holds the group must go before the interpreter does, or its threads abort the process
+    # what still holds the group must go before the interpreter does, or its threads abort the
+    # process
+    gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()

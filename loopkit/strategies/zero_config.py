@@ -1,4 +1,6 @@
-"""DeepSpeed's configuration: the user's, with what Fit says filled in, and nothing that contradicts it."""
+"""DeepSpeed's configuration: the user's, with what Fit says filled in, and nothing that contradicts
+it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _PRECISIONS = {"bf16-true": "bf16", "fp16": "fp16"}
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What is asked of DeepSpeed by name rather than in its configuration; None leaves it to the configuration."""
+    """What is asked of DeepSpeed by name rather than in its configuration; None leaves it to the
+    configuration.
+    """
 
     stage: int | None = None
     offload_optimizer: bool = False
@@ -44,14 +48,21 @@ def check_numerics(numerics: Numerics, stage: int) -> None:
     """
     precision = numerics.precision.name
     if precision in ("fp64", "fp16-true"):
-        raise OptionError(f"precision={precision!r}: DeepSpeed's optimizers keep single precision. Take 'fp32', "
-                          "'bf16', 'bf16-true' or 'fp16', or strategy='ddp'")  # fmt: skip
+        raise OptionError(
+            f"precision={precision!r}: DeepSpeed's optimizers keep single precision. Take 'fp32', "
+            "'bf16', 'bf16-true' or 'fp16', or strategy='ddp'"
+        )
     if numerics.clip_value is not None:
-        raise OptionError(f"clip_value={numerics.clip_value!r}: DeepSpeed clips by the norm of all gradients alone. "
-                          "Take clip_norm=, or strategy='ddp' or 'fsdp'")  # fmt: skip
+        raise OptionError(
+            f"clip_value={numerics.clip_value!r}: DeepSpeed clips by the norm of all gradients "
+            f"alone. "
+            "Take clip_norm=, or strategy='ddp' or 'fsdp'"
+        )
     if stage == 3 and numerics.compile is not None:
-        raise OptionError("compile: under stage 3 parameters come and go within the forward pass, by hooks that "
-                          "torch.compile cannot trace. Take stage=2, or strategy='fsdp'")  # fmt: skip
+        raise OptionError(
+            "compile: under stage 3 parameters come and go within the forward pass, by hooks that "
+            "torch.compile cannot trace. Take stage=2, or strategy='fsdp'"
+        )
 
 
 def read_config(given: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
@@ -71,7 +82,10 @@ def read_config(given: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise OptionError(f"DeepSpeed(config={str(given)!r}) cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise OptionError(f"DeepSpeed(config={str(given)!r}): the file holds a {type(found).__name__}, no JSON object")
+        raise OptionError(
+            f"DeepSpeed(config={str(given)!r}): the file holds a {type(found).__name__}, no JSON "
+            f"object"
+        )
     return found
 
 
@@ -83,26 +97,44 @@ def choose_stage(config: Mapping[str, Any], settings: ZeroSettings) -> int:
     """
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
-        raise OptionError(f"DeepSpeed(config=...): zero_optimization is {zero!r}: give an object with 'stage'")
+        raise OptionError(
+            f"DeepSpeed(config=...): zero_optimization is {zero!r}: give an object with 'stage'"
+        )
     named = zero.get("stage", "auto")
     if settings.stage is not None and named not in ("auto", settings.stage):
-        raise OptionError(f"DeepSpeed(stage={settings.stage!r}) and zero_optimization.stage={named!r} in its config "
-                          "differ: leave one of them out")  # fmt: skip
+        raise OptionError(
+            f"DeepSpeed(stage={settings.stage!r}) and zero_optimization.stage={named!r} in its "
+            f"config "
+            "differ: leave one of them out"
+        )
     stage = settings.stage if settings.stage is not None else 2 if named == "auto" else named
     if stage == 0 and type(stage) is int:
-        raise OptionError("DeepSpeed(stage=0) shards nothing, which is strategy='ddp'; and in bf16, DeepSpeed 0.19 "
-                          "takes a step of the optimizer before the first one. Give stage 1, 2 or 3")  # fmt: skip
+        raise OptionError(
+            "DeepSpeed(stage=0) shards nothing, which is strategy='ddp'; and in bf16, DeepSpeed "
+            "0.19 "
+            "takes a step of the optimizer before the first one. Give stage 1, 2 or 3"
+        )
     if type(stage) is not int or stage not in STAGES:
-        raise OptionError(f"DeepSpeed(stage={stage!r}): give 1 (shards optimizer state), 2 (gradients too) or 3 "
-                          "(parameters too)")  # fmt: skip
+        raise OptionError(
+            f"DeepSpeed(stage={stage!r}): give 1 (shards optimizer state), 2 (gradients too) or 3 "
+            "(parameters too)"
+        )
     if settings.offload_parameters and stage != 3:
-        raise OptionError(f"DeepSpeed(stage={stage}, offload_parameters=True): parameters are sharded, and can be "
-                          "kept in the CPU's memory, under stage 3 alone")  # fmt: skip
+        raise OptionError(
+            f"DeepSpeed(stage={stage}, offload_parameters=True): parameters are sharded, and can "
+            f"be "
+            "kept in the CPU's memory, under stage 3 alone"
+        )
     return stage
 
 
 def resolve(
-    config: Mapping[str, Any], settings: ZeroSettings, numerics: Numerics, world_size: int, *, pin: bool
+    config: Mapping[str, Any],
+    settings: ZeroSettings,
+    numerics: Numerics,
+    world_size: int,
+    *,
+    pin: bool,
 ) -> dict[str, Any]:
     """The whole configuration for ``deepspeed.initialize``.
 
@@ -116,7 +148,9 @@ def resolve(
     """
     for section, why in _ELSEWHERE.items():
         if section in config:
-            raise OptionError(f"DeepSpeed(config=...) has a section {section!r}: leave it out, {why}")
+            raise OptionError(
+                f"DeepSpeed(config=...) has a section {section!r}: leave it out, {why}"
+            )
     whole = _without_auto(copy.deepcopy(dict(config)))
     whole.update(_batches(whole, numerics, world_size))
     clip = numerics.clip_norm or 0.0
@@ -131,16 +165,29 @@ def resolve(
         zero.setdefault("offload_param", {"device": "cpu", "pin_memory": pin})
     for part in ("offload_optimizer", "offload_param"):
         if (zero.get(part) or {}).get("device") == "nvme":
-            raise OptionError(f"DeepSpeed(config=...): {part}.device='nvme' swaps state to files that a checkpoint "
-                              "cannot reach: give 'cpu'")  # fmt: skip
+            raise OptionError(
+                f"DeepSpeed(config=...): {part}.device='nvme' swaps state to files that a "
+                f"checkpoint "
+                "cannot reach: give 'cpu'"
+            )
     if zero.get("zenflow") is not None:
-        raise OptionError("DeepSpeed(config=...): zenflow updates parameters out of step, so no step could be resumed: "
-                          "leave it out")  # fmt: skip
+        raise OptionError(
+            "DeepSpeed(config=...): zenflow updates parameters out of step, so no step could be "
+            "resumed: "
+            "leave it out"
+        )
     grad_accum = (whole.get("data_types") or {}).get("grad_accum_dtype")
-    if zero["stage"] == 1 and numerics.precision.name == "bf16-true" and grad_accum in ("fp32", "float32"):
-        raise OptionError("DeepSpeed(stage=1) with data_types.grad_accum_dtype='fp32' under "
-                          "precision='bf16-true' is another engine (BF16_Optimizer), which begins with a step of its "
-                          "own: give stage=2")  # fmt: skip
+    if (
+        zero["stage"] == 1
+        and numerics.precision.name == "bf16-true"
+        and grad_accum in ("fp32", "float32")
+    ):
+        raise OptionError(
+            "DeepSpeed(stage=1) with data_types.grad_accum_dtype='fp32' under "
+            "precision='bf16-true' is another engine (BF16_Optimizer), which begins with a step of "
+            "its "
+            "own: give stage=2"
+        )
     whole["zero_allow_untested_optimizer"] = True
     whole["zero_force_ds_cpu_optimizer"] = False  # the optimizer is the task's
     whole.setdefault("steps_per_print", 10**9)
@@ -149,14 +196,19 @@ def resolve(
 
 def _without_auto(value: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: _without_auto(item) if isinstance(item, dict) else item for key, item in value.items() if item != "auto"
+        key: _without_auto(item) if isinstance(item, dict) else item
+        for key, item in value.items()
+        if item != "auto"
     }
 
 
 def _agree(config: Mapping[str, Any], key: str, ours: Any, who: str) -> None:
     if key in config and config[key] != ours:
-        raise OptionError(f"DeepSpeed(config=...) has {key}={config[key]!r}, and {who} makes that {ours!r}: make them "
-                          "the same, or write 'auto'")  # fmt: skip
+        raise OptionError(
+            f"DeepSpeed(config=...) has {key}={config[key]!r}, and {who} makes that {ours!r}: make "
+            f"them "
+            "the same, or write 'auto'"
+        )
 
 
 def _batches(config: Mapping[str, Any], numerics: Numerics, world_size: int) -> dict[str, int]:
@@ -182,12 +234,18 @@ def _set_precision(config: dict[str, Any], numerics: Numerics) -> None:
         part = config.setdefault(section, {})
         if part.get("enabled") not in (None, section == wanted):
             name = next(ours for ours, theirs in _PRECISIONS.items() if theirs == section)
-            raise OptionError(f"DeepSpeed(config=...) has {section}.enabled={part['enabled']!r}, and "
-                              f"Fit(precision={numerics.precision.name!r}); {section}.enabled is precision={name!r} "
-                              "here: make them the same, or write 'auto'")  # fmt: skip
+            raise OptionError(
+                f"DeepSpeed(config=...) has {section}.enabled={part['enabled']!r}, and "
+                f"Fit(precision={numerics.precision.name!r}); {section}.enabled is "
+                f"precision={name!r} "
+                "here: make them the same, or write 'auto'"
+            )
         part["enabled"] = section == wanted
     if wanted == "bf16":
         if config["bf16"].get("check_grad_overflow") is False:
-            raise OptionError("DeepSpeed(config=...) has bf16.check_grad_overflow=False, which lets a gradient that is "
-                              "not finite reach the parameters: leave it out")  # fmt: skip
+            raise OptionError(
+                "DeepSpeed(config=...) has bf16.check_grad_overflow=False, which lets a gradient "
+                "that is "
+                "not finite reach the parameters: leave it out"
+            )
         config["bf16"]["check_grad_overflow"] = True

@@ -1,4 +1,6 @@
-"""The state of DeepSpeed's ZeRO: whole tensors by parameter out of its flat parts, and back into them."""
+"""The state of DeepSpeed's ZeRO: whole tensors by parameter out of its flat parts, and back into
+them.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ def shape_of(parameter: Any) -> torch.Size:
 class ZeroState:
     """Reads and writes what a ZeRO optimizer holds. All methods are collective.
 
-    Stages 1 and 2 keep single-precision copies of the parameters and their state in one flat tensor per group,
-    of which each rank has a part; stage 3 keeps them by group too, of each rank's part of every parameter.
+    Stages 1 and 2 keep single-precision copies of the parameters and their state in one flat tensor
+    per group, of which each rank has a part; stage 3 keeps them by group too, of each rank's part
+    of every parameter.
 
     Args:
         zero: the engine's optimizer, around the one that the task gave.
@@ -41,7 +44,9 @@ class ZeroState:
         self.parameters = {id(p) for _, held in self._flats() for p in held}
 
     def _flats(self) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
-        """Each flat tensor of this rank, which the optimizer steps, and the parameters that it has parts of."""
+        """Each flat tensor of this rank, which the optimizer steps, and the parameters that it has
+        parts of.
+        """
         if hasattr(self.zero, "fp32_partitioned_groups_flat"):
             yield from zip(self.zero.fp32_partitioned_groups_flat, self.zero.fp16_groups)
         else:
@@ -64,7 +69,8 @@ class ZeroState:
             safe_set_full_fp32_param(parameter, value.to(torch.float32))
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All state by "<parameter>/<key>": tensors, whole on the first rank and without memory on the others; values.
+        """All state by "<parameter>/<key>": tensors, whole on the first rank and without memory on
+        the others; values.
 
         Raises:
             OptionError: the optimizer keeps something that is of no single element.
@@ -78,7 +84,8 @@ class ZeroState:
             for key, value in self.base.state.get(flat, {}).items():
                 if isinstance(value, Tensor) and value.ndim and value.shape != flat.shape:
                     raise OptionError(
-                        f"{type(self.base).__name__} keeps {key!r}, which is no number for each element: DeepSpeed's "
+                        f"{type(self.base).__name__} keeps {key!r}, which is no number for each "
+                        f"element: DeepSpeed's "
                         "flat parts cannot be saved by parameter. Take strategy='fsdp'"
                     )
                 for parameter in parameters:
@@ -107,11 +114,14 @@ class ZeroState:
             for parameter in parameters:
                 for key, value in saved.get(self.names[id(parameter)], {}).items():
                     if key in counted:
-                        name, first = counts.setdefault(key, (self.names[id(parameter)], float(value)))
+                        name, first = counts.setdefault(
+                            key, (self.names[id(parameter)], float(value))
+                        )
                         if first != float(value):
                             raise CheckpointError(
                                 f"{path}: {key!r} is {first:g} for {name} and {float(value):g} for "
-                                f"{self.names[id(parameter)]}, which DeepSpeed steps together: give them groups of "
+                                f"{self.names[id(parameter)]}, which DeepSpeed steps together: "
+                                f"give them groups of "
                                 "their own, or go on under another strategy"
                             )
 
@@ -140,32 +150,43 @@ class ZeroState:
                 else:
                     safe_set_full_optimizer_state(parameter, value.to(torch.float32), key)
 
-    def _counted(self, parameters: list[nn.Parameter], saved: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    def _counted(
+        self, parameters: list[nn.Parameter], saved: Mapping[str, Mapping[str, Any]]
+    ) -> set[str]:
         """What of the state is one value for all elements, such as the count of steps."""
         return {
             key
             for parameter in parameters
             for key, value in saved.get(self.names[id(parameter)], {}).items()
-            if not isinstance(value, Tensor) or (not value.ndim and (key == "step" or len(shape_of(parameter))))
+            if not isinstance(value, Tensor)
+            or (not value.ndim and (key == "step" or len(shape_of(parameter))))
         }
 
     def _link(self, parameters: list[nn.Parameter], flat: Tensor) -> None:
-        """Have stages 1 and 2 find the state of a flat tensor; by themselves they look for the first group's alone."""
+        """Have stages 1 and 2 find the state of a flat tensor; by themselves they look for the
+        first group's alone.
+        """
         for parameter in parameters:
             mapping = getattr(parameter, "_hp_mapping", None)
             if mapping is not None:
                 mapping.set_optim_state_fragment(flat, self.base.state.get(flat, {}))
 
     def _part(self, parameter: Any, value: Tensor) -> Tensor:
-        """This rank's part of a whole tensor; the last ranks' may end in padding, or be nothing else."""
+        """This rank's part of a whole tensor; the last ranks' may end in padding, or be nothing
+        else.
+        """
         size = parameter.ds_tensor.numel()
-        flat = value.detach().reshape(-1)[size * self.rank : size * (self.rank + 1)].to(torch.float32)
+        flat = (
+            value.detach().reshape(-1)[size * self.rank : size * (self.rank + 1)].to(torch.float32)
+        )
         return torch.nn.functional.pad(flat, (0, size - flat.numel()))
 
 
 @contextmanager
 def not_sent(task: nn.Module) -> Iterator[None]:
-    """Inside, DeepSpeed does not send scalar parameters, which it can only send as vectors; all ranks have them."""
+    """Inside, DeepSpeed does not send scalar parameters, which it can only send as vectors; all
+    ranks have them.
+    """
     scalars: list[Any] = [p for p in task.parameters() if not p.ndim]
     for parameter in scalars:
         parameter.ds_optim_param = True  # what it knows those by that differ from rank to rank
@@ -175,7 +196,9 @@ def not_sent(task: nn.Module) -> Iterator[None]:
 
 
 class Marks:
-    """What modules and parameters carried before DeepSpeed, so that what it leaves on them can be taken off."""
+    """What modules and parameters carried before DeepSpeed, so that what it leaves on them can be
+    taken off.
+    """
 
     def __init__(self, root: nn.Module) -> None:
         self._modules = {module: set(vars(module)) for module in root.modules()}
@@ -188,14 +211,22 @@ class Marks:
             for name in vars(module).keys() - self._modules.get(module, vars(module).keys()):
                 delattr(module, name)
         for parameter in root.parameters():
-            for name in vars(parameter).keys() - self._parameters.get(parameter, vars(parameter).keys()):
+            for name in vars(parameter).keys() - self._parameters.get(
+                parameter, vars(parameter).keys()
+            ):
                 delattr(parameter, name)
 
 
 def _own(parameter: nn.Parameter) -> set[str]:
-    """The attributes that are not DeepSpeed's, which made a parameter in parts before there was an engine."""
+    """The attributes that are not DeepSpeed's, which made a parameter in parts before there was an
+    engine.
+    """
     if not is_partitioned(parameter):
         return set(vars(parameter))
     theirs = {"is_external_param", "nvme_swapper"}
-    own = {name for name, value in vars(parameter).items() if not name.startswith("ds_") and not callable(value)}
+    own = {
+        name
+        for name, value in vars(parameter).items()
+        if not name.startswith("ds_") and not callable(value)
+    }
     return own - theirs

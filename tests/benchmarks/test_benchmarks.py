@@ -71,10 +71,26 @@ def test_every_way_to_save_gives_the_state_back(tmp_path):
 
 
 def test_the_page_shows_what_was_measured():
-    about = {"date": "2026-01-01", "versions": {"torch": "2"},
-             "machine": {"cpu": "abacus", "cores": 1, "load": 0.0, "python": "3.12"}}  # fmt: skip
-    row = {"step": {"median": 123.4, "low": 100, "high": 200}, "over": {"median": 7}, "ratio": {"median": 1.5}}
-    text = page.render({"overhead": {**about, "rounds": 3, "parameters": 9, "settings": {"bare": {"loopkit": row}}}})
+    about = {
+        "date": "2026-01-01",
+        "versions": {"torch": "2"},
+        "machine": {"cpu": "abacus", "cores": 1, "load": 0.0, "python": "3.12"},
+    }
+    row = {
+        "step": {"median": 123.4, "low": 100, "high": 200},
+        "over": {"median": 7},
+        "ratio": {"median": 1.5},
+    }
+    text = page.render(
+        {
+            "overhead": {
+                **about,
+                "rounds": 3,
+                "parameters": 9,
+                "settings": {"bare": {"loopkit": row}},
+            }
+        }
+    )
     assert "| loopkit | 123 | 100 to 200 | +7 | 1.50 |" in text
     assert "abacus" in text
     assert "import" not in text.split("## The cost of a step")[1]
@@ -83,7 +99,9 @@ def test_the_page_shows_what_was_measured():
 def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights():
     words = [sys.executable, "benchmarks/strategies.py", "--rounds", "2", "--kind", "DDP"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     rows = done.stdout.split("\nDDP\n")[1].splitlines()[1:]
     ratios = {row[:12].strip(): float(row.split()[-4]) for row in rows}

@@ -27,12 +27,16 @@ def make(seed: int, step: int | None = None, metrics: dict[str, float] | None = 
     return Snapshot(
         tensors={
             "model": model,
-            "optimizer": {f"{name}/exp_avg": torch.randn(t.shape, generator=made) for name, t in model.items()},
+            "optimizer": {
+                f"{name}/exp_avg": torch.randn(t.shape, generator=made) for name, t in model.items()
+            },
         },
         state={
             "counters": {"step": step if step is not None else seed, "samples": 10**20 + seed},
             "rng": torch.randint(0, 255, (64,), generator=made, dtype=torch.uint8),
-            "hooks": {"Curve": {"window": deque([1.5, float("nan")], maxlen=4), "seen": (1, {"a", 2})}},
+            "hooks": {
+                "Curve": {"window": deque([1.5, float("nan")], maxlen=4), "seen": (1, {"a", 2})}
+            },
             "array": np.arange(seed % 5 + 1, dtype=np.float32),
         },
         meta={
@@ -61,7 +65,9 @@ def alike(a: Any, b: Any) -> bool:
         )
     if isinstance(a, torch.Tensor):
         same = a.dtype == b.dtype and a.shape == b.shape
-        flat = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)] if same else []
+        flat = (
+            [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)] if same else []
+        )
         return same and torch.equal(flat[0], flat[1])
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

@@ -12,7 +12,16 @@ import pytest
 import torch
 from snapshots import alike, make
 
-from loopkit.checkpoint import BackgroundWriter, Snapshot, Store, apply, load_newest, newest_good, read, write
+from loopkit.checkpoint import (
+    BackgroundWriter,
+    Snapshot,
+    Store,
+    apply,
+    load_newest,
+    newest_good,
+    read,
+    write,
+)
 from loopkit.errors import CheckpointError, RunDirError
 
 
@@ -85,7 +94,13 @@ def test_buffers_are_kept_between_saves_and_tied_weights_stay_tied(tmp_path):
     held = []
     for seed in (1, 2):
         writer.submit(make(seed))
-        held.append({key: buffer.data_ptr() for key, buffer in writer._buffers.kept.items() if buffer.numel()})
+        held.append(
+            {
+                key: buffer.data_ptr()
+                for key, buffer in writer._buffers.kept.items()
+                if buffer.numel()
+            }
+        )
         assert alike(read(Store(), writer.wait()[0]), make(seed))
     same = [key for key in held[0] if held[0][key] == held[1].get(key)]
     assert ("model", "embed.weight") in same
@@ -97,8 +112,13 @@ def test_buffers_are_kept_between_saves_and_tied_weights_stay_tied(tmp_path):
 def test_shapes_may_change_between_saves(tmp_path):
     with BackgroundWriter(Store(), tmp_path) as writer:
         for step, size in enumerate((3, 5, 2), 1):
-            writer.submit(Snapshot({"model": {"w": torch.full((size,), float(step))}}, {}, {"step": step}))
-            assert alike(read(Store(), writer.wait()[0]).tensors["model"]["w"], torch.full((size,), float(step)))
+            writer.submit(
+                Snapshot({"model": {"w": torch.full((size,), float(step))}}, {}, {"step": step})
+            )
+            assert alike(
+                read(Store(), writer.wait()[0]).tensors["model"]["w"],
+                torch.full((size,), float(step)),
+            )
 
 
 @pytest.mark.parametrize("ask", ["poll", "wait", "submit", "close"])
@@ -125,7 +145,12 @@ def test_after_runs_in_the_thread_once_the_checkpoint_is_durable(tmp_path):
     seen = []
 
     def after(path: Path) -> None:
-        seen.append((threading.current_thread() is not threading.main_thread(), newest_good(Store(), tmp_path) == path))
+        seen.append(
+            (
+                threading.current_thread() is not threading.main_thread(),
+                newest_good(Store(), tmp_path) == path,
+            )
+        )
         apply(Store(), tmp_path, keep=1)
 
     with BackgroundWriter(Store(), tmp_path, after=after) as writer:
@@ -165,7 +190,9 @@ writer.submit(make(2))
 def program(run_dir: Path, sleep: float) -> subprocess.Popen:
     text = PROGRAM.format(tests=str(Path(__file__).parent), run_dir=str(run_dir), sleep=sleep)
     root = str(Path(__file__).parents[2])
-    return subprocess.Popen([sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE
+    )
 
 
 def test_a_program_that_ends_finishes_its_last_save(tmp_path):
@@ -188,7 +215,11 @@ def test_tensors_on_a_device_may_be_changed_right_after_submit(tmp_path):
     with BackgroundWriter(Store(), tmp_path) as writer:
         for step in (1, 2, 3):
             expected = source.cpu()
-            writer.submit(Snapshot({"model": {"w": source, "tied": source}}, {"a": source[:5]}, {"step": step}))
+            writer.submit(
+                Snapshot(
+                    {"model": {"w": source, "tied": source}}, {"a": source[:5]}, {"step": step}
+                )
+            )
             assert writer._buffers.kept["model", "w"].is_pinned()
             source.mul_(2).add_(1)
             (path,) = writer.wait()

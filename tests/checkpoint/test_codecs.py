@@ -29,26 +29,104 @@ def back(value: Any) -> Any:
 
 NAN_WITH_PAYLOAD = struct.unpack(">d", bytes.fromhex("fff8000000000123"))[0]
 VALUES = [
-    None, True, False, 0, -1, 2**53, 2**53 + 1, -(2**64), 10**5000, -(10**5000),
-    0.0, -0.0, 1e16, 5e-324, 1.7976931348623157e308, math.nan, NAN_WITH_PAYLOAD, math.inf, -math.inf, 0.1 + 0.2,
-    1j, complex(-0.0, math.nan), "", "é😀\0\n", "\ud83d\ude00", "\udc80", b"", b"\0\xff", "$dict",
-    [], [1, [2]], (), (1, (2, [3])), {}, {"a": 1, "b": {"c": ()}}, {1: "a", (1, 2): "b", None: 3, 1.5: 4, "x": 5},
-    {"$tensor": "a"}, {"$dict": []}, {"$": 1, "b": 2}, {"\ud800": 1}, {True: 1, "True": 2}, {"z": 1, "a": 2},
-    set(), {1, 2.5, "a", (1, 2)}, frozenset({b"x", None}), {frozenset({1}), frozenset()},
-    OrderedDict([("b", 1), ("a", 2)]), OrderedDict({1: 2}), Counter("abracadabra"), deque([1, 2, 3], maxlen=5), deque(),
-    range(0, 10, 3), range(-(2**70), 2**70), torch.Size([2, 3]), torch.Size([]),
-    torch.float32, torch.bfloat16, torch.int64, torch.device("cpu"), torch.device("cuda:1"), torch.device("meta"),
-    Path("/a/b c"), Path("rel"), PurePosixPath("x/y"), PureWindowsPath("c:/x"), Path("bad\udcff"),
-    datetime(2024, 2, 29, 23, 59, 59, 999999), datetime(2024, 10, 27, 2, 30, fold=1),
-    datetime(2024, 1, 1, tzinfo=timezone.utc), datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=-5, minutes=30), "X")),
-    date(1, 1, 1), timedelta(-999999999), timedelta(days=1, microseconds=-1), timezone.utc, timezone(timedelta(hours=2)),
-    np.float32(0.1), np.float64("nan"), np.int8(-3), np.uint64(2**64 - 1), np.bool_(True), np.complex64(1j), np.float16(2),
-    np.datetime64("2024-01-01T00:00:00", "ns"), np.timedelta64(3, "D"), np.longdouble(1) / 3,
-    np.arange(6, dtype=np.int32).reshape(2, 3), np.array(3.0), np.zeros((0, 4)), np.array([1, 2], dtype=">i4"),
-    np.array([True, False]), np.arange(4).reshape(2, 2).T, np.array(["2024-01-01"], dtype="M8[D]"),
-    torch.arange(3), torch.tensor(2.5, dtype=torch.bfloat16), torch.empty(0, 3), torch.randn(3, 4).t(),
+    None,
+    True,
+    False,
+    0,
+    -1,
+    2**53,
+    2**53 + 1,
+    -(2**64),
+    10**5000,
+    -(10**5000),
+    0.0,
+    -0.0,
+    1e16,
+    5e-324,
+    1.7976931348623157e308,
+    math.nan,
+    NAN_WITH_PAYLOAD,
+    math.inf,
+    -math.inf,
+    0.1 + 0.2,
+    1j,
+    complex(-0.0, math.nan),
+    "",
+    "é😀\0\n",
+    "\ud83d\ude00",
+    "\udc80",
+    b"",
+    b"\0\xff",
+    "$dict",
+    [],
+    [1, [2]],
+    (),
+    (1, (2, [3])),
+    {},
+    {"a": 1, "b": {"c": ()}},
+    {1: "a", (1, 2): "b", None: 3, 1.5: 4, "x": 5},
+    {"$tensor": "a"},
+    {"$dict": []},
+    {"$": 1, "b": 2},
+    {"\ud800": 1},
+    {True: 1, "True": 2},
+    {"z": 1, "a": 2},
+    set(),
+    {1, 2.5, "a", (1, 2)},
+    frozenset({b"x", None}),
+    {frozenset({1}), frozenset()},
+    OrderedDict([("b", 1), ("a", 2)]),
+    OrderedDict({1: 2}),
+    Counter("abracadabra"),
+    deque([1, 2, 3], maxlen=5),
+    deque(),
+    range(0, 10, 3),
+    range(-(2**70), 2**70),
+    torch.Size([2, 3]),
+    torch.Size([]),
+    torch.float32,
+    torch.bfloat16,
+    torch.int64,
+    torch.device("cpu"),
+    torch.device("cuda:1"),
+    torch.device("meta"),
+    Path("/a/b c"),
+    Path("rel"),
+    PurePosixPath("x/y"),
+    PureWindowsPath("c:/x"),
+    Path("bad\udcff"),
+    datetime(2024, 2, 29, 23, 59, 59, 999999),
+    datetime(2024, 10, 27, 2, 30, fold=1),
+    datetime(2024, 1, 1, tzinfo=timezone.utc),
+    datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=-5, minutes=30), "X")),
+    date(1, 1, 1),
+    timedelta(-999999999),
+    timedelta(days=1, microseconds=-1),
+    timezone.utc,
+    timezone(timedelta(hours=2)),
+    np.float32(0.1),
+    np.float64("nan"),
+    np.int8(-3),
+    np.uint64(2**64 - 1),
+    np.bool_(True),
+    np.complex64(1j),
+    np.float16(2),
+    np.datetime64("2024-01-01T00:00:00", "ns"),
+    np.timedelta64(3, "D"),
+    np.longdouble(1) / 3,
+    np.arange(6, dtype=np.int32).reshape(2, 3),
+    np.array(3.0),
+    np.zeros((0, 4)),
+    np.array([1, 2], dtype=">i4"),
+    np.array([True, False]),
+    np.arange(4).reshape(2, 2).T,
+    np.array(["2024-01-01"], dtype="M8[D]"),
+    torch.arange(3),
+    torch.tensor(2.5, dtype=torch.bfloat16),
+    torch.empty(0, 3),
+    torch.randn(3, 4).t(),
     [{"a": (torch.ones(2), {"b": np.ones(2)})}],
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
@@ -62,9 +140,19 @@ def _random(made: random.Random, depth: int) -> Any:
         return made.choice(VALUES[:30])
     size = made.randrange(4)
     parts = [_random(made, depth - 1) for _ in range(size)]
-    keys = [made.choice(["a", "$b", 1, (2, "c"), None, b"k", "é", 2.5, frozenset({1})]) for _ in range(size)]
+    keys = [
+        made.choice(["a", "$b", 1, (2, "c"), None, b"k", "é", 2.5, frozenset({1})])
+        for _ in range(size)
+    ]
     return made.choice(
-        [list, tuple, deque, lambda p: dict(zip(keys, p)), lambda p: OrderedDict(zip(keys, p)), lambda p: set(keys)]
+        [
+            list,
+            tuple,
+            deque,
+            lambda p: dict(zip(keys, p)),
+            lambda p: OrderedDict(zip(keys, p)),
+            lambda p: set(keys),
+        ]
     )(parts)
 
 
@@ -82,7 +170,9 @@ def test_the_text_is_strict_json_in_ascii():
 
 def test_tensors_are_named_by_their_path():
     tensors: dict[str, torch.Tensor] = {}
-    encode({"hooks": {"EMA": {"shadow": {"w.0": torch.ones(1)}, "l": [torch.ones(1)]}}}, "", tensors)
+    encode(
+        {"hooks": {"EMA": {"shadow": {"w.0": torch.ones(1)}, "l": [torch.ones(1)]}}}, "", tensors
+    )
     assert list(tensors) == ["hooks.EMA.shadow.w.0", "hooks.EMA.l[0]"]
 
 
@@ -113,10 +203,33 @@ class Text(str):
 
 
 REFUSED = [
-    Color.RED, enum.Enum("E", "a").a, Text("x"), object(), lambda: 1, namedtuple("P", "x")(1), defaultdict(int),
-    np.array([object()]), np.array(["a"]), np.str_("a"), np.ma.array([1]), np.zeros(1, dtype=[("a", "i4")]),
-    bytearray(b"x"), memoryview(b"x"), print, int, torch.nn.Linear(1, 1), torch.Generator(), datetime(2024, 1, 1, tzinfo=type("Z", (timezone.utc.__class__.__base__,), {"utcoffset": lambda s, d: timedelta(0)})()),
-]  # fmt: skip
+    Color.RED,
+    enum.Enum("E", "a").a,
+    Text("x"),
+    object(),
+    lambda: 1,
+    namedtuple("P", "x")(1),
+    defaultdict(int),
+    np.array([object()]),
+    np.array(["a"]),
+    np.str_("a"),
+    np.ma.array([1]),
+    np.zeros(1, dtype=[("a", "i4")]),
+    bytearray(b"x"),
+    memoryview(b"x"),
+    print,
+    int,
+    torch.nn.Linear(1, 1),
+    torch.Generator(),
+    datetime(
+        2024,
+        1,
+        1,
+        tzinfo=type(
+            "Z", (timezone.utc.__class__.__base__,), {"utcoffset": lambda s, d: timedelta(0)}
+        )(),
+    ),
+]
 
 
 @pytest.mark.parametrize("value", REFUSED, ids=lambda value: type(value).__name__)
@@ -138,7 +251,11 @@ def _nested(depth: int) -> Any:
 
 
 def test_nesting_up_to_the_limit_is_kept():
-    for build in (_nested, lambda n: _chain(n, lambda v: {1: v}), lambda n: _chain(n, lambda v: (v,))):
+    for build in (
+        _nested,
+        lambda n: _chain(n, lambda v: {1: v}),
+        lambda n: _chain(n, lambda v: (v,)),
+    ):
         assert alike(back(build(MAX_DEPTH)), build(MAX_DEPTH))
 
 

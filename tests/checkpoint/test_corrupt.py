@@ -1,4 +1,6 @@
-"""Every way a file can be wrong is found before anything is returned, and named; the one before is used."""
+"""Every way a file can be wrong is found before anything is returned, and named; the one before is
+used.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ CASES = [(file, name, damage) for file in FILES for name, damage in ANY_FILE.ite
 ]
 
 
-@pytest.mark.parametrize(("file", "damage"), [(f, d) for f, _, d in CASES], ids=[f"{f}: {n}" for f, n, _ in CASES])
+@pytest.mark.parametrize(
+    ("file", "damage"), [(f, d) for f, _, d in CASES], ids=[f"{f}: {n}" for f, n, _ in CASES]
+)
 def test_damage_is_found_and_named_and_the_one_before_is_used(run_dir, file, damage):
     damage(newest(run_dir) / file)
     with pytest.raises(CorruptCheckpointError, match=file.replace(".", r"\.")):
@@ -118,8 +122,11 @@ def test_damage_is_found_and_named_and_the_one_before_is_used(run_dir, file, dam
     assert len(told) == 1
     assert problem in told[0]
     assert sorted(os.listdir(run_dir / "checkpoints")) == [
-        "latest", "step-000000000001", "step-000000000002", "step-000000000003.corrupt-1",
-    ]  # fmt: skip
+        "latest",
+        "step-000000000001",
+        "step-000000000002",
+        "step-000000000003.corrupt-1",
+    ]
 
 
 @pytest.mark.parametrize("name", ["embed.weight", "bias", "steps", "transposed"])
@@ -129,7 +136,9 @@ def test_the_damaged_tensor_is_named(run_dir, name):
     begin, end = json.loads(file.read_bytes()[8:head])[name]["data_offsets"]
     for at in (begin, end - 1):
         flip(file, head + at)
-        with pytest.raises(CorruptCheckpointError, match=rf"model\.safetensors: damaged in tensor '{name}'"):
+        with pytest.raises(
+            CorruptCheckpointError, match=rf"model\.safetensors: damaged in tensor '{name}'"
+        ):
             read(Store(), newest(run_dir))
         flip(file, head + at)
     assert verify(Store(), newest(run_dir)) == []
@@ -138,7 +147,9 @@ def test_the_damaged_tensor_is_named(run_dir, name):
 def test_all_damaged_tensors_are_named(run_dir):
     zero_page(newest(run_dir) / "model.safetensors")
     (problem,) = verify(Store(), newest(run_dir))
-    assert problem.endswith("model.safetensors: damaged in tensors 'transposed', 'steps', 'embed.weight', 'bias'")
+    assert problem.endswith(
+        "model.safetensors: damaged in tensors 'transposed', 'steps', 'embed.weight', 'bias'"
+    )
 
 
 def test_every_single_byte_of_a_checkpoint_matters(run_dir):
@@ -182,7 +193,9 @@ def test_a_manifest_written_in_another_way_is_found(run_dir):
 
 
 def test_a_checkpoint_under_another_step_s_name_is_found(run_dir):
-    (run_dir / "checkpoints" / "step-000000000002").rename(run_dir / "checkpoints" / "step-000000000009")
+    (run_dir / "checkpoints" / "step-000000000002").rename(
+        run_dir / "checkpoints" / "step-000000000009"
+    )
     told: list[str] = []
     assert newest_good(Store(), run_dir, warn=told.append).name == "step-000000000003"
     assert "is that of step-000000000002" in told[0]
@@ -200,7 +213,9 @@ def test_files_that_are_not_listed_are_left_alone(run_dir):
     assert verify(Store(), newest(run_dir)) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 99, b"[1]", b'{"dir":"../x"}', b'{"dir":3}', b"[" * 100000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"\0" * 99, b"[1]", b'{"dir":"../x"}', b'{"dir":3}', b"[" * 100000]
+)
 def test_a_garbage_latest_is_named_and_ignored(run_dir, content):
     (run_dir / "checkpoints" / "latest").write_bytes(content)
     told: list[str] = []
@@ -211,7 +226,10 @@ def test_a_garbage_latest_is_named_and_ignored(run_dir, content):
 
 def test_a_latest_that_is_a_link_or_huge_is_ignored(run_dir):
     latest = run_dir / "checkpoints" / "latest"
-    for make_it in (lambda: latest.symlink_to("/etc/passwd"), lambda: os.truncate(_touch(latest), 1 << 40)):
+    for make_it in (
+        lambda: latest.symlink_to("/etc/passwd"),
+        lambda: os.truncate(_touch(latest), 1 << 40),
+    ):
         latest.unlink()
         make_it()
         told: list[str] = []
@@ -243,15 +261,20 @@ def test_a_second_corrupt_one_of_the_same_step_gets_the_next_number(run_dir):
         newest_good(Store(), run_dir, warn=lambda text: None)
         write(Store(), run_dir, make(3))
     assert sorted(p.name for p in (run_dir / "checkpoints").glob("*3*")) == [
-        "step-000000000003", "step-000000000003.corrupt-1", "step-000000000003.corrupt-2",
-    ]  # fmt: skip
+        "step-000000000003",
+        "step-000000000003.corrupt-1",
+        "step-000000000003.corrupt-2",
+    ]
     assert alike(load_newest(Store(), run_dir)[1], make(3))
 
 
 def test_looking_without_quarantine_changes_nothing(run_dir):
     flip(newest(run_dir) / "state.json", 5)
     before = sorted(os.listdir(run_dir / "checkpoints"))
-    assert newest_good(Store(), run_dir, warn=lambda text: None, quarantine=False).name == "step-000000000002"
+    assert (
+        newest_good(Store(), run_dir, warn=lambda text: None, quarantine=False).name
+        == "step-000000000002"
+    )
     assert sorted(os.listdir(run_dir / "checkpoints")) == before
 
 
@@ -318,20 +341,26 @@ def test_a_manifest_that_lies_with_a_right_checksum_is_found(run_dir):
         (problem,) = verify(Store(), newest(run_dir))
         return problem
 
-    assert "unsafe" in lie(lambda m: m["files"][0].update(path="../../step-000000000001/model.safetensors"))
+    assert "unsafe" in lie(
+        lambda m: m["files"][0].update(path="../../step-000000000001/model.safetensors")
+    )
     assert "unsafe" in lie(lambda m: m["files"].append(dict(m["files"][0])))
     assert "cover it exactly once" in lie(lambda m: m["tensors"]["model"]["bias"].update(shape=[8]))
     assert "header entry" in lie(lambda m: _reshape(m["tensors"]["model"]["bias"], [8]))
     assert "header entry" in lie(lambda m: m["tensors"]["model"]["bias"].update(dtype="F16"))
     assert "header entry" in lie(lambda m: m["tensors"]["model"]["bias"].update(dtype="os.system"))
     assert "differ in tensor 'bias'" in lie(lambda m: m["tensors"]["model"].pop("bias"))
-    assert "not listed" in lie(lambda m: m["tensors"]["model"]["bias"]["chunks"][0].update(file="/etc/passwd"))
+    assert "not listed" in lie(
+        lambda m: m["tensors"]["model"]["bias"]["chunks"][0].update(file="/etc/passwd")
+    )
     assert "which is missing" in lie(lambda m: m["aliases"]["model"].update({"x": "y"}))
     assert "not a count" in lie(lambda m: m["files"][0].update(size=-1))
     assert "not a count" in lie(lambda m: m["files"][0].update(size=True))
     assert "not a count" in lie(lambda m: m.update(step=1.5))
     assert "KeyError" in lie(lambda m: m.pop("step"))
-    assert "state.json" in lie(lambda m: [m["files"].remove(f) for f in m["files"] if f["path"] == "state.json"])
+    assert "state.json" in lie(
+        lambda m: [m["files"].remove(f) for f in m["files"] if f["path"] == "state.json"]
+    )
     assert "TypeError" in lie(lambda m: m.update(tensors={"model": {"w": []}}))
     assert "AttributeError" in lie(lambda m: m.update(tensors=[]))
     assert "not a loopkit-checkpoint" in lie(lambda m: m.update(format="other"))

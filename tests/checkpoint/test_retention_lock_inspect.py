@@ -14,17 +14,38 @@ import torch
 from safetensors.torch import load_file
 from snapshots import alike, make
 
-from loopkit.checkpoint import Entry, RunLock, Snapshot, Store, apply, newest_good, plan, read, write
+from loopkit.checkpoint import (
+    Entry,
+    RunLock,
+    Snapshot,
+    Store,
+    apply,
+    newest_good,
+    plan,
+    read,
+    write,
+)
 from loopkit.checkpoint.inspect import diff, export, ls, verify_tree
 from loopkit.checkpoint.manifest import Manifest
 from loopkit.errors import CheckpointError, CorruptCheckpointError, OptionError, RunDirError
 
-# Retention --------------------------------------------------------------------------------------------------
+# Retention
+# --------------------------------------------------------------------------------------------------
 
 
-def entry(step: int, value: float | None = None, generation: int = 1, kind: str = "full", problem: str | None = None) -> Entry:
+def entry(
+    step: int,
+    value: float | None = None,
+    generation: int = 1,
+    kind: str = "full",
+    problem: str | None = None,
+) -> Entry:
     metrics = {} if value is None else {"m": value}
-    manifest = None if problem else Manifest({"step": step, "kind": kind, "metrics": metrics}, generation, {}, {})
+    manifest = (
+        None
+        if problem
+        else Manifest({"step": step, "kind": kind, "metrics": metrics}, generation, {}, {})
+    )
     return Entry(Path(f"{step}-{generation}-{kind}"), step, generation, manifest, problem)
 
 
@@ -71,7 +92,15 @@ def test_a_later_generation_is_newer():
     assert plan(entries, keep=1) == [Path("1-1-full"), Path("1-2-full")]
 
 
-@pytest.mark.parametrize("rule", [{"keep": 0}, {"keep": -1}, {"keep": 1, "best": ("m", "best")}, {"keep": 1, "best": ("m", "max"), "keep_best": -1}])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"keep": 0},
+        {"keep": -1},
+        {"keep": 1, "best": ("m", "best")},
+        {"keep": 1, "best": ("m", "max"), "keep_best": -1},
+    ],
+)
 def test_a_rule_that_makes_no_sense_is_refused(rule):
     with pytest.raises(OptionError):
         plan(STEPS, **rule)
@@ -111,11 +140,17 @@ def test_apply_does_not_touch_what_is_not_a_checkpoint(tmp_path):
     (parent / "step-000000000000").symlink_to(parent / "mine")
     apply(Store(), tmp_path, keep=1)
     assert sorted(os.listdir(parent)) == [
-        "latest", "mine", "step-000000000000", "step-000000000000.corrupt-1", "step-000000000002", "step-7",
-    ]  # fmt: skip
+        "latest",
+        "mine",
+        "step-000000000000",
+        "step-000000000000.corrupt-1",
+        "step-000000000002",
+        "step-7",
+    ]
 
 
-# Lock -------------------------------------------------------------------------------------------------------
+# Lock
+# -------------------------------------------------------------------------------------------------------
 
 HOLD = """
 import os, sys, time
@@ -132,14 +167,19 @@ time.sleep(60)
 def holder(run_dir: Path, how: str = "") -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", HOLD, str(run_dir), how]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
     assert process.stdout.readline() == b"held\n"
     return process
 
 
 def test_a_second_run_in_one_directory_is_refused_naming_the_first(tmp_path):
     with holder(tmp_path) as process:
-        with pytest.raises(RunDirError, match=rf"'run-7', process {process.pid} on {os.uname().nodename}, started 20"):
+        with pytest.raises(
+            RunDirError,
+            match=rf"'run-7', process {process.pid} on {os.uname().nodename}, started 20",
+        ):
             RunLock(tmp_path)
         process.kill()
     RunLock(tmp_path).release()
@@ -194,7 +234,8 @@ def test_a_directory_that_is_not_there_is_refused(tmp_path):
         RunLock(tmp_path / "gone")
 
 
-# Inspection -------------------------------------------------------------------------------------------------
+# Inspection
+# -------------------------------------------------------------------------------------------------
 
 
 def test_ls_tells_what_is_good(tmp_path):
@@ -202,9 +243,14 @@ def test_ls_tells_what_is_good(tmp_path):
     bad = write(Store(), tmp_path, make(2))
     (bad / "config.json").write_bytes(b"{" * 22)
     shallow, deep = ls(tmp_path), ls(tmp_path, deep=True)
-    assert [(e.step, e.generation, e.kind, e.problem) for e in shallow] == [(1, 1, "full", None), (2, 1, "full", None)]
+    assert [(e.step, e.generation, e.kind, e.problem) for e in shallow] == [
+        (1, 1, "full", None),
+        (2, 1, "full", None),
+    ]
     assert shallow[0].metrics == {"eval/accuracy": 0.25}
-    assert shallow[0].size == sum(p.stat().st_size for p in shallow[0].path.rglob("*") if p.is_file())
+    assert shallow[0].size == sum(
+        p.stat().st_size for p in shallow[0].path.rglob("*") if p.is_file()
+    )
     assert [e.problem is None for e in deep] == [True, False]
     assert "config.json" in deep[1].problem
 
@@ -249,8 +295,14 @@ def test_diff_names_what_was_added_removed_and_changed(tmp_path):
 
 
 def test_diff_sees_nan_and_the_sign_of_zero(tmp_path):
-    a = Snapshot({"model": {"n": torch.tensor([math.nan, 1.0]), "z": torch.tensor([0.0])}}, {}, {"step": 1})
-    b = Snapshot({"model": {"n": torch.tensor([math.nan, math.nan]), "z": torch.tensor([-0.0])}}, {}, {"step": 2})
+    a = Snapshot(
+        {"model": {"n": torch.tensor([math.nan, 1.0]), "z": torch.tensor([0.0])}}, {}, {"step": 1}
+    )
+    b = Snapshot(
+        {"model": {"n": torch.tensor([math.nan, math.nan]), "z": torch.tensor([-0.0])}},
+        {},
+        {"step": 2},
+    )
     found = diff(write(Store(), tmp_path, a), write(Store(), tmp_path, b))
     assert math.isnan(found.changed["model:n"])
     assert found.changed["model:z"] == 0.0
@@ -258,14 +310,24 @@ def test_diff_sees_nan_and_the_sign_of_zero(tmp_path):
 
 def test_export_writes_the_model_alone(tmp_path):
     snapshot = make(1)
-    snapshot.state["task"] = {"class": "Digits", "hparams": {"hidden": 32, "act": "relu"}, "unsaved": []}
+    snapshot.state["task"] = {
+        "class": "Digits",
+        "hparams": {"hidden": 32, "act": "relu"},
+        "unsaved": [],
+    }
     out = export(write(Store(), tmp_path, snapshot), tmp_path / "out")
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
-        "config.json", "loopkit.json", "model.safetensors", "tokenizer/vocab.txt",
-    ]  # fmt: skip
+        "config.json",
+        "loopkit.json",
+        "model.safetensors",
+        "tokenizer/vocab.txt",
+    ]
     assert json.loads((out / "loopkit.json").read_text()) == {
-        "format": "loopkit-export", "task": "Digits", "step": 1, "hparams": {"hidden": 32, "act": "relu"},
-    }  # fmt: skip
+        "format": "loopkit-export",
+        "task": "Digits",
+        "step": 1,
+        "hparams": {"hidden": 32, "act": "relu"},
+    }
     theirs = load_file(out / "model.safetensors")
     assert all(alike(theirs[name], make(1).tensors["model"][name]) for name in theirs)
     assert set(snapshot.tensors["model"]) - set(theirs) == {"head.weight"}

@@ -57,7 +57,9 @@ def test_meta_keeps_values_that_json_has_not(tmp_path):
     assert alike({name: got.meta[name] for name in meta}, meta)
 
 
-@pytest.mark.parametrize("meta", [{}, {"step": -1}, {"step": "1"}, {"step": 1, "files": []}, {"step": 1, "$x": 1}])
+@pytest.mark.parametrize(
+    "meta", [{}, {"step": -1}, {"step": "1"}, {"step": 1, "files": []}, {"step": 1, "$x": 1}]
+)
 def test_meta_that_cannot_be_kept_is_refused_and_leaves_nothing(tmp_path, meta):
     with pytest.raises(ValueError):
         write(Store(), tmp_path, Snapshot({}, {}, meta))
@@ -66,14 +68,22 @@ def test_meta_that_cannot_be_kept_is_refused_and_leaves_nothing(tmp_path, meta):
 
 def test_tied_weights_are_written_once_and_come_back_as_one(tmp_path):
     path = write(Store(), tmp_path, make(1))
-    assert json.loads((path / "MANIFEST.json").read_text())["aliases"] == {"model": {"head.weight": "embed.weight"}}
+    assert json.loads((path / "MANIFEST.json").read_text())["aliases"] == {
+        "model": {"head.weight": "embed.weight"}
+    }
     model = read(Store(), path).tensors["model"]
     assert model["head.weight"] is model["embed.weight"]
 
 
 def test_views_of_one_storage_that_differ_are_written_separately(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
-    model = {"all": base, "row": base[1], "turned": base.t(), "bits": base.view(torch.int32), "tail": base[:, 2:]}
+    model = {
+        "all": base,
+        "row": base[1],
+        "turned": base.t(),
+        "bits": base.view(torch.int32),
+        "tail": base[:, 2:],
+    }
     got = read(Store(), write(Store(), tmp_path, only(model)))
     assert alike_tensors(got.tensors["model"], model)
 
@@ -82,7 +92,11 @@ def test_views_of_one_storage_that_differ_are_written_separately(tmp_path):
 def test_every_dtype_is_read_alike_by_us_and_by_safetensors(tmp_path, dtype):
     raw = torch.arange(2 * 3 * 16, dtype=torch.uint8)
     values = (raw % 2 == 0) if dtype == torch.bool else raw.view(dtype)
-    model = {"a": values.reshape(2, -1), "scalar": values[1].clone(), "none": values[:0].reshape(0, 2)}
+    model = {
+        "a": values.reshape(2, -1),
+        "scalar": values[1].clone(),
+        "none": values[:0].reshape(0, 2),
+    }
     path = write(Store(), tmp_path, only(model))
     assert alike_tensors(read(Store(), path).tensors["model"], model)
     theirs = load_file(path / "model.safetensors")
@@ -91,14 +105,23 @@ def test_every_dtype_is_read_alike_by_us_and_by_safetensors(tmp_path, dtype):
 
 def test_conjugated_negated_and_expanded_tensors_are_written_as_their_values(tmp_path):
     base = torch.randn(3, 2, dtype=torch.complex64)
-    model = {"conj": base.conj(), "imag": base.conj().imag, "wide": torch.ones(1).expand(5), "plain": base}
+    model = {
+        "conj": base.conj(),
+        "imag": base.conj().imag,
+        "wide": torch.ones(1).expand(5),
+        "plain": base,
+    }
     got = read(Store(), write(Store(), tmp_path, only(model))).tensors["model"]
     assert all(alike(got[name], model[name].resolve_conj().resolve_neg()) for name in model)
 
 
 @pytest.mark.parametrize(
     "tensor",
-    [torch.zeros(2, dtype=torch.complex128), torch.eye(2).to_sparse(), torch.empty(2, device="meta")],
+    [
+        torch.zeros(2, dtype=torch.complex128),
+        torch.eye(2).to_sparse(),
+        torch.empty(2, device="meta"),
+    ],
     ids=["complex128", "sparse", "meta"],
 )
 def test_a_tensor_that_the_format_has_not_is_refused_by_name(tmp_path, tensor):
@@ -112,7 +135,10 @@ def test_a_value_that_cannot_be_saved_is_refused_before_anything_is_written(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a//b", "MANIFEST.json", "state.json", "model.safetensors", "", "a/..", "."])
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/x", "a//b", "MANIFEST.json", "state.json", "model.safetensors", "", "a/..", "."],
+)
 def test_extra_files_cannot_take_other_names(tmp_path, name):
     snapshot = make(1)
     snapshot.files[name] = b"x"
@@ -180,7 +206,9 @@ def test_no_checkpoints_at_all_is_none(tmp_path):
 def test_what_is_mapped_from_a_file_lies_as_torch_allocates(tmp_path):
     """By 64 bytes, as far as sizes allow: otherwise sums over it may be rounded otherwise."""
     shapes = {"a": (1,), "b": (5, 16), "c": (3, 2), "d": (64,), "e": (0,), "f": (8,)}
-    tensors = {name: torch.randn(shape) for name, shape in shapes.items()} | {"g": torch.ones(7, dtype=torch.float64)}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()} | {
+        "g": torch.ones(7, dtype=torch.float64)
+    }
     path = write(Store(), tmp_path, Snapshot({"model": dict(tensors)}, {}, {"step": 1}))
     with safe_open(path / "model.safetensors", "pt") as file:
         for name, tensor in tensors.items():
@@ -238,7 +266,9 @@ def test_chunks_must_tile_the_tensor(tmp_path):
     path = write(Store(), tmp_path, only({"w": torch.zeros(4, 6)}))
     manifest = parse((path / "MANIFEST.json").read_bytes())
 
-    def covered(*boxes: tuple[tuple[int, ...], tuple[int, ...]], file: str = "model.safetensors") -> bool:
+    def covered(
+        *boxes: tuple[tuple[int, ...], tuple[int, ...]], file: str = "model.safetensors"
+    ) -> bool:
         chunks = []
         for number, (offset, shape) in enumerate(boxes):
             name = file if number == 0 else f"{number}.safetensors"
@@ -267,7 +297,11 @@ def test_chunks_must_tile_the_tensor(tmp_path):
 def test_a_tensor_in_chunks_is_put_together(tmp_path):
     whole = torch.arange(24.0).reshape(4, 6)
     parts = {"a": ((0, 0), whole[:2]), "b": ((2, 0), whole[2:, :1]), "c": ((2, 1), whole[2:, 1:])}
-    path = write(Store(), tmp_path, Snapshot({stem: {"w": part} for stem, (_, part) in parts.items()}, {}, {"step": 1}))
+    path = write(
+        Store(),
+        tmp_path,
+        Snapshot({stem: {"w": part} for stem, (_, part) in parts.items()}, {}, {"step": 1}),
+    )
     manifest = parse((path / "MANIFEST.json").read_bytes())
     chunks = []
     for stem, (offset, _) in parts.items():
@@ -289,7 +323,8 @@ def test_a_coverage_gap_stops_the_commit(tmp_path, monkeypatch):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-# Versions ---------------------------------------------------------------------------------------------------
+# Versions
+# ---------------------------------------------------------------------------------------------------
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 
@@ -357,7 +392,11 @@ def test_an_old_manifest_is_migrated_step_by_step(tmp_path):
 
 def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
     size = (CHUNK * 3 + 12345) // 4
-    model = {"big": torch.arange(size, dtype=torch.int32), "small": torch.ones(3), "other": torch.arange(size) % 7}
+    model = {
+        "big": torch.arange(size, dtype=torch.int32),
+        "small": torch.ones(3),
+        "other": torch.arange(size) % 7,
+    }
     snapshot = only(model)
     snapshot.files["blob.bin"] = bytes(range(256)) * (CHUNK // 100)
     path = write(Store(), tmp_path, snapshot)
@@ -366,7 +405,11 @@ def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
         assert hashlib.sha256((path / record.path).read_bytes()).hexdigest() == record.sha256
     assert verify(Store(), path) == []
     assert alike_tensors(read(Store(), path).tensors["model"], model)
-    for name, at in (("model.safetensors", -1), ("model.safetensors", CHUNK * 2), ("blob.bin", CHUNK + 5)):
+    for name, at in (
+        ("model.safetensors", -1),
+        ("model.safetensors", CHUNK * 2),
+        ("blob.bin", CHUNK + 5),
+    ):
         with open(path / name, "r+b") as file:
             file.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
             byte = file.read(1)[0]
@@ -393,7 +436,9 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_newer_ones_behin
     assert newest_good(store, tmp_path) == paths[0]
     assert write(store, tmp_path, make(4, step=2)).name == "step-000000000002"
     assert alike(load_newest(store, tmp_path)[1], make(4, step=2))
-    assert [path.name for path in leave_behind(store, tmp_path, paths[0])] == ["step-000000000002.left-2"]
+    assert [path.name for path in leave_behind(store, tmp_path, paths[0])] == [
+        "step-000000000002.left-2"
+    ]
     assert leave_behind(store, tmp_path, paths[0]) == []
     with pytest.raises(OptionError, match="no checkpoint of"):
         leave_behind(store, tmp_path, tmp_path / "elsewhere" / "step-000000000001")

@@ -1,4 +1,6 @@
-"""``loopkit bench``: real trainings in processes of their own, whose time and memory are known beforehand."""
+"""``loopkit bench``: real trainings in processes of their own, whose time and memory are known
+beforehand.
+"""
 
 import json
 import subprocess
@@ -28,8 +30,19 @@ def cells(out):
 
 
 def test_precision_trains_in_each_and_tells_time_memory_and_loss(loopkit, shapes, tmp_path):
-    code, out, err = loopkit("bench", "precision", shapes, "--steps", "4", "--batch-size", "16", "--json", "p.json",
-                             "--picture", "p.png")  # fmt: skip
+    code, out, err = loopkit(
+        "bench",
+        "precision",
+        shapes,
+        "--steps",
+        "4",
+        "--batch-size",
+        "16",
+        "--json",
+        "p.json",
+        "--picture",
+        "p.png",
+    )
     assert code == 0, err
     rows, about = measured(tmp_path / "p.json")
     assert (about["bench"], about["task"], about["steps"]) == ("precision", "Points", 4)
@@ -46,19 +59,44 @@ def test_precision_trains_in_each_and_tells_time_memory_and_loss(loopkit, shapes
 
 
 def test_memory_is_counted_byte_by_byte(loopkit, shapes, tmp_path):
-    out = loopkit.ok("bench", "memory", shapes, "--steps", "1", "--json", "m.json", "--picture", "m.svg")
+    out = loopkit.ok(
+        "bench", "memory", shapes, "--steps", "1", "--json", "m.json", "--picture", "m.svg"
+    )
     rows, _ = measured(tmp_path / "m.json")
-    parts = {name: [row[f"{part}_bytes"] for part in ("parameter", "gradient", "optimizer")] for (name,), row in rows.items()}
-    assert parts == {"fp32": [232] * 3, "bf16": [232] * 3, "bf16-true": [116] * 3}  # 58 parameters, SGD with momentum
+    parts = {
+        name: [row[f"{part}_bytes"] for part in ("parameter", "gradient", "optimizer")]
+        for (name,), row in rows.items()
+    }
+    assert parts == {
+        "fp32": [232] * 3,
+        "bf16": [232] * 3,
+        "bf16-true": [116] * 3,
+    }  # 58 parameters, SGD with momentum
     lines = [line.split() for line in out.splitlines()]
     assert ["58", "parameters,", "58", "of", "them", "trained"] in lines
-    assert lines[3:7] == [["fp32", "232", "B"], ["bf16", "116", "B"], ["int8", "58", "B"], ["4-bit", "29", "B"]]
+    assert lines[3:7] == [
+        ["fp32", "232", "B"],
+        ["bf16", "116", "B"],
+        ["int8", "58", "B"],
+        ["4-bit", "29", "B"],
+    ]
     assert ["fp32", "232", "B", "232", "B", "232", "B", "696", "B"] in [line[:9] for line in lines]
     assert "<svg" in (tmp_path / "m.svg").read_text()
 
 
 def test_the_peak_is_what_training_takes_beyond_the_task(loopkit, heavy, tmp_path):
-    loopkit.ok("bench", "grid", f"{heavy}:Heavy", "adam=true,false", "--steps", "2", "--json", "g.json", "--width", "2048")
+    loopkit.ok(
+        "bench",
+        "grid",
+        f"{heavy}:Heavy",
+        "adam=true,false",
+        "--steps",
+        "2",
+        "--json",
+        "g.json",
+        "--width",
+        "2048",
+    )
     rows, _ = measured(tmp_path / "g.json")
     size = rows["true",]["parameter_bytes"]
     assert size == 4 * (2048 * 2048 + 2048) * 4
@@ -68,13 +106,37 @@ def test_the_peak_is_what_training_takes_beyond_the_task(loopkit, heavy, tmp_pat
     assert rows["false",]["optimizer_bytes"] == 0
 
 
-def test_a_grid_has_a_line_for_every_combination_and_shows_what_remat_saves(loopkit, heavy, tmp_path):
-    words = ["--steps", "2", "--width", "256", "--depth", "8", "--rows", "2048", "--batch-size", "1024"]
-    out = loopkit.ok("bench", "grid", f"{heavy}:Heavy", "remat=none,full", "accumulate=1,2", *words, "--json", "g.json")
+def test_a_grid_has_a_line_for_every_combination_and_shows_what_remat_saves(
+    loopkit, heavy, tmp_path
+):
+    words = [
+        "--steps",
+        "2",
+        "--width",
+        "256",
+        "--depth",
+        "8",
+        "--rows",
+        "2048",
+        "--batch-size",
+        "1024",
+    ]
+    out = loopkit.ok(
+        "bench",
+        "grid",
+        f"{heavy}:Heavy",
+        "remat=none,full",
+        "accumulate=1,2",
+        *words,
+        "--json",
+        "g.json",
+    )
     rows, _ = measured(tmp_path / "g.json")
     assert list(rows) == [("none", "1"), ("none", "2"), ("full", "1"), ("full", "2")]
     for (remat, accumulate), row in rows.items():
-        assert row["samples_per_second"] * row["step_ms"] / 1e3 == pytest.approx(1024 * int(accumulate))
+        assert row["samples_per_second"] * row["step_ms"] / 1e3 == pytest.approx(
+            1024 * int(accumulate)
+        )
         line = [remat, accumulate, f"{row['step_ms']:,.2f}", f"{row['samples_per_second']:,.0f}"]
         assert line in [text.split()[:4] for text in out.splitlines()]
     # Each of eight blocks keeps nine tensors of 1024 x 256 floats, or with remat only its input.
@@ -88,7 +150,9 @@ def test_a_step_is_timed_whole(loopkit, shapes, tmp_path):
 
 
 def test_what_cannot_run_is_a_line_with_the_reason(loopkit, heavy, tmp_path):
-    code, out, _ = loopkit("bench", "grid", f"{heavy}:Failing", "how=raise,kill,exit,stop", "--json", "f.json")
+    code, out, _ = loopkit(
+        "bench", "grid", f"{heavy}:Failing", "how=raise,kill,exit,stop", "--json", "f.json"
+    )
     assert code == 1
     assert "no run came to its end" in out
     lines = out.splitlines()
@@ -108,43 +172,73 @@ def test_one_failure_leaves_the_others(loopkit, heavy):
 
 
 def test_a_run_that_takes_too_long_is_given_up(heavy):
-    assert run_apart([f"{heavy}:Failing", "--how=hang"], 1, 0.5) == {"problem": "given up after 0.5 s (--limit)"}
+    assert run_apart([f"{heavy}:Failing", "--how=hang"], 1, 0.5) == {
+        "problem": "given up after 0.5 s (--limit)"
+    }
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    ("memry shapes.py", "there is no command 'bench memry'. Did you mean 'memory'?"),
-    ("precision", "give the target first: loopkit bench precision TARGET"),
-    ("grid shapes.py", "say after TARGET what to vary, as in accumulate=2,4,8"),
-    ("grid shapes.py accumulate", "'accumulate' is no name=a,b"),
-    ("grid shapes.py remat=full remat=none", "remat is given twice"),
-    ("grid shapes.py acumulate=2", "there is no option --acumulate. Did you mean '--accumulate'?"),
-    ("grid shapes.py accumulate=1,two", "accumulate: 'two' is not accepted: give int"),
-    ("grid shapes.py remat=none,some", "remat='some' is not known: give 'full'"),
-    ("grid shapes.py epochs=1,2", "bench grid: epochs is not for a measured run"),
-    ("memory shapes.py --checkpoint.every 1", "bench memory: checkpoint.every is not for a measured run"),
-    ("precision shapes.py --precision bf16", "--precision is given, and bench precision gives it to each run"),
-    ("precision shapes.py --steps none", "--steps none: give a whole number above 0"),
-    ("precision shapes.py --limit 0", "--limit 0: give a number of seconds above 0"),
-    ("precision shapes.py --json a --json b", "--json is given several times"),
-    ("precision shapes.py --picture a.xyz", "--picture a.xyz: the ending says the format, one of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("memry shapes.py", "there is no command 'bench memry'. Did you mean 'memory'?"),
+        ("precision", "give the target first: loopkit bench precision TARGET"),
+        ("grid shapes.py", "say after TARGET what to vary, as in accumulate=2,4,8"),
+        ("grid shapes.py accumulate", "'accumulate' is no name=a,b"),
+        ("grid shapes.py remat=full remat=none", "remat is given twice"),
+        (
+            "grid shapes.py acumulate=2",
+            "there is no option --acumulate. Did you mean '--accumulate'?",
+        ),
+        ("grid shapes.py accumulate=1,two", "accumulate: 'two' is not accepted: give int"),
+        ("grid shapes.py remat=none,some", "remat='some' is not known: give 'full'"),
+        ("grid shapes.py epochs=1,2", "bench grid: epochs is not for a measured run"),
+        (
+            "memory shapes.py --checkpoint.every 1",
+            "bench memory: checkpoint.every is not for a measured run",
+        ),
+        (
+            "precision shapes.py --precision bf16",
+            "--precision is given, and bench precision gives it to each run",
+        ),
+        ("precision shapes.py --steps none", "--steps none: give a whole number above 0"),
+        ("precision shapes.py --limit 0", "--limit 0: give a number of seconds above 0"),
+        ("precision shapes.py --json a --json b", "--json is given several times"),
+        (
+            "precision shapes.py --picture a.xyz",
+            "--picture a.xyz: the ending says the format, one of",
+        ),
+    ],
+)
 def test_what_is_wrong_is_said_before_anything_is_measured(loopkit, shapes, words, says):
-    assert says in loopkit.refused("bench", *[shapes if word == "shapes.py" else word for word in words.split()])
+    assert says in loopkit.refused(
+        "bench", *[shapes if word == "shapes.py" else word for word in words.split()]
+    )
 
 
 def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(loopkit, shapes):
     assert loopkit("bench", "memory", shapes, "--json", "no/m.json") == (
-        73, "", "loopkit: --json no/m.json cannot be written: there is no directory no\n")  # fmt: skip
+        73,
+        "",
+        "loopkit: --json no/m.json cannot be written: there is no directory no\n",
+    )
 
 
 def test_an_argument_that_the_task_needs_may_be_what_is_varied(loopkit, shapes):
-    out = loopkit.ok("bench", "grid", f"{shapes.replace('shapes', 'several')}:Wide", "width=2", "--steps", "1")
+    out = loopkit.ok(
+        "bench", "grid", f"{shapes.replace('shapes', 'several')}:Wide", "width=2", "--steps", "1"
+    )
     assert cells(out)["2"][1] != "-"
 
 
 def test_matplotlib_is_imported_for_a_picture_alone(monkeypatch, tmp_path):
     code = "import sys, loopkit.cli.bench; print('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "False\n"
+    )
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"--picture needs the package 'matplotlib': pip install 'loopkit\[plots\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"--picture needs the package 'matplotlib': pip install 'loopkit\[plots\]'",
+    ):
         bench_picture.check(tmp_path / "p.png")

@@ -26,7 +26,11 @@ GUIDE = {
 
 def built(source: str) -> dict:
     """Run the printed source, as a person who pastes it would; returns its names."""
-    space = {"Fit": Fit, "Checkpoint": Checkpoint, "Loader": lambda _, **options: Loader(points(8), **options)}
+    space = {
+        "Fit": Fit,
+        "Checkpoint": Checkpoint,
+        "Loader": lambda _, **options: Loader(points(8), **options),
+    }
     space |= vars(loopkit.optim)
     exec(source, space)
     return space
@@ -37,10 +41,22 @@ def test_the_guides_arguments_become_a_fit_that_can_be_built(tmp_path, capsys):
     assert main(["convert-args", str(tmp_path / "args.json")]) == 0
     space = built(capsys.readouterr().out)
     options = space["fit"].options
-    assert (options.run_dir, options.epochs, options.batch_size, options.accumulate) == ("out", 3, 8, 4)
-    assert (options.precision, options.remat, options.clip_norm, options.seed) == ("fp16", "full", 0.5, 7)
+    assert (options.run_dir, options.epochs, options.batch_size, options.accumulate) == (
+        "out",
+        3,
+        8,
+        4,
+    )
+    assert (options.precision, options.remat, options.clip_norm, options.seed) == (
+        "fp16",
+        "full",
+        0.5,
+        7,
+    )
     assert (options.eval_every, options.log_every) == ("200 steps", "50 steps")
-    assert options.checkpoint == Checkpoint(every="200 steps", keep=2, best="eval/f1:max", load_best=True)
+    assert options.checkpoint == Checkpoint(
+        every="200 steps", keep=2, best="eval/f1:max", load_best=True
+    )
     spec = space["optimizers"](None)
     assert (spec.optimizer.__name__, spec.lr, spec.weight_decay) == ("AdamW", 2e-5, 0.01)
     assert (spec.schedule.name, str(spec.schedule.warmup)) == ("cosine", "10%")
@@ -60,7 +76,10 @@ def test_what_is_not_given_is_what_the_trainer_would_do():
 def test_a_delay_counts_what_the_cadence_counts():
     steps = convert({"eval_strategy": "steps", "eval_steps": 10, "eval_delay": 40})
     epochs = convert({"eval_strategy": "epoch", "eval_delay": 1.5})
-    assert [built(found.source())["fit"].options.eval_after for found in (steps, epochs)] == ["40 steps", "1.5 epochs"]
+    assert [built(found.source())["fit"].options.eval_after for found in (steps, epochs)] == [
+        "40 steps",
+        "1.5 epochs",
+    ]
     assert "eval_after" not in convert({"eval_delay": 0}).fit
 
 
@@ -70,12 +89,15 @@ def test_what_is_lost_is_said():
     assert "no logger for neptune" in convert({"report_to": ["wandb", "neptune"]}).source()
 
 
-@pytest.mark.parametrize(("given", "loggers"), [
-    ({"report_to": ["wandb", "comet_ml"]}, ["jsonl", "wandb", "comet"]),
-    ({"report_to": "none"}, ["jsonl"]),
-    ({"report_to": "all"}, ("jsonl", "tensorboard")),
-    ({}, ("jsonl", "tensorboard")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "loggers"),
+    [
+        ({"report_to": ["wandb", "comet_ml"]}, ["jsonl", "wandb", "comet"]),
+        ({"report_to": "none"}, ["jsonl"]),
+        ({"report_to": "all"}, ("jsonl", "tensorboard")),
+        ({}, ("jsonl", "tensorboard")),
+    ],
+)
 def test_what_is_reported_to_becomes_loggers(given, loggers):
     assert built(convert(given).source())["fit"].options.loggers == loggers
 
@@ -83,13 +105,23 @@ def test_what_is_reported_to_becomes_loggers(given, loggers):
 def test_a_run_name_and_a_project_make_an_object_of_a_logger():
     source = convert({"report_to": "mlflow", "run_name": "first", "project": "digits"}).source()
     _, logger = built(source)["fit"].options.loggers
-    assert (type(logger).__name__, logger._project, logger._run_name) == ("MLflowLogger", "digits", "first")
+    assert (type(logger).__name__, logger._project, logger._run_name) == (
+        "MLflowLogger",
+        "digits",
+        "first",
+    )
 
 
-@pytest.mark.parametrize(("given", "source"), [
-    ({}, "PushToHub('out', 'every_save')"),
-    ({"hub_model_id": "me/x", "hub_strategy": "checkpoint", "hub_private_repo": True}, "PushToHub('me/x', 'checkpoint', private=True)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [
+        ({}, "PushToHub('out', 'every_save')"),
+        (
+            {"hub_model_id": "me/x", "hub_strategy": "checkpoint", "hub_private_repo": True},
+            "PushToHub('me/x', 'checkpoint', private=True)",
+        ),
+    ],
+)
 def test_an_upload_becomes_a_hook(given, source):
     found = convert({"push_to_hub": True, "output_dir": "some/out", **given})
     assert source in found.source()
@@ -97,15 +129,34 @@ def test_an_upload_becomes_a_hook(given, source):
     assert type(hook).__name__ == "PushToHub"
 
 
-@pytest.mark.parametrize(("given", "source"), [
-    ({"ddp_find_unused_parameters": True, "ddp_bucket_cap_mb": 10}, "DDP(find_unused_parameters=True, bucket_cap_mb=10)"),
-    ({"fsdp": "full_shard auto_wrap"}, "FSDP()"),
-    ({"fsdp": "full_shard auto_wrap offload", "fsdp_config": {"min_num_params": 2000, "backward_prefetch": "backward_pre"}},
-     "FSDP(offload=True, wrap=2000, prefetch=1)"),
-    ({"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"], "reshard_after_forward": False}},
-     "FSDP(reshard_after_forward=False, wrap=['BertLayer'])"),
-    ({"fsdp": "", "deepspeed": None}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [
+        (
+            {"ddp_find_unused_parameters": True, "ddp_bucket_cap_mb": 10},
+            "DDP(find_unused_parameters=True, bucket_cap_mb=10)",
+        ),
+        ({"fsdp": "full_shard auto_wrap"}, "FSDP()"),
+        (
+            {
+                "fsdp": "full_shard auto_wrap offload",
+                "fsdp_config": {"min_num_params": 2000, "backward_prefetch": "backward_pre"},
+            },
+            "FSDP(offload=True, wrap=2000, prefetch=1)",
+        ),
+        (
+            {
+                "fsdp": True,
+                "fsdp_config": {
+                    "transformer_layer_cls_to_wrap": ["BertLayer"],
+                    "reshard_after_forward": False,
+                },
+            },
+            "FSDP(reshard_after_forward=False, wrap=['BertLayer'])",
+        ),
+        ({"fsdp": "", "deepspeed": None}, None),
+    ],
+)
 def test_several_devices_become_a_strategy(given, source):
     found = convert(given)
     assert found.fit.get("strategy") == source
@@ -117,7 +168,9 @@ def test_several_devices_become_a_strategy(given, source):
 
 def test_a_python_file_is_read_and_not_run(tmp_path, capsys):
     (tmp_path / "args.py").write_text(
-        "raise SystemExit('run')\nargs = TrainingArguments(output_dir='x', max_steps=100, bf16=True, warmup_steps=5)\n")
+        "raise SystemExit('run')\nargs = TrainingArguments(output_dir='x', max_steps=100, "
+        "bf16=True, warmup_steps=5)\n"
+    )
     assert main(["convert-args", str(tmp_path / "args.py")]) == 0
     space = built(capsys.readouterr().out)
     assert (space["fit"].options.steps, space["fit"].options.precision) == (100, "bf16")
@@ -129,7 +182,9 @@ def test_every_schedule_of_the_trainer_has_one_here(name):
     built(convert({"lr_scheduler_type": name, "warmup_steps": 0.1}).source())["optimizers"](None)
 
 
-@pytest.mark.parametrize(("given", "ours"), [({"tf32": True}, "tf32"), ({"tf32": True, "bf16": True}, "bf16")])
+@pytest.mark.parametrize(
+    ("given", "ours"), [({"tf32": True}, "tf32"), ({"tf32": True, "bf16": True}, "bf16")]
+)
 def test_tf32_is_a_precision(given, ours):
     assert built(convert(given).source())["fit"].options.precision == ours
 
@@ -144,7 +199,122 @@ def test_errors(tmp_path, capsys):
 
 
 # The fields of transformers 5.23's TrainingArguments.
-FIELDS = ["output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "average_tokens_across_devices", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache", "neftune_noise_alpha", "torch_empty_cache_steps", "auto_find_batch_size", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter", "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit", "enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "ignore_data_skip", "restore_callback_states_from_checkpoint", "full_determinism", "seed", "data_seed", "use_cpu", "accelerator_config", "parallelism_config", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order", "remove_unused_columns", "label_names", "train_sampling_strategy", "length_column_name", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "deepspeed", "debug", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "local_rank"]
+FIELDS = [
+    "output_dir",
+    "per_device_train_batch_size",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim_target_modules",
+    "gradient_accumulation_steps",
+    "average_tokens_across_devices",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "bf16_full_eval",
+    "fp16_full_eval",
+    "tf32",
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "torch_compile",
+    "torch_compile_backend",
+    "torch_compile_mode",
+    "use_liger_kernel",
+    "liger_kernel_config",
+    "use_cache",
+    "neftune_noise_alpha",
+    "torch_empty_cache_steps",
+    "auto_find_batch_size",
+    "logging_strategy",
+    "logging_steps",
+    "logging_first_step",
+    "log_on_each_node",
+    "logging_nan_inf_filter",
+    "include_num_input_tokens_seen",
+    "log_level",
+    "log_level_replica",
+    "disable_tqdm",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+    "eval_strategy",
+    "eval_steps",
+    "eval_delay",
+    "per_device_eval_batch_size",
+    "prediction_loss_only",
+    "eval_on_start",
+    "eval_do_concat_batches",
+    "eval_use_gather_object",
+    "eval_accumulation_steps",
+    "include_for_metrics",
+    "batch_eval_metrics",
+    "save_only_model",
+    "save_strategy",
+    "save_steps",
+    "save_on_each_node",
+    "save_total_limit",
+    "enable_jit_checkpoint",
+    "push_to_hub",
+    "hub_token",
+    "hub_private_repo",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_always_push",
+    "hub_revision",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "ignore_data_skip",
+    "restore_callback_states_from_checkpoint",
+    "full_determinism",
+    "seed",
+    "data_seed",
+    "use_cpu",
+    "accelerator_config",
+    "parallelism_config",
+    "dataloader_drop_last",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context",
+    "dataloader_in_order",
+    "remove_unused_columns",
+    "label_names",
+    "train_sampling_strategy",
+    "length_column_name",
+    "ddp_find_unused_parameters",
+    "ddp_bucket_cap_mb",
+    "ddp_broadcast_buffers",
+    "ddp_static_graph",
+    "ddp_backend",
+    "ddp_timeout",
+    "fsdp",
+    "fsdp_config",
+    "deepspeed",
+    "debug",
+    "skip_memory_metrics",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "resume_from_checkpoint",
+    "local_rank",
+]
 
 
 def test_all_114_fields_are_known_to_the_checker():

@@ -26,7 +26,9 @@ def commands():
 
 
 def matches(shown, printed):
-    """Whether ``printed`` is what the page shows; "…" is any text, and how wide a column is does not count."""
+    """Whether ``printed`` is what the page shows; "…" is any text, and how wide a column is does
+    not count.
+    """
     pattern = re.escape(re.sub(" +", " ", shown)).replace("…", ".+")
     return re.fullmatch(pattern, re.sub(" +", " ", printed), flags=re.DOTALL)
 
@@ -51,7 +53,10 @@ def test_every_command_prints_what_the_page_shows(tmp_path, capsys):
         if out_file:
             (tmp_path / out_file).write_text(out)
             out = ""
-        assert code == next((code for part, code in EXIT_CODES.items() if part in command), 0), (command, err)
+        assert code == next((code for part, code in EXIT_CODES.items() if part in command), 0), (
+            command,
+            err,
+        )
         printed = out or ("" if "fit" in words and code == 0 else err)
         assert matches(shown, printed) or matches(shown, printed + "\n"), (command, printed)
         count += 1

@@ -24,14 +24,37 @@ def test_a_run_with_no_option_trains_one_epoch(loopkit, shapes, tmp_path):
 
 
 def test_options_of_fit_and_arguments_of_the_task(loopkit, shapes, tmp_path):
-    loopkit.ok("fit", shapes, "--epochs=3", "--batch-size", "16", "--hidden", "5", "--task.lr", "1e-3", "--bias", "false",
-               "--names", "[a, b]", "--run_dir", "here", "--clip_norm", "1")  # fmt: skip
+    loopkit.ok(
+        "fit",
+        shapes,
+        "--epochs=3",
+        "--batch-size",
+        "16",
+        "--hidden",
+        "5",
+        "--task.lr",
+        "1e-3",
+        "--bias",
+        "false",
+        "--names",
+        "[a, b]",
+        "--run_dir",
+        "here",
+        "--clip_norm",
+        "1",
+    )
     found = state(tmp_path / "here")
     assert found.meta["step"] == 12
     assert found.state["task"]["hparams"] == {
-        "hidden": 5, "lr": 0.001, "seed": 3, "names": ["a", "b"], "bias": False, "pause": 0.0, "momentum": 0.9,
+        "hidden": 5,
+        "lr": 0.001,
+        "seed": 3,
+        "names": ["a", "b"],
+        "bias": False,
+        "pause": 0.0,
+        "momentum": 0.9,
         "form": "class",
-    }  # fmt: skip
+    }
     assert options(tmp_path / "here")["clip_norm"] == 1.0
 
 
@@ -48,7 +71,10 @@ def test_a_default_that_was_not_given_stays_the_codes(loopkit, shapes, tmp_path)
 
 
 def test_a_required_argument_is_asked_for(loopkit, shapes):
-    assert loopkit.refused("fit", f"{shapes.replace('shapes', 'several')}:Wide") == "Wide needs --width (any)"
+    assert (
+        loopkit.refused("fit", f"{shapes.replace('shapes', 'several')}:Wide")
+        == "Wide needs --width (any)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,26 +94,39 @@ def test_a_required_argument_is_asked_for(loopkit, shapes):
         ("--limit_train 0.5", "limit_train", 0.5),
         ("--devices 1", "devices", 1),
         ("--devices auto", "devices", "auto"),
-        ("--loggers+=csv", "loggers", ['jsonl', 'tensorboard', 'csv']),
+        ("--loggers+=csv", "loggers", ["jsonl", "tensorboard", "csv"]),
         ("--loggers jsonl", "loggers", "jsonl"),
     ],
 )
 def test_values_have_the_type_of_the_option(loopkit, shapes, tmp_path, words, name, value):
-    name_word, _, rest = words.replace("=", " ", 1).partition(" ") if "+=" not in words else (words, "", "")
-    loopkit.ok("fit", shapes, "--run_dir", "r", "--steps", "1", name_word, *([rest] if rest else []))
+    name_word, _, rest = (
+        words.replace("=", " ", 1).partition(" ") if "+=" not in words else (words, "", "")
+    )
+    loopkit.ok(
+        "fit", shapes, "--run_dir", "r", "--steps", "1", name_word, *([rest] if rest else [])
+    )
     found = options(tmp_path / "r")[name]
     assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize("every", ["1", "1 steps", "50%"])
 def test_settings_of_checkpoints(loopkit, shapes, tmp_path, every):
-    loopkit.ok("fit", shapes, "--checkpoint.every", every, "--checkpoint.keep", "2", "--epochs", "2")
+    loopkit.ok(
+        "fit", shapes, "--checkpoint.every", every, "--checkpoint.keep", "2", "--epochs", "2"
+    )
     steps = {"50%": [2, 4]}.get(every, [3, 4])
     assert [entry.step for entry in ls(tmp_path / "runs/points/1")] == steps
 
 
 def test_hooks_by_class_path_and_by_short_name_in_order(loopkit, shapes):
-    out = loopkit.ok("fit", shapes, "--hooks+=shapes.Shout", "--hooks.word=one", "--hooks+=Shout", "--hooks.times=2")
+    out = loopkit.ok(
+        "fit",
+        shapes,
+        "--hooks+=shapes.Shout",
+        "--hooks.word=one",
+        "--hooks+=Shout",
+        "--hooks.times=2",
+    )
     assert out.startswith("one\nhey hey\n")
 
 
@@ -100,12 +139,25 @@ def test_a_strategy_with_arguments(loopkit, shapes, tmp_path):
     assert state(tmp_path / "runs/points/1").meta["strategy"] == "SingleDevice"
 
 
-def test_a_config_reads_the_same_names_and_the_command_line_goes_before_it(loopkit, shapes, tmp_path):
+def test_a_config_reads_the_same_names_and_the_command_line_goes_before_it(
+    loopkit, shapes, tmp_path
+):
     tmp_path.joinpath("run.yaml").write_text(
         "epochs: 2\nclip-norm: 1e-3\nbatch_size: 16\nhidden: 4\ntask: {lr: 5e-2, seed: 9}\n"
-        "checkpoint: {every: 2 steps, keep: 5}\nhooks: [{class_path: Shout, init_args: {word: yaml}}]\n"
+        "checkpoint: {every: 2 steps, keep: 5}\nhooks: [{class_path: Shout, init_args: {word: "
+        "yaml}}]\n"
     )
-    out = loopkit.ok("fit", shapes, "--epochs", "1", "--checkpoint.keep", "1", "--hooks+=Shout", "--config", "run.yaml")
+    out = loopkit.ok(
+        "fit",
+        shapes,
+        "--epochs",
+        "1",
+        "--checkpoint.keep",
+        "1",
+        "--hooks+=Shout",
+        "--config",
+        "run.yaml",
+    )
     assert out.startswith("yaml\nhey\n")
     found = state(tmp_path / "runs/points/1")
     assert found.meta["step"] == 4
@@ -119,11 +171,23 @@ def test_a_config_reads_the_same_names_and_the_command_line_goes_before_it(loopk
     ("text", "says"),
     [
         ("epohcs: 3", "run.yaml: there is no option epohcs. Did you mean 'epochs'?"),
-        ("num_train_epochs: 3", "run.yaml: there is no option num_train_epochs. Here that is epochs"),
-        ("task: {hiden: 3}", "run.yaml: there is no option task.hiden. Did you mean 'task.hidden'?"),
+        (
+            "num_train_epochs: 3",
+            "run.yaml: there is no option num_train_epochs. Here that is epochs",
+        ),
+        (
+            "task: {hiden: 3}",
+            "run.yaml: there is no option task.hiden. Did you mean 'task.hidden'?",
+        ),
         ("task: 3", "task: 3 says nothing"),
-        ("checkpoint: {evry: 3}", "run.yaml: there is no option checkpoint.evry. Did you mean 'checkpoint.every'?"),
-        ("hooks: [{class_path: Shout, init_args: {wrd: x}}]", "Shout has no argument 'wrd'. Did you mean 'word'?"),
+        (
+            "checkpoint: {evry: 3}",
+            "run.yaml: there is no option checkpoint.evry. Did you mean 'checkpoint.every'?",
+        ),
+        (
+            "hooks: [{class_path: Shout, init_args: {wrd: x}}]",
+            "Shout has no argument 'wrd'. Did you mean 'word'?",
+        ),
         ("epochs: many", "epochs: 'many' is not accepted: give int or float or null."),
         ("task: {hidden: wide}", "task.hidden: 'wide' is not accepted: give int."),
         ("just words", "holds no options"),
@@ -136,12 +200,30 @@ def test_what_is_wrong_in_a_config_is_named(loopkit, shapes, tmp_path, text, say
 
 
 def test_a_config_that_is_not_there(loopkit, shapes):
-    assert "--config no.yaml cannot be read" in loopkit.refused("fit", shapes, "--config", "no.yaml")
+    assert "--config no.yaml cannot be read" in loopkit.refused(
+        "fit", shapes, "--config", "no.yaml"
+    )
 
 
 def test_a_printed_config_gives_the_same_run(loopkit, shapes, tmp_path):
-    words = ["--epochs", "2", "--hidden", "6", "--task.seed", "5", "--checkpoint.every", "3 steps", "--clip_norm", "0.5",
-             "--hooks+=Shout", "--hooks.word=again", "--loggers", "jsonl", "--eval_every", "never"]  # fmt: skip
+    words = [
+        "--epochs",
+        "2",
+        "--hidden",
+        "6",
+        "--task.seed",
+        "5",
+        "--checkpoint.every",
+        "3 steps",
+        "--clip_norm",
+        "0.5",
+        "--hooks+=Shout",
+        "--hooks.word=again",
+        "--loggers",
+        "jsonl",
+        "--eval_every",
+        "never",
+    ]
     text = loopkit.ok("fit", shapes, *words, "--print-config")
     assert not (tmp_path / "runs").exists()
     tmp_path.joinpath("run.yaml").write_text(text)
@@ -154,7 +236,10 @@ def test_a_printed_config_gives_the_same_run(loopkit, shapes, tmp_path):
     loopkit.ok("fit", shapes, "--config", "run.yaml", "--run_dir", "read")
     typed, read = state(tmp_path / "typed"), state(tmp_path / "read")
     assert typed.state["task"] == read.state["task"]
-    assert all(torch.equal(read.tensors["model"][name], tensor) for name, tensor in typed.tensors["model"].items())
+    assert all(
+        torch.equal(read.tensors["model"][name], tensor)
+        for name, tensor in typed.tensors["model"].items()
+    )
 
 
 def test_help_shows_every_option_with_type_default_and_meaning(loopkit, shapes):

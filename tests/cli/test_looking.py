@@ -11,7 +11,18 @@ from loopkit.checkpoint.inspect import ls
 
 @pytest.fixture
 def run_dir(loopkit, shapes, tmp_path):
-    loopkit.ok("fit", shapes, "--run_dir", "r", "--epochs", "3", "--checkpoint.best", "eval/loss:min", "--log_every", "1")
+    loopkit.ok(
+        "fit",
+        shapes,
+        "--run_dir",
+        "r",
+        "--epochs",
+        "3",
+        "--checkpoint.best",
+        "eval/loss:min",
+        "--log_every",
+        "1",
+    )
     return tmp_path / "r"
 
 
@@ -44,7 +55,11 @@ def test_verify_names_what_is_damaged_and_exits_with_65(loopkit, run_dir):
     path.write_bytes(data)
     code, out, _ = loopkit("ckpt", "verify", run_dir)
     assert code == 65
-    assert [line[:3] for line in out.splitlines() if not line.startswith(" ")] == ["ok ", "BAD", "ok "]
+    assert [line[:3] for line in out.splitlines() if not line.startswith(" ")] == [
+        "ok ",
+        "BAD",
+        "ok ",
+    ]
     assert "optimizer.safetensors" in out
     assert loopkit("ckpt", "verify", path.parent)[0] == 65
     assert loopkit("ckpt", "verify", ls(run_dir)[0].path)[0] == 0
@@ -93,12 +108,21 @@ def test_the_best_evaluation_is_the_one_the_run_was_told_to_keep(tmp_path):
     from loopkit.cli.report import report
 
     options = {"checkpoint": "Checkpoint(every='1 epoch', best='eval/f1:max')"}
-    (tmp_path / "hparams.json").write_text(json.dumps({"task": "T", "hparams": {}, "options": options}))
-    rows = [{"step": step, "eval/f1": value, "eval/loss": 1.0} for step, value in [(1, 0.1), (2, 0.9), (3, "nan"), (4, 0.2)]]
+    (tmp_path / "hparams.json").write_text(
+        json.dumps({"task": "T", "hparams": {}, "options": options})
+    )
+    rows = [
+        {"step": step, "eval/f1": value, "eval/loss": 1.0}
+        for step, value in [(1, 0.1), (2, 0.9), (3, "nan"), (4, 0.2)]
+    ]
     rows += [{"step": step, "eval/f1": 0.3, "eval/loss": 1.0} for step in range(5, 30)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = report(tmp_path)
-    assert [line for line in text.splitlines() if "best" in line and "0.9000" in line and line.split()[0] == "2"]
+    assert [
+        line
+        for line in text.splitlines()
+        if "best" in line and "0.9000" in line and line.split()[0] == "2"
+    ]
     assert "evaluations: 29, " in text
     assert "no checkpoints" in text
 
@@ -130,8 +154,14 @@ def test_doctor_names_the_command_that_installs_an_extra(monkeypatch):
 
     from loopkit.cli import doctor
 
-    wants = ["torch>=2.6", "numpy>=1 ; extra == 'have'", 'a-package-not-there>=1; extra == "lack"', "loopkit[have]; extra == 'all'"]
+    wants = [
+        "torch>=2.6",
+        "numpy>=1 ; extra == 'have'",
+        'a-package-not-there>=1; extra == "lack"',
+        "loopkit[have]; extra == 'all'",
+    ]
     monkeypatch.setattr(metadata, "requires", lambda name: wants)
     assert doctor._extras() == [
-        ("[have]", "installed"), ("[lack]", "missing a-package-not-there: pip install 'loopkit[lack]'"),
-    ]  # fmt: skip
+        ("[have]", "installed"),
+        ("[lack]", "missing a-package-not-there: pip install 'loopkit[lack]'"),
+    ]

@@ -19,7 +19,12 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 def program(*argv, cwd, **more):
     return subprocess.run(
-        [sys.executable, "-m", "loopkit", *map(str, argv)], cwd=cwd, env=ENV, capture_output=True, text=True, **more
+        [sys.executable, "-m", "loopkit", *map(str, argv)],
+        cwd=cwd,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        **more,
     )
 
 
@@ -28,7 +33,10 @@ def test_help_does_not_wait_for_torch():
         "import sys\nfrom loopkit.cli.main import main\nmain(['--help']); main(['nothing'])\n"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], env=ENV, stdout=subprocess.DEVNULL).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=ENV, stdout=subprocess.DEVNULL).returncode
+        == 0
+    )
 
 
 def test_a_run_prints_its_result_on_stdout_alone(tmp_path):
@@ -46,9 +54,25 @@ def test_a_typo_is_one_line_and_2(tmp_path):
 def _interrupted(tmp_path, number):
     ready = tmp_path / "ready"
     process = subprocess.Popen(
-        [sys.executable, "-m", "loopkit", "fit", SHAPES, "--steps", "100000", "--pause", "0.02", "--run-dir", "r"],
-        cwd=tmp_path, env={**ENV, "POINTS_READY": str(ready)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "loopkit",
+            "fit",
+            SHAPES,
+            "--steps",
+            "100000",
+            "--pause",
+            "0.02",
+            "--run-dir",
+            "r",
+        ],
+        cwd=tmp_path,
+        env={**ENV, "POINTS_READY": str(ready)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     until = time.monotonic() + 60
     while not ready.exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
@@ -62,7 +86,9 @@ def test_ctrl_c_saves_and_ends_with_130_saying_how_to_go_on(tmp_path):
     assert code == 130, err
     step = ls(tmp_path / "r")[-1].step
     assert f"interrupted at step {step}. To go on, add: --run-dir r --resume auto" in err
-    done = program("fit", SHAPES, "--steps", step + 2, "--run-dir", "r", "--resume", "auto", cwd=tmp_path)
+    done = program(
+        "fit", SHAPES, "--steps", step + 2, "--run-dir", "r", "--resume", "auto", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert ls(tmp_path / "r")[-1].step == step + 2
 
@@ -75,8 +101,12 @@ def test_sigterm_saves_and_ends_with_143(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such pipes")
 def test_a_reader_that_leaves_early_gets_no_traceback(tmp_path):
-    command = f"{sys.executable} -m loopkit predict {SHAPES} --form logits --batch_size 1 | head -n 1"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    command = (
+        f"{sys.executable} -m loopkit predict {SHAPES} --form logits --batch_size 1 | head -n 1"
+    )
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=ENV, capture_output=True, text=True
+    )
     assert len(json.loads(done.stdout)) == 2
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

@@ -17,7 +17,9 @@ def trained(loopkit, shapes, tmp_path):
     return tmp_path / "r"
 
 
-def test_metrics_are_those_of_the_checkpoint_with_the_arguments_it_was_trained_with(loopkit, shapes, trained):
+def test_metrics_are_those_of_the_checkpoint_with_the_arguments_it_was_trained_with(
+    loopkit, shapes, trained
+):
     recorded = ls(trained)[-1].metrics["eval/loss"]
     code, out, err = loopkit("evaluate", shapes, "--checkpoint", trained, "--json")
     assert (code, err) == (0, "")
@@ -29,7 +31,11 @@ def test_metrics_are_those_of_the_checkpoint_with_the_arguments_it_was_trained_w
 
 def test_metrics_are_aligned(loopkit, shapes, trained):
     lines = loopkit.ok("evaluate", shapes, "--checkpoint", trained).splitlines()
-    assert [line.split()[0] for line in lines] == ["eval/loss", "eval/runtime", "eval/samples_per_second"]
+    assert [line.split()[0] for line in lines] == [
+        "eval/loss",
+        "eval/runtime",
+        "eval/samples_per_second",
+    ]
     assert len({len(line) for line in lines}) == 1
 
 
@@ -55,7 +61,9 @@ def test_an_argument_that_training_was_given_is_not_asked_for_again(loopkit, sha
 def test_the_config_of_a_fit_serves_an_evaluation(loopkit, shapes, trained, tmp_path):
     text = loopkit.ok("fit", shapes, "--hidden", "5", "--checkpoint.keep", "1", "--print-config")
     tmp_path.joinpath("run.yaml").write_text(text)
-    assert "eval/loss" in loopkit.ok("evaluate", shapes, "--config", "run.yaml", "--checkpoint", trained)
+    assert "eval/loss" in loopkit.ok(
+        "evaluate", shapes, "--config", "run.yaml", "--checkpoint", trained
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,11 +93,17 @@ def test_infinities_are_strings_in_json():
     from loopkit.cli.assess import strict
 
     found = strict({"a": math.nan, "b": [1.5, math.inf], "c": {"d": -math.inf}})
-    assert json.loads(json.dumps(found, allow_nan=False)) == {"a": "nan", "b": [1.5, "inf"], "c": {"d": "-inf"}}
+    assert json.loads(json.dumps(found, allow_nan=False)) == {
+        "a": "nan",
+        "b": [1.5, "inf"],
+        "c": {"d": "-inf"},
+    }
 
 
 def test_predictions_are_json_lines_on_stdout_in_order(loopkit, shapes, trained):
-    out = loopkit.ok("predict", shapes, "--checkpoint", trained, "--form", "named", "--eval_batch_size", "7")
+    out = loopkit.ok(
+        "predict", shapes, "--checkpoint", trained, "--form", "named", "--eval_batch_size", "7"
+    )
     rows = [json.loads(line) for line in out.splitlines()]
     assert len(rows) == 64
     assert all(row["class"] == int(row["logits"][1] > row["logits"][0]) for row in rows)
@@ -99,7 +113,9 @@ def test_predictions_are_json_lines_on_stdout_in_order(loopkit, shapes, trained)
 
 def test_predictions_in_files(loopkit, shapes, trained, tmp_path):
     def predict(form, out):
-        code, printed, err = loopkit("predict", shapes, "--checkpoint", trained, "--form", form, "--out", out)
+        code, printed, err = loopkit(
+            "predict", shapes, "--checkpoint", trained, "--form", form, "--out", out
+        )
         assert (code, printed, err) == (0, "", f"loopkit: 64 predictions in {out}\n")
         return tmp_path / out
 
@@ -113,10 +129,14 @@ def test_predictions_in_files(loopkit, shapes, trained, tmp_path):
     lines = predict("named", "n.jsonl").read_text().splitlines()
     assert np.allclose([json.loads(line)["logits"] for line in lines], logits)
     assert predict("class", "c.txt").read_text() == "".join(f"{value}\n" for value in classes)
-    assert [len(line.split()) for line in predict("logits", "l.txt").read_text().splitlines()] == [2] * 64
+    assert [len(line.split()) for line in predict("logits", "l.txt").read_text().splitlines()] == [
+        2
+    ] * 64
     words = predict("words", "w.txt").read_text().splitlines()
     assert words == [["be\\nlow", "above"][value] for value in classes]
-    assert np.load(predict("words", "w.npy")).tolist() == [["be\nlow", "above"][value] for value in classes]
+    assert np.load(predict("words", "w.npy")).tolist() == [
+        ["be\nlow", "above"][value] for value in classes
+    ]
     assert sorted(p.name for p in tmp_path.glob(".*")) == []
 
 
@@ -130,7 +150,9 @@ def test_predictions_in_files(loopkit, shapes, trained, tmp_path):
         ("class", "no/p.txt", 73, "no/p.txt cannot be written: No such file"),
     ],
 )
-def test_a_file_that_cannot_be_written_is_not_there(loopkit, shapes, tmp_path, form, out, code, says):
+def test_a_file_that_cannot_be_written_is_not_there(
+    loopkit, shapes, tmp_path, form, out, code, says
+):
     found, _, err = loopkit("predict", shapes, "--form", form, "--out", out)
     assert (found, says in err) == (code, True), err
     assert list(tmp_path.iterdir()) == []
@@ -172,7 +194,10 @@ def test_what_has_no_samples_is_refused(outputs, tmp_path):
     from loopkit.errors import TaskError
 
     for name in ("p.jsonl", "p.npy"):
-        with pytest.raises(TaskError, match="predict_step returned"), open_sink(tmp_path / name) as sink:
+        with (
+            pytest.raises(TaskError, match="predict_step returned"),
+            open_sink(tmp_path / name) as sink,
+        ):
             sink.write(outputs)
 
 
@@ -180,5 +205,8 @@ def test_predictions_of_different_shapes_make_no_array(tmp_path):
     from loopkit.cli.predictions import open_sink
     from loopkit.errors import TaskError
 
-    with pytest.raises(TaskError, match="make no array: write a"), open_sink(tmp_path / "p.npy") as sink:
+    with (
+        pytest.raises(TaskError, match="make no array: write a"),
+        open_sink(tmp_path / "p.npy") as sink,
+    ):
         sink.write([[1, 2], [3]])

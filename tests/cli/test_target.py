@@ -24,7 +24,9 @@ def test_a_file_with_one_task_needs_no_class():
 
 
 def test_a_file_with_several_tasks_lists_them():
-    with pytest.raises(OptionError, match=r"defines 2 tasks: say which one, several\.py:Wide, several\.py:Narrow"):
+    with pytest.raises(
+        OptionError, match=r"defines 2 tasks: say which one, several\.py:Wide, several\.py:Narrow"
+    ):
         find_task("several.py")
 
 
@@ -50,8 +52,14 @@ def test_a_class_of_a_package(tmp_path, monkeypatch):
     ("target", "says"),
     [
         ("shape.py", r"there is no file shape.py. Did you mean 'shapes.py'\?"),
-        ("shapes.py:Point", r"shapes.py has no 'Point'. Did you mean 'Points'\? Tasks there: Points"),
-        ("shapes.py:Shout", r"shapes.py:Shout is not a Task: derive the class from loopkit.Task. Tasks there: Points"),
+        (
+            "shapes.py:Point",
+            r"shapes.py has no 'Point'. Did you mean 'Points'\? Tasks there: Points",
+        ),
+        (
+            "shapes.py:Shout",
+            r"shapes.py:Shout is not a Task: derive the class from loopkit.Task. Tasks there: Points",
+        ),
         ("shapes.py:points", "is not a Task"),
         ("shappes:Points", "there is no module 'shappes'"),
         ("shapes_:Points", "there is no module"),
@@ -64,7 +72,9 @@ def test_what_is_not_there_is_named(target, says):
         find_task(target)
 
 
-def test_a_module_that_is_missing_within_the_file_is_not_mistaken_for_the_target(tmp_path, monkeypatch):
+def test_a_module_that_is_missing_within_the_file_is_not_mistaken_for_the_target(
+    tmp_path, monkeypatch
+):
     (tmp_path / "needs.py").write_text("import a_module_that_is_not_there\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
@@ -74,7 +84,9 @@ def test_a_module_that_is_missing_within_the_file_is_not_mistaken_for_the_target
 
 def test_a_file_does_not_take_the_place_of_a_module_in_use(tmp_path, monkeypatch):
     (tmp_path / "json.py").write_text("")
-    with pytest.raises(OptionError, match=r"json.py has the name of the module 'json', which is in use"):
+    with pytest.raises(
+        OptionError, match=r"json.py has the name of the module 'json', which is in use"
+    ):
         find_task(f"{tmp_path}/json.py")
 
 
@@ -82,4 +94,7 @@ def test_another_process_can_unpickle_the_classes_of_a_file(tmp_path):
     find_task("shapes.py")
     data = pickle.dumps(sys.modules["shapes"].Shout("there"))
     code = f"import sys, pickle; sys.path[:] = {sys.path!r}; print(pickle.loads({data!r}).word)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "there\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "there\n"
+    )

@@ -5,7 +5,9 @@ import pytest
 
 def test_help_lists_the_commands(loopkit):
     out = loopkit.ok("--help")
-    assert all(f"  {name} " in out for name in ("fit", "evaluate", "predict", "ckpt", "report", "doctor"))
+    assert all(
+        f"  {name} " in out for name in ("fit", "evaluate", "predict", "ckpt", "report", "doctor")
+    )
 
 
 def test_without_a_command_the_usage_is_shown_and_the_exit_code_is_2(loopkit):
@@ -83,8 +85,14 @@ def test_an_abbreviation_is_no_option(loopkit, shapes):
         ("--checkpoint.keep 0", "Checkpoint(keep=0): give a whole number of at least 1"),
         ("--checkpoint.every sometimes", "Checkpoint(every=)='sometimes' is not a duration"),
         ("--hooks+=Shot", "hooks: there is no class 'Shot'. Did you mean 'Shout'?"),
-        ("--hooks+=shapes.Shot", "hooks: shapes.Shot: module 'shapes' has no attribute 'Shot'. Did you mean 'Shout'?"),
-        ("--hooks+=Shout --hooks.wrd x", "hooks: Shout has no argument 'wrd'. Did you mean 'word'? It takes word, times"),
+        (
+            "--hooks+=shapes.Shot",
+            "hooks: shapes.Shot: module 'shapes' has no attribute 'Shot'. Did you mean 'Shout'?",
+        ),
+        (
+            "--hooks+=Shout --hooks.wrd x",
+            "hooks: Shout has no argument 'wrd'. Did you mean 'word'? It takes word, times",
+        ),
         ("--hooks+=Shout --hooks.times x", "hooks.times: 'x' is not accepted: give int."),
         ("--step=nowhere.Loop", "nowhere"),
     ],
@@ -94,7 +102,9 @@ def test_values(loopkit, shapes, words, says):
 
 
 def test_the_classes_that_an_option_takes_and_their_arguments(loopkit, shapes):
-    assert "shapes.Shout: Says a word when training starts." in loopkit.ok("fit", shapes, "--hooks.help")
+    assert "shapes.Shout: Says a word when training starts." in loopkit.ok(
+        "fit", shapes, "--hooks.help"
+    )
     out = loopkit.ok("fit", shapes, "--hooks.help", "Shout")
     assert "  --hooks.word  what is said. [str, default 'hey']\n" in out
     assert loopkit.ok("fit", shapes, "--hooks.help=shapes.Shout") == out

@@ -41,10 +41,16 @@ def made_run(*hooks: Hook, plan: Plan | None = None, rank: int = 0, **fields: An
     strategy.rank = rank
     fields.setdefault("run_dir", Path("runs/digits/3"))
     return Run(
-        task=Digits(), strategy=strategy, options=None, plan=plan or Plan(100, 400, 4), agenda=Agenda({}),
-        events=Events(hooks), loops=Loops(None, None, None, None),
-        evaluation={"": SimpleNamespace(batches_per_epoch=lambda: 8)}, **fields,
-    )  # fmt: skip
+        task=Digits(),
+        strategy=strategy,
+        options=None,
+        plan=plan or Plan(100, 400, 4),
+        agenda=Agenda({}),
+        events=Events(hooks),
+        loops=Loops(None, None, None, None),
+        evaluation={"": SimpleNamespace(batches_per_epoch=lambda: 8)},
+        **fields,
+    )
 
 
 def take_step(run: Run, clock: Clock, seconds: float = 0.0) -> None:

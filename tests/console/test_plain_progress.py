@@ -31,7 +31,9 @@ def test_a_run_reads_as_a_log(tmp_path):
             evaluate(run, clock, loss=0.5, accuracy=0.9)
     run.best = {"metric": "eval/accuracy", "value": 0.9, "step": 100}
     run.events.fit_end(run)
-    assert file.getvalue() == """\
+    assert (
+        file.getvalue()
+        == """\
 Digits: 9,610 parameters, all trainable, 0.04 MB
   on       cpu, fp32, SingleDevice
   for      4 epochs, 400 steps
@@ -43,6 +45,7 @@ Digits: 9,610 parameters, all trainable, 0.04 MB
 step 200/400 (50%) | epoch 3/4 | loss 0.7500 | lr 3.00e-04 | 16.0 it/s | 0:12 elapsed | 0:12 left
 Finished: 200 steps in 0:12, best eval/accuracy 0.9000 at step 100
 """
+    )
 
 
 def test_lines_come_at_most_every_ten_seconds_and_cost_one_look_at_the_clock_in_between():
@@ -59,8 +62,10 @@ def test_lines_come_at_most_every_ten_seconds_and_cost_one_look_at_the_clock_in_
         take_step(run, clock, 0.125)
     lines = file.getvalue().removeprefix(opening).splitlines()
     assert [line.split(" | ")[0] for line in lines] == [
-        "step 80/400 (20%)", "step 160/400 (40%)", "step 240/400 (60%)",
-    ]  # fmt: skip
+        "step 80/400 (20%)",
+        "step 160/400 (40%)",
+        "step 240/400 (60%)",
+    ]
 
 
 def test_long_evaluations_say_where_they_are():
@@ -123,12 +128,24 @@ def test_the_header_comes_again_when_the_columns_change():
     assert len(table.lines(run, {"eval/loss": 1.0})) == 3
     assert len(table.lines(run, {"eval/loss": 2.0})) == 1
     header, _, row = table.lines(run, {"eval/loss": 2.0, "eval/val_a/mIoU": 0.5})
-    assert header.split() == ["Epoch", "Step", "Training", "Loss", "Validation", "Loss", "val_a/mIoU"]
+    assert header.split() == [
+        "Epoch",
+        "Step",
+        "Training",
+        "Loss",
+        "Validation",
+        "Loss",
+        "val_a/mIoU",
+    ]
     assert len(header) == len(row)
 
 
 def test_the_table_keeps_to_six_metrics_and_to_the_width_of_the_screen():
-    metrics = {"eval/loss": 1.0, **{f"eval/metric_{n}": n / 10 for n in range(20)}, "eval/runtime": 123.0}
+    metrics = {
+        "eval/loss": 1.0,
+        **{f"eval/metric_{n}": n / 10 for n in range(20)},
+        "eval/runtime": 123.0,
+    }
     wide = EpochTable().lines(made_run(), metrics)
     assert wide[0].count("Metric") == 6
     assert wide[2].split()[-1] == "2:03"
@@ -143,7 +160,9 @@ def test_an_epoch_in_part_is_a_fraction_and_a_loss_not_logged_yet_a_dash():
     assert EpochTable().lines(run, {"eval/loss": 1.0})[2].split() == ["0.25", "25", "-", "1.0000"]
 
 
-@pytest.mark.parametrize(("option", "says"), [("rch", "Did you mean 'rich'"), (3, "auto, rich, plain or False")])
+@pytest.mark.parametrize(
+    ("option", "says"), [("rch", "Did you mean 'rich'"), (3, "auto, rich, plain or False")]
+)
 def test_an_unknown_kind_of_progress_is_refused(option, says):
     with pytest.raises(OptionError, match=says):
         build_progress(option)
@@ -155,6 +174,8 @@ def test_no_progress_is_no_hook(option):
 
 
 def test_auto_is_plain_where_stderr_is_no_terminal():
-    code = "from loopkit.console import build_progress; print(type(build_progress('auto')).__name__)"
+    code = (
+        "from loopkit.console import build_progress; print(type(build_progress('auto')).__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "PlainProgress"

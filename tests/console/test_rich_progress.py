@@ -21,7 +21,14 @@ from loopkit.durations import Plan
 
 def shown(clock: Clock, width: int = 100, **fields: object) -> tuple[object, io.StringIO]:
     file = io.StringIO()
-    console = Screen(file=file, force_terminal=True, width=width, height=30, color_system=None, legacy_windows=False)
+    console = Screen(
+        file=file,
+        force_terminal=True,
+        width=width,
+        height=30,
+        color_system=None,
+        legacy_windows=False,
+    )
     return made_run(RichProgress(console=console, clock=clock), **fields), file
 
 
@@ -31,7 +38,9 @@ def frames(text: str) -> list[str]:
 
 def test_the_bar_shows_epoch_step_speed_time_and_the_last_values():
     clock = Clock()
-    run, file = shown(clock, metrics={"train/loss": 0.75, "lr": 3e-4, "eval/accuracy": 0.9, "eval/runtime": 3.0})
+    run, file = shown(
+        clock, metrics={"train/loss": 0.75, "lr": 3e-4, "eval/accuracy": 0.9, "eval/runtime": 3.0}
+    )
     run.events.fit_start(run)
     for _ in range(150):
         take_step(run, clock, 0.125)
@@ -89,10 +98,14 @@ def test_no_frame_is_wider_than_the_screen():
     run.events.fit_start(run)
     for _ in range(20):
         take_step(run, clock, 0.5)
-    assert max(len(line) for frame in frames(file.getvalue())[1:] for line in frame.splitlines()) <= 60
+    assert (
+        max(len(line) for frame in frames(file.getvalue())[1:] for line in frame.splitlines()) <= 60
+    )
 
 
-@pytest.mark.parametrize("plan", [Plan(), Plan(None, None, 3), Plan(None, None, None, 60.0), Plan(10, 5, 0.5)])
+@pytest.mark.parametrize(
+    "plan", [Plan(), Plan(None, None, 3), Plan(None, None, None, 60.0), Plan(10, 5, 0.5)]
+)
 def test_any_plan_can_be_drawn(plan):
     clock = Clock()
     run, _ = shown(clock, plan=plan)
@@ -139,7 +152,9 @@ def test_an_error_stops_the_bar_and_gives_the_streams_back():
     assert len(file.getvalue()) == length
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(), ValueError("closed file")])
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), BrokenPipeError(), ValueError("closed file")]
+)
 def test_a_terminal_that_is_gone_stops_the_bar_and_nothing_else(error):
     clock = Clock()
     run, file = shown(clock)
@@ -158,8 +173,12 @@ def test_a_terminal_that_is_gone_stops_the_bar_and_nothing_else(error):
 
 
 def test_a_closed_pipe_does_not_end_the_program(tmp_path):
-    done = subprocess.run(["bash", "-c", f"{sys.executable} {script(tmp_path, 'rich')} 3>&1 1>&3 2> >(exit 0)"],
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {script(tmp_path, 'rich')} 3>&1 1>&3 2> >(exit 0)"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "over" in done.stdout
 
@@ -194,7 +213,9 @@ def in_terminal(command: list[str], stdout: int | None = None) -> tuple[str, int
     """What a program writes to a pseudo-terminal, and its exit code."""
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    process = subprocess.Popen(command, stdin=follower, stdout=stdout or follower, stderr=follower, env=environment)
+    process = subprocess.Popen(
+        command, stdin=follower, stdout=stdout or follower, stderr=follower, env=environment
+    )
     os.close(follower)
     received = b""
     while True:
@@ -224,7 +245,9 @@ def screen_of(text: str) -> list[str]:
         elif token == "\x1b[2K":
             lines[row] = ""
         elif not token.startswith("\x1b"):
-            lines[row] = lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
+            lines[row] = (
+                lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
+            )
             column += len(token)
     return [line.rstrip() for line in lines]
 
@@ -246,7 +269,9 @@ def test_on_a_real_terminal_prints_and_warnings_stand_above_one_bar(tmp_path):
 
 
 def test_on_a_real_terminal_an_unforeseen_exit_leaves_it_sane(tmp_path):
-    text, code = in_terminal([sys.executable, str(script(tmp_path, "auto", "raise RuntimeError('boom')"))])
+    text, code = in_terminal(
+        [sys.executable, str(script(tmp_path, "auto", "raise RuntimeError('boom')"))]
+    )
     assert code == 1
     assert any(line.startswith("RuntimeError: boom") for line in screen_of(text))
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
@@ -261,7 +286,9 @@ def test_even_a_killed_run_leaves_the_cursor_visible(tmp_path):
 
 def test_what_is_printed_to_a_file_goes_there_and_not_to_the_terminal(tmp_path):
     with open(tmp_path / "out.txt", "wb") as out:
-        text, code = in_terminal([sys.executable, str(script(tmp_path, "auto"))], stdout=out.fileno())
+        text, code = in_terminal(
+            [sys.executable, str(script(tmp_path, "auto"))], stdout=out.fileno()
+        )
     assert code == 0
     assert (tmp_path / "out.txt").read_text() == "printed\nover\n"
     assert "printed" not in screen_of(text)

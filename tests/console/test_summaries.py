@@ -16,7 +16,9 @@ class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(50, 8)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.LayerNorm(8)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.LayerNorm(8)) for _ in range(2)
+        )
         self.head = nn.Linear(8, 50, bias=False)
         self.head.weight = self.embed.weight
         self.embed.requires_grad_(False)
@@ -30,17 +32,27 @@ class Tied(nn.Module):
 
 def test_parameters_are_counted_once_however_often_they_are_used():
     counts = count_parameters(Tied())
-    assert (counts.total, counts.trainable, counts.size) == (400 + 2 * 88, 2 * 88, 4 * (400 + 2 * 88))
+    assert (counts.total, counts.trainable, counts.size) == (
+        400 + 2 * 88,
+        2 * 88,
+        4 * (400 + 2 * 88),
+    )
     assert str(counts) == "576 parameters, 176 trainable, 0.00 MB"
 
 
 def test_rows_add_up_and_the_second_use_of_a_weight_says_so():
     summary = model_summary(Tied())
-    assert sum(row.counts.total for row in summary.rows if row.depth == 1) == summary.totals.total == 576
+    assert (
+        sum(row.counts.total for row in summary.rows if row.depth == 1)
+        == summary.totals.total
+        == 576
+    )
     assert summary.rows[0].counts == summary.totals
     head = summary.rows[-1]
     assert (head.name, head.counts.total, head.shared) == ("head", 0, 400)
-    assert str(summary) == """\
+    assert (
+        str(summary)
+        == """\
 Layer     Class       Parameters  Trainable
 -------------------------------------------
 (model)   Tied               576        176
@@ -51,6 +63,7 @@ Layer     Class       Parameters  Trainable
   head    Linear          shared
 -------------------------------------------
 576 parameters, 176 trainable, 0.00 MB"""
+    )
 
 
 def test_a_batch_shows_shapes_and_leaves_no_trace():
@@ -111,7 +124,10 @@ def test_meta_parameters_are_summarised_without_memory():
 
 def test_lazy_parameters_are_said_to_be_and_stay_lazy():
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
-    assert str(count_parameters(model)) == "10 parameters, all trainable, 0.00 MB; 2 more without a shape yet"
+    assert (
+        str(count_parameters(model))
+        == "10 parameters, all trainable, 0.00 MB; 2 more without a shape yet"
+    )
     assert model_summary(model).cells()[1][:3] == ["  0", "LazyLinear", "lazy"]
     known = model_summary(model, torch.zeros(3, 7))
     assert known.rows[1].shape == "[3, 4]"
@@ -130,10 +146,19 @@ def test_rich_prints_it_as_a_table():
 def test_the_end_of_a_run_reads_in_aligned_blocks():
     progress = Progress(epoch=4, step=400, samples=12800, seconds=65.0)
     metrics = {"train/loss": 0.1895, "lr": 1e-3, "eval/loss": 0.3476, "eval/accuracy": 0.8737}
-    best = {"metric": "eval/accuracy", "value": 0.9, "step": 300, "checkpoint": "runs/1/checkpoints/step-300"}
+    best = {
+        "metric": "eval/accuracy",
+        "value": 0.9,
+        "step": 300,
+        "checkpoint": "runs/1/checkpoints/step-300",
+    }
     timings = {"data": 62.0, "compute": 1494.0, "update": 332.0, "framework": 112.0, "step": 2000.0}
-    text = result_summary("finished", "", progress, metrics, best, timings, "runs/1", "runs/1/checkpoints/step-400")
-    assert text == """\
+    text = result_summary(
+        "finished", "", progress, metrics, best, timings, "runs/1", "runs/1/checkpoints/step-400"
+    )
+    assert (
+        text
+        == """\
 ***** finished *****
   steps            = 400 (4 epochs)
   time             = 1:05 (6.2 steps/s)
@@ -154,6 +179,7 @@ def test_the_end_of_a_run_reads_in_aligned_blocks():
   update           =   332 µs   16.6%
   framework        =   112 µs    5.6%
   in all           = 2,000 µs  100.0%"""
+    )
 
 
 def test_a_run_of_which_nothing_is_known_has_a_summary():

@@ -10,30 +10,60 @@ from loopkit.console.text import columns, cut, duration, megabytes, number, pad,
 from loopkit.durations import Plan
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (0.0, "0.0000"), (0.12345, "0.1235"), (-2.5, "-2.5000"), (9999.0, "9999.0000"), (12345.6, "12,346"),
-    (1e12, "1.000e+12"), (3e-4, "3.00e-04"), (-1e-9, "-1.00e-09"), (math.nan, "nan"), (-math.inf, "-inf"), (2**70, "1.181e+21"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.0000"),
+        (0.12345, "0.1235"),
+        (-2.5, "-2.5000"),
+        (9999.0, "9999.0000"),
+        (12345.6, "12,346"),
+        (1e12, "1.000e+12"),
+        (3e-4, "3.00e-04"),
+        (-1e-9, "-1.00e-09"),
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+        (2**70, "1.181e+21"),
+    ],
+)
 def test_numbers_read_well_at_any_size(value, text):
     assert number(value) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [
-    (0.9, "0:00"), (67, "1:07"), (3600, "1:00:00"), (3723.5, "1:02:03"), (90061, "1d 01:01:01"), (-1, "0:00"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.9, "0:00"),
+        (67, "1:07"),
+        (3600, "1:00:00"),
+        (3723.5, "1:02:03"),
+        (90061, "1d 01:01:01"),
+        (-1, "0:00"),
+    ],
+)
 def test_durations_read_as_on_a_clock(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("per_second", "text"), [
-    (None, "- it/s"), (12.34, "12.3 it/s"), (0.25, "4.00 s/it"), (12345.0, "12,345 it/s"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("per_second", "text"),
+    [
+        (None, "- it/s"),
+        (12.34, "12.3 it/s"),
+        (0.25, "4.00 s/it"),
+        (12345.0, "12,345 it/s"),
+    ],
+)
 def test_rates_turn_over_where_steps_are_slow(per_second, text):
     assert rate(per_second) == text
 
 
 def test_sizes_are_in_megabytes():
-    assert [megabytes(size) for size in (38_440, 12_345_678, 512_000_000_000)] == ["0.04 MB", "12.35 MB", "512,000 MB"]
+    assert [megabytes(size) for size in (38_440, 12_345_678, 512_000_000_000)] == [
+        "0.04 MB",
+        "12.35 MB",
+        "512,000 MB",
+    ]
 
 
 def test_wide_and_combining_characters_count_as_the_terminal_shows_them():
@@ -68,24 +98,37 @@ def test_time_spent_evaluating_does_not_slow_the_pace():
     assert pace.rate == pytest.approx(10.0)
 
 
-@pytest.mark.parametrize(("plan", "total", "done", "left"), [
-    (Plan(100, 400, 4), 400, 0.5, 20.0),
-    (Plan(100, None, 2.5), 250, 0.8, 5.0),
-    (Plan(None, None, None, 600.0), None, 0.1, 540.0),
-    (Plan(100, 400, 4, 65.0), 400, 60 / 65, 5.0),
-    (Plan(None, None, 3), None, None, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("plan", "total", "done", "left"),
+    [
+        (Plan(100, 400, 4), 400, 0.5, 20.0),
+        (Plan(100, None, 2.5), 250, 0.8, 5.0),
+        (Plan(None, None, None, 600.0), None, 0.1, 540.0),
+        (Plan(100, 400, 4, 65.0), 400, 60 / 65, 5.0),
+        (Plan(None, None, 3), None, None, None),
+    ],
+)
 def test_the_limit_reached_first_tells_how_long_it_takes(plan, total, done, left):
     run = made_run(plan=plan)
     run.progress.step, run.progress.seconds = 200, 60.0
     seen = outlook(run, 10.0)
-    assert (seen.total, seen.done, seen.left) == (total, pytest.approx(done) if done else None, left)
+    assert (seen.total, seen.done, seen.left) == (
+        total,
+        pytest.approx(done) if done else None,
+        left,
+    )
 
 
-@pytest.mark.parametrize(("plan", "epoch", "text"), [
-    (Plan(100, 400, 4), 0, "1/4"), (Plan(100, 400, 4), 4, "4/4"), (Plan(100, 250), 2, "3/3"),
-    (Plan(None, 1000), 2, "3"), (Plan(100, None, 2.5), 1, "2/3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("plan", "epoch", "text"),
+    [
+        (Plan(100, 400, 4), 0, "1/4"),
+        (Plan(100, 400, 4), 4, "4/4"),
+        (Plan(100, 250), 2, "3/3"),
+        (Plan(None, 1000), 2, "3"),
+        (Plan(100, None, 2.5), 1, "2/3"),
+    ],
+)
 def test_the_epoch_under_way_is_counted_from_one(plan, epoch, text):
     run = made_run(plan=plan)
     run.progress.epoch = epoch

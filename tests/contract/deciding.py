@@ -42,8 +42,16 @@ def asks(what: str, rank: int, place: Path) -> dict[str, Any]:
     """Rank ``rank`` asks for ``what`` at the end of step 3."""
     notes = Notes()
     save = Checkpoint(every="never", background=False)
-    fit = quiet(strategy="ddp", batch_size=4, epochs=1, eval_every="never" if what != "eval" else "1000 steps",
-                log_every="1000 steps", hooks=[notes], checkpoint=save, run_dir=place)  # fmt: skip
+    fit = quiet(
+        strategy="ddp",
+        batch_size=4,
+        epochs=1,
+        eval_every="never" if what != "eval" else "1000 steps",
+        log_every="1000 steps",
+        hooks=[notes],
+        checkpoint=save,
+        run_dir=place,
+    )
 
     @fit.on("step_end")
     def ask(run: Any, out: Any) -> None:
@@ -52,13 +60,21 @@ def asks(what: str, rank: int, place: Path) -> dict[str, Any]:
 
     result = fit.run(Tiny())
     seen = "fit_end" if what == "stop" else what
-    return {"notes": notes.notes, "done": (seen, 3) in notes.notes, "result": (result.status, result.why, result.step)}
+    return {
+        "notes": notes.notes,
+        "done": (seen, 3) in notes.notes,
+        "result": (result.status, result.why, result.step),
+    }
 
 
 def asks_after_evaluation(place: Path) -> tuple[str, str, int]:
     """Rank 1 alone stops the run after the evaluation at step 4."""
-    fit = quiet(strategy="ddp", batch_size=4, epochs=2, eval_every="4 steps", checkpoint=True, run_dir=place)
-    fit.on("eval_end", lambda run, metrics: run.stop("good enough") if run.strategy.rank == 1 else None)
+    fit = quiet(
+        strategy="ddp", batch_size=4, epochs=2, eval_every="4 steps", checkpoint=True, run_dir=place
+    )
+    fit.on(
+        "eval_end", lambda run, metrics: run.stop("good enough") if run.strategy.rank == 1 else None
+    )
     result = fit.run(Tiny())
     return result.status, result.why, result.step
 
@@ -78,7 +94,9 @@ def logs() -> dict[str, float]:
 
     @fit.on("step_end")
     def log(run: Any, out: Any) -> None:
-        run.log({f"own/{run.strategy.rank}": 10.0 + run.strategy.rank, "both": float(run.strategy.rank)})
+        run.log(
+            {f"own/{run.strategy.rank}": 10.0 + run.strategy.rank, "both": float(run.strategy.rank)}
+        )
 
     return fit.run(Odd()).history[-1]
 
@@ -102,10 +120,22 @@ class Broken(Tiny):
         return loss * float("nan")
 
 
-def not_finite(rank: int, how: str, on_nan: str, precision: str, strategy: Any = "ddp") -> tuple[Any, Any]:
-    """What was raised and whether a weight changed since step 2; under "skip", how many steps were, and the end."""
+def not_finite(
+    rank: int, how: str, on_nan: str, precision: str, strategy: Any = "ddp"
+) -> tuple[Any, Any]:
+    """What was raised and whether a weight changed since step 2; under "skip", how many steps were,
+    and the end.
+    """
     task, weights = Broken(rank, how), {}
-    fit = quiet(strategy=make(strategy), batch_size=4, epochs=1, on_nan=on_nan, precision=precision, log_every=1, eval_every="never")
+    fit = quiet(
+        strategy=make(strategy),
+        batch_size=4,
+        epochs=1,
+        on_nan=on_nan,
+        precision=precision,
+        log_every=1,
+        eval_every="never",
+    )
 
     @fit.on("step_end")
     def keep(run: Any, out: Any) -> None:
@@ -115,8 +145,12 @@ def not_finite(rank: int, how: str, on_nan: str, precision: str, strategy: Any =
     try:
         result = fit.run(task)
     except ArithmeticError as error:
-        return str(error), any(not torch.equal(t, weights[name]) for name, t in task.state_dict().items())
-    return sum(row.get("train/skipped_steps", 0) for row in result.history), digest(task.state_dict())
+        return str(error), any(
+            not torch.equal(t, weights[name]) for name, t in task.state_dict().items()
+        )
+    return sum(row.get("train/skipped_steps", 0) for row in result.history), digest(
+        task.state_dict()
+    )
 
 
 def timed() -> int:
@@ -127,7 +161,9 @@ def timed() -> int:
 
 
 def clocked() -> tuple[float, int, int]:
-    """A run of 2 seconds that logs every half second, with nobody who might ask for anything: time, steps and logs."""
+    """A run of 2 seconds that logs every half second, with nobody who might ask for anything: time,
+    steps and logs.
+    """
     notes, seen = Notes(), []
 
     class Slow(Tiny):
@@ -135,7 +171,15 @@ def clocked() -> tuple[float, int, int]:
             time.sleep(0.005)
             return super().train_step(batch)
 
-    fit = quiet(strategy="ddp", batch_size=1, epochs=1000, time=2, log_every="0.5 s", eval_every="never", hooks=[notes])
+    fit = quiet(
+        strategy="ddp",
+        batch_size=1,
+        epochs=1000,
+        time=2,
+        log_every="0.5 s",
+        eval_every="never",
+        hooks=[notes],
+    )
     fit.on("fit_end", lambda run: seen.append(run.progress.seconds))
     step = fit.run(Slow()).step
     return seen[0], step, len([what for what, _ in notes.notes if what == "log"])
@@ -153,8 +197,16 @@ def bad_directory(place: Path) -> str:
 def saves(place: Path) -> list[tuple[str, int]]:
     """Saves in the background every other step."""
     notes = Notes()
-    quiet(strategy="ddp", batch_size=4, epochs=1, eval_every="never", log_every="never", hooks=[notes], run_dir=place,
-          checkpoint=Checkpoint(every="2 steps")).run(Tiny())  # fmt: skip
+    quiet(
+        strategy="ddp",
+        batch_size=4,
+        epochs=1,
+        eval_every="never",
+        log_every="never",
+        hooks=[notes],
+        run_dir=place,
+        checkpoint=Checkpoint(every="2 steps"),
+    ).run(Tiny())
     return [note for note in notes.notes if note[0] in ("save", "fit_end")]
 
 
@@ -167,9 +219,14 @@ def other_directories(place: Path) -> str:
     if rank == 1:
         import loopkit.resuming
 
-        kept, loopkit.resuming.load_snapshot = loopkit.resuming.load_snapshot, lambda path, store: kept(place / "nowhere", store)
+        kept, loopkit.resuming.load_snapshot = (
+            loopkit.resuming.load_snapshot,
+            lambda path, store: kept(place / "nowhere", store),
+        )
     try:
-        quiet(strategy="ddp", batch_size=4, steps=4, checkpoint=True, run_dir=mine, resume="auto").run(Tiny())
+        quiet(
+            strategy="ddp", batch_size=4, steps=4, checkpoint=True, run_dir=mine, resume="auto"
+        ).run(Tiny())
     except Exception as error:
         return str(error)
     finally:
@@ -193,7 +250,13 @@ def disk_full(place: Path) -> str:
 
     Store.create = create  # type: ignore[method-assign]
     try:
-        quiet(strategy="ddp", batch_size=4, epochs=3, checkpoint=Checkpoint(every="2 steps"), run_dir=place).run(Tiny())
+        quiet(
+            strategy="ddp",
+            batch_size=4,
+            epochs=3,
+            checkpoint=Checkpoint(every="2 steps"),
+            run_dir=place,
+        ).run(Tiny())
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     finally:
@@ -202,7 +265,9 @@ def disk_full(place: Path) -> str:
 
 
 def signal_after(rank: int, moment: int) -> tuple[str, int]:
-    """SIGTERM comes to one rank right after its word number ``moment``: too late for the others to have heard of it."""
+    """SIGTERM comes to one rank right after its word number ``moment``: too late for the others to
+    have heard of it.
+    """
     import signal
 
     from loopkit.strategies.world import Group
@@ -218,7 +283,9 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
 
     Group.add = add  # type: ignore[method-assign]
     fit = quiet(strategy="ddp", batch_size=4, epochs=2, eval_every="3 steps", log_every="3 steps")
-    fit.on("step_end", lambda run, out: seen.__setitem__(0, run.progress.step))  # it might ask: a word before each step
+    fit.on(
+        "step_end", lambda run, out: seen.__setitem__(0, run.progress.step)
+    )  # it might ask: a word before each step
     try:
         return fit.run(Tiny()).status, seen[0]
     except SystemExit as error:
@@ -241,14 +308,19 @@ class Spoken(Tiny):
     """Samples with as many tokens as their number says."""
 
     def train_data(self) -> Any:
-        return [{"input_ids": torch.ones(2, 1 + n % 3, dtype=torch.long), "x": torch.ones(2, 8)} for n in range(41)]
+        return [
+            {"input_ids": torch.ones(2, 1 + n % 3, dtype=torch.long), "x": torch.ones(2, 8)}
+            for n in range(41)
+        ]
 
     def train_step(self, batch: Any) -> Any:
         return self.net(batch["x"]).square().mean()
 
 
 def words(steers: bool, **options: Any) -> tuple[int, int, int, int]:
-    """How many sums over the ranks a run of 21 steps takes where a second is never over; tokens at its end."""
+    """How many sums over the ranks a run of 21 steps takes where a second is never over; tokens at
+    its end.
+    """
     from loopkit import agenda
     from loopkit.strategies.world import Group
 
@@ -261,7 +333,13 @@ def words(steers: bool, **options: Any) -> tuple[int, int, int, int]:
 
     Group.add = add  # type: ignore[method-assign]
     counts, said = Counts(steers), []
-    fit = quiet(strategy="ddp", epochs=1, eval_every="never", hooks=[counts], **{"log_every": "never", **options})
+    fit = quiet(
+        strategy="ddp",
+        epochs=1,
+        eval_every="never",
+        hooks=[counts],
+        **{"log_every": "never", **options},
+    )
     fit.on("fit_end", lambda run: said.append((run.progress.tokens, run.progress.samples)))
     try:
         fit.run(Spoken())
@@ -282,9 +360,19 @@ def signal_between_words(rank: int, at: int, place: Path) -> tuple[str, list[int
                 signal.raise_signal(signal.SIGTERM)
 
     struck = Struck(steers=False)
-    fit = quiet(strategy="ddp", batch_size=1, epochs=100, eval_every="never", log_every="never", hooks=[struck],
-                checkpoint=Checkpoint(every="never"), run_dir=place)  # fmt: skip
+    fit = quiet(
+        strategy="ddp",
+        batch_size=1,
+        epochs=100,
+        eval_every="never",
+        log_every="never",
+        hooks=[struck],
+        checkpoint=Checkpoint(every="never"),
+        run_dir=place,
+    )
     try:
         return fit.run(Tiny()).status, []
     except SystemExit as error:
-        return f"exit {error.code}", sorted(int(path.name.split("-")[1]) for path in (place / "checkpoints").glob("step-*"))
+        return f"exit {error.code}", sorted(
+            int(path.name.split("-")[1]) for path in (place / "checkpoints").glob("step-*")
+        )

@@ -1,4 +1,6 @@
-"""What the ranks of the contract tests are asked to do: each runs one and the same Fit, whatever the strategy."""
+"""What the ranks of the contract tests are asked to do: each runs one and the same Fit, whatever
+the strategy.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,21 @@ TINY = {"net.0": "colwise", "net.3": "rowwise"}
 def make(strategy: Any) -> Any:
     """A strategy by what a test calls it, or (name, settings).
 
-    "zero2" is DeepSpeed's stage 2; "tensor" splits the words' blocks over two ranks, "tensor-tiny" the tiny task.
+    "zero2" is DeepSpeed's stage 2; "tensor" splits the words' blocks over two ranks, "tensor-tiny"
+    the tiny task.
     """
     import loopkit
 
     if isinstance(strategy, str) and strategy.startswith("tensor"):
         return loopkit.TensorParallel(TINY if strategy == "tensor-tiny" else WORDS, size=2)
     if isinstance(strategy, str) and strategy.startswith("zero"):
-        # By default stage 3 keeps parameters of fewer than 100 000 elements whole, which are all of them here.
-        config = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if strategy == "zero3" else None
+        # By default stage 3 keeps parameters of fewer than 100 000 elements whole, which are all of
+        # them here.
+        config = (
+            {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+            if strategy == "zero3"
+            else None
+        )
         return loopkit.DeepSpeed(config, stage=int(strategy[-1]))
 
     if isinstance(strategy, tuple):
@@ -39,14 +47,23 @@ def make(strategy: Any) -> Any:
     return strategy
 
 
-def train(strategy: Any, task: str = "tiny", task_args: dict[str, Any] | None = None, stop_at: int | None = None,
-          **options: Any) -> dict[str, Any]:  # fmt: skip
-    """Train and tell everything that must be the same: weights, optimizer, losses, progress, rows, result."""
+def train(
+    strategy: Any,
+    task: str = "tiny",
+    task_args: dict[str, Any] | None = None,
+    stop_at: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train and tell everything that must be the same: weights, optimizer, losses, progress, rows,
+    result.
+    """
     made, recorder, found = TASKS[task](**(task_args or {})), Recorder(), {}
     options = {"hooks": [recorder], **options}
     fit = quiet(strategy=make(strategy), **options)
     if stop_at is not None:
-        fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None)
+        fit.on(
+            "step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None
+        )
 
     def state(run: Any) -> dict[str, Any]:
         tensors, plain = run.strategy.optimizer_state()
@@ -69,8 +86,17 @@ def train(strategy: Any, task: str = "tiny", task_args: dict[str, Any] | None = 
     rows = [{k: v for k, v in row.items() if k not in timed} for row in result.history]
     found["digest"] = digest(found["model"]) + digest(found["optimizer"])
     found["left"] = digest({name: whole(t) for name, t in made.state_dict().items()})
-    return {**found, "losses": recorder.losses, "rows": rows, "status": result.status, "why": result.why, "step": result.step,
-            "checkpoint": result.checkpoint, "names": list(made.state_dict()), "best": result.best}  # fmt: skip
+    return {
+        **found,
+        "losses": recorder.losses,
+        "rows": rows,
+        "status": result.status,
+        "why": result.why,
+        "step": result.step,
+        "checkpoint": result.checkpoint,
+        "names": list(made.state_dict()),
+        "best": result.best,
+    }
 
 
 def everyones(run: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -80,22 +106,34 @@ def everyones(run: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {name: given[name] if t.is_meta else t for name, t in copies.items()}
 
 
-def evaluate(strategy: Any, task: str, task_args: dict[str, Any] | None = None, **options: Any) -> dict[str, float]:
+def evaluate(
+    strategy: Any, task: str, task_args: dict[str, Any] | None = None, **options: Any
+) -> dict[str, float]:
     """Evaluate a task as it is made."""
     torch.manual_seed(0)
     return quiet(strategy=make(strategy), **options).evaluate(TASKS[task](**(task_args or {})))
 
 
-def predict(strategy: Any, task: str, task_args: dict[str, Any] | None = None, writer: bool = False, **options: Any) -> Any:
+def predict(
+    strategy: Any,
+    task: str,
+    task_args: dict[str, Any] | None = None,
+    writer: bool = False,
+    **options: Any,
+) -> Any:
     """Predict with a task as it is made; with a writer, what it got."""
     torch.manual_seed(0)
     written: list[Any] = []
     made = TASKS[task](**(task_args or {}))
-    returned = quiet(strategy=make(strategy), **options).predict(made, writer=written.append if writer else None)
+    returned = quiet(strategy=make(strategy), **options).predict(
+        made, writer=written.append if writer else None
+    )
     return written if writer else returned
 
 
-def resume_everywhere(strategy: Any, place: Path, stops: Iterable[int], **options: Any) -> list[str]:
+def resume_everywhere(
+    strategy: Any, place: Path, stops: Iterable[int], **options: Any
+) -> list[str]:
     """Train whole, then stop at each of ``stops`` and go on; what differs, in words."""
     whole = train(strategy, run_dir=place / "whole", resume="auto", **options)
     wrong = []

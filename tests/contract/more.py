@@ -18,7 +18,10 @@ def unfreeze() -> dict[str, Any]:
     task = Tiny(dropout=0.0)
     before = task.net[0].weight.detach().clone()
     quiet(strategy="ddp", batch_size=8, epochs=2, hooks=[Unfreeze({3: r"net\.0"})]).run(task)
-    return {"digest": digest(task.state_dict()), "moved": not torch.equal(before, task.net[0].weight)}
+    return {
+        "digest": digest(task.state_dict()),
+        "moved": not torch.equal(before, task.net[0].weight),
+    }
 
 
 class Idle(Tiny):
@@ -41,7 +44,9 @@ def unused() -> str:
 
 
 def by_hand(strategy: str) -> str:
-    """A loop of the user's own around a strategy: each rank its half of every batch; the digest of the weights."""
+    """A loop of the user's own around a strategy: each rank its half of every batch; the digest of
+    the weights.
+    """
     made = {"single": SingleDevice, "ddp": DDP, "fsdp": FSDP}[strategy]("cpu")
     task, data = Tiny(dropout=0.0), points(64)
     made.open()
@@ -65,7 +70,9 @@ def strategy_of(name: str) -> tuple[str, int]:
     """The class of the strategy that a run has, and over how many ranks."""
     found = []
     fit = quiet(strategy=name, steps=1)
-    fit.on("setup", lambda run: found.append((type(run.strategy).__name__, run.strategy.world_size)))
+    fit.on(
+        "setup", lambda run: found.append((type(run.strategy).__name__, run.strategy.world_size))
+    )
     fit.run(Tiny())
     return found[0]
 
@@ -87,5 +94,10 @@ def own_step(name: str, ranks: int) -> dict[str, Any]:
     torch.manual_seed(0)
     task = RingGan(hidden=16) if name == "gan" else NoisyDigits()
     strategy = "ddp" if ranks > 1 else "single"
-    quiet(strategy=strategy, batch_size=16, accumulate=2 // ranks, steps=6, eval_every="never").run(task)
-    return {"digest": digest(task.state_dict()), "model": {n: t.clone() for n, t in task.state_dict().items()}}
+    quiet(strategy=strategy, batch_size=16, accumulate=2 // ranks, steps=6, eval_every="never").run(
+        task
+    )
+    return {
+        "digest": digest(task.state_dict()),
+        "model": {n: t.clone() for n, t in task.state_dict().items()},
+    }

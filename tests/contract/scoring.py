@@ -48,9 +48,13 @@ def sweep(counts: Iterable[int], sizes: Iterable[int]) -> list[str]:
                 continue
             seen = fit_first(task.seen)
             if seen != list(range(count)) or predicted != seen or count == 0:
-                wrong.append(f"{count} samples in batches of {size}: scored {seen}, predicted {predicted}")
+                wrong.append(
+                    f"{count} samples in batches of {size}: scored {seen}, predicted {predicted}"
+                )
             if abs(metrics["eval/loss"] - (count - 1) / 2) > 1e-12:
-                wrong.append(f"{count} samples in batches of {size}: the mean is {metrics['eval/loss']}")
+                wrong.append(
+                    f"{count} samples in batches of {size}: the mean is {metrics['eval/loss']}"
+                )
     return wrong
 
 

@@ -26,7 +26,12 @@ def sizes() -> dict[str, Any]:
 
     @fit.on("fit_end")
     def look(run: Any) -> None:
-        found["state"] = sum(local(t).numel() for s in run.optimizers["main"].state.values() for t in s.values() if t.ndim)
+        found["state"] = sum(
+            local(t).numel()
+            for s in run.optimizers["main"].state.values()
+            for t in s.values()
+            if t.ndim
+        )
 
     @fit.on("eval_end")
     def after(run: Any, metrics: Any) -> None:
@@ -59,7 +64,13 @@ class Late(Words):
     def train_step(self, batch: Any) -> Any:
         told = super().train_step(batch)
         x = self.embed(batch["input_ids"])
-        return {**told, "loss": told["loss"] + 0.1 * self.scale * F.cross_entropy(self.out(x).flatten(0, 1), batch["input_ids"].flatten())}
+        return {
+            **told,
+            "loss": told["loss"]
+            + 0.1
+            * self.scale
+            * F.cross_entropy(self.out(x).flatten(0, 1), batch["input_ids"].flatten()),
+        }
 
 
 def built_late(strategy: Any = "fsdp") -> dict[str, Any]:
@@ -87,7 +98,14 @@ class Scaled(Tiny):
 
 def scalars(strategy: str) -> dict[str, torch.Tensor]:
     """The state after training a task with a scalar."""
-    return jobs.train(strategy, "scaled", batch_size=8, epochs=2, clip_norm=0.1, accumulate=2 if strategy == "single" else 1)["model"]
+    return jobs.train(
+        strategy,
+        "scaled",
+        batch_size=8,
+        epochs=2,
+        clip_norm=0.1,
+        accumulate=2 if strategy == "single" else 1,
+    )["model"]
 
 
 from tests.contract.tasks import TASKS  # noqa: E402
@@ -127,15 +145,27 @@ def with_hook(name: str, strategy: str, place: Path) -> dict[str, float]:
     from loopkit import hooks
 
     arguments: dict[str, Any] = {"EMA": {"decay": 0.5}, "SWA": {"start": 3}}
-    options = {"batch_size": 4, "accumulate": 1 if strategy == "fsdp" else 2, "run_dir": place,
-               "checkpoint": Checkpoint(every="never"), "resume": "auto", "epochs": 1, "log_every": 1, "eval_every": "3 steps"}  # fmt: skip
+    options = {
+        "batch_size": 4,
+        "accumulate": 1 if strategy == "fsdp" else 2,
+        "run_dir": place,
+        "checkpoint": Checkpoint(every="never"),
+        "resume": "auto",
+        "epochs": 1,
+        "log_every": 1,
+        "eval_every": "3 steps",
+    }
     made = [getattr(hooks, name)(**arguments.get(name, {}))]
     jobs.train(strategy, "words", stop_at=4, **{**options, "hooks": made})
     rows: dict[str, float] = {}
-    fit = quiet(strategy=strategy, **{**options, "hooks": [getattr(hooks, name)(**arguments.get(name, {}))]})
+    fit = quiet(
+        strategy=strategy, **{**options, "hooks": [getattr(hooks, name)(**arguments.get(name, {}))]}
+    )
     fit.on("log", lambda run, values: rows.update(values))
     fit.run(Words())
-    return {name: value for name, value in rows.items() if "per_second" not in name and name != "mfu"}
+    return {
+        name: value for name, value in rows.items() if "per_second" not in name and name != "mfu"
+    }
 
 
 def bad_wrap() -> str:
@@ -149,7 +179,12 @@ def bad_wrap() -> str:
 
 def compiled(wanted: bool, strategy: str = "fsdp", **options: Any) -> Any:
     """Train with blocks compiled (without code generation, which takes a minute), or not."""
-    return jobs.train(strategy, "words", compile=Compile(scope="blocks", backend="aot_eager") if wanted else False, **options)
+    return jobs.train(
+        strategy,
+        "words",
+        compile=Compile(scope="blocks", backend="aot_eager") if wanted else False,
+        **options,
+    )
 
 
 class Named(Words):
@@ -170,7 +205,15 @@ TASKS["named"] = Named
 
 def optimized(name: str, strategy: str, accumulate: int = 1) -> dict[str, Any]:
     """Train with the optimizer of that name."""
-    return jobs.train(strategy, "named", {"name": name}, batch_size=8, steps=4, accumulate=accumulate, eval_every="never")
+    return jobs.train(
+        strategy,
+        "named",
+        {"name": name},
+        batch_size=8,
+        steps=4,
+        accumulate=accumulate,
+        eval_every="never",
+    )
 
 
 def refused_optimizer(name: str, strategy: str) -> str:
@@ -183,7 +226,9 @@ def refused_optimizer(name: str, strategy: str) -> str:
 
 
 class Wide(Task):
-    """Two layers of 16 MB each, with three times as much in parameters and optimizer state together."""
+    """Two layers of 16 MB each, with three times as much in parameters and optimizer state
+    together.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +245,9 @@ class Wide(Task):
 
 
 def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
-    """Bytes of memory of its own that a rank had at most while it read the checkpoint, above before; the weights."""
+    """Bytes of memory of its own that a rank had at most while it read the checkpoint, above
+    before; the weights.
+    """
     import threading
 
     from loopkit import resuming
@@ -214,7 +261,9 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
 
     def open_saving(run: Any) -> None:
         thread = threading.Thread(target=watch)
-        ctypes.CDLL(None).malloc_trim(0)  # what is free already would not show when it is used again
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # what is free already would not show when it is used again
         seen.append(own_memory())
         thread.start()
         kept(run)

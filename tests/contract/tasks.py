@@ -86,14 +86,18 @@ class Kinds(Tiny):
     """Tiny on several kinds of data."""
 
     def __init__(self, kind: str = "dataset", count: int = 60) -> None:
-        super().__init__(count=count, dropout=0.2, noisy=kind in ("dataset", "workers", "dataloader"))
+        super().__init__(
+            count=count, dropout=0.2, noisy=kind in ("dataset", "workers", "dataloader")
+        )
         self.kind = kind
 
     def train_data(self) -> Any:
         return {
             "dataset": lambda: Tiny.train_data(self),
             "workers": lambda: Loader(Tiny.train_data(self), workers=1),
-            "list": lambda: [points(self.count)[8 * i : 8 * i + 8] for i in range(-(-self.count // 8))],
+            "list": lambda: [
+                points(self.count)[8 * i : 8 * i + 8] for i in range(-(-self.count // 8))
+            ],
             "stream": lambda: Stream(self.count),
             "sharded": lambda: Loader(Own(self.count), sharded=True),
         }[self.kind]()
@@ -142,29 +146,49 @@ class Scored(Tiny):
         x, y, ids = batch
         logits = self.net(x)
         self.log("entropy", logits.softmax(-1).log().mul(-1).mean())
-        return {"loss": F.cross_entropy(logits, y), "preds": logits, "target": y, "ids": ids, "value": logits.sum(-1)}
+        return {
+            "loss": F.cross_entropy(logits, y),
+            "preds": logits,
+            "target": y,
+            "ids": ids,
+            "value": logits.sum(-1),
+        }
 
     def predict_step(self, batch: Any) -> Any:
         return {"ids": batch[2], "names": [f"sample {i}" for i in batch[2].tolist()]}
 
     def metrics(self) -> Any:
         import torchmetrics
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassConfusionMatrix
+        from torchmetrics.classification import (
+            MulticlassAccuracy,
+            MulticlassAUROC,
+            MulticlassConfusionMatrix,
+        )
 
-        class_metrics = {"accuracy": MulticlassAccuracy(num_classes=3, average="macro"), "auroc": MulticlassAUROC(num_classes=3)}
+        class_metrics = {
+            "accuracy": MulticlassAccuracy(num_classes=3, average="macro"),
+            "auroc": MulticlassAUROC(num_classes=3),
+        }
         return {
             **class_metrics,
-            "all": torchmetrics.MetricCollection({"f1": torchmetrics.F1Score("multiclass", num_classes=3, average="macro"),
-                                                  "recall": torchmetrics.Recall("multiclass", num_classes=3, average="macro")}),
+            "all": torchmetrics.MetricCollection(
+                {
+                    "f1": torchmetrics.F1Score("multiclass", num_classes=3, average="macro"),
+                    "recall": torchmetrics.Recall("multiclass", num_classes=3, average="macro"),
+                }
+            ),
             "matrix": MulticlassConfusionMatrix(num_classes=3),
             "mean": torchmetrics.MeanMetric(),
             "ours": Spread(),
-        }  # fmt: skip
+        }
 
     def compute_metrics(self, outputs: Any) -> dict[str, float]:
         ids = outputs.ids.tolist()
         assert ids == list(range(self.count)), ids
-        return {"seen": len(ids), "right": float((outputs.preds.argmax(-1) == outputs.target).mean())}
+        return {
+            "seen": len(ids),
+            "right": float((outputs.preds.argmax(-1) == outputs.target).mean()),
+        }
 
 
 class Spread:
@@ -189,7 +213,9 @@ class TwoStep(StepLoop):
     def run(self, run: Any, batches: Any) -> Any:
         losses = {}
         for player in ("left", "right"):
-            losses[player] = self.backward(run, batches, method=f"{player}_step", optimizers=[player])["loss"]
+            losses[player] = self.backward(
+                run, batches, method=f"{player}_step", optimizers=[player]
+            )["loss"]
             self.update(run, optimizers=[player])
         return {"loss": losses["left"] + losses["right"]}
 
@@ -233,5 +259,11 @@ class PartFrozen(Words):
         return {**told, "loss": told["loss"] * self.scale.sum()}
 
 
-TASKS: dict[str, Any] = {"tiny": Tiny, "words": Words, "kinds": Kinds, "scored": Scored, "players": Players,
-                         "part frozen": PartFrozen}  # fmt: skip
+TASKS: dict[str, Any] = {
+    "tiny": Tiny,
+    "words": Words,
+    "kinds": Kinds,
+    "scored": Scored,
+    "players": Players,
+    "part frozen": PartFrozen,
+}

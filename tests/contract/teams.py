@@ -64,7 +64,12 @@ def parts(strategy: Any) -> dict[str, int]:
     task = Words()
     quiet(strategy=make(strategy), batch_size=8, steps=1).run(task)
     up, norm = task.blocks[0].up.weight, task.blocks[0].norm.weight
-    return {"up": local(up).numel(), "whole": up.numel(), "norm": local(norm).numel(), "norm whole": norm.numel()}
+    return {
+        "up": local(up).numel(),
+        "whole": up.numel(),
+        "norm": local(norm).numel(),
+        "norm whole": norm.numel(),
+    }
 
 
 class Sharded(Tiny):
@@ -76,8 +81,15 @@ class Sharded(Tiny):
 
 def refused(case: str) -> str:
     """What a strategy or a run that cannot be is told."""
-    plans = {"missing": {"blocks.*.upp": "colwise"}, "style": {"head": "colwize"}, "odd": {"head": "colwise"},
-             "norm": {"blocks.*.norm": "rowwise"}, "sharded": TINY, "auto": "auto", "tied": {"embed": "rowwise_rep"}}  # fmt: skip
+    plans = {
+        "missing": {"blocks.*.upp": "colwise"},
+        "style": {"head": "colwize"},
+        "odd": {"head": "colwise"},
+        "norm": {"blocks.*.norm": "rowwise"},
+        "sharded": TINY,
+        "auto": "auto",
+        "tied": {"embed": "rowwise_rep"},
+    }
     task: Task = Sharded() if case == "sharded" else Sequence() if case == "tied" else Words()
     if isinstance(task, Sequence):
         task.head.weight = task.embed.weight
@@ -103,10 +115,15 @@ class Late(Words):
 
 
 def built_late() -> tuple[str, str]:
-    """The weights that a task made in configure_model has before training, and where this rank made them."""
+    """The weights that a task made in configure_model has before training, and where this rank made
+    them.
+    """
     task, seen = Late(), []
     fit = quiet(strategy=make("tensor"), batch_size=8, steps=1)
-    fit.on("fit_start", lambda run: seen.append(digest({name: whole(t) for name, t in task.state_dict().items()})))
+    fit.on(
+        "fit_start",
+        lambda run: seen.append(digest({name: whole(t) for name, t in task.state_dict().items()})),
+    )
     fit.run(task)
     return seen[0]
 

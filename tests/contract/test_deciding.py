@@ -34,7 +34,9 @@ def test_each_rank_may_log_what_it_likes(pair):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("how", ["loss", "gradient", "infinite"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(pair, rank, how, precision):
+def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(
+    pair, rank, how, precision
+):
     if how == "gradient" and precision == "fp16":
         return  # a scaler skips such a step, on all ranks
     (told, changed), other = pair.call(deciding.not_finite, rank, how, "raise", precision)
@@ -82,7 +84,9 @@ def test_ranks_speak_before_every_step_only_where_somebody_may_ask(pair):
     steps, tokens, samples = 21, sum(2 * (1 + n % 3) for n in range(41)), 82
     for told in pair.call(deciding.words, True):
         assert told[1:] == (steps, tokens, samples)
-        assert told[0] == steps + 4  # and before and after what is due at the first step and the last
+        assert (
+            told[0] == steps + 4
+        )  # and before and after what is due at the first step and the last
     clocked = pair.call(deciding.words, False, time="100 h", log_every="20 h")
     for told in (*pair.call(deciding.words, False), *clocked):
         assert told[1:] == (steps, tokens, samples)

@@ -1,4 +1,6 @@
-"""DeepSpeed: what is refused and why, its configuration, steps that are not finite, and what a checkpoint holds."""
+"""DeepSpeed: what is refused and why, its configuration, steps that are not finite, and what a
+checkpoint holds.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,20 @@ from tests.contract.test_training import distance
 ZERO = ["zero1", "zero2", "zero3"]
 
 
-@pytest.mark.parametrize(("arguments", "told"), [
-    ({"stage": 0}, "strategy='ddp'"),
-    ({"stage": 4}, "give 1"),
-    ({"stage": True}, "give 1"),
-    ({"stage": 1, "config": {"zero_optimization": {"stage": 2}}}, "differ"),
-    ({"config": {"zero_optimization": {"stage": 0}}}, "strategy='ddp'"),
-    ({"stage": 2, "offload_parameters": True}, "stage 3 alone"),
-    ({"config": "no/such.json"}, "cannot be read"),
-    ({"config": 3}, "give a dict"),
-    ({"timeout": 0}, "seconds above 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"stage": 0}, "strategy='ddp'"),
+        ({"stage": 4}, "give 1"),
+        ({"stage": True}, "give 1"),
+        ({"stage": 1, "config": {"zero_optimization": {"stage": 2}}}, "differ"),
+        ({"config": {"zero_optimization": {"stage": 0}}}, "strategy='ddp'"),
+        ({"stage": 2, "offload_parameters": True}, "stage 3 alone"),
+        ({"config": "no/such.json"}, "cannot be read"),
+        ({"config": 3}, "give a dict"),
+        ({"timeout": 0}, "seconds above 0"),
+    ],
+)
 def test_arguments_are_checked_at_once(arguments, told):
     with pytest.raises(OptionError, match=told):
         DeepSpeed(**arguments)
@@ -43,8 +48,13 @@ def numerics(**more) -> Numerics:
 
 
 def test_auto_is_what_fit_says_and_what_is_left_out_too():
-    auto = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto",
-            "bf16": {"enabled": "auto"}, "zero_optimization": {"stage": "auto", "reduce_bucket_size": "auto"}}  # fmt: skip
+    auto = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {"stage": "auto", "reduce_bucket_size": "auto"},
+    }
     for given in (auto, {}):
         whole = resolve(given, ZeroSettings(), numerics(), 3, pin=False)
         assert (whole["train_batch_size"], whole["train_micro_batch_size_per_gpu"]) == (48, 8)
@@ -52,28 +62,46 @@ def test_auto_is_what_fit_says_and_what_is_left_out_too():
         assert whole["zero_optimization"] == {"stage": 2}
         assert not whole["bf16"]["enabled"]
         assert not whole["fp16"]["enabled"]
-    assert resolve({}, ZeroSettings(), numerics(clip_norm=None), 1, pin=False)["gradient_clipping"] == 0.0
-    assert resolve({}, ZeroSettings(), numerics(accumulate=1, global_batch_size=64), 2, pin=False)["gradient_accumulation_steps"] == 4
-    assert resolve({}, ZeroSettings(3, True, True), numerics(), 1, pin=True)["zero_optimization"] == {
-        "stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}, "offload_param": {"device": "cpu", "pin_memory": True},
-    }  # fmt: skip
+    assert (
+        resolve({}, ZeroSettings(), numerics(clip_norm=None), 1, pin=False)["gradient_clipping"]
+        == 0.0
+    )
+    assert (
+        resolve({}, ZeroSettings(), numerics(accumulate=1, global_batch_size=64), 2, pin=False)[
+            "gradient_accumulation_steps"
+        ]
+        == 4
+    )
+    assert resolve({}, ZeroSettings(3, True, True), numerics(), 1, pin=True)[
+        "zero_optimization"
+    ] == {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        "offload_param": {"device": "cpu", "pin_memory": True},
+    }
     true = resolve({}, ZeroSettings(), numerics(precision=PRECISIONS["bf16-true"]), 1, pin=False)
     assert true["bf16"]["enabled"]
 
 
-@pytest.mark.parametrize(("config", "told"), [
-    ({"train_micro_batch_size_per_gpu": 4}, ["=4", "8", "Fit(batch_size=8"]),
-    ({"gradient_accumulation_steps": 3}, ["=3", "accumulate=2"]),
-    ({"train_batch_size": 16}, ["=16", "32"]),
-    ({"gradient_clipping": 1.0}, ["=1.0", "clip_norm=0.5"]),
-    ({"bf16": {"enabled": True}}, ["bf16.enabled=True", "precision='fp32'", "'bf16-true'"]),
-    ({"fp16": {"enabled": True}}, ["fp16.enabled=True", "precision='fp32'"]),
-    ({"optimizer": {"type": "AdamW"}}, ["'optimizer'", "Task.optimizers()"]),
-    ({"scheduler": {"type": "WarmupLR"}}, ["'scheduler'", "schedule="]),
-    ({"amp": {}}, ["'amp'", "precision"]),
-    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["nvme", "'cpu'"]),
-    ({"zero_optimization": {"zenflow": {}}}, ["zenflow"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"train_micro_batch_size_per_gpu": 4}, ["=4", "8", "Fit(batch_size=8"]),
+        ({"gradient_accumulation_steps": 3}, ["=3", "accumulate=2"]),
+        ({"train_batch_size": 16}, ["=16", "32"]),
+        ({"gradient_clipping": 1.0}, ["=1.0", "clip_norm=0.5"]),
+        ({"bf16": {"enabled": True}}, ["bf16.enabled=True", "precision='fp32'", "'bf16-true'"]),
+        ({"fp16": {"enabled": True}}, ["fp16.enabled=True", "precision='fp32'"]),
+        ({"optimizer": {"type": "AdamW"}}, ["'optimizer'", "Task.optimizers()"]),
+        ({"scheduler": {"type": "WarmupLR"}}, ["'scheduler'", "schedule="]),
+        ({"amp": {}}, ["'amp'", "precision"]),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            ["nvme", "'cpu'"],
+        ),
+        ({"zero_optimization": {"zenflow": {}}}, ["zenflow"]),
+    ],
+)
 def test_a_contradiction_names_both_sides(config, told):
     with pytest.raises(OptionError) as caught:
         resolve(config, ZeroSettings(), numerics(), 2, pin=False)
@@ -94,13 +122,26 @@ def test_what_is_not_installed_is_one_line(monkeypatch):
         bring_in(torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("what", "told"), [
-    ("fp64", "single precision"), ("fp16-true", "single precision"), ("clip_value", "clip_norm="), ("compile", "stage=2"),
-    ("several", "left, right"), ("task", "Watching listens to on_before_update"), ("GradMonitor", "GradMonitor listens"),
-    ("EMA", "flat parts"), ("SWA", "flat parts"), ("Unfreeze", "flat parts"), ("FindLR", "strategy='ddp'"),
-    ("adafactor", "Adafactor needs each parameter whole"), ("adagrad", "Adagrad needs"), ("contradiction", "clip_norm=None"),
-    ("scalar", "scale has no dimension"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("fp64", "single precision"),
+        ("fp16-true", "single precision"),
+        ("clip_value", "clip_norm="),
+        ("compile", "stage=2"),
+        ("several", "left, right"),
+        ("task", "Watching listens to on_before_update"),
+        ("GradMonitor", "GradMonitor listens"),
+        ("EMA", "flat parts"),
+        ("SWA", "flat parts"),
+        ("Unfreeze", "flat parts"),
+        ("FindLR", "strategy='ddp'"),
+        ("adafactor", "Adafactor needs each parameter whole"),
+        ("adagrad", "Adagrad needs"),
+        ("contradiction", "clip_norm=None"),
+        ("scalar", "scale has no dimension"),
+    ],
+)
 def test_what_deepspeed_cannot_do_is_refused_before_training(pair, what, told):
     for kind, message in pair.call(zero.refused, what):
         assert kind == "OptionError"
@@ -108,19 +149,30 @@ def test_what_deepspeed_cannot_do_is_refused_before_training(pair, what, told):
 
 
 def test_a_configuration_file_with_auto_trains_the_same_task(pair, tmp_path):
-    options = {"batch_size": 4, "accumulate": 2, "epochs": 1, "clip_norm": 0.5, "eval_every": "never"}
+    options = {
+        "batch_size": 4,
+        "accumulate": 2,
+        "epochs": 1,
+        "clip_norm": 0.5,
+        "eval_every": "never",
+    }
     first, second = pair.call(zero.by_file, tmp_path, **options)
     assert first["digest"] == second["digest"]
     plain, _ = pair.call(jobs.train, "ddp", "words", **options)
     assert distance(first["model"], plain["model"]) < 1e-6
 
 
-@pytest.mark.parametrize("settings", [
-    {"stage": 2, "offload_optimizer": True}, {"stage": 3, "offload_optimizer": True},
-    {"stage": 3, "offload_optimizer": True, "offload_parameters": True}, {"stage": 3},
-    {"stage": 1, "config": {"zero_optimization": {"reduce_bucket_size": 100}}},
-    {"stage": 3, "config": {"zero_optimization": {"sub_group_size": 300}}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stage": 2, "offload_optimizer": True},
+        {"stage": 3, "offload_optimizer": True},
+        {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
+        {"stage": 3},
+        {"stage": 1, "config": {"zero_optimization": {"reduce_bucket_size": 100}}},
+        {"stage": 3, "config": {"zero_optimization": {"sub_group_size": 300}}},
+    ],
+)
 def test_every_knob_trains_the_same_task(pair, settings):
     options = {"batch_size": 4, "accumulate": 2, "epochs": 1, "eval_every": "4 steps"}
     plain, _ = pair.call(jobs.train, "ddp", "words", **options)
@@ -150,7 +202,9 @@ def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(pair,
 @pytest.mark.parametrize("precision", ["fp32", "bf16-true"])
 @pytest.mark.parametrize("strategy", ZERO)
 def test_a_step_that_is_left_out_is_left_out_on_all_ranks(pair, strategy, precision):
-    (skipped, digest), other = pair.call(deciding.not_finite, 0, "infinite", "skip", precision, strategy)
+    (skipped, digest), other = pair.call(
+        deciding.not_finite, 0, "infinite", "skip", precision, strategy
+    )
     assert other == (skipped, digest)
     assert skipped == 1
 
@@ -162,8 +216,16 @@ def test_a_task_that_a_failed_run_left_in_parts_says_so(pair):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-true"])
 @pytest.mark.parametrize("strategy", ZERO)
-def test_a_checkpoint_is_one_of_ours_and_opens_without_deepspeed(pair, tmp_path, strategy, precision):
-    options = {"batch_size": 4, "epochs": 1, "precision": precision, "checkpoint": Checkpoint(every="3 steps"), "run_dir": tmp_path}
+def test_a_checkpoint_is_one_of_ours_and_opens_without_deepspeed(
+    pair, tmp_path, strategy, precision
+):
+    options = {
+        "batch_size": 4,
+        "epochs": 1,
+        "precision": precision,
+        "checkpoint": Checkpoint(every="3 steps"),
+        "run_dir": tmp_path,
+    }
     first, _ = pair.call(jobs.train, strategy, "words", **options)
     assert {path.suffix for path in first["checkpoint"].rglob("*.*")} <= {".safetensors", ".json"}
     export(first["checkpoint"], tmp_path / "out")
@@ -171,32 +233,61 @@ def test_a_checkpoint_is_one_of_ours_and_opens_without_deepspeed(pair, tmp_path,
     assert distance(saved, first["model"]) == 0
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
     assert distance(Words.load(first["checkpoint"]).state_dict(), first["model"]) == 0
-    found = Fit(progress=False, batch_size=4, precision=precision).evaluate(Words(), checkpoint=tmp_path)
-    assert found["eval/loss"] == pytest.approx(first["rows"][-1]["eval/loss"], rel=1e-6 if precision == "fp32" else 1e-2)
+    found = Fit(progress=False, batch_size=4, precision=precision).evaluate(
+        Words(), checkpoint=tmp_path
+    )
+    assert found["eval/loss"] == pytest.approx(
+        first["rows"][-1]["eval/loss"], rel=1e-6 if precision == "fp32" else 1e-2
+    )
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_an_evaluation_of_a_checkpoint_sees_its_weights(pair, tmp_path, strategy):
-    save = Checkpoint(every="2 steps", keep=None, best="eval/loss:max", load_best=True, background=False)
-    options = {"batch_size": 4, "epochs": 1, "eval_every": "2 steps", "checkpoint": save, "run_dir": tmp_path}
+    save = Checkpoint(
+        every="2 steps", keep=None, best="eval/loss:max", load_best=True, background=False
+    )
+    options = {
+        "batch_size": 4,
+        "epochs": 1,
+        "eval_every": "2 steps",
+        "checkpoint": save,
+        "run_dir": tmp_path,
+    }
     first, second = pair.call(jobs.train, strategy, "words", **options)
     assert first["best"]["step"] < first["step"]
     for told in pair.call(zero.evaluate, strategy, first["best"]["checkpoint"]):
         assert told == first["best"]["value"]
-    assert first["left"] == second["left"] == jobs.digest(Words.load(first["best"]["checkpoint"]).state_dict())
+    assert (
+        first["left"]
+        == second["left"]
+        == jobs.digest(Words.load(first["best"]["checkpoint"]).state_dict())
+    )
 
 
 @pytest.mark.parametrize("strategy", ZERO)
 def test_frozen_parameters_scalars_and_buffers_are_kept_and_resumed(pair, tmp_path, strategy):
-    options = {"batch_size": 4, "epochs": 1, "resume": "auto", "checkpoint": Checkpoint(every="never"), "clip_norm": 0.5,
-               "task_args": {"shape": (1,) if strategy == "zero3" else ()}}  # fmt: skip
-    whole, other = pair.call(jobs.train, strategy, "part frozen", run_dir=tmp_path / "whole", **options)
+    options = {
+        "batch_size": 4,
+        "epochs": 1,
+        "resume": "auto",
+        "checkpoint": Checkpoint(every="never"),
+        "clip_norm": 0.5,
+        "task_args": {"shape": (1,) if strategy == "zero3" else ()},
+    }
+    whole, other = pair.call(
+        jobs.train, strategy, "part frozen", run_dir=tmp_path / "whole", **options
+    )
     assert whole["digest"] == other["digest"]
     plain, _ = pair.call(jobs.train, "ddp", "part frozen", run_dir=tmp_path / "ddp", **options)
     assert distance(whole["model"], plain["model"]) < 1e-6
     assert torch.equal(whole["model"]["embed.weight"], Words().embed.weight)
     pair.call(jobs.train, strategy, "part frozen", run_dir=tmp_path / "run", stop_at=3, **options)
-    assert pair.call(jobs.train, strategy, "part frozen", run_dir=tmp_path / "run", **options)[0]["digest"] == whole["digest"]
+    assert (
+        pair.call(jobs.train, strategy, "part frozen", run_dir=tmp_path / "run", **options)[0][
+            "digest"
+        ]
+        == whole["digest"]
+    )
 
 
 def test_a_model_made_in_configure_model_is_made_in_parts(pair):

@@ -22,25 +22,51 @@ pytest.importorskip("peft")
 
 
 def train(
-    strategy: Any, run_dir: Path, adapters: bool, stop_at: int | None = None, kind: str = "GPT2LMHeadModel",
-    settings: dict[str, Any] | None = None, **options: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Train a small model of texts of different lengths, without dropout; its weights, and where it was saved."""
+    strategy: Any,
+    run_dir: Path,
+    adapters: bool,
+    stop_at: int | None = None,
+    kind: str = "GPT2LMHeadModel",
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a small model of texts of different lengths, without dropout; its weights, and where it
+    was saved.
+    """
     from loopkit.interop import HFTask
     from tests.interop.models import made, samples
     from tests.interop.test_adapters import adapted
 
     found: dict[str, Any] = {}
-    model = made(kind, **({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if settings is None else settings))
+    model = made(
+        kind,
+        **(
+            {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+            if settings is None
+            else settings
+        ),
+    )
     model = adapted(kind, model, lora_dropout=0.0) if adapters else model
     task = HFTask(model, samples(kind, 24), samples(kind, 7, seed=1), optimizers=AdamW(lr=0.01))
     save = Checkpoint(every="100 steps", background=False)
-    fit = quiet(strategy=make(strategy), steps=4, eval_every=2, run_dir=run_dir, resume="auto", checkpoint=save, **options)
+    fit = quiet(
+        strategy=make(strategy),
+        steps=4,
+        eval_every=2,
+        run_dir=run_dir,
+        resume="auto",
+        checkpoint=save,
+        **options,
+    )
     fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None)
     fit.on("fit_end", lambda run: found.update(everyones(run, run.strategy.model_state())))
     result = fit.run(task)
     weights = {name: whole(tensor).clone() for name, tensor in found.items()}
-    return {"weights": weights, "checkpoint": str(result.checkpoint), "loss": result.metrics["eval/loss"]}
+    return {
+        "weights": weights,
+        "checkpoint": str(result.checkpoint),
+        "loss": result.metrics["eval/loss"],
+    }
 
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
@@ -74,7 +100,13 @@ def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, a
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("strategy", "size"), [(("TensorParallel", {"plan": "auto"}), 2), (("TensorParallel", {"plan": "auto", "size": 2}), 4)])
+@pytest.mark.parametrize(
+    ("strategy", "size"),
+    [
+        (("TensorParallel", {"plan": "auto"}), 2),
+        (("TensorParallel", {"plan": "auto", "size": 2}), 4),
+    ],
+)
 def test_a_model_is_split_by_the_plan_it_comes_with(pool, tmp_path, strategy, size, tied):
     import transformers
 
@@ -91,6 +123,8 @@ def test_a_model_is_split_by_the_plan_it_comes_with(pool, tmp_path, strategy, si
         for other in (*ranks[1:], *again):
             assert torch.equal(other["weights"][name], ranks[0]["weights"][name])
     assert ranks[0]["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-    opened = transformers.LlamaForCausalLM.from_pretrained(export(Path(ranks[0]["checkpoint"]), tmp_path / "out"))
+    opened = transformers.LlamaForCausalLM.from_pretrained(
+        export(Path(ranks[0]["checkpoint"]), tmp_path / "out")
+    )
     for name, parameter in opened.named_parameters():
         assert torch.equal(parameter, ranks[0]["weights"][name])

@@ -1,4 +1,6 @@
-"""Evaluation and prediction over several ranks: every sample once, in order, and the numbers of one process."""
+"""Evaluation and prediction over several ranks: every sample once, in order, and the numbers of one
+process.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ STRATEGIES = ["ddp", "fsdp", "zero2", "zero3"]
 
 
 SWEEPS = [(1, range(1, 8)), (2, range(1, 8)), (3, (1, 4)), (4, (3, 7))]
-REST = [pytest.param(3, (2, 3, 5, 6, 7), marks=pytest.mark.long), pytest.param(4, (1, 2, 4, 5, 6), marks=pytest.mark.long)]
+REST = [
+    pytest.param(3, (2, 3, 5, 6, 7), marks=pytest.mark.long),
+    pytest.param(4, (1, 2, 4, 5, 6), marks=pytest.mark.long),
+]
 
 
 @pytest.mark.parametrize(("size", "batches"), [*SWEEPS, *REST])
@@ -52,6 +57,10 @@ def test_predictions_come_in_the_order_of_the_data_on_every_rank(pair, strategy)
 
 
 def test_a_writer_gets_all_batches_in_order_on_the_first_rank(pair):
-    first, second = pair.call(jobs.predict, "ddp", "scored", {"count": 23}, writer=True, batch_size=4)
+    first, second = pair.call(
+        jobs.predict, "ddp", "scored", {"count": 23}, writer=True, batch_size=4
+    )
     assert second == []
-    assert [part["ids"].tolist() for part in first] == [list(range(i, min(i + 4, 23))) for i in range(0, 23, 4)]
+    assert [part["ids"].tolist() for part in first] == [
+        list(range(i, min(i + 4, 23))) for i in range(0, 23, 4)
+    ]

@@ -11,13 +11,26 @@ from tests.contract.test_training import distance
 SAVE = Checkpoint(every="1000 steps", background=False)
 STRATEGIES = ["ddp", "fsdp"]
 ZERO = ["zero1", "zero2", "zero3"]
-OPTIONS = {"epochs": 2, "eval_every": "3 steps", "log_every": "3 steps", "clip_norm": 1.0, "loggers": "jsonl"}
+OPTIONS = {
+    "epochs": 2,
+    "eval_every": "3 steps",
+    "log_every": "3 steps",
+    "clip_norm": 1.0,
+    "loggers": "jsonl",
+}
 
 
-RUNS = {"kinds": {"batch_size": 8, "task_args": {"kind": "dataset"}}, "words": {"batch_size": 4, "accumulate": 2}}
+RUNS = {
+    "kinds": {"batch_size": 8, "task_args": {"kind": "dataset"}},
+    "words": {"batch_size": 4, "accumulate": 2},
+}
 CASES = [(strategy, task, range(1, 8)) for strategy in STRATEGIES for task in RUNS]
 CASES += [(strategy, "words", (3, 7)) for strategy in ZERO]  # of 8 steps, 7 of them to an epoch
-CASES += [pytest.param(strategy, task, range(1, 8), marks=pytest.mark.long) for strategy in ZERO for task in RUNS]
+CASES += [
+    pytest.param(strategy, task, range(1, 8), marks=pytest.mark.long)
+    for strategy in ZERO
+    for task in RUNS
+]
 
 
 @pytest.mark.parametrize(("strategy", "task", "stops"), CASES)
@@ -26,27 +39,49 @@ def test_resume_from_every_step_is_identical(pair, tmp_path, strategy, task, sto
     assert pair.call(jobs.resume_everywhere, strategy, tmp_path, stops, **options) == [[], []]
 
 
-@pytest.mark.parametrize(("kind", "rng"), [("list", "counter"), ("stream", "counter"), ("sharded", "counter"), ("dataset", "stream")])
+@pytest.mark.parametrize(
+    ("kind", "rng"),
+    [("list", "counter"), ("stream", "counter"), ("sharded", "counter"), ("dataset", "stream")],
+)
 def test_resume_is_identical_on_every_kind_of_data(pair, tmp_path, kind, rng):
     options = {**OPTIONS, "batch_size": 8, "steps": 8, "task_args": {"kind": kind}, "rng": rng}
-    assert pair.call(jobs.resume_everywhere, "ddp", tmp_path, range(1, 8), task="kinds", checkpoint=SAVE, **options) == [[], []]
+    assert pair.call(
+        jobs.resume_everywhere,
+        "ddp",
+        tmp_path,
+        range(1, 8),
+        task="kinds",
+        checkpoint=SAVE,
+        **options,
+    ) == [[], []]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("task", ["kinds", "words"])
 def test_a_run_goes_on_over_another_number_of_ranks(pair, tmp_path, strategy, task):
     # Without clipping, whose norm FSDP rounds in its own way, all strategies give the same bits.
-    options = {**OPTIONS, "batch_size": 4, "global_batch_size": 8, "resume": "auto", "checkpoint": SAVE, "clip_norm": None}
+    options = {
+        **OPTIONS,
+        "batch_size": 4,
+        "global_batch_size": 8,
+        "resume": "auto",
+        "checkpoint": SAVE,
+        "clip_norm": None,
+    }
     whole = jobs.train("single", task, run_dir=tmp_path / "whole", **options)
     for stop in (1, 5, 9):
         # From one rank to two.
         first = jobs.train("single", task, run_dir=tmp_path / f"up-{stop}", stop_at=stop, **options)
-        rest, other = pair.call(jobs.train, strategy, task, run_dir=tmp_path / f"up-{stop}", **options)
+        rest, other = pair.call(
+            jobs.train, strategy, task, run_dir=tmp_path / f"up-{stop}", **options
+        )
         assert (first["step"], rest["progress"]) == (stop, whole["progress"])
         assert rest["digest"] == other["digest"]
         assert (rest["digest"], rest["rows"]) == (whole["digest"], whole["rows"])
         # And from two to one.
-        pair.call(jobs.train, strategy, task, run_dir=tmp_path / f"down-{stop}", stop_at=stop, **options)
+        pair.call(
+            jobs.train, strategy, task, run_dir=tmp_path / f"down-{stop}", stop_at=stop, **options
+        )
         rest = jobs.train("single", task, run_dir=tmp_path / f"down-{stop}", **options)
         assert (rest["digest"], rest["rows"]) == (whole["digest"], whole["rows"])
 
@@ -57,7 +92,9 @@ def test_a_save_in_the_background_is_told_of_on_all_ranks(pair, tmp_path):
     first, second = pair.call(deciding.saves, tmp_path)
     assert first == second
     assert first[-1] == ("fit_end", 8)
-    assert [what for what in first if what[0] == "save"] == [("save", step) for step in (2, 4, 6, 8)]
+    assert [what for what in first if what[0] == "save"] == [
+        ("save", step) for step in (2, 4, 6, 8)
+    ]
 
 
 def test_a_rank_that_sees_another_directory_is_named(pair, tmp_path):
@@ -82,13 +119,25 @@ def test_a_run_goes_on_under_another_strategy(pair, tmp_path, before, after):
     whole = pair.call(jobs.train, before, "words", run_dir=tmp_path / "whole", **options)[0]
     pair.call(jobs.train, before, "words", run_dir=tmp_path / "run", stop_at=5, **options)
     rest = pair.call(jobs.train, after, "words", run_dir=tmp_path / "run", **options)[0]
-    assert (rest["digest"], rest["rows"], rest["progress"]) == (whole["digest"], whole["rows"], whole["progress"])
+    assert (rest["digest"], rest["rows"], rest["progress"]) == (
+        whole["digest"],
+        whole["rows"],
+        whole["progress"],
+    )
 
 
 @pytest.mark.parametrize(("other", "size"), [("same", 1), ("ddp", 2), ("single", 1), ("zero1", 2)])
 @pytest.mark.parametrize("strategy", ZERO)
-def test_a_deepspeed_run_goes_on_elsewhere_from_the_state_it_had(pool, tmp_path, strategy, other, size):
-    options = {**OPTIONS, "batch_size": 4, "global_batch_size": 8, "checkpoint": SAVE, "resume": "auto"}
+def test_a_deepspeed_run_goes_on_elsewhere_from_the_state_it_had(
+    pool, tmp_path, strategy, other, size
+):
+    options = {
+        **OPTIONS,
+        "batch_size": 4,
+        "global_batch_size": 8,
+        "checkpoint": SAVE,
+        "resume": "auto",
+    }
     whole = jobs.train("single", "words", run_dir=tmp_path / "whole", **options)
     places = [(strategy, 2), (strategy if other == "same" else other, size)]
     for before, after in (places, places[::-1]):
@@ -100,4 +149,6 @@ def test_a_deepspeed_run_goes_on_elsewhere_from_the_state_it_had(pool, tmp_path,
         assert rest["loaded"]["plain"] == saved["plain"]
         assert rest["progress"] == whole["progress"]
         assert distance(rest["model"], whole["model"]) < 1e-6
-        assert rest["rows"][-1] == pytest.approx(whole["rows"][-1], rel=1e-5)  # so the samples were the same
+        assert rest["rows"][-1] == pytest.approx(
+            whole["rows"][-1], rel=1e-5
+        )  # so the samples were the same

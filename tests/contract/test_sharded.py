@@ -17,10 +17,18 @@ from tests.contract.tasks import Words
 from tests.contract.test_training import distance
 
 
-@pytest.mark.parametrize("settings", [
-    {"reshard_after_forward": False}, {"wrap": 200}, {"wrap": ["Block"]}, {"prefetch": 1}, {"offload": True},
-    {"reduce_dtype": torch.float32}, {"param_dtype": torch.bfloat16},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reshard_after_forward": False},
+        {"wrap": 200},
+        {"wrap": ["Block"]},
+        {"prefetch": 1},
+        {"offload": True},
+        {"reduce_dtype": torch.float32},
+        {"param_dtype": torch.bfloat16},
+    ],
+)
 def test_every_knob_trains_the_same_task(pair, settings):
     options = {"batch_size": 4, "accumulate": 2, "epochs": 1, "eval_every": "4 steps"}
     plain, _ = pair.call(jobs.train, "fsdp", "words", **options)
@@ -68,9 +76,17 @@ def test_scalars_and_buffers_are_kept_whole_and_alike(pair):
 @pytest.mark.parametrize("background", [True, False])
 def test_a_checkpoint_has_a_file_for_each_rank_and_opens_anywhere(pair, tmp_path, background):
     save = Checkpoint(every="3 steps", background=background)
-    first, _ = pair.call(jobs.train, "fsdp", "words", batch_size=4, epochs=1, checkpoint=save, run_dir=tmp_path)
-    files = sorted(str(p.relative_to(first["checkpoint"])) for p in first["checkpoint"].rglob("*.safetensors"))
-    assert {"shards/model-00000.safetensors", "shards/model-00001.safetensors", "shards/optimizer-00001.safetensors"} <= set(files)
+    first, _ = pair.call(
+        jobs.train, "fsdp", "words", batch_size=4, epochs=1, checkpoint=save, run_dir=tmp_path
+    )
+    files = sorted(
+        str(p.relative_to(first["checkpoint"])) for p in first["checkpoint"].rglob("*.safetensors")
+    )
+    assert {
+        "shards/model-00000.safetensors",
+        "shards/model-00001.safetensors",
+        "shards/optimizer-00001.safetensors",
+    } <= set(files)
     manifest = json.loads((first["checkpoint"] / "MANIFEST.json").read_text())
     assert manifest["strategy"] == "FSDP"
     snapshot = load_snapshot(first["checkpoint"])
@@ -81,12 +97,17 @@ def test_a_checkpoint_has_a_file_for_each_rank_and_opens_anywhere(pair, tmp_path
 
     export(first["checkpoint"], out)
     assert distance(load_file(out / "model.safetensors"), first["model"]) == 0
-    assert Fit(progress=False, batch_size=4).evaluate(Words(), checkpoint=tmp_path)["eval/loss"] == first["rows"][-1]["eval/loss"]
+    assert (
+        Fit(progress=False, batch_size=4).evaluate(Words(), checkpoint=tmp_path)["eval/loss"]
+        == first["rows"][-1]["eval/loss"]
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("background", [True, False])
-def test_a_rank_that_cannot_write_its_part_ends_all_alike_and_the_last_good_one_stays(pair, tmp_path, rank, background):
+def test_a_rank_that_cannot_write_its_part_ends_all_alike_and_the_last_good_one_stays(
+    pair, tmp_path, rank, background
+):
     first, second = pair.call(sharding.disk_full, tmp_path, rank, background)
     assert first == second
     assert "DiskFullError" in first[0]
@@ -122,7 +143,9 @@ def test_a_dry_run_leaves_the_weights_as_they_were(pair):
     assert pair.call(sharding.dry_run) == [True, True]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads Linux's account of memory"
+)
 def test_a_rank_reads_only_its_parts_of_a_checkpoint(pair, tmp_path):
     pair.call(sharding.train_wide, tmp_path / "run")
     found = {}
@@ -137,13 +160,20 @@ def test_a_rank_reads_only_its_parts_of_a_checkpoint(pair, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "tensor"])
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "nadam", "radam", "lion", "muon", "adamw_bf16"])
+@pytest.mark.parametrize(
+    "name", ["sgd", "adagrad", "rmsprop", "nadam", "radam", "lion", "muon", "adamw_bf16"]
+)
 def test_optimizers_step_sharded_parameters(pair, name, strategy):
     first, second = pair.call(sharding.optimized, name, strategy)
     alone = sharding.optimized(name, "single", accumulate=2 if strategy == "fsdp" else 1)
     assert first["digest"] == second["digest"]
-    # Muon multiplies matrices in bfloat16; a bf16 moment rounds what differs in its last bit; RMSprop divides by it.
-    assert distance(first["model"], alone["model"]) < {"muon": 1e-2, "adamw_bf16": 2e-4, "rmsprop": 2e-5}.get(name, 1e-6)
+    # Muon multiplies matrices in bfloat16; a bf16 moment rounds what differs in its last bit;
+    # RMSprop divides by it.
+    assert distance(first["model"], alone["model"]) < {
+        "muon": 1e-2,
+        "adamw_bf16": 2e-4,
+        "rmsprop": 2e-5,
+    }.get(name, 1e-6)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "tensor"])

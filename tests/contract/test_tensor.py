@@ -12,8 +12,18 @@ from tests.contract.tasks import Words
 from tests.contract.test_training import distance
 
 SAVE = Checkpoint(every="1000 steps", background=False)
-OPTIONS = {"batch_size": 4, "accumulate": 2, "epochs": 2, "eval_every": "3 steps", "log_every": "3 steps", "clip_norm": 0.5}
-MIXED = ("TensorParallel", {"plan": jobs.WORDS, "size": 2})  # two teams of two ranks, and FSDP over the teams
+OPTIONS = {
+    "batch_size": 4,
+    "accumulate": 2,
+    "epochs": 2,
+    "eval_every": "3 steps",
+    "log_every": "3 steps",
+    "clip_norm": 0.5,
+}
+MIXED = (
+    "TensorParallel",
+    {"plan": jobs.WORDS, "size": 2},
+)  # two teams of two ranks, and FSDP over the teams
 WHOLE = ("TensorParallel", {"plan": jobs.WHOLE_WORDS})
 
 
@@ -66,9 +76,18 @@ def test_two_teams_resume_where_they_were(pool, tmp_path):
     assert pool(4).call(jobs.resume_everywhere, MIXED, tmp_path, (2, 7), **options) == [[]] * 4
 
 
-@pytest.mark.parametrize(("other", "size"), [("single", 1), ("fsdp", 2), ("ddp", 2), ("tensor", 2), (MIXED, 4)])
+@pytest.mark.parametrize(
+    ("other", "size"), [("single", 1), ("fsdp", 2), ("ddp", 2), ("tensor", 2), (MIXED, 4)]
+)
 def test_a_run_goes_on_elsewhere_from_the_state_it_had(pool, tmp_path, other, size):
-    options = {"batch_size": 4, "global_batch_size": 8, "epochs": 2, "checkpoint": SAVE, "resume": "auto", "log_every": 3}
+    options = {
+        "batch_size": 4,
+        "global_batch_size": 8,
+        "epochs": 2,
+        "checkpoint": SAVE,
+        "resume": "auto",
+        "log_every": 3,
+    }
     whole = jobs.train("single", "words", run_dir=tmp_path / "whole", **options)
     places = [(MIXED, 4) if other == "tensor" else ("tensor", 2), (other, size)]
     for before, after in (places, places[::-1]):
@@ -83,12 +102,16 @@ def test_a_run_goes_on_elsewhere_from_the_state_it_had(pool, tmp_path, other, si
 
 
 def test_a_checkpoint_holds_each_part_once_and_opens_anywhere(pool, tmp_path):
-    first = pool(4).call(jobs.train, MIXED, "words", run_dir=tmp_path, checkpoint=True, batch_size=4, epochs=1)[0]
+    first = pool(4).call(
+        jobs.train, MIXED, "words", run_dir=tmp_path, checkpoint=True, batch_size=4, epochs=1
+    )[0]
     snapshot = load_snapshot(first["checkpoint"])
     assert distance(snapshot.tensors["model"], first["model"]) == 0
     assert distance(Words.load(first["checkpoint"]).state_dict(), first["model"]) == 0
     written = sum(p.stat().st_size for p in first["checkpoint"].rglob("*model*.safetensors"))
-    assert written < 1.5 * sum(t.numel() * t.element_size() for t in first["model"].values()) + 20_000
+    assert (
+        written < 1.5 * sum(t.numel() * t.element_size() for t in first["model"].values()) + 20_000
+    )
 
 
 @pytest.mark.parametrize(("strategy", "size"), [("tensor", 2), (MIXED, 4)])
@@ -121,7 +144,9 @@ def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(pool,
     assert len({told for told, _ in ranks}) == 1
 
 
-@pytest.mark.parametrize("case", ["missing", "style", "odd", "norm", "teams", "fp16", "sharded", "auto", "tied"])
+@pytest.mark.parametrize(
+    "case", ["missing", "style", "odd", "norm", "teams", "fp16", "sharded", "auto", "tied"]
+)
 def test_what_cannot_be_split_is_refused_with_the_reason(pair, case):
     expected = {
         "missing": "no layer is called 'blocks.*.upp'. Did you mean 'blocks.",
@@ -138,7 +163,9 @@ def test_what_cannot_be_split_is_refused_with_the_reason(pair, case):
         assert expected[case] in told
 
 
-@pytest.mark.parametrize("options", [{"remat": "full"}, {"precision": "bf16"}, {"on_nan": "skip"}, {"clip_value": 0.01}])
+@pytest.mark.parametrize(
+    "options", [{"remat": "full"}, {"precision": "bf16"}, {"on_nan": "skip"}, {"clip_value": 0.01}]
+)
 def test_other_options_work_on_split_layers(pair, options):
     first, second = pair.call(jobs.train, "tensor", "words", batch_size=4, steps=4, **options)
     alone = jobs.train("single", "words", batch_size=4, steps=4, **options)

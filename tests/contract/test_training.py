@@ -7,11 +7,17 @@ import torch
 
 from tests.contract import jobs
 
-# By strategy, how far weights may be from those of one process after 8 steps in fp32 with clipping: 0 where the
-# arithmetic allows. FSDP adds up a norm from the parts of each tensor, and rounds otherwise than a norm of it whole.
-# DeepSpeed does too, and steps elements from flat tensors, at whose ends the fused kernel rounds otherwise.
+# By strategy, how far weights may be from those of one process after 8 steps in fp32 with clipping:
+# 0 where the arithmetic allows. FSDP adds up a norm from the parts of each tensor, and rounds
+# otherwise than a norm of it whole. DeepSpeed does too, and steps elements from flat tensors, at
+# whose ends the fused kernel rounds otherwise.
 STRATEGIES = {"ddp": 0.0, "fsdp": 5e-7, "zero1": 5e-7, "zero2": 5e-7, "zero3": 5e-7}
-CASES = [(s, t) for s in STRATEGIES for t in ("tiny", "words", "players") if t != "players" or not s.startswith("zero")]
+CASES = [
+    (s, t)
+    for s in STRATEGIES
+    for t in ("tiny", "words", "players")
+    if t != "players" or not s.startswith("zero")
+]
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -41,11 +47,14 @@ def test_without_clipping_they_are_the_same_bits(pair, strategy, task):
     alone = jobs.train("single", task, accumulate=2, **options)
     assert first["digest"] == second["digest"]
     assert first["plain"] == alone["plain"]
-    # The fused kernel rounds an element otherwise at the end of a tensor than within, and parts have more ends.
-    # DeepSpeed's are parts of all tensors in one, and the weights of the words' task are divided out with the step.
+    # The fused kernel rounds an element otherwise at the end of a tensor than within, and parts
+    # have more ends. DeepSpeed's are parts of all tensors in one, and the weights of the words'
+    # task are divided out with the step.
     zero = strategy.startswith("zero")
     assert distance(first["model"], alone["model"]) <= (2e-7 if zero else 0)
-    assert distance(first["optimizer"], alone["optimizer"]) <= (5e-8 if zero else 1e-10 if strategy == "fsdp" else 0)
+    assert distance(first["optimizer"], alone["optimizer"]) <= (
+        5e-8 if zero else 1e-10 if strategy == "fsdp" else 0
+    )
     assert first["rows"] == second["rows"]
     for mine, theirs in zip(first["rows"], alone["rows"], strict=True):
         assert mine == (pytest.approx(theirs, rel=1e-6) if zero else theirs)
@@ -64,7 +73,12 @@ def test_accumulation_adds_up_before_it_is_averaged(pair, strategy):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_global_batch_size_gives_the_same_run_on_any_number_of_ranks(pool, size):
-    options = {"batch_size": 4, "global_batch_size": 12 if size == 3 else 8, "epochs": 2, "precision": "fp64"}
+    options = {
+        "batch_size": 4,
+        "global_batch_size": 12 if size == 3 else 8,
+        "epochs": 2,
+        "precision": "fp64",
+    }
     first = pool(size).call(jobs.train, "ddp", "words", **options)[0]
     alone = jobs.train("single", "words", **options)
     assert distance(first["model"], alone["model"]) < 1e-12
@@ -84,14 +98,25 @@ def test_iterables_are_dealt_out_and_end_together(pair, kind):
 
 def test_data_that_ends_at_different_times_is_all_used_and_nobody_hangs(pair):
     # Rank 0 has 40 samples, rank 1 has 57: 5 batches and 8, the last of one sample.
-    options = {"task_args": {"kind": "sharded", "count": 40}, "batch_size": 8, "epochs": 2, "steps": 100, "eval_every": "never"}
+    options = {
+        "task_args": {"kind": "sharded", "count": 40},
+        "batch_size": 8,
+        "epochs": 2,
+        "steps": 100,
+        "eval_every": "never",
+    }
     first, second = pair.call(jobs.train, "ddp", "kinds", **options)
     assert first["digest"] == second["digest"]
     assert first["progress"]["samples"] == second["progress"]["samples"] == 2 * (40 + 57)
     assert first["step"] == 2 * 8
 
 
-MODES = [(s, m) for s in STRATEGIES for m in ("bf16", "fp16", "bf16-true", "fp64") if not s.startswith("zero") or "bf" in m]
+MODES = [
+    (s, m)
+    for s in STRATEGIES
+    for m in ("bf16", "fp16", "bf16-true", "fp64")
+    if not s.startswith("zero") or "bf" in m
+]
 
 
 @pytest.mark.parametrize(("strategy", "mode"), MODES)
@@ -108,12 +133,27 @@ def test_torchs_own_streams_differ_between_ranks(pair):
     assert first["losses"] != second["losses"]
 
 
-@pytest.mark.parametrize("settings", [
-    {"compress": "fp16"}, {"compress": "bf16"}, {"compress": "powersgd"}, {"static_graph": True}, {"bucket_cap_mb": 0.001},
-    {"gradient_as_bucket_view": True}, {"find_unused_parameters": True}, {"broadcast_buffers": False},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"compress": "fp16"},
+        {"compress": "bf16"},
+        {"compress": "powersgd"},
+        {"static_graph": True},
+        {"bucket_cap_mb": 0.001},
+        {"gradient_as_bucket_view": True},
+        {"find_unused_parameters": True},
+        {"broadcast_buffers": False},
+    ],
+)
 def test_every_knob_of_ddp_trains_the_same_task(pair, settings):
-    options = {"batch_size": 4, "accumulate": 2, "epochs": 1, "clip_norm": 1.0, "eval_every": "never"}
+    options = {
+        "batch_size": 4,
+        "accumulate": 2,
+        "epochs": 1,
+        "clip_norm": 1.0,
+        "eval_every": "never",
+    }
     plain, _ = pair.call(jobs.train, "ddp", "words", **options)
     first, second = pair.call(jobs.train, ("DDP", settings), "words", **options)
     assert first["digest"] == second["digest"]
@@ -157,7 +197,10 @@ def test_a_number_of_devices_that_was_not_started_is_refused(pair):
     from tests.contract import more
 
     for told in pair.call(more.other_number):
-        assert told == "devices=3, and 2 processes were started on this machine: leave devices out, or start as many"
+        assert (
+            told
+            == "devices=3, and 2 processes were started on this machine: leave devices out, or start as many"
+        )
 
 
 @pytest.mark.parametrize("task", ["gan", "sam"])

@@ -21,7 +21,12 @@ from tests.support import Tiny, quiet
 def built_late(strategy: str) -> dict[str, Any]:
     """Train what configure_model makes, two layers tied; what it held before, and what came of it."""
     task, seen = Late(), {}
-    fit = quiet(strategy=jobs.make(strategy), batch_size=8, epochs=1, accumulate=2 if strategy == "single" else 1)
+    fit = quiet(
+        strategy=jobs.make(strategy),
+        batch_size=8,
+        epochs=1,
+        accumulate=2 if strategy == "single" else 1,
+    )
 
     @fit.on("fit_start")
     def look(run: Any) -> None:
@@ -31,7 +36,9 @@ def built_late(strategy: str) -> dict[str, Any]:
     fit.run(task)
     weights = {name: t.detach().clone() for name, t in task.state_dict().items()}
     left = [name for p in task.parameters() for name in vars(p)]
-    tied = task.out.weight is task.embed.weight and torch.equal(weights["embed.weight"], weights["out.weight"])
+    tied = task.out.weight is task.embed.weight and torch.equal(
+        weights["embed.weight"], weights["out.weight"]
+    )
     return {**seen, "weights": weights, "tied": tied, "left": left}
 
 
@@ -69,7 +76,7 @@ REFUSED: dict[str, Any] = {
     "adagrad": lambda: ({}, lambda: By("torch.optim.Adagrad")),
     "scalar": lambda: ({"strategy": DeepSpeed(stage=3)}, PartFrozen),
     "contradiction": lambda: ({"strategy": DeepSpeed({"gradient_clipping": 1.0})}, Words),
-}  # fmt: skip
+}
 
 
 def refused(what: str) -> tuple[str, str]:
@@ -84,10 +91,32 @@ def refused(what: str) -> tuple[str, str]:
 
 def by_file(place: Path, **options: Any) -> dict[str, Any]:
     """Train with a configuration in a file, as other trainers have it."""
-    config = dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto")  # fmt: skip
-    zero = {"stage": 2, "reduce_bucket_size": "auto", "allgather_bucket_size": 1000, "overlap_comm": False}
+    config = dict.fromkeys(
+        (
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "gradient_clipping",
+        ),
+        "auto",
+    )
+    zero = {
+        "stage": 2,
+        "reduce_bucket_size": "auto",
+        "allgather_bucket_size": 1000,
+        "overlap_comm": False,
+    }
     path = place / "ds.json"
-    path.write_text(json.dumps({**config, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}, "zero_optimization": zero}))
+    path.write_text(
+        json.dumps(
+            {
+                **config,
+                "bf16": {"enabled": "auto"},
+                "fp16": {"enabled": "auto"},
+                "zero_optimization": zero,
+            }
+        )
+    )
     return jobs.train(DeepSpeed(path), "words", **options)
 
 
@@ -96,8 +125,14 @@ def fp16(stage: int, place: Path) -> dict[str, Any]:
     from deepspeed.accelerator import get_accelerator
 
     get_accelerator().is_fp16_supported = lambda: True
-    options = {"precision": "fp16", "batch_size": 8, "epochs": 4, "clip_norm": 1.0, "resume": "auto",
-               "checkpoint": Checkpoint(every="never", background=False)}  # fmt: skip
+    options = {
+        "precision": "fp16",
+        "batch_size": 8,
+        "epochs": 4,
+        "clip_norm": 1.0,
+        "resume": "auto",
+        "checkpoint": Checkpoint(every="never", background=False),
+    }
     try:
         whole = jobs.train(f"zero{stage}", "tiny", run_dir=place / "whole", **options)
         jobs.train(f"zero{stage}", "tiny", run_dir=place / "run", stop_at=5, **options)
@@ -109,7 +144,11 @@ def fp16(stage: int, place: Path) -> dict[str, Any]:
             weighted = str(error)
     finally:
         del get_accelerator().is_fp16_supported
-    return {"same": whole["digest"] == rest["digest"], "loss": whole["rows"][-1]["eval/loss"], "weighted": weighted}
+    return {
+        "same": whole["digest"] == rest["digest"],
+        "loss": whole["rows"][-1]["eval/loss"],
+        "weighted": weighted,
+    }
 
 
 def afterwards(strategy: str) -> dict[str, Any]:
@@ -118,7 +157,9 @@ def afterwards(strategy: str) -> dict[str, Any]:
     fit = quiet(strategy=jobs.make(strategy), batch_size=8, epochs=2)
     told = fit.run(task).metrics["eval/loss"]
     again = fit.evaluate(task)["eval/loss"]
-    left = [name for p in task.parameters() for name in vars(p)] + [name for m in task.modules() for name in vars(m) if "ds_" in name]
+    left = [name for p in task.parameters() for name in vars(p)] + [
+        name for m in task.modules() for name in vars(m) if "ds_" in name
+    ]
     task(torch.randn(3, 8)).sum().backward()  # an ordinary module again
     grads = [p.grad is not None for p in task.parameters()]
     task.zero_grad()
@@ -147,24 +188,36 @@ def dry_run(strategy: str) -> bool:
 
 def evaluate(strategy: str, checkpoint: Path) -> float:
     """The loss with the weights of a checkpoint."""
-    return quiet(strategy=jobs.make(strategy), batch_size=4).evaluate(Words(), checkpoint=checkpoint)["eval/loss"]
+    return quiet(strategy=jobs.make(strategy), batch_size=4).evaluate(
+        Words(), checkpoint=checkpoint
+    )["eval/loss"]
 
 
 def equipped(wanted: bool) -> dict[str, Any]:
     """Train with blocks compiled (without code generation) and computed again, or not."""
-    more = {"compile": Compile(scope="blocks", backend="aot_eager"), "remat": "full"} if wanted else {}
+    more = (
+        {"compile": Compile(scope="blocks", backend="aot_eager"), "remat": "full"} if wanted else {}
+    )
     return jobs.train("zero2", "words", batch_size=4, epochs=1, steps=3, eval_every="never", **more)
 
 
 def held(strategy: str) -> dict[str, Any]:
     """How many numbers this rank holds within training."""
-    task, found = Words(width=32, dropout=0.0), {"whole": sum(p.numel() for p in Words(width=32).parameters())}
+    task, found = (
+        Words(width=32, dropout=0.0),
+        {"whole": sum(p.numel() for p in Words(width=32).parameters())},
+    )
     fit = quiet(strategy=jobs.make(strategy), batch_size=4, steps=3, eval_every="2 steps")
 
     @fit.on("fit_end")
     def look(run: Any) -> None:
         base = run.strategy._engine.optimizer.optimizer
-        found["state"] = sum(t.numel() for s in base.state.values() for t in s.values() if torch.is_tensor(t) and t.ndim)
+        found["state"] = sum(
+            t.numel()
+            for s in base.state.values()
+            for t in s.values()
+            if torch.is_tensor(t) and t.ndim
+        )
         found["parameters"] = sum(p.numel() for p in task.parameters())
 
     fit.run(task)

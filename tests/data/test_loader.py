@@ -1,4 +1,6 @@
-"""Loader: pure positions, grouping by length, weights, mixtures, padding, columns, sizes that do not divide."""
+"""Loader: pure positions, grouping by length, weights, mixtures, padding, columns, sizes that do
+not divide.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,13 @@ def source(data: Any, **reading: Any) -> Any:
 
 
 def ids(data: Any, epoch: int = 0, start: int = 0, **reading: Any) -> list[list[int]]:
-    """The samples of each batch, for a data set that holds its own indices; none where another's stand in."""
-    return [batch[0].tolist() if size else [] for batch, size, *_ in source(data, **reading).open(epoch, start)]
+    """The samples of each batch, for a data set that holds its own indices; none where another's
+    stand in.
+    """
+    return [
+        batch[0].tolist() if size else []
+        for batch, size, *_ in source(data, **reading).open(epoch, start)
+    ]
 
 
 def numbered(count: int) -> TensorDataset:
@@ -54,7 +61,11 @@ def test_any_position_opens_at_once_and_gives_the_same_batches():
 
 
 def test_epochs_differ_and_seeds_differ():
-    orders = [tuple(order(100, seed=s, epoch=e, shuffle=True).tolist()) for s in range(3) for e in range(3)]
+    orders = [
+        tuple(order(100, seed=s, epoch=e, shuffle=True).tolist())
+        for s in range(3)
+        for e in range(3)
+    ]
     assert len(set(orders)) == 9
     assert list(order(5, seed=0, epoch=0, shuffle=False)) == [0, 1, 2, 3, 4]
 
@@ -72,7 +83,11 @@ class Words(torch.utils.data.Dataset):
         return 800
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": list(range(1, 2 + (index * 7) % 40)), "labels": [index] * (1 + (index * 7) % 40), "id": index}
+        return {
+            "input_ids": list(range(1, 2 + (index * 7) % 40)),
+            "labels": [index] * (1 + (index * 7) % 40),
+            "id": index,
+        }
 
 
 def padding(loader: Loader) -> float:
@@ -81,7 +96,9 @@ def padding(loader: Loader) -> float:
     return 1 - tokens / sum(batch["input_ids"].numel() for batch in batches)
 
 
-@pytest.mark.parametrize("lengths", [True, "labels", [1 + (i * 7) % 40 for i in range(800)]], ids=["ids", "key", "list"])
+@pytest.mark.parametrize(
+    "lengths", [True, "labels", [1 + (i * 7) % 40 for i in range(800)]], ids=["ids", "key", "list"]
+)
 def test_grouping_by_length_saves_padding_and_still_takes_each_sample_once(lengths):
     loader = Loader(Words(), collate=Padded({"labels": -100}), group_by_length=lengths)
     seen = [int(i) for batch, *_ in source(loader).open(1, 0) for i in batch["id"]]
@@ -106,12 +123,17 @@ def test_a_mixture_keeps_its_shares_whatever_the_sizes():
     loader = mixed({"small": small, "large": large}, {"small": 1, "large": 3}, length=4000)
     seen = torch.cat([batch[0] for batch, *_ in source(loader).open(0, 0)])
     assert float(seen.mean()) == pytest.approx(0.75, abs=0.03)
-    with pytest.raises(OptionError, match="the data sets are small, large, the shares are for small"):
+    with pytest.raises(
+        OptionError, match="the data sets are small, large, the shares are for small"
+    ):
         mixed({"small": small, "large": large}, {"small": 1})
 
 
 def test_padding_by_key_side_and_multiple():
-    samples = [{"input_ids": [1, 2, 3], "labels": [5, 6, 7], "y": 1.5}, {"input_ids": [4], "labels": [8], "y": 2.5}]
+    samples = [
+        {"input_ids": [1, 2, 3], "labels": [5, 6, 7], "y": 1.5},
+        {"input_ids": [4], "labels": [8], "y": 2.5},
+    ]
     batch = Padded({"labels": -100}, multiple_of=4)(samples)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
     assert batch["labels"].tolist() == [[5, 6, 7, -100], [8, -100, -100, -100]]
@@ -127,21 +149,27 @@ def test_columns_keep_what_is_named():
     assert list(next(iter(source(loader).open(0, 0)))[0]) == ["id"]
 
 
-@pytest.mark.parametrize(("make", "text"), [
-    (lambda: Loader(points(5), workers=-1), "Loader(workers=-1)"),
-    (lambda: Loader(points(5), batch_size=0), "Loader(batch_size=0)"),
-    (lambda: Padded(side="middle"), "'right' or 'left'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Loader(points(5), workers=-1), "Loader(workers=-1)"),
+        (lambda: Loader(points(5), batch_size=0), "Loader(batch_size=0)"),
+        (lambda: Padded(side="middle"), "'right' or 'left'"),
+    ],
+)
 def test_bad_settings_are_named(make, text):
     with pytest.raises(OptionError, match=re.escape(text)):
         make()
 
 
-@pytest.mark.parametrize(("loader", "text"), [
-    (lambda: Loader(points(5), weights=[1.0]), "holds 1 weights for 5 samples"),
-    (lambda: Loader(points(2), weights=[0.0, 0.0]), "not all 0"),
-    (lambda: Loader(points(5), group_by_length=[1, 2]), "holds 2 lengths for 5 samples"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("loader", "text"),
+    [
+        (lambda: Loader(points(5), weights=[1.0]), "holds 1 weights for 5 samples"),
+        (lambda: Loader(points(2), weights=[0.0, 0.0]), "not all 0"),
+        (lambda: Loader(points(5), group_by_length=[1, 2]), "holds 2 lengths for 5 samples"),
+    ],
+)
 def test_settings_that_do_not_fit_the_data_are_named(loader, text):
     with pytest.raises(DataError, match=re.escape(text)):
         list(source(loader()).open(0, 0))
@@ -162,7 +190,9 @@ def test_a_plain_dataloader_is_taken_apart_and_others_are_read_as_they_are():
     assert isinstance(source(DataLoader(points(8), 4, shuffle=True)), IndexedSource)
     weighted = torch.utils.data.WeightedRandomSampler([1.0] * 8, 8)
     assert not isinstance(source(DataLoader(points(8), 4, sampler=weighted)), IndexedSource)
-    assert not isinstance(source(DataLoader(points(8), 4, shuffle=True), seeded=False), IndexedSource)
+    assert not isinstance(
+        source(DataLoader(points(8), 4, shuffle=True), seeded=False), IndexedSource
+    )
 
 
 def test_iterable_data_trains_in_epochs_of_its_own_length():
@@ -184,10 +214,17 @@ def test_global_batch_size_keeps_the_maths_whatever_the_batch_size():
     weights = []
     for size in (4, 8, 16):
         task = Tiny(count=64, dropout=0.0)
-        assert quiet(batch_size=size, global_batch_size=16, precision="fp64", eval_every="never").run(task).step == 4
+        assert (
+            quiet(batch_size=size, global_batch_size=16, precision="fp64", eval_every="never")
+            .run(task)
+            .step
+            == 4
+        )
         weights.append(task.net[0].weight.detach().clone())
     assert digest({"w": weights[0]})
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], rtol=0, atol=1e-12)
-    with pytest.raises(OptionError, match="global_batch_size=20 is not a multiple of the 8 samples"):
+    with pytest.raises(
+        OptionError, match="global_batch_size=20 is not a multiple of the 8 samples"
+    ):
         quiet(batch_size=8, global_batch_size=20).run(Tiny())

@@ -1,4 +1,6 @@
-"""The tables of docs/options.md, made from the code: ``python -m tests.docs.options_table`` writes them anew."""
+"""The tables of docs/options.md, made from the code: ``python -m tests.docs.options_table`` writes
+them anew.
+"""
 
 import inspect
 import re
@@ -13,9 +15,13 @@ PAGE = DOCS / "options.md"
 
 def meanings(kind: type) -> dict[str, str]:
     """What the docstring says of each argument."""
-    section = re.split(r"\n\n(?=\w+:)|\Z", inspect.getdoc(kind).split("Args:\n")[-1].split("Attributes:\n")[-1])[0]
+    section = re.split(
+        r"\n\n(?=\w+:)|\Z", inspect.getdoc(kind).split("Args:\n")[-1].split("Attributes:\n")[-1]
+    )[0]
     found = {}
-    for names, text in re.findall(r"^    ([\w, ]+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE):
+    for names, text in re.findall(
+        r"^    ([\w, ]+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE
+    ):
         for name in names.split(", "):
             found[name] = re.sub(r"\s+", " ", text)
     return found
@@ -25,12 +31,16 @@ def defaults(kind: type) -> dict[str, object]:
     if kind is Loader:
         parameters = list(inspect.signature(kind).parameters.values())[1:]
         return {p.name: p.default for p in parameters}
-    return {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(kind)}
+    return {
+        f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(kind)
+    }
 
 
 def table(kind: type) -> str:
     said = meanings(kind)
-    rows = [f"| `{name}` | `{default!r}` | {said[name]} |" for name, default in defaults(kind).items()]
+    rows = [
+        f"| `{name}` | `{default!r}` | {said[name]} |" for name, default in defaults(kind).items()
+    ]
     text = "\n".join(["| name | default | meaning |", "|---|---|---|", *rows])
     return text.replace("``", "`").replace("<", "&lt;") + "\n"
 

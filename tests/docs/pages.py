@@ -15,7 +15,9 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, text and first line, the file it stands for, and whether it follows another."""
+    """A fenced block: its language, text and first line, the file it stands for, and whether it
+    follows another.
+    """
 
     language: str
     text: str
@@ -29,16 +31,24 @@ def blocks(page: Path) -> list[Block]:
     source, found, end = page.read_text(encoding="utf-8"), [], -1
     for match in _FENCE.finditer(source):
         title = re.search(r'title="([^"]+)"', match["rest"])
-        found.append(Block(
-            match["language"], match["text"], source.count("\n", 0, match.start("text")) + 1, title[1] if title else "",
-            match["skip"] is None, end >= 0 and not source[end : match.start()].strip(),
-        ))  # fmt: skip
+        found.append(
+            Block(
+                match["language"],
+                match["text"],
+                source.count("\n", 0, match.start("text")) + 1,
+                title[1] if title else "",
+                match["skip"] is None,
+                end >= 0 and not source[end : match.start()].strip(),
+            )
+        )
         end = match.end()
     return found
 
 
 def matches(shown: str, printed: str) -> bool:
-    """Whether a page's block is what was printed; "…" stands for anything, and the width of a column does not count."""
+    """Whether a page's block is what was printed; "…" stands for anything, and the width of a
+    column does not count.
+    """
     shown, printed = (re.sub(r" +", " ", text.rstrip()) for text in (shown, printed))
     return re.fullmatch(re.escape(shown).replace("…", ".*?"), printed, flags=re.DOTALL) is not None
 

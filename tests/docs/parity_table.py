@@ -11,35 +11,54 @@ from tests.docs.pages import DOCS
 from tests.ranks import Ranks
 
 PAGE = DOCS / "strategies.md"
-ZERO3 = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # or the small layers here stay whole
+ZERO3 = {
+    "zero_optimization": {"stage3_param_persistence_threshold": 0}
+}  # or the small layers here stay whole
 STRATEGIES: dict[str, Any] = {
     "DDP": "ddp", "FSDP": "fsdp", "DeepSpeed, stage 1": ("DeepSpeed", {"stage": 1}),
     "DeepSpeed, stage 2": ("DeepSpeed", {"stage": 2}), "DeepSpeed, stage 3": ("DeepSpeed", {"stage": 3, "config": ZERO3}),
     "TensorParallel": "tensor",
 }  # fmt: skip
-# Two epochs of 7 steps over 52 sentences with dropout, a schedule and weighted losses; one process accumulates.
+# Two epochs of 7 steps over 52 sentences with dropout, a schedule and weighted losses; one process
+# accumulates.
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "clip_norm": {"clip_norm": 0.5},
     "accumulate": {"accumulate": 2, "batch_size": 4, "clip_norm": 0.5},
     "bf16": {"precision": "bf16"},
 }
-HEAD = ["| on 2 ranks, against one process | fp32 | fp32, `clip_norm` | fp32, `clip_norm`, `accumulate=2` | bf16 |",
-        "|---|---|---|---|---|"]  # fmt: skip
+HEAD = [
+    "| on 2 ranks, against one process | fp32 | fp32, `clip_norm` | fp32, `clip_norm`, "
+    "`accumulate=2` | bf16 |",
+    "|---|---|---|---|---|",
+]
 BEGIN, END = "<!-- parity -->\n", "<!-- end -->"
 
 
 def distances(pair: Ranks, strategy: Any) -> dict[str, tuple[float, float]]:
-    """By case: the largest difference of a weight and of a loss, relative to the largest weight and loss."""
+    """By case: the largest difference of a weight and of a loss, relative to the largest weight and
+    loss.
+    """
     found = {}
     for case, given in CASES.items():
         options = {"batch_size": 8, "epochs": 2, "log_every": 1, **given}
         mine = pair.call(jobs.train, strategy, "words", **options)[0]
-        shares = 1 if strategy == "tensor" else 2  # ranks that split layers train on the same samples
-        alone = jobs.train("single", "words", **{**options, "accumulate": shares * options.get("accumulate", 1)})
-        gap = max(float((mine["model"][n].double() - t.double()).abs().max()) for n, t in alone["model"].items())
+        shares = (
+            1 if strategy == "tensor" else 2
+        )  # ranks that split layers train on the same samples
+        alone = jobs.train(
+            "single", "words", **{**options, "accumulate": shares * options.get("accumulate", 1)}
+        )
+        gap = max(
+            float((mine["model"][n].double() - t.double()).abs().max())
+            for n, t in alone["model"].items()
+        )
         size = max(float(t.abs().max()) for t in alone["model"].values())
-        losses = [(a["train/loss"], b["train/loss"]) for a, b in zip(mine["rows"], alone["rows"]) if "train/loss" in a]
+        losses = [
+            (a["train/loss"], b["train/loss"])
+            for a, b in zip(mine["rows"], alone["rows"])
+            if "train/loss" in a
+        ]
         found[case] = gap / size, max(abs(a - b) / abs(b) for a, b in losses)
     return found
 
@@ -48,7 +67,9 @@ def shown(weights: float, losses: float) -> str:
     """The distances in words: powers of ten with room for a processor that rounds otherwise."""
     if weights == losses == 0:
         return "the same bits"
-    return ", ".join(f"{what} {bound(value)}" for what, value in (("weights", weights), ("losses", losses)))
+    return ", ".join(
+        f"{what} {bound(value)}" for what, value in (("weights", weights), ("losses", losses))
+    )
 
 
 def bound(value: float) -> str:
@@ -74,7 +95,8 @@ def table(pair: Ranks) -> str:
     rows = []
     for name, strategy in STRATEGIES.items():
         found = distances(pair, strategy)
-        # In bf16 the same run in two processes need not give the same bits: oneDNN's kernels round by circumstance.
+        # In bf16 the same run in two processes need not give the same bits: oneDNN's kernels round
+        # by circumstance.
         gaps = [tuple(max(gap, 1e-3 * (case == "bf16")) for gap in found[case]) for case in CASES]
         rows.append(f"| {name} | " + " | ".join(shown(*pair_of) for pair_of in gaps) + " |")
     return "\n".join([*HEAD, *rows]) + "\n"

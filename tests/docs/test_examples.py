@@ -1,4 +1,6 @@
-"""Every example of the pages is run: Python blocks in order, what they print compared, commands as typed."""
+"""Every example of the pages is run: Python blocks in order, what they print compared, commands as
+typed.
+"""
 
 import os
 import re
@@ -14,9 +16,14 @@ from loopkit.cli.main import main
 from tests.docs.pages import DOCS, ROOT, Block, blocks, matches
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-PAGES = [page for page in PAGES if page.name not in ("cli.md", "hooks-included.md")]  # run in tests/cli, tests/hooks
+PAGES = [
+    page for page in PAGES if page.name not in ("cli.md", "hooks-included.md")
+]  # run in tests/cli, tests/hooks
 LONGEST = 5.0
-HEAVY = re.compile(r"^from (?:transformers|peft|tokenizers|torchmetrics|sklearn)[\w.]* import .+$", flags=re.MULTILINE)
+HEAVY = re.compile(
+    r"^from (?:transformers|peft|tokenizers|torchmetrics|sklearn)[\w.]* import .+$",
+    flags=re.MULTILINE,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,17 +46,29 @@ def run_python(block: Block, page, namespace):
 
 
 def run_console(block: Block, capsys):
-    """Each "$ loopkit …" line as the command line runs it, "$ python …" as a process; stdout is compared."""
+    """Each "$ loopkit …" line as the command line runs it, "$ python …" as a process; stdout is
+    compared.
+    """
     for part in block.text.split("$ ")[1:]:
         command, _, shown = part.partition("\n")
         words = shlex.split(command)
         if words[0] == "python":
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, env=environment, timeout=120)
+            done = subprocess.run(
+                [sys.executable, *words[1:]],
+                capture_output=True,
+                text=True,
+                env=environment,
+                timeout=120,
+            )
             assert done.returncode == 0, done.stderr
-            assert matches(shown, done.stdout), f"$ {command}\nshown:\n{shown}\nprinted:\n{done.stdout}"
+            assert matches(shown, done.stdout), (
+                f"$ {command}\nshown:\n{shown}\nprinted:\n{done.stdout}"
+            )
             continue
-        assert words[0] == "loopkit", f"a console block runs {words[0]}: only loopkit and python are run here"
+        assert words[0] == "loopkit", (
+            f"a console block runs {words[0]}: only loopkit and python are run here"
+        )
         capsys.readouterr()
         code = main(words[1:])
         out, err = capsys.readouterr()
@@ -63,7 +82,9 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page, capsys):
     printed, spent = "", 0.0
     for block in blocks(page):
         if block.language == "python" and block.runs and HEAVY.search(block.text):
-            exec("\n".join(HEAVY.findall(block.text)), {})  # how long others' packages take to import is not the page's
+            exec(
+                "\n".join(HEAVY.findall(block.text)), {}
+            )  # how long others' packages take to import is not the page's
         if block.language == "python" and block.runs:
             capsys.readouterr()
             began = time.process_time()
@@ -73,7 +94,13 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page, capsys):
         elif block.language == "python" and block.title:
             Path(block.title).write_text(block.text, encoding="utf-8")  # a command runs it
         elif block.language == "text" and block.follows and block.runs:
-            assert matches(block.text, printed), f"{page.name}, line {block.line}: printed\n{printed}"
-        elif block.language == "console" and block.runs and block.text.startswith(("$ loopkit", "$ python train")):
+            assert matches(block.text, printed), (
+                f"{page.name}, line {block.line}: printed\n{printed}"
+            )
+        elif (
+            block.language == "console"
+            and block.runs
+            and block.text.startswith(("$ loopkit", "$ python train"))
+        ):
             run_console(block, capsys)
     assert spent < LONGEST, f"the examples of {page.name} take {spent:.1f} s"

@@ -1,4 +1,6 @@
-"""What the pages claim is compared with the code: options, names, tests that are linked to, commands, errors."""
+"""What the pages claim is compared with the code: options, names, tests that are linked to,
+commands, errors.
+"""
 
 import ast
 import inspect
@@ -33,7 +35,11 @@ def test_a_name_that_fit_knows_stands_in_a_table_with_what_fit_says(theirs):
 
 def test_every_argument_of_the_installed_trainer_has_a_row():
     arguments = pytest.importorskip("transformers").TrainingArguments.__dataclass_fields__
-    told = {name for cells in rows_of(DOCS / "from-trainer.md") for name in re.findall(r"`(\w+)", cells[0])}
+    told = {
+        name
+        for cells in rows_of(DOCS / "from-trainer.md")
+        for name in re.findall(r"`(\w+)", cells[0])
+    }
     assert not arguments.keys() - told
 
 
@@ -44,14 +50,20 @@ def test_every_event_is_in_the_table_once():
 
 def test_every_error_is_on_its_page_with_its_exit_code():
     page = (DOCS / "errors.md").read_text(encoding="utf-8")
-    family = [e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, LoopkitError)]
+    family = [
+        e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, LoopkitError)
+    ]
     assert len(family) > 10
     for error in family:
-        assert re.search(rf"^\| `{error.__name__}` .*\| {error.exit_code} \|$", page, flags=re.MULTILINE), error.__name__
+        assert re.search(
+            rf"^\| `{error.__name__}` .*\| {error.exit_code} \|$", page, flags=re.MULTILINE
+        ), error.__name__
 
 
 COVERAGE = DOCS / "coverage.md"
-LINKED = re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", COVERAGE.read_text(encoding="utf-8"))
+LINKED = re.findall(
+    r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", COVERAGE.read_text(encoding="utf-8")
+)
 
 
 def test_every_link_to_a_test_names_it():
@@ -73,14 +85,20 @@ def test_every_row_of_the_coverage_is_done_with_a_test_or_not_yet():
 
 
 def test_the_architecture_names_every_room_and_no_other():
-    text = (DOCS / "architecture.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    text = (
+        (DOCS / "architecture.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    )
     told = set(re.findall(r"^  ([\w/.]+)", text, flags=re.MULTILINE))
     package = ROOT / "loopkit"
     files = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
-    assert told - {"loopkit/"} == files | {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert told - {"loopkit/"} == files | {
+        f"{path.parent.name}/" for path in package.glob("*/__init__.py")
+    }
 
 
 def test_the_architecture_has_the_layers_that_the_rules_enforce():
-    text = (DOCS / "architecture.md").read_text(encoding="utf-8").split("```text\n")[2].split("```")[0]
+    text = (
+        (DOCS / "architecture.md").read_text(encoding="utf-8").split("```text\n")[2].split("```")[0]
+    )
     told = [set(line.split()) for line in text.splitlines()]
     assert told[::-1] == [layer - {"__main__", "__init__"} for layer in LAYERS]

@@ -1,6 +1,8 @@
-"""Runs of the tests on two devices: the CPU, and one made for it; what they gave goes to stdout as JSON.
+"""Runs of the tests on two devices: the CPU, and one made for it; what they gave goes to stdout as
+JSON.
 
-A process of its own, since a device that torch knows once it knows for good: ``python -m tests.engine.second_device SO``.
+A process of its own, since a device that torch knows once it knows for good: ``python -m
+tests.engine.second_device SO``.
 """
 
 from __future__ import annotations
@@ -41,7 +43,18 @@ def build(folder: Path) -> Path:
     include = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
     link = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     source = Path(__file__).with_suffix(".cpp")
-    command = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", *include, str(source), "-o", str(made), *link]
+    command = [
+        "g++",
+        "-std=c++20",
+        "-O0",
+        "-shared",
+        "-fPIC",
+        *include,
+        str(source),
+        "-o",
+        str(made),
+        *link,
+    ]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return made
 
@@ -51,22 +64,32 @@ def register(library: str) -> None:
     torch.ops.load_library(library)
     torch.utils.rename_privateuse1_backend("second")
     module: Any = types.ModuleType("torch.second")
-    module.device_count, module.is_available, module.current_device = lambda: 1, lambda: True, lambda: 0
+    module.device_count, module.is_available, module.current_device = (
+        lambda: 1,
+        lambda: True,
+        lambda: 0,
+    )
     module._is_in_bad_fork, module.manual_seed_all = lambda: False, lambda seed: None
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
-    module.get_rng_state, module.set_rng_state = lambda device=0: torch.zeros(1), lambda state, device=0: None
+    module.get_rng_state, module.set_rng_state = (
+        lambda device=0: torch.zeros(1),
+        lambda state, device=0: None,
+    )
     torch._register_device_module("second", module)
     torch.utils.generate_methods_for_privateuse1_backend()
 
 
 def trained(device_map: Any, **options: Any) -> dict[str, Any]:
     task, trail = Deep(), Recorder()
-    result = quiet(**{"epochs": 2, "batch_size": 8, "hooks": [trail], "device_map": device_map, **options}).run(task)
+    result = quiet(
+        **{"epochs": 2, "batch_size": 8, "hooks": [trail], "device_map": device_map, **options}
+    ).run(task)
     return {
-        "losses": [float.fromhex(loss) for _, loss in trail.losses], "eval": result.metrics.get("eval/loss"),
+        "losses": [float.fromhex(loss) for _, loss in trail.losses],
+        "eval": result.metrics.get("eval/loss"),
         "places": {name: parameter.device.type for name, parameter in task.named_parameters()},
         "weights": digest(task.state_dict()),
-    }  # fmt: skip
+    }
 
 
 class Adaptive(Deep):
@@ -81,13 +104,31 @@ def resumed(device_map: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         for last in (4, 10):
             task = Adaptive()
-            fit = quiet(steps=10, batch_size=8, device_map=device_map, run_dir=place, resume="auto", checkpoint=Checkpoint())
-            fit.on("step_end", lambda run, out, last=last: run.stop("half") if run.progress.step == last else None)
+            fit = quiet(
+                steps=10,
+                batch_size=8,
+                device_map=device_map,
+                run_dir=place,
+                resume="auto",
+                checkpoint=Checkpoint(),
+            )
+            fit.on(
+                "step_end",
+                lambda run, out, last=last: run.stop("half") if run.progress.step == last else None,
+            )
             state: list[Any] = []
-            fit.on("fit_end", lambda run, kept=state: kept.append(run.strategy.optimizer_state()[0]))
+            fit.on(
+                "fit_end", lambda run, kept=state: kept.append(run.strategy.optimizer_state()[0])
+            )
             fit.run(task)
-    moments = {name: tensor.device.type for name, tensor in state[0].items() if name.endswith("exp_avg")}
-    return {"whole": digest(whole.state_dict()), "resumed": digest(task.state_dict()), "moments": moments}
+    moments = {
+        name: tensor.device.type for name, tensor in state[0].items() if name.endswith("exp_avg")
+    }
+    return {
+        "whole": digest(whole.state_dict()),
+        "resumed": digest(task.state_dict()),
+        "moments": moments,
+    }
 
 
 def poisoned(device_map: Any) -> str:
@@ -106,7 +147,9 @@ def poisoned(device_map: Any) -> str:
 
 def hooked(device_map: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    fit = quiet(steps=4, batch_size=8, log_every=1, device_map=device_map, hooks=[GradMonitor(1), EMA(0.5)])
+    fit = quiet(
+        steps=4, batch_size=8, log_every=1, device_map=device_map, hooks=[GradMonitor(1), EMA(0.5)]
+    )
     fit.on("log", lambda run, logged: values.update(logged))
     fit.run(Deep())
     return {name: value for name, value in values.items() if "grad" in name or name == "eval/loss"}
@@ -119,10 +162,22 @@ if __name__ == "__main__":
         refused = ""
     except RuntimeError as error:
         refused = str(error)
-    found = {name: {"one": trained(None, **options)} | {each: trained(device_map, **options) for each, device_map in MAPS.items()}
-             for name, options in CASES.items()}  # fmt: skip
-    print(json.dumps({
-        "refused": refused, "cases": found, "resumed": resumed(MAPS["blocks"]), "poisoned": poisoned(MAPS["blocks"]),
-        "auto": trained(None, strategy=Spread("auto", [torch.device("cpu"), torch.device("second", 0)])),
-        "hooked": [hooked(None), hooked(MAPS["mixed"])],
-    }))  # fmt: skip
+    found = {
+        name: {"one": trained(None, **options)}
+        | {each: trained(device_map, **options) for each, device_map in MAPS.items()}
+        for name, options in CASES.items()
+    }
+    print(
+        json.dumps(
+            {
+                "refused": refused,
+                "cases": found,
+                "resumed": resumed(MAPS["blocks"]),
+                "poisoned": poisoned(MAPS["blocks"]),
+                "auto": trained(
+                    None, strategy=Spread("auto", [torch.device("cpu"), torch.device("second", 0)])
+                ),
+                "hooked": [hooked(None), hooked(MAPS["mixed"])],
+            }
+        )
+    )

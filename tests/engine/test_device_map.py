@@ -1,6 +1,8 @@
-"""device_map on a machine with one device: who goes where, what crosses a boundary, what is refused and why.
+"""device_map on a machine with one device: who goes where, what crosses a boundary, what is refused
+and why.
 
-A second device with values takes a GPU; "meta" stands for it where only the place of a tensor matters.
+A second device with values takes a GPU; "meta" stands for it where only the place of a tensor
+matters.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ GPUS = [torch.device("cuda", index) for index in range(4)]  # only named here
 class Block(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+        )
 
     def forward(self, x: torch.Tensor, *, scale: torch.Tensor | None = None) -> torch.Tensor:
         x = x + self.down(F.gelu(self.up(self.norm(x))))
@@ -78,11 +84,22 @@ def size(module: nn.Module) -> int:
     return sum(p.numel() * 4 for p in module.parameters())
 
 
-@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}, {"net": "cpu"}, {"net.0": "cpu", "net.3": "cpu:0"}])
-@pytest.mark.parametrize("options", [
-    {}, {"precision": "bf16"}, {"precision": "fp16"}, {"precision": "bf16-true"}, {"clip_norm": 0.05, "accumulate": 2},
-    {"clip_value": 1e-3}, {"on_nan": "ignore"}, {"remat": "select:net"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "device_map", ["auto", {"": "cpu"}, {"net": "cpu"}, {"net.0": "cpu", "net.3": "cpu:0"}]
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"precision": "bf16-true"},
+        {"clip_norm": 0.05, "accumulate": 2},
+        {"clip_value": 1e-3},
+        {"on_nan": "ignore"},
+        {"remat": "select:net"},
+    ],
+)
 def test_on_one_device_every_bit_is_that_of_a_run_without_it(device_map, options):
     found = []
     for given in ({}, {"device_map": device_map}):
@@ -98,8 +115,18 @@ def test_a_resumed_run_is_the_whole_run(tmp_path):
     quiet(steps=12, batch_size=8, device_map={"": "cpu"}).run(whole)
     for steps in (5, 12):
         task = Tiny()
-        fit = quiet(steps=12, batch_size=8, device_map={"": "cpu"}, run_dir=tmp_path, checkpoint=True, resume="auto")
-        fit.on("step_end", lambda run, out, last=steps: run.stop("half") if run.progress.step == last else None)
+        fit = quiet(
+            steps=12,
+            batch_size=8,
+            device_map={"": "cpu"},
+            run_dir=tmp_path,
+            checkpoint=True,
+            resume="auto",
+        )
+        fit.on(
+            "step_end",
+            lambda run, out, last=steps: run.stop("half") if run.progress.step == last else None,
+        )
         fit.run(task)
     assert digest(task.state_dict()) == digest(whole.state_dict())
 
@@ -111,7 +138,9 @@ def test_evaluation_and_predictions_take_the_map_too():
     assert torch.equal(quiet(device_map="auto").predict(task), quiet().predict(task))
 
 
-@pytest.mark.parametrize("sizes", [[1] * 12, [5, 1, 1, 1, 1, 1], [1, 1, 1, 9], [3, 0, 0, 3], [7], list(range(1, 20))])
+@pytest.mark.parametrize(
+    "sizes", [[1] * 12, [5, 1, 1, 1, 1, 1], [1, 1, 1, 9], [3, 0, 0, 3], [7], list(range(1, 20))]
+)
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
 def test_parts_are_consecutive_and_within_one_piece_of_even(sizes, parts):
     chosen = divide(sizes, parts)
@@ -129,10 +158,15 @@ def test_auto_balances_bytes_and_leaves_blocks_whole(count):
     assert set(places) == held
     loads = dict.fromkeys(GPUS[:count], 0)
     for name, device in places.items():
-        loads[device] += sum(p.numel() * 4 for p in task.get_submodule(name).parameters(recurse=False))
+        loads[device] += sum(
+            p.numel() * 4 for p in task.get_submodule(name).parameters(recurse=False)
+        )
     assert max(loads.values()) - min(loads.values()) <= 2 * size(task.model.blocks[0])
     for number in range(12):
-        assert len({places[name] for name in places if name.startswith(f"model.blocks.{number}.")}) == 1
+        assert (
+            len({places[name] for name in places if name.startswith(f"model.blocks.{number}.")})
+            == 1
+        )
     order = [places[name].index for name in places]
     assert order == sorted(order)
 
@@ -147,7 +181,16 @@ def test_auto_keeps_what_is_shared_together_and_what_it_cannot_divide_whole():
             super().__init__()
             self.model = Block()
 
-    assert len({places for name, places in balanced(Whole(), GPUS[:2]).items() if name.startswith("model.")}) == 1
+    assert (
+        len(
+            {
+                places
+                for name, places in balanced(Whole(), GPUS[:2]).items()
+                if name.startswith("model.")
+            }
+        )
+        == 1
+    )
 
 
 def test_by_hand_the_longest_prefix_counts():
@@ -159,14 +202,20 @@ def test_by_hand_the_longest_prefix_counts():
 
 
 def test_inputs_come_to_the_layer_and_outputs_back_to_the_task():
-    """Nothing comes back from meta, so what follows the blocks is there too, and so is the task's first device."""
+    """Nothing comes back from meta, so what follows the blocks is there too, and so is the task's
+    first device.
+    """
     task, seen = Deep(), {}
     for part in (task.model.blocks, task.model.head):
         part.to("meta")
     places = by_hand(task, {"": CPU, "model.blocks": META, "model.head": META}, CPU)
     for name, module in task.named_modules():
         module.register_forward_hook(
-            lambda m, args, kwargs, out, name=name: seen.update({name: (args[0].device, out.device)}), with_kwargs=True)  # fmt: skip
+            lambda m, args, kwargs, out, name=name: seen.update(
+                {name: (args[0].device, out.device)}
+            ),
+            with_kwargs=True,
+        )
     handles = connect(task, places, META)
     assert task.model(torch.ones(2, 8)).device == META
     assert task.out(torch.ones(2, 8)).device == META
@@ -213,25 +262,52 @@ def test_hooks_are_gone_when_the_run_is_over():
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed"])
 def test_a_strategy_of_several_processes_is_refused_with_the_reason(strategy):
-    with pytest.raises(OptionError, match=f"device_map and strategy='{strategy}' exclude each other: .* one process, and"):
+    with pytest.raises(
+        OptionError,
+        match=f"device_map and strategy='{strategy}' exclude each other: .* one process, and",
+    ):
         quiet(device_map="auto", strategy=strategy).run(Tiny())
 
 
-@pytest.mark.parametrize(("options", "text"), [
-    ({"device_map": {"net": "meta"}}, "gives 'net' 'meta', where parameters have no values: they can be neither trained"),
-    ({"device_map": {"net": "disk"}}, "gives 'net' 'disk', where parameters have no values"),
-    ({"device_map": {"net": "cuda:99"}}, "'cuda:99', which is not on this machine: it has 1 cpu"),
-    ({"device_map": {"net": 99}}, "gives 'net' 99, which is not on this machine"),
-    ({"device_map": {"net": "gpu"}}, "'gpu', which is no device: give 'cpu', 'cuda:0'"),
-    ({"device_map": "balanced"}, "device_map='balanced': give 'auto', or the device of each part"),
-    ({"device_map": {}}, "device_map={}: give 'auto'"),
-    ({"device_map": {"ent": "cpu"}}, r"names 'ent', and Tiny has no module of that name\. Did you mean 'net'\?"),
-    ({"device_map": {"net.0": "cpu"}}, r"says nothing of net\.3, which holds parameters: name it, or give '' a device"),
-    ({"device_map": "auto", "strategy": SingleDevice("cpu")}, "chooses the strategy, and strategy='SingleDevice' is given"),
-    ({"device_map": "auto", "nodes": 2}, "one machine's devices, and nodes=2 is given"),
-    ({"device_map": "auto", "devices": 64}, "devices=64: layers can be spread over"),
-    ({"device_map": {"": "cpu"}, "devices": 2}, "device_map names the devices, and devices=2 is given"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"device_map": {"net": "meta"}},
+            "gives 'net' 'meta', where parameters have no values: they can be neither trained",
+        ),
+        ({"device_map": {"net": "disk"}}, "gives 'net' 'disk', where parameters have no values"),
+        (
+            {"device_map": {"net": "cuda:99"}},
+            "'cuda:99', which is not on this machine: it has 1 cpu",
+        ),
+        ({"device_map": {"net": 99}}, "gives 'net' 99, which is not on this machine"),
+        ({"device_map": {"net": "gpu"}}, "'gpu', which is no device: give 'cpu', 'cuda:0'"),
+        (
+            {"device_map": "balanced"},
+            "device_map='balanced': give 'auto', or the device of each part",
+        ),
+        ({"device_map": {}}, "device_map={}: give 'auto'"),
+        (
+            {"device_map": {"ent": "cpu"}},
+            r"names 'ent', and Tiny has no module of that name\. Did you mean 'net'\?",
+        ),
+        (
+            {"device_map": {"net.0": "cpu"}},
+            r"says nothing of net\.3, which holds parameters: name it, or give '' a device",
+        ),
+        (
+            {"device_map": "auto", "strategy": SingleDevice("cpu")},
+            "chooses the strategy, and strategy='SingleDevice' is given",
+        ),
+        ({"device_map": "auto", "nodes": 2}, "one machine's devices, and nodes=2 is given"),
+        ({"device_map": "auto", "devices": 64}, "devices=64: layers can be spread over"),
+        (
+            {"device_map": {"": "cpu"}, "devices": 2},
+            "device_map names the devices, and devices=2 is given",
+        ),
+    ],
+)
 def test_what_does_not_go_is_refused_with_the_reason(options, text):
     with pytest.raises(OptionError, match=text):
         quiet(**options).run(Tiny())
@@ -245,7 +321,9 @@ def test_a_parameter_without_values_is_refused_by_name():
 
 
 def test_a_shared_parameter_with_two_devices_is_refused():
-    with pytest.raises(OptionError, match=r"puts model\.embed on cpu and model\.head on cuda:0, and they share"):
+    with pytest.raises(
+        OptionError, match=r"puts model\.embed on cpu and model\.head on cuda:0, and they share"
+    ):
         by_hand(Deep(tied=True), {"": CPU, "model.head": GPUS[0]}, CPU)
 
 
@@ -256,8 +334,15 @@ def test_the_command_line_takes_a_map_and_a_run_writes_it_down(tmp_path):
     from loopkit.cli.names import Names
     from loopkit.cli.words import read_words
 
-    for typed, value in (("auto", "auto"), ("{net: cpu, '': 'cuda:0'}", {"net": "cpu", "": "cuda:0"})):
+    for typed, value in (
+        ("auto", "auto"),
+        ("{net: cpu, '': 'cuda:0'}", {"net": "cpu", "": "cuda:0"}),
+    ):
         names = Names(fit_arguments(), {})
-        assert read_values(names, read_words(["--device-map", typed]), []).fit["device_map"] == value
+        assert (
+            read_values(names, read_words(["--device-map", typed]), []).fit["device_map"] == value
+        )
     quiet(steps=1, device_map={"net": "cpu"}, run_dir=tmp_path, loggers="jsonl").run(Tiny())
-    assert json.loads((tmp_path / "hparams.json").read_text())["options"]["device_map"] == {"net": "cpu"}
+    assert json.loads((tmp_path / "hparams.json").read_text())["options"]["device_map"] == {
+        "net": "cpu"
+    }

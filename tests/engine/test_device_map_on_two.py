@@ -1,4 +1,6 @@
-"""device_map with two devices that torch keeps apart: the numbers are those of one device, and state comes back."""
+"""device_map with two devices that torch keeps apart: the numbers are those of one device, and
+state comes back.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,27 @@ import torch
 
 from tests.engine.second_device import CASES, MAPS, build
 
-EXACT = {"bf16": 5e-3, "bf16-true": 0.05, "fp16": 1e-3, "fp64": 1e-12}  # of losses around 1; fp32: 1e-6
+EXACT = {
+    "bf16": 5e-3,
+    "bf16-true": 0.05,
+    "fp16": 1e-3,
+    "fp64": 1e-12,
+}  # of losses around 1; fp32: 1e-6
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if shutil.which("g++") is None or not (Path(torch.__file__).parent / "include/ATen").is_dir():
-        pytest.skip("the second device is compiled with g++ and torch's headers, which are not here")
+        pytest.skip(
+            "the second device is compiled with g++ and torch's headers, which are not here"
+        )
     library = build(tmp_path_factory.mktemp("device"))
-    done = subprocess.run([sys.executable, "-m", "tests.engine.second_device", str(library)], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[2])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.second_device", str(library)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -56,7 +69,9 @@ def test_auto_fills_both_and_gives_the_same_losses(found):
 def test_a_resumed_run_is_the_whole_run_and_its_state_is_beside_its_parameters(found):
     assert found["resumed"]["whole"] == found["resumed"]["resumed"]
     moments = found["resumed"]["moments"]
-    assert {name for name, device in moments.items() if device != "cpu"} == {n for n in moments if ".blocks." in n}
+    assert {name for name, device in moments.items() if device != "cpu"} == {
+        n for n in moments if ".blocks." in n
+    }
 
 
 def test_a_gradient_that_is_not_finite_on_the_second_device_stops_the_run(found):

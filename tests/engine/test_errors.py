@@ -54,18 +54,25 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "text"), OPTIONS, ids=[next(iter(o)) + str(i) for i, (o, _) in enumerate(OPTIONS)])
+@pytest.mark.parametrize(
+    ("options", "text"), OPTIONS, ids=[next(iter(o)) + str(i) for i, (o, _) in enumerate(OPTIONS)]
+)
 def test_a_bad_option_is_named_with_what_is_accepted(options, text, tmp_path):
     with pytest.raises(OptionError, match=re.escape(text)):
-        Fit(progress=False, run_dir=tmp_path, **options).run(Tiny()) if "progress" not in options else Fit(**options)
+        Fit(progress=False, run_dir=tmp_path, **options).run(
+            Tiny()
+        ) if "progress" not in options else Fit(**options)
 
 
-@pytest.mark.parametrize(("settings", "text"), [
-    ({"every": "sometimes"}, "Checkpoint(every=)='sometimes'"),
-    ({"keep": 0}, "Checkpoint(keep=0): give a whole number of at least 1"),
-    ({"best": "eval/loss"}, "'eval/accuracy:max' or 'eval/loss:min'"),
-    ({"load_best": True}, "needs best="),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"every": "sometimes"}, "Checkpoint(every=)='sometimes'"),
+        ({"keep": 0}, "Checkpoint(keep=0): give a whole number of at least 1"),
+        ({"best": "eval/loss"}, "'eval/accuracy:max' or 'eval/loss:min'"),
+        ({"load_best": True}, "needs best="),
+    ],
+)
 def test_a_bad_checkpoint_setting_is_named(settings, text):
     with pytest.raises(OptionError, match=re.escape(text)):
         Checkpoint(**settings)
@@ -74,7 +81,9 @@ def test_a_bad_checkpoint_setting_is_named(settings, text):
 def test_a_class_in_place_of_a_task_is_told_apart():
     with pytest.raises(TaskError, match=r"give an instance, Tiny\(\)"):
         quiet().run(Tiny)
-    with pytest.raises(TaskError, match=r"got a Linear, which is not a Task: derive its class from loopkit\.Task"):
+    with pytest.raises(
+        TaskError, match=r"got a Linear, which is not a Task: derive its class from loopkit\.Task"
+    ):
         quiet().run(nn.Linear(2, 2))
 
 
@@ -101,19 +110,24 @@ class Left(Tiny):
 
 
 def test_a_parameter_in_no_optimizer_is_named():
-    with pytest.raises(TaskError, match=r"leaves 2 trainable parameter\(s\) in no group: net.3.weight, net.3.bias"):
+    with pytest.raises(
+        TaskError, match=r"leaves 2 trainable parameter\(s\) in no group: net.3.weight, net.3.bias"
+    ):
         quiet().run(Left())
 
 
-@pytest.mark.parametrize(("make", "text"), [
-    (lambda t: torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), "in no group"),
-    (lambda t: "adamw", "returned str: give a loopkit.optim spec"),
-    (lambda t: {}, "empty dict"),
-    (lambda t: AdamW(lr=-1), "lr=-1"),
-    (lambda t: SGD(lr=0.1, params="nothing"), "picks no trainable parameter of Tiny"),
-    (lambda t: AdamW(lr=0.1, schedule=lambda s: 1.0), "give one of loopkit.optim's"),
-    (lambda t: SGD(lr=0.1, nesterov=True), "SGD cannot be built: Nesterov"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda t: torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), "in no group"),
+        (lambda t: "adamw", "returned str: give a loopkit.optim spec"),
+        (lambda t: {}, "empty dict"),
+        (lambda t: AdamW(lr=-1), "lr=-1"),
+        (lambda t: SGD(lr=0.1, params="nothing"), "picks no trainable parameter of Tiny"),
+        (lambda t: AdamW(lr=0.1, schedule=lambda s: 1.0), "give one of loopkit.optim's"),
+        (lambda t: SGD(lr=0.1, nesterov=True), "SGD cannot be built: Nesterov"),
+    ],
+)
 def test_a_bad_optimizer_is_explained(make, text):
     task = Tiny()
     task.optimizers = lambda: make(task)
@@ -121,13 +135,16 @@ def test_a_bad_optimizer_is_explained(make, text):
         quiet().run(task)
 
 
-@pytest.mark.parametrize(("returned", "text"), [
-    (lambda loss: None, "Tiny.train_step returned None, with no loss"),
-    (lambda loss: {"los": loss}, "returned a dict with 'los', with no loss"),
-    (lambda loss: {"loss": 1.0}, "returned a float as loss"),
-    (lambda loss: loss.detach(), "a loss without a gradient"),
-    (lambda loss: loss.expand(3), "a loss of shape (3,); take its mean"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (lambda loss: None, "Tiny.train_step returned None, with no loss"),
+        (lambda loss: {"los": loss}, "returned a dict with 'los', with no loss"),
+        (lambda loss: {"loss": 1.0}, "returned a float as loss"),
+        (lambda loss: loss.detach(), "a loss without a gradient"),
+        (lambda loss: loss.expand(3), "a loss of shape (3,); take its mean"),
+    ],
+)
 def test_a_step_that_returns_no_loss_says_what_it_returned(returned, text):
     task = Tiny()
     step = task.train_step
@@ -144,14 +161,17 @@ def test_a_loss_that_reaches_no_parameter_is_an_error():
         quiet().run(task)
 
 
-@pytest.mark.parametrize(("data", "text"), [
-    (list, "list without a single batch: there is nothing to read"),
-    (lambda: points(0), "of 0 samples: there is nothing to read"),
-    (lambda: Loader(points(3), 8, drop_last=True), "fewer than one batch of 8 with drop_last"),
-    (lambda: iter(()), "gave no batch in epoch 0: there is nothing to train on"),
-    (lambda: 7, "returned int: give a Dataset, a DataLoader"),
-    (lambda: None, "returned NoneType"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (list, "list without a single batch: there is nothing to read"),
+        (lambda: points(0), "of 0 samples: there is nothing to read"),
+        (lambda: Loader(points(3), 8, drop_last=True), "fewer than one batch of 8 with drop_last"),
+        (lambda: iter(()), "gave no batch in epoch 0: there is nothing to train on"),
+        (lambda: 7, "returned int: give a Dataset, a DataLoader"),
+        (lambda: None, "returned NoneType"),
+    ],
+)
 def test_data_with_nothing_to_train_on_is_refused(data, text):
     task = Tiny()
     task.train_data = data
@@ -209,7 +229,9 @@ class Poisoned(Tiny):
         if self.seen == self.at:
             self.before = {n: p.detach().clone() for n, p in self.named_parameters()}
             if self.what == "gradient":
-                return loss + 0 * (self.net[0].weight[0, 0] * 0).sqrt()  # 0, with an infinite slope times 0
+                return (
+                    loss + 0 * (self.net[0].weight[0, 0] * 0).sqrt()
+                )  # 0, with an infinite slope times 0
             return loss * math.nan
         return loss
 
@@ -224,7 +246,11 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_update(what, cli
         quiet(batch_size=4, clip_norm=clip, epochs=2, eval_every="never").run(task)
     text = str(error.value)
     assert "step 5 (epoch 0)" in text
-    assert ("the loss is nan" in text) if what == "loss" else ("finite, but its gradient is not" in text)
+    assert (
+        ("the loss is nan" in text)
+        if what == "loss"
+        else ("finite, but its gradient is not" in text)
+    )
     from loopkit.data.sampler import order
 
     ids = [int(i) for i in order(60, seed=0, epoch=0, shuffle=True)[16:20]]
@@ -237,7 +263,9 @@ def test_skip_leaves_the_step_out_and_counts_it():
     task = Poisoned(5, "loss")
     result = quiet(batch_size=4, on_nan="skip", eval_every="never", log_every=7).run(task)
     assert result.step == 15
-    assert [row["train/skipped_steps"] for row in result.history if "train/skipped_steps" in row] == [1]
+    assert [
+        row["train/skipped_steps"] for row in result.history if "train/skipped_steps" in row
+    ] == [1]
     assert all(p.isfinite().all() for p in task.parameters())
 
 
@@ -258,20 +286,26 @@ def test_a_metric_that_gets_no_argument_names_metric_argument_and_keys():
     task = Measured()
     task.eval_step = lambda batch: {"loss": 0.0, "logits": None}
     type(task).eval_step  # noqa: B018 - the class defines one, so that evaluation is on
-    with pytest.raises(MetricError, match=r"'accuracy' \(MulticlassAccuracy\) asks for 'preds'.*'loss', 'logits'"):
+    with pytest.raises(
+        MetricError, match=r"'accuracy' \(MulticlassAccuracy\) asks for 'preds'.*'loss', 'logits'"
+    ):
         quiet().evaluate(task)
 
 
 def test_an_object_that_is_no_metric_is_refused():
     task = Tiny()
     task.metrics = lambda: {"accuracy": len}
-    with pytest.raises(MetricError, match=re.escape("metrics()['accuracy'] is a builtin_function_or_method")):
+    with pytest.raises(
+        MetricError, match=re.escape("metrics()['accuracy'] is a builtin_function_or_method")
+    ):
         quiet().evaluate(task)
 
 
 def test_an_unknown_best_metric_fails_at_the_first_evaluation_listing_the_known(tmp_path):
     task = Measured()
-    with pytest.raises(MetricError, match=r"gave no 'eval/acuracy'. Did you mean 'eval/accuracy'\?.*eval/loss") as error:
+    with pytest.raises(
+        MetricError, match=r"gave no 'eval/acuracy'. Did you mean 'eval/accuracy'\?.*eval/loss"
+    ) as error:
         quiet(epochs=3, run_dir=tmp_path, checkpoint=Checkpoint(best="eval/acuracy:max")).run(task)
     assert isinstance(error.value, LoopkitError)
 
@@ -280,15 +314,21 @@ def test_a_best_metric_of_a_run_that_never_evaluates_is_refused(tmp_path):
     for options, task in (({"eval_every": "never"}, Tiny()), ({}, Tiny())):
         if not options:
             task.eval_data = lambda: None
-        with pytest.raises(OptionError, match=r"Checkpoint\(best='eval/loss:min'\) waits for an evaluation"):
-            quiet(run_dir=tmp_path, checkpoint=Checkpoint(best="eval/loss:min"), **options).run(task)
+        with pytest.raises(
+            OptionError, match=r"Checkpoint\(best='eval/loss:min'\) waits for an evaluation"
+        ):
+            quiet(run_dir=tmp_path, checkpoint=Checkpoint(best="eval/loss:min"), **options).run(
+                task
+            )
 
 
 def test_an_event_with_a_typing_error_is_refused():
     class Typo(Hook):
         def on_step_ends(self, run, out): ...
 
-    with pytest.raises(OptionError, match=r"Typo.on_step_ends is no event. Did you mean 'on_step_end'\?"):
+    with pytest.raises(
+        OptionError, match=r"Typo.on_step_ends is no event. Did you mean 'on_step_end'\?"
+    ):
         quiet(hooks=[Typo()]).run(Tiny())
     with pytest.raises(OptionError, match=r"no event 'step_ends'. Did you mean 'step_end'\?"):
         quiet().on("step_ends", print)
@@ -303,18 +343,28 @@ def test_a_loop_for_a_place_there_is_not():
 
 def test_a_device_that_is_not_there():
     if not torch.cuda.is_available():
-        with pytest.raises(OptionError, match="accelerator='cuda' is not on this machine, which has: cpu"):
+        with pytest.raises(
+            OptionError, match="accelerator='cuda' is not on this machine, which has: cpu"
+        ):
             SingleDevice("cuda")
 
 
 def test_every_error_is_of_one_family_and_has_an_exit_code():
     import loopkit.errors as errors
 
-    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, Exception) and k.__module__ == errors.__name__]
+    kinds = [
+        k
+        for k in vars(errors).values()
+        if isinstance(k, type) and issubclass(k, Exception) and k.__module__ == errors.__name__
+    ]
     ours = [k for k in kinds if not issubclass(k, Warning)]
     assert all(issubclass(k, LoopkitError) for k in ours)
     codes = {k.__name__: k.exit_code for k in ours}
-    assert (codes["OptionError"], codes["NoGoodCheckpointError"], codes["RunDirError"]) == (2, 65, 73)
+    assert (codes["OptionError"], codes["NoGoodCheckpointError"], codes["RunDirError"]) == (
+        2,
+        65,
+        73,
+    )
     assert (codes["DiskFullError"], codes["HungError"], codes["DataError"]) == (74, 75, 1)
     assert RunDirError.exit_code == 73
 
@@ -326,7 +376,10 @@ def test_asking_for_an_evaluation_that_cannot_be_is_an_error():
         fit.run(Tiny())
     task = Tiny()
     task.eval_data = lambda: None
-    with pytest.raises(DataError, match=r"Tiny.eval_data\(\) returned nothing to evaluate on: define it, or give data="):
+    with pytest.raises(
+        DataError,
+        match=r"Tiny.eval_data\(\) returned nothing to evaluate on: define it, or give data=",
+    ):
         quiet().evaluate(task)
 
 
@@ -334,7 +387,9 @@ def test_deterministic_has_torch_refuse_what_is_not_and_leaves_it_as_it_was():
     seen = []
     for wanted in (True, False):
         fit = quiet(deterministic=wanted, steps=1)
-        fit.on("step_end", lambda run, out: seen.append(torch.are_deterministic_algorithms_enabled()))
+        fit.on(
+            "step_end", lambda run, out: seen.append(torch.are_deterministic_algorithms_enabled())
+        )
         fit.run(Tiny())
     assert seen == [True, False]
     assert not torch.are_deterministic_algorithms_enabled()

@@ -40,22 +40,25 @@ class Unsized(Constant):
         return Stream()
 
 
-@pytest.mark.parametrize(("every", "after", "steps"), [
-    ("4 steps", None, [4, 8, 12, 16, 18]),
-    ("4 steps", "9 steps", [12, 16, 18]),
-    ("4 steps", 8, [8, 12, 16, 18]),
-    ("4 steps", "1 epoch", [8, 12, 16, 18]),
-    ("4 steps", "50%", [12, 16, 18]),
-    ("1 epoch", "2 epochs", [12, 18]),
-    ("1 epoch", "1.5 epochs", [12, 18]),
-    ("1 epoch", "12 steps", [12, 18]),
-    ("1 epoch", "13 steps", [18]),
-    ("25%", "40%", [9, 14, 18]),
-    ("1 steps", "16 steps", [16, 17, 18]),
-    ("4 steps", "1000 steps", [18]),
-    ("4 steps", "1 h", [18]),
-    ("never", "1 epoch", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("every", "after", "steps"),
+    [
+        ("4 steps", None, [4, 8, 12, 16, 18]),
+        ("4 steps", "9 steps", [12, 16, 18]),
+        ("4 steps", 8, [8, 12, 16, 18]),
+        ("4 steps", "1 epoch", [8, 12, 16, 18]),
+        ("4 steps", "50%", [12, 16, 18]),
+        ("1 epoch", "2 epochs", [12, 18]),
+        ("1 epoch", "1.5 epochs", [12, 18]),
+        ("1 epoch", "12 steps", [12, 18]),
+        ("1 epoch", "13 steps", [18]),
+        ("25%", "40%", [9, 14, 18]),
+        ("1 steps", "16 steps", [16, 17, 18]),
+        ("4 steps", "1000 steps", [18]),
+        ("4 steps", "1 h", [18]),
+        ("never", "1 epoch", []),
+    ],
+)
 def test_what_falls_due_before_it_is_left_out(every, after, steps):
     assert evaluated(eval_every=every, eval_after=after) == steps
 
@@ -71,13 +74,21 @@ def test_the_first_evaluation_and_one_asked_for_stay():
             if run.progress.step == 3:
                 run.request("eval")
 
-    assert evaluated(Asking(), eval_every="4 steps", eval_after="12 steps", eval_first=True) == [0, 3, 12, 16, 18]
+    assert evaluated(Asking(), eval_every="4 steps", eval_after="12 steps", eval_first=True) == [
+        0,
+        3,
+        12,
+        16,
+        18,
+    ]
 
 
 def test_by_the_clock_what_falls_due_before_is_not_put_off_until_then():
     clock = Cadence(Duration.parse("30 min", "eval_every"), Plan(), "eval_every")
     clock.start = Start.parse("45 min", "eval_after", Plan(), clock.every)
-    minutes = [minute for minute in range(0, 121, 5) if clock.is_due(minute + 1, minute * 60.0, None)]
+    minutes = [
+        minute for minute in range(0, 121, 5) if clock.is_due(minute + 1, minute * 60.0, None)
+    ]
     assert minutes == [60, 90, 120]
     steps = Cadence(Duration.parse("10 steps", "eval_every"), Plan(), "eval_every")
     steps.start = Start.parse("45 min", "eval_after", Plan(), steps.every)
@@ -91,7 +102,12 @@ def test_nothing_before_it_is_looked_at_again():
 
 
 def test_a_resumed_run_evaluates_where_the_whole_run_does(tmp_path):
-    common = {"eval_every": "4 steps", "eval_after": "1 epoch", "run_dir": tmp_path, "checkpoint": True}
+    common = {
+        "eval_every": "4 steps",
+        "eval_after": "1 epoch",
+        "run_dir": tmp_path,
+        "checkpoint": True,
+    }
     first = evaluated(Constant(), **common, steps=7)
     rest = evaluated(Constant(), **common, resume="auto")
     assert (first, rest) == ([7], [8, 12, 16, 18])  # the first part ends after step 7
@@ -117,20 +133,33 @@ def test_the_best_checkpoint_is_chosen_among_those_from_then_on(tmp_path):
     assert (result.best["step"], result.best["value"]) == (12, 1.0)
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    ("later", "eval_after='later' is not a duration: give '500 steps'"),
-    ("never", "eval_after='never' names no point of training: to evaluate never, give eval_every='never'"),
-    (0, "eval_after='0 steps' is not a duration"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("later", "eval_after='later' is not a duration: give '500 steps'"),
+        (
+            "never",
+            "eval_after='never' names no point of training: to evaluate never, give "
+            "eval_every='never'",
+        ),
+        (0, "eval_after='0 steps' is not a duration"),
+    ],
+)
 def test_a_bad_value_is_named(value, text):
     with pytest.raises(OptionError, match=text):
         quiet(eval_after=value)
 
 
-@pytest.mark.parametrize(("after", "text"), [
-    ("2 epochs", "eval_after='2 epochs' needs data with a length where the cadence is not in epochs"),
-    ("10%", "eval_after='10%' needs a run of known length"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("after", "text"),
+    [
+        (
+            "2 epochs",
+            "eval_after='2 epochs' needs data with a length where the cadence is not in epochs",
+        ),
+        ("10%", "eval_after='10%' needs a run of known length"),
+    ],
+)
 def test_a_point_that_cannot_be_found_is_refused(after, text):
     with pytest.raises(OptionError, match=text):
         quiet(epochs=2, batch_size=10, eval_every="4 steps", eval_after=after).run(Unsized())

@@ -1,4 +1,6 @@
-"""Evaluation and prediction: exact means, metrics by name, every sample once, no trace left in training."""
+"""Evaluation and prediction: exact means, metrics by name, every sample once, no trace left in
+training.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def test_several_sets_have_names():
             return {"near": points(20, seed=2), "far": points(10, seed=5)}
 
     found = quiet().evaluate(Two())
-    assert {"eval/near/loss", "eval/far/loss", "eval/near/accuracy", "eval/far/accuracy"} <= set(found)
+    assert {"eval/near/loss", "eval/far/loss", "eval/near/accuracy", "eval/far/accuracy"} <= set(
+        found
+    )
     assert found["eval/near/loss"] != found["eval/far/loss"]
 
 
@@ -70,7 +74,12 @@ def test_compute_metrics_sees_every_sample_once_in_order():
     class Whole(Tiny):
         def eval_step(self, batch):
             x, y = batch
-            return {"preds": self.net(x), "target": y, "inputs": x, "text": [f"{v:.3f}" for v in x[:, 0].tolist()]}
+            return {
+                "preds": self.net(x),
+                "target": y,
+                "inputs": x,
+                "text": [f"{v:.3f}" for v in x[:, 0].tolist()],
+            }
 
         def compute_metrics(self, outputs):
             preds, target = outputs
@@ -107,7 +116,9 @@ def test_evaluation_leaves_no_trace_in_training():
         for rng in ("counter", "stream"):
             task = Measured()
             task.net[1].eval()  # a frozen part stays as it is
-            quiet(epochs=2, batch_size=10, eval_every=every, rng=rng, eval_first=every != "never").run(task)
+            quiet(
+                epochs=2, batch_size=10, eval_every=every, rng=rng, eval_first=every != "never"
+            ).run(task)
             runs.append((rng, digest(task.state_dict())))
     assert runs[0] == runs[2]
     assert runs[1] == runs[3]
@@ -130,7 +141,11 @@ def test_predictions_may_be_nested_or_strings():
     class Nested(Tiny):
         def predict_step(self, batch):
             logits = self.net(batch[0])
-            return {"class": logits.argmax(1), "text": [str(int(i)) for i in logits.argmax(1)], "pair": (logits, logits)}
+            return {
+                "class": logits.argmax(1),
+                "text": [str(int(i)) for i in logits.argmax(1)],
+                "pair": (logits, logits),
+            }
 
     found = quiet(eval_batch_size=6).predict(Nested(), points(20))
     assert found["class"].shape == (20,)

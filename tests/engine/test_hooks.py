@@ -67,8 +67,16 @@ for _event in EVENTS:
 
 def test_the_golden_trace(tmp_path):
     hook = Trace()
-    quiet(hooks=[hook], epochs=2, batch_size=8, eval_batch_size=20, accumulate=2, run_dir=tmp_path, resume="auto",
-          checkpoint=Checkpoint(every="2 epochs", background=False)).run(Tiny(count=20))  # fmt: skip
+    quiet(
+        hooks=[hook],
+        epochs=2,
+        batch_size=8,
+        eval_batch_size=20,
+        accumulate=2,
+        run_dir=tmp_path,
+        resume="auto",
+        checkpoint=Checkpoint(every="2 epochs", background=False),
+    ).run(Tiny(count=20))
     assert "\n".join(hook.seen) == TRACE
 
 
@@ -127,19 +135,33 @@ def test_subscriptions_have_a_cadence():
     seen: dict[str, list[int]] = {"3 steps": [], "1 epoch": [], "50%": []}
     fit = quiet(epochs=2, batch_size=10, eval_every="never")
     for every, steps in seen.items():
-        fit.on("step_end", lambda run, out, steps=steps: steps.append(run.progress.step), every=every)
+        fit.on(
+            "step_end", lambda run, out, steps=steps: steps.append(run.progress.step), every=every
+        )
     fit.run(Tiny())
     assert seen == {"3 steps": [3, 6, 9, 12], "1 epoch": [6, 12], "50%": [6, 12]}
 
 
 def test_requests_are_met_at_the_end_of_the_same_step(tmp_path):
     steps: dict[str, list[int]] = {"eval_end": [], "save": [], "log": []}
-    fit = quiet(epochs=1, batch_size=10, eval_every="100 steps", log_every="100 steps", run_dir=tmp_path,
-                checkpoint=Checkpoint(every="100 steps", background=False), loggers=None)  # fmt: skip
+    fit = quiet(
+        epochs=1,
+        batch_size=10,
+        eval_every="100 steps",
+        log_every="100 steps",
+        run_dir=tmp_path,
+        checkpoint=Checkpoint(every="100 steps", background=False),
+        loggers=None,
+    )
     for event, seen in steps.items():
         fit.on(event, lambda run, *_, seen=seen: seen.append(run.progress.step))
     asked = {2: "eval", 3: "save", 4: "log"}
-    fit.on("step_end", lambda run, out: run.request(asked[run.progress.step]) if run.progress.step in asked else None)
+    fit.on(
+        "step_end",
+        lambda run, out: (
+            run.request(asked[run.progress.step]) if run.progress.step in asked else None
+        ),
+    )
     fit.run(Tiny())
     assert steps == {"eval_end": [2, 6], "save": [3, 6], "log": [1, 2, 4, 6, 6]}
 
@@ -147,7 +169,10 @@ def test_requests_are_met_at_the_end_of_the_same_step(tmp_path):
 def test_end_epoch_closes_the_pass_early():
     epochs = []
     fit = quiet(steps=6, epochs=10, batch_size=10, eval_every="never")
-    fit.on("step_end", lambda run, out: run.request("end_epoch") if run.progress.step_in_epoch == 2 else None)
+    fit.on(
+        "step_end",
+        lambda run, out: run.request("end_epoch") if run.progress.step_in_epoch == 2 else None,
+    )
     fit.on("epoch_end", lambda run: epochs.append((run.progress.epoch, run.progress.step)))
     fit.run(Tiny())
     assert epochs == [(1, 2), (2, 4), (3, 6)]
@@ -242,10 +267,19 @@ def test_limits_of_development():
     assert losses[-1] < 0.1
 
 
-@pytest.mark.parametrize(("options", "steps"), [
-    ({"epochs": 1.5}, 9), ({"steps": 7}, 7), ({"steps": 100}, 100), ({"epochs": 2, "steps": 100}, 12),
-    ({"epochs": 2, "steps": 5}, 5), ({}, 6), ({"global_batch_size": 30}, 2), ({"time": 1e-9}, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"epochs": 1.5}, 9),
+        ({"steps": 7}, 7),
+        ({"steps": 100}, 100),
+        ({"epochs": 2, "steps": 100}, 12),
+        ({"epochs": 2, "steps": 5}, 5),
+        ({}, 6),
+        ({"global_batch_size": 30}, 2),
+        ({"time": 1e-9}, 1),
+    ],
+)
 def test_the_first_limit_reached_ends_the_run(options, steps):
     task = Tiny()
     task.optimizers = lambda: AdamW(lr=1e-3)

@@ -1,4 +1,6 @@
-"""remat saves activation memory and changes no bit; compile compiles once for all batch sizes and keeps names."""
+"""remat saves activation memory and changes no bit; compile compiles once for all batch sizes and
+keeps names.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Block(nn.Module):
 
 
 class Deep(Tiny):
-    """Twelve residual blocks with dropout; counts the bytes that one step saves for its backward pass."""
+    """Twelve residual blocks with dropout; counts the bytes that one step saves for its backward
+    pass.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,9 +62,15 @@ def trained(**options: Any) -> tuple[Deep, str]:
     return task, digest(task.state_dict())
 
 
-@pytest.mark.parametrize(("remat", "most"), [
-    ("full", 0.2), ("every:2", 0.65), (r"select:blocks\.([0-9])$", 0.4), ("class:Block", 0.2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("remat", "most"),
+    [
+        ("full", 0.2),
+        ("every:2", 0.65),
+        (r"select:blocks\.([0-9])$", 0.4),
+        ("class:Block", 0.2),
+    ],
+)
 @pytest.mark.parametrize("rng", ["counter", "stream"])
 def test_remat_saves_memory_on_a_12_layer_model_and_changes_no_bit(remat, most, rng):
     plain, before = trained(rng=rng)
@@ -96,10 +106,16 @@ def test_a_models_own_checkpointing_is_asked_for():
     assert task.net[0].asked == {"use_reentrant": False}
 
 
-@pytest.mark.parametrize(("remat", "text"), [
-    ("some", "is not known: give 'full', 'every:2'"), ("every:0", "at least 1 after 'every:'"),
-    ("full:2", "is not known"), ("select:(", "no regular expression"), ("full+every:2", "is not known"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("remat", "text"),
+    [
+        ("some", "is not known: give 'full', 'every:2'"),
+        ("every:0", "at least 1 after 'every:'"),
+        ("full:2", "is not known"),
+        ("select:(", "no regular expression"),
+        ("full+every:2", "is not known"),
+    ],
+)
 def test_a_bad_remat_is_named(remat, text):
     with pytest.raises(OptionError, match=text):
         quiet(remat=remat)
@@ -160,15 +176,28 @@ def test_compile_changes_no_parameter_name_and_no_number_beyond_rounding():
 def test_without_a_compiler_it_says_so_and_goes_on():
     code = (
         "from loopkit import Compile; from tests.support import Tiny, quiet; import warnings;"
-        "warnings.simplefilter('always'); quiet(steps=2, compile=True, eval_every='never').run(Tiny()); print('done')"
+        "warnings.simplefilter('always'); quiet(steps=2, compile=True, "
+        "eval_every='never').run(Tiny()); print('done')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2],
-                          env={"PATH": "/nonexistent", "CXX": "/nonexistent/g++", "OMP_NUM_THREADS": "1",
-                               "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "HOME": "/tmp"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={
+            "PATH": "/nonexistent",
+            "CXX": "/nonexistent/g++",
+            "OMP_NUM_THREADS": "1",
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+            "HOME": "/tmp",
+        },
+    )
     assert done.stdout.strip() == "done", done.stderr
     assert "Going on without compiling; install a C++ compiler" in done.stderr
 
 
 def test_blocks_of_torchs_own_classes_alone_are_refused():
-    with pytest.raises(OptionError, match="no repeated block of a class of its own; pass scope='step'"):
+    with pytest.raises(
+        OptionError, match="no repeated block of a class of its own; pass scope='step'"
+    ):
         quiet(compile=Compile(scope="blocks")).run(Tiny())

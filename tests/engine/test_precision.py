@@ -20,14 +20,17 @@ class Looks(Tiny):
         return super().train_step(batch)
 
 
-@pytest.mark.parametrize(("precision", "weights", "inputs", "outputs", "created"), [
-    ("fp32", torch.float32, torch.float32, torch.float32, torch.float32),
-    ("bf16", torch.float32, torch.float32, torch.bfloat16, torch.float32),
-    ("fp16", torch.float32, torch.float32, torch.float16, torch.float32),
-    ("bf16-true", torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.bfloat16),
-    ("fp16-true", torch.float16, torch.float16, torch.float16, torch.float16),
-    ("fp64", torch.float64, torch.float64, torch.float64, torch.float64),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("precision", "weights", "inputs", "outputs", "created"),
+    [
+        ("fp32", torch.float32, torch.float32, torch.float32, torch.float32),
+        ("bf16", torch.float32, torch.float32, torch.bfloat16, torch.float32),
+        ("fp16", torch.float32, torch.float32, torch.float16, torch.float32),
+        ("bf16-true", torch.bfloat16, torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        ("fp16-true", torch.float16, torch.float16, torch.float16, torch.float16),
+        ("fp64", torch.float64, torch.float64, torch.float64, torch.float64),
+    ],
+)
 def test_dtypes(precision, weights, inputs, outputs, created):
     task = Looks()
     result = quiet(precision=precision, epochs=1).run(task)
@@ -73,8 +76,9 @@ def test_tf32_is_set_for_the_length_of_a_run(before):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "bf16-true", "fp64"])
 def test_it_learns(precision):
-    result = quiet(precision=precision, epochs=60, batch_size=20, eval_every="60 epochs", eval_first=True).run(
-        Tiny(dropout=0.0, lr=0.03))  # fmt: skip
+    result = quiet(
+        precision=precision, epochs=60, batch_size=20, eval_every="60 epochs", eval_first=True
+    ).run(Tiny(dropout=0.0, lr=0.03))
     evals = [row["eval/loss"] for row in result.history if "eval/loss" in row]
     assert evals[-1] < 0.7 * evals[0]
 
@@ -84,7 +88,12 @@ def test_resume_is_identical_in_every_precision(precision, tmp_path):
     from loopkit import Checkpoint
     from tests.support import digest
 
-    options = {"precision": precision, "epochs": 3, "batch_size": 10, "checkpoint": Checkpoint(background=False)}
+    options = {
+        "precision": precision,
+        "epochs": 3,
+        "batch_size": 10,
+        "checkpoint": Checkpoint(background=False),
+    }
     whole, first, rest = Tiny(), Tiny(), Tiny()
     quiet(run_dir=tmp_path / "a", **options).run(whole)
     fit = quiet(run_dir=tmp_path / "b", **options)
@@ -133,8 +142,11 @@ def test_a_nan_loss_under_a_scaler_is_raised_too():
 def test_clip_value_bounds_every_element():
     largest = []
     fit = quiet(batch_size=10, clip_value=1e-3, eval_every="never")
-    fit.on("before_update", lambda run, norm: largest.append(max(float(p.grad.abs().max()) for p in run.task.parameters())))
+    fit.on(
+        "before_update",
+        lambda run, norm: largest.append(
+            max(float(p.grad.abs().max()) for p in run.task.parameters())
+        ),
+    )
     fit.run(Tiny())
     assert all(value == pytest.approx(1e-3) for value in largest)
-
-

@@ -1,7 +1,8 @@
-"""Which checkpoints are left: cadence x best metric x what is kept, against listings worked out by hand.
+"""Which checkpoints are left: cadence x best metric x what is kept, against listings worked out by
+hand.
 
-Twelve steps, six of them an epoch; evaluated at every second step. A checkpoint is made when one is due, at every new
-best and at the last step; it has a metric where that step was evaluated.
+Twelve steps, six of them an epoch; evaluated at every second step. A checkpoint is made when one is
+due, at every new best and at the last step; it has a metric where that step was evaluated.
 """
 
 from __future__ import annotations
@@ -42,9 +43,16 @@ TABLE = {
     ("never", "max"): ([12], [2, 12], [2, 12], [2, 12]),
 }
 ROWS = [
-    pytest.param(every, best, policy, left, id=f"{every}-{best}-{'-'.join(f'{k}={v}' for k, v in policy.items())}")
-    for (every, best), lists in TABLE.items() for policy, left in zip(POLICIES, lists, strict=True)
-]  # fmt: skip
+    pytest.param(
+        every,
+        best,
+        policy,
+        left,
+        id=f"{every}-{best}-{'-'.join(f'{k}={v}' for k, v in policy.items())}",
+    )
+    for (every, best), lists in TABLE.items()
+    for policy, left in zip(POLICIES, lists, strict=True)
+]
 
 
 class Rigged(Tiny):
@@ -71,11 +79,22 @@ def left(run_dir: Path) -> list[int]:
     return steps
 
 
-def run(run_dir: Path, every: str, best: str | None, policy: dict[str, Any], task: Tiny | None = None, stop: int = 0,
-        **more: Any) -> Any:  # fmt: skip
+def run(
+    run_dir: Path,
+    every: str,
+    best: str | None,
+    policy: dict[str, Any],
+    task: Tiny | None = None,
+    stop: int = 0,
+    **more: Any,
+) -> Any:
     settings = Checkpoint(every=every, best=best and f"eval/loss:{best}", **policy, **more)
-    fit = quiet(epochs=2, batch_size=10, eval_every=2, run_dir=run_dir, checkpoint=settings, resume="auto")
-    fit.on("step_end", lambda run, out: run.stop("for the test") if run.progress.step == stop else None)
+    fit = quiet(
+        epochs=2, batch_size=10, eval_every=2, run_dir=run_dir, checkpoint=settings, resume="auto"
+    )
+    fit.on(
+        "step_end", lambda run, out: run.stop("for the test") if run.progress.step == stop else None
+    )
     return fit.run(task or Rigged())
 
 
@@ -93,7 +112,9 @@ def test_what_is_left_is_what_the_table_says(tmp_path, every, best, policy, expe
         assert manifest["metrics"]["eval/loss"] == VALUES[step]
 
 
-@pytest.mark.parametrize(("every", "best", "policy", "expected"), [row for row in ROWS if row.values[2] == {"keep": 1}])
+@pytest.mark.parametrize(
+    ("every", "best", "policy", "expected"), [row for row in ROWS if row.values[2] == {"keep": 1}]
+)
 def test_a_run_that_is_stopped_and_resumed_leaves_the_same(tmp_path, every, best, policy, expected):
     run(tmp_path, every, best, policy, stop=7)
     assert 7 in left(tmp_path)
@@ -114,5 +135,7 @@ def test_of_equal_ones_the_first_is_the_best(tmp_path, side):
 @pytest.mark.parametrize(("every", "expected"), [("3 steps", [8, 9, 12]), ("never", [8, 12])])
 def test_weights_alone_are_kept_by_the_same_rule(tmp_path, every, expected):
     settings = Checkpoint(every=every, best="eval/loss:min", keep=2, weights_only=True)
-    quiet(epochs=2, batch_size=10, eval_every=2, run_dir=tmp_path, checkpoint=settings).run(Rigged())
+    quiet(epochs=2, batch_size=10, eval_every=2, run_dir=tmp_path, checkpoint=settings).run(
+        Rigged()
+    )
     assert left(tmp_path) == expected

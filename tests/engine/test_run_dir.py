@@ -1,4 +1,6 @@
-"""The run directory: never overwritten silently, used by one run at a time, resumed only when asked."""
+"""The run directory: never overwritten silently, used by one run at a time, resumed only when
+asked.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ import pytest
 
 from loopkit import Checkpoint, Hook
 from loopkit.checkpoint import RunLock
-from loopkit.errors import CheckpointError, DiskFullError, LoopkitWarning, NoGoodCheckpointError, RunDirError
+from loopkit.errors import (
+    CheckpointError,
+    DiskFullError,
+    LoopkitWarning,
+    NoGoodCheckpointError,
+    RunDirError,
+)
 from tests.support import Tiny, digest, quiet
 
 SAVES = Checkpoint(every="5 steps", background=False)
@@ -30,7 +38,9 @@ def test_the_default_is_the_next_number_under_the_task(tmp_path, monkeypatch):
 
 def test_a_directory_with_checkpoints_and_no_resume_is_refused(tmp_path):
     quiet(run_dir=tmp_path, checkpoint=SAVES).run(Tiny())
-    with pytest.raises(RunDirError, match=r"holds 1 checkpoint\(s\), up to step-000000000002: pass resume='auto'"):
+    with pytest.raises(
+        RunDirError, match=r"holds 1 checkpoint\(s\), up to step-000000000002: pass resume='auto'"
+    ):
         quiet(run_dir=tmp_path, checkpoint=SAVES).run(Tiny())
 
 
@@ -40,7 +50,9 @@ def test_two_runs_in_one_directory_are_refused_naming_the_other(tmp_path):
     quiet(run_dir=tmp_path).run(Tiny())
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/sys").exists(), reason="needs a place root cannot write")
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not Path("/proc/sys").exists(), reason="needs a place root cannot write"
+)
 def test_a_directory_that_cannot_be_written_is_refused_before_step_1():
     steps = []
     fit = quiet(run_dir="/proc/sys/loopkit-run")
@@ -69,13 +81,23 @@ except DiskFullError as error:
 """
     import signal
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
-                          preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     assert done.returncode == DiskFullError.exit_code, done.stderr
     assert "safetensors" in done.stdout
     names = sorted(os.listdir(tmp_path / "checkpoints"))
     assert names == ["latest", "step-000000000004"]
-    assert quiet(run_dir=tmp_path, resume="auto", epochs=5, batch_size=10, checkpoint=SAVES).run(Tiny()).step == 30
+    assert (
+        quiet(run_dir=tmp_path, resume="auto", epochs=5, batch_size=10, checkpoint=SAVES)
+        .run(Tiny())
+        .step
+        == 30
+    )
 
 
 def test_resume_from_what_is_not_there(tmp_path):
@@ -89,9 +111,13 @@ def test_resume_from_what_is_not_there(tmp_path):
 def test_resume_from_another_run_goes_on_in_a_new_directory(tmp_path):
     whole, first = Tiny(), Tiny()
     quiet(epochs=4).run(whole)
-    quiet(epochs=2, run_dir=tmp_path / "a", checkpoint=SAVES, steps=2).run(first)  # stops early, on another schedule
+    quiet(epochs=2, run_dir=tmp_path / "a", checkpoint=SAVES, steps=2).run(
+        first
+    )  # stops early, on another schedule
     with pytest.warns(LoopkitWarning, match="the schedule"):
-        result = quiet(epochs=4, run_dir=tmp_path / "b", resume=tmp_path / "a", checkpoint=SAVES).run(Tiny())
+        result = quiet(
+            epochs=4, run_dir=tmp_path / "b", resume=tmp_path / "a", checkpoint=SAVES
+        ).run(Tiny())
     assert result.step == 8
     assert result.checkpoint.parent.parent == tmp_path / "b"
 
@@ -100,10 +126,14 @@ def test_weights_alone_cannot_be_resumed_but_loaded(tmp_path):
     task = Tiny(lr=0.05)
     quiet(run_dir=tmp_path, checkpoint=Checkpoint(weights_only=True)).run(task)
     with pytest.raises(CheckpointError, match=r"weights alone.*Tiny.load"):
-        quiet(run_dir=tmp_path / "b", resume=next((tmp_path / "checkpoints").glob("step-*"))).run(Tiny())
+        quiet(run_dir=tmp_path / "b", resume=next((tmp_path / "checkpoints").glob("step-*"))).run(
+            Tiny()
+        )
     loaded = Tiny.load(tmp_path)
     assert digest(loaded.state_dict()) == digest(task.state_dict())
-    assert loaded.hparams == task.hparams == {"count": 60, "lr": 0.05, "dropout": 0.2, "noisy": False}
+    assert (
+        loaded.hparams == task.hparams == {"count": 60, "lr": 0.05, "dropout": 0.2, "noisy": False}
+    )
 
 
 def test_another_model_is_refused_before_anything_changes(tmp_path):
@@ -119,7 +149,9 @@ def test_another_model_is_refused_before_anything_changes(tmp_path):
 
     task = Wider()
     before = digest(task.state_dict())
-    with pytest.raises(CheckpointError, match=r"net.0.bias is not in the task; .*net.3.weight has shape \(3, 16\)"):
+    with pytest.raises(
+        CheckpointError, match=r"net.0.bias is not in the task; .*net.3.weight has shape \(3, 16\)"
+    ):
         quiet(run_dir=tmp_path, resume="auto", checkpoint=SAVES).run(task)
     assert digest(task.state_dict()) == before
 
@@ -127,7 +159,9 @@ def test_another_model_is_refused_before_anything_changes(tmp_path):
 def test_corruption_is_caught_and_the_previous_checkpoint_used(tmp_path):
     whole = Tiny()
     quiet(epochs=4, batch_size=10).run(whole)
-    quiet(epochs=4, batch_size=10, run_dir=tmp_path, checkpoint=SAVES, hooks=[StopAt(13)]).run(Tiny())
+    quiet(epochs=4, batch_size=10, run_dir=tmp_path, checkpoint=SAVES, hooks=[StopAt(13)]).run(
+        Tiny()
+    )
     newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
     data = bytearray((newest / "model.safetensors").read_bytes())
     data[-5] ^= 1
@@ -158,12 +192,18 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path):
         def on_step_end(self, run, out):
             self.step = run.progress.step
 
-    result = quiet(epochs=10, run_dir=tmp_path, eval_every=3,
-                   checkpoint=Checkpoint(every=4, keep=2, best="eval/loss:min", background=False)).run(Rigged())  # fmt: skip
+    result = quiet(
+        epochs=10,
+        run_dir=tmp_path,
+        eval_every=3,
+        checkpoint=Checkpoint(every=4, keep=2, best="eval/loss:min", background=False),
+    ).run(Rigged())
     assert result.best["step"] == 6
     assert sorted(int(p.name[5:]) for p in (tmp_path / "checkpoints").glob("step-*")) == [6, 16, 20]
     assert result.best["checkpoint"].name == "step-000000000006"
-    manifest = json.loads((tmp_path / "checkpoints" / "step-000000000006" / "MANIFEST.json").read_text())
+    manifest = json.loads(
+        (tmp_path / "checkpoints" / "step-000000000006" / "MANIFEST.json").read_text()
+    )
     assert "eval/loss" in json.dumps(manifest)
 
 
@@ -175,7 +215,11 @@ def test_a_new_best_where_a_checkpoint_is_due_anyway_is_saved_once(tmp_path):
         def on_step_end(self, run, out):
             self.step = run.progress.step
 
-    quiet(epochs=3, run_dir=tmp_path, checkpoint=Checkpoint(every="1 epoch", keep=None, best="eval/loss:min")).run(Better())
+    quiet(
+        epochs=3,
+        run_dir=tmp_path,
+        checkpoint=Checkpoint(every="1 epoch", keep=None, best="eval/loss:min"),
+    ).run(Better())
     assert sorted(int(p.name[5:]) for p in (tmp_path / "checkpoints").glob("step-*")) == [2, 4, 6]
 
 
@@ -183,16 +227,25 @@ def test_a_first_evaluation_that_is_nan_is_not_the_best(tmp_path):
     class Bad(Tiny):
         def eval_step(self, batch):
             outputs = super().eval_step(batch)
-            return outputs if self.evaluated else {**outputs, "loss": outputs["loss"] * float("nan")}
+            return (
+                outputs if self.evaluated else {**outputs, "loss": outputs["loss"] * float("nan")}
+            )
 
     task = Bad()
     task.evaluated = 0
-    fit = quiet(batch_size=10, eval_every="2 steps", run_dir=tmp_path, checkpoint=Checkpoint(best="eval/loss:min", every="never"))
+    fit = quiet(
+        batch_size=10,
+        eval_every="2 steps",
+        run_dir=tmp_path,
+        checkpoint=Checkpoint(best="eval/loss:min", every="never"),
+    )
     fit.on("eval_end", lambda run, metrics: setattr(task, "evaluated", task.evaluated + 1))
     result = fit.run(task)
     losses = {row["step"]: row["eval/loss"] for row in result.history if "eval/loss" in row}
     assert losses[2] != losses[2]
-    assert result.best["step"] == min((loss, step) for step, loss in losses.items() if loss == loss)[1]
+    assert (
+        result.best["step"] == min((loss, step) for step, loss in losses.items() if loss == loss)[1]
+    )
     assert result.best["checkpoint"] is not None
 
 
@@ -208,7 +261,12 @@ def test_load_best_gives_the_task_the_best_weights(tmp_path):
             weights[self.step] = digest(self.state_dict())
 
     task = Rigged()
-    quiet(epochs=4, run_dir=tmp_path, eval_every=2, checkpoint=Checkpoint(best="eval/loss:min", load_best=True)).run(task)
+    quiet(
+        epochs=4,
+        run_dir=tmp_path,
+        eval_every=2,
+        checkpoint=Checkpoint(best="eval/loss:min", load_best=True),
+    ).run(task)
     assert digest(task.state_dict()) == weights[4] != weights[8]
 
 
@@ -229,7 +287,14 @@ def test_dry_run_does_everything_once_and_leaves_nothing(tmp_path, monkeypatch):
 def test_going_on_from_an_older_checkpoint_leaves_the_later_ones_behind(tmp_path):
     quiet(epochs=4, batch_size=10, run_dir=tmp_path, checkpoint=SAVES).run(Tiny())
     older = tmp_path / "checkpoints" / "step-000000000015"
-    quiet(epochs=4, batch_size=10, run_dir=tmp_path, checkpoint=SAVES, resume=older, hooks=[StopAt(17)]).run(Tiny())
+    quiet(
+        epochs=4,
+        batch_size=10,
+        run_dir=tmp_path,
+        checkpoint=SAVES,
+        resume=older,
+        hooks=[StopAt(17)],
+    ).run(Tiny())
     task, steps = Tiny(), []
     fit = quiet(epochs=4, batch_size=10, run_dir=tmp_path, checkpoint=SAVES, resume="auto")
     fit.on("step_end", lambda run, out: steps.append(run.progress.step))

@@ -1,4 +1,6 @@
-"""micro_batch="auto": a step that does not fit is begun anew over smaller micro-batches, with the same gradient."""
+"""micro_batch="auto": a step that does not fit is begun anew over smaller micro-batches, with the
+same gradient.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class Hungry(Tiny):
-    """Raises what CUDA raises for more than ``most`` samples at once, after it has used some of the batch."""
+    """Raises what CUDA raises for more than ``most`` samples at once, after it has used some of the
+    batch.
+    """
 
     def __init__(self, most: int, weights: bool = False) -> None:
         super().__init__(dropout=0.0)
@@ -31,18 +35,29 @@ class Hungry(Tiny):
         self.log("seen", float(len(x)), reduce="sum")
         self.taken.append(len(x))
         loss = F.cross_entropy(self.net(x), y)
-        if len(x) > self.most and self.taken.count(len(x)) == 2:  # with the gradients of the first one there
+        if (
+            len(x) > self.most and self.taken.count(len(x)) == 2
+        ):  # with the gradients of the first one there
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return {"loss": loss, "weight": torch.tensor(len(x))} if self.weights else loss
 
 
 @pytest.mark.parametrize("weights", [False, True])
 def test_the_run_is_that_of_a_larger_memory(weights):
-    options = {"batch_size": 8, "accumulate": 2, "epochs": 2, "precision": "fp64", "log_every": 1, "clip_norm": 1.0}
+    options = {
+        "batch_size": 8,
+        "accumulate": 2,
+        "epochs": 2,
+        "precision": "fp64",
+        "log_every": 1,
+        "clip_norm": 1.0,
+    }
     whole = Hungry(1000, weights)
     rows = quiet(**options).run(whole).history
     task = Hungry(4, weights)
-    with pytest.warns(LoopkitWarning, match=r"step 1 does not fit into memory \(CUDA out of memory.*in 2 parts"):
+    with pytest.warns(
+        LoopkitWarning, match=r"step 1 does not fit into memory \(CUDA out of memory.*in 2 parts"
+    ):
         cut = quiet(micro_batch="auto", **options).run(task).history
     for name, weight in whole.state_dict().items():
         assert (task.state_dict()[name] - weight).abs().max() < 1e-12
@@ -57,8 +72,16 @@ def test_the_run_is_that_of_a_larger_memory(weights):
 def test_what_fits_is_kept_by_a_resume(tmp_path):
     def run(place, stop=None):
         task, recorder = Hungry(4), Recorder()
-        fit = quiet(batch_size=8, accumulate=2, epochs=2, micro_batch="auto", run_dir=place, resume="auto", hooks=[recorder],
-                    checkpoint=Checkpoint(every="never"))  # fmt: skip
+        fit = quiet(
+            batch_size=8,
+            accumulate=2,
+            epochs=2,
+            micro_batch="auto",
+            run_dir=place,
+            resume="auto",
+            hooks=[recorder],
+            checkpoint=Checkpoint(every="never"),
+        )
         if stop:
             fit.on("step_end", lambda r, out: r.stop("") if r.progress.step == stop else None)
         fit.run(task)
@@ -81,7 +104,9 @@ def test_one_sample_that_does_not_fit_is_an_error():
     with warnings.catch_warnings(record=True) as told, pytest.raises(torch.OutOfMemoryError):
         warnings.simplefilter("always")
         quiet(micro_batch="auto", batch_size=4).run(Never())
-    assert len([w for w in told if "does not fit into memory" in str(w.message)]) == 2  # from 4 to 2 to 1
+    assert (
+        len([w for w in told if "does not fit into memory" in str(w.message)]) == 2
+    )  # from 4 to 2 to 1
 
 
 def test_other_errors_and_other_steps_pass():
@@ -138,7 +163,13 @@ print(len([w for w in told if "does not fit" in str(w.message)]), task.down.weig
 def test_memory_that_is_really_short_is_enough():
     def run(*words):
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run([sys.executable, "-c", LIMITED, *words], cwd=ROOT, env=env, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-c", LIMITED, *words],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
 
     plain, short, auto = run("free", ""), run("limited", ""), run("limited", "auto")
     assert short.returncode != 0

@@ -34,12 +34,18 @@ class Indexed(Plain):
 
 
 def framework_calls(task_class: type[Tiny], **options: Any) -> list[str]:
-    """The names of loopkit's functions called between the train_step of step 10 and that of step 11."""
+    """The names of loopkit's functions called between the train_step of step 10 and that of step
+    11.
+    """
     calls: list[str] = []
 
     def note(frame: Any, event: str, arg: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(HOME):
-            calls.append(frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else frame.f_code.co_name)
+            calls.append(
+                frame.f_code.co_qualname
+                if hasattr(frame.f_code, "co_qualname")
+                else frame.f_code.co_name
+            )
 
     class Counted(task_class):
         seen = 0
@@ -75,7 +81,11 @@ def test_a_step_passes_at_most_4_frames_in_3_files_to_train_step():
         def train_step(self, batch: Any) -> Any:
             if not frames:
                 frame = sys._getframe(1)
-                while frame is not None and frame.f_code.co_name != "test_a_step_passes_at_most_4_frames_in_3_files_to_train_step":
+                while (
+                    frame is not None
+                    and frame.f_code.co_name
+                    != "test_a_step_passes_at_most_4_frames_in_3_files_to_train_step"
+                ):
                     frames.append(frame.f_code)
                     frame = frame.f_back
             return super().train_step(batch)
@@ -119,9 +129,20 @@ class Reads:
 def test_between_log_boundaries_nothing_reads_the_device(on_nan, tmp_path):
     counts: dict[int, int] = {}
     with Reads() as reads:
-        fit = quiet(log_every=10, clip_norm=1.0, on_nan=on_nan, eval_every="never", loggers=("jsonl", "tensorboard"),
-                    progress="plain", checkpoint=Checkpoint(every="1 epoch"), run_dir=tmp_path, accumulate=2)  # fmt: skip
-        fit.on("step_start", lambda run, batches: counts.__setitem__(run.progress.step, reads.count))
+        fit = quiet(
+            log_every=10,
+            clip_norm=1.0,
+            on_nan=on_nan,
+            eval_every="never",
+            loggers=("jsonl", "tensorboard"),
+            progress="plain",
+            checkpoint=Checkpoint(every="1 epoch"),
+            run_dir=tmp_path,
+            accumulate=2,
+        )
+        fit.on(
+            "step_start", lambda run, batches: counts.__setitem__(run.progress.step, reads.count)
+        )
         fit.run(Plain())
     after = {step: counts[step] - counts[step - 1] for step in list(counts)[1:]}
     assert {step for step, reads in after.items() if reads} <= {1, 10}, after
@@ -129,12 +150,18 @@ def test_between_log_boundaries_nothing_reads_the_device(on_nan, tmp_path):
 
 
 def test_an_event_nobody_listens_to_costs_one_attribute_load():
-    instructions = [i for i in dis.get_instructions(EpochLoop.run) if i.opname not in ("CACHE", "EXTENDED_ARG", "NOP")]
+    instructions = [
+        i
+        for i in dis.get_instructions(EpochLoop.run)
+        if i.opname not in ("CACHE", "EXTENDED_ARG", "NOP")
+    ]
     guarded = 0
     for at, instruction in enumerate(instructions):
         if instruction.argval in ("step_start", "step_end") and instruction.opname == "LOAD_ATTR":
             following = instructions[at + 1]
-            if "POP_JUMP" in following.opname or following.argval is None:  # tested for None at once, nothing built before
+            if (
+                "POP_JUMP" in following.opname or following.argval is None
+            ):  # tested for None at once, nothing built before
                 guarded += 1
     assert guarded == 2
 

@@ -15,7 +15,17 @@ import torch
 from snapshots import alike, make
 from store_faults import kill_at_every_operation
 
-from loopkit.checkpoint import Store, apply, clean, load_newest, newest_good, read, scan, verify, write
+from loopkit.checkpoint import (
+    Store,
+    apply,
+    clean,
+    load_newest,
+    newest_good,
+    read,
+    scan,
+    verify,
+    write,
+)
 from loopkit.checkpoint.format import parse_name
 
 
@@ -24,7 +34,11 @@ def settle(run_dir: Path) -> list[str]:
     parent = run_dir / "checkpoints"
     clean(Store(), run_dir)
     names = sorted(os.listdir(parent)) if parent.exists() else []
-    odd = [name for name in names if parse_name(name) is None and name != "latest" and ".corrupt-" not in name]
+    odd = [
+        name
+        for name in names
+        if parse_name(name) is None and name != "latest" and ".corrupt-" not in name
+    ]
     assert not odd, f"left behind: {odd}"
     return names
 
@@ -128,4 +142,8 @@ def cleaning() -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    print(json.dumps({part.__name__: part() for part in (save, first_save, retention, quarantine, cleaning)}))
+    print(
+        json.dumps(
+            {part.__name__: part() for part in (save, first_save, retention, quarantine, cleaning)}
+        )
+    )

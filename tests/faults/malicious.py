@@ -1,4 +1,5 @@
-"""Run as a program: reads hostile checkpoints under an audit hook and a memory limit, prints what happened.
+"""Run as a program: reads hostile checkpoints under an audit hook and a memory limit, prints what
+happened.
 
 Arguments: how many random mutations, the seed.
 """
@@ -29,8 +30,25 @@ from loopkit.checkpoint.format import dump_json
 from loopkit.checkpoint.manifest import checksum
 from loopkit.errors import CheckpointError, CorruptCheckpointError
 
-HARMLESS = ("object.", "builtins.id", "sys._getframe", "marshal", "gc.", "cpython._PySys_ClearAuditHooks", "code.__new__")
-FILES_OPS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "os.truncate", "os.chmod")
+HARMLESS = (
+    "object.",
+    "builtins.id",
+    "sys._getframe",
+    "marshal",
+    "gc.",
+    "cpython._PySys_ClearAuditHooks",
+    "code.__new__",
+)
+FILES_OPS = (
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.listdir",
+    "os.scandir",
+    "os.truncate",
+    "os.chmod",
+)
 violations: list[str] = []
 inside = ""
 armed = False
@@ -42,7 +60,9 @@ def audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "open":
         path = arguments[0]
         # Below a checkpoint files are opened by one name, relative to an open directory.
-        if isinstance(path, int) or (isinstance(path, str) and (path.startswith(inside) or "/" not in path)):
+        if isinstance(path, int) or (
+            isinstance(path, str) and (path.startswith(inside) or "/" not in path)
+        ):
             return
     violations.append(f"{event} {arguments!r}"[:200])
 
@@ -52,7 +72,9 @@ class Boom:
         return os.system, (f"touch {inside}/executed",)
 
 
-def forge(path: Path, file: str, data: bytes, change: Callable[[dict[str, Any]], object] | None = None) -> None:
+def forge(
+    path: Path, file: str, data: bytes, change: Callable[[dict[str, Any]], object] | None = None
+) -> None:
     """Put ``data`` into a file and make the manifest agree, as somebody who knows the format would."""
     (path / file).write_bytes(data)
     raw = json.loads((path / "MANIFEST.json").read_text())
@@ -73,7 +95,9 @@ def state(value: Any) -> Callable[[Path], None]:
     return lambda path: forge(path, "state.json", json.dumps(value).encode())
 
 
-def header(change: Callable[[dict[str, Any]], object], data: bytes | None = None) -> Callable[[Path], None]:
+def header(
+    change: Callable[[dict[str, Any]], object], data: bytes | None = None
+) -> Callable[[Path], None]:
     def act(path: Path) -> None:
         old = (path / "model.safetensors").read_bytes()
         size = int.from_bytes(old[:8], "little")
@@ -118,7 +142,9 @@ def link_folder(path: Path) -> None:
 def escape(name: str) -> Callable[[Path], None]:
     def change(raw: dict[str, Any]) -> None:
         secret = (Path(inside) / "secret").read_bytes()
-        raw["files"].append({"path": name, "size": len(secret), "sha256": hashlib.sha256(secret).hexdigest()})
+        raw["files"].append(
+            {"path": name, "size": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}
+        )
 
     return manifest(change)
 
@@ -128,7 +154,14 @@ def entry(**fields: Any) -> Callable[[Path], None]:
 
 
 DEEP = b"[" * 200_000 + b"]" * 200_000
-FILES = ["model.safetensors", "optimizer.safetensors", "state.safetensors", "state.json", "config.json", "MANIFEST.json"]
+FILES = [
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.safetensors",
+    "state.json",
+    "config.json",
+    "MANIFEST.json",
+]
 HUGE = 1 << 40
 
 
@@ -150,8 +183,13 @@ def claim_huge(path: Path) -> None:
 
 CASES: dict[str, Callable[[Path], object]] = {
     **{f"pickle as {f}": lambda p, f=f: (p / f).write_bytes(pickle.dumps(Boom())) for f in FILES},
-    **{f"pickle as {f}, agreed": lambda p, f=f: forge(p, f, pickle.dumps(Boom())) for f in FILES[:4]},
-    "torch.save as model": lambda p: forge(p, "model.safetensors", (Path(inside) / "evil.pt").read_bytes()),
+    **{
+        f"pickle as {f}, agreed": lambda p, f=f: forge(p, f, pickle.dumps(Boom()))
+        for f in FILES[:4]
+    },
+    "torch.save as model": lambda p: forge(
+        p, "model.safetensors", (Path(inside) / "evil.pt").read_bytes()
+    ),
     "class name": state({"$class": "os.system"}),
     "reduce": state({"$reduce": ["os.system", ["x"]]}),
     "python object": state({"a": {"$import": "antigravity"}}),
@@ -163,8 +201,12 @@ CASES: dict[str, Callable[[Path], object]] = {
     "tensor missing": state({"a": {"$tensor": "../../secret"}}),
     "tensor twice": state({"a": {"$tensor": "rng"}, "b": {"$tensor": "rng"}}),
     "deep state": lambda p: forge(p, "state.json", DEEP),
-    "deep state of objects": lambda p: forge(p, "state.json", b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
-    "deep but legal JSON": lambda p: forge(p, "state.json", b'{"a":' + b"[" * 300 + b"]" * 300 + b"}"),
+    "deep state of objects": lambda p: forge(
+        p, "state.json", b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    ),
+    "deep but legal JSON": lambda p: forge(
+        p, "state.json", b'{"a":' + b"[" * 300 + b"]" * 300 + b"}"
+    ),
     "state is a list": lambda p: forge(p, "state.json", b"[]"),
     "key twice": lambda p: forge(p, "state.json", b'{"a":1,"a":2}'),
     "NaN": lambda p: forge(p, "state.json", b'{"a":NaN}'),
@@ -184,8 +226,12 @@ CASES: dict[str, Callable[[Path], object]] = {
     "link to a device": link("/dev/zero"),
     "folder is a link": link_folder,
     "header length": lambda p: forge(p, "model.safetensors", b"\xff" * 8 + b"{}"),
-    "header length of a terabyte": lambda p: forge(p, "model.safetensors", struct.pack("<Q", 1 << 40) + b"{}"),
-    "header beyond the file": lambda p: forge(p, "model.safetensors", struct.pack("<Q", 100) + b"{}"),
+    "header length of a terabyte": lambda p: forge(
+        p, "model.safetensors", struct.pack("<Q", 1 << 40) + b"{}"
+    ),
+    "header beyond the file": lambda p: forge(
+        p, "model.safetensors", struct.pack("<Q", 100) + b"{}"
+    ),
     "empty file": lambda p: forge(p, "model.safetensors", b""),
     "header not an object": header(lambda h: b"[]"),
     "header key twice": header(lambda h: b'{"a":1,"a":1}'),
@@ -208,7 +254,8 @@ CASES: dict[str, Callable[[Path], object]] = {
     "manifest huge step": manifest(lambda m: m.update(step=1 << 80)),
     "manifest chunk bomb": manifest(
         lambda m: m["tensors"]["model"]["bias"].update(
-            chunks=[{"file": "model.safetensors", "offset": [0], "shape": [0], "crc32": 0}] * 100_000
+            chunks=[{"file": "model.safetensors", "offset": [0], "shape": [0], "crc32": 0}]
+            * 100_000
         )
     ),
     "manifest shape of 10,000 dimensions": manifest(
@@ -219,12 +266,14 @@ CASES: dict[str, Callable[[Path], object]] = {
     **{f"sparse {f}": lambda p, f=f: sparse(p, f, HUGE, False) for f in FILES},
     **{f"sparse {f}, agreed": lambda p, f=f: sparse(p, f, HUGE, True) for f in FILES[:5]},
     "a terabyte that is agreed on": claim_huge,
-}  # fmt: skip
+}
 
 
 def main(mutations: int, seed: int) -> None:
     global inside, armed
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    ) as name:
         inside = os.path.realpath(name)
         base = Path(inside)
         (base / "secret").write_bytes(b"secret")
@@ -236,7 +285,9 @@ def main(mutations: int, seed: int) -> None:
         shutil.copytree(path, keep)
         # Once before, so that what is imported late is imported.
         reading(run_dir, path)
-        soft = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (600 << 20)
+        soft = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (
+            600 << 20
+        )
         resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
         sys.addaudithook(audit)
         armed = True
@@ -248,7 +299,9 @@ def main(mutations: int, seed: int) -> None:
         for case, damage in CASES.items():
             fresh(keep, path)
             damage(path)
-            results["cases"][case] = attempt(run_dir, path, skip_verify=case.startswith("a terabyte"))
+            results["cases"][case] = attempt(
+                run_dir, path, skip_verify=case.startswith("a terabyte")
+            )
         made = random.Random(seed)
         for _ in range(mutations):
             fresh(keep, path)
@@ -285,7 +338,11 @@ def attempt(run_dir: Path, path: Path, skip_verify: bool = False) -> str:
     try:
         problems = [] if skip_verify else verify(Store(), path)
         try:
-            newest = None if skip_verify else newest_good(Store(), run_dir, warn=lambda text: None, quarantine=False)
+            newest = (
+                None
+                if skip_verify
+                else newest_good(Store(), run_dir, warn=lambda text: None, quarantine=False)
+            )
         except CheckpointError:
             newest = None
         assert bool(problems) == (newest is None) or skip_verify
@@ -321,7 +378,9 @@ def mutate(made: random.Random, path: Path) -> bool:
         elif kind == 3:
             data[at:at] = data[made.randrange(len(data) + 1) :][:64]
         else:
-            data[at : at + 8] = made.choice([b"\xff" * 8, bytes(8), b"[[[[[[[[", b'{"$set":', b"-1e99999"])
+            data[at : at + 8] = made.choice(
+                [b"\xff" * 8, bytes(8), b"[[[[[[[[", b'{"$set":', b"-1e99999"]
+            )
     if file == "MANIFEST.json" or made.random() < 0.3:
         (path / file).write_bytes(data)
         return False
@@ -334,7 +393,22 @@ def junk(made: random.Random, node: Any) -> None:
     while isinstance(node, dict | list) and node:
         key = made.choice(list(node)) if isinstance(node, dict) else made.randrange(len(node))
         if made.random() < 0.3 or not isinstance(node[key], dict | list) or not node[key]:
-            values = [None, True, -1, 0, 1, 1 << 70, 1.5, "", "../x", "model.safetensors", [], {}, [1], {"$int": "1"}]
+            values = [
+                None,
+                True,
+                -1,
+                0,
+                1,
+                1 << 70,
+                1.5,
+                "",
+                "../x",
+                "model.safetensors",
+                [],
+                {},
+                [1],
+                {"$int": "1"},
+            ]
             node[key] = made.choice(values)
             if isinstance(node, dict) and made.random() < 0.2:
                 del node[key]

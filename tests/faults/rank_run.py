@@ -1,6 +1,6 @@
 """A script that trains over two ranks, and in which one of them fails as it is told to.
 
-    python -m tests.faults.rank_run RUN_DIR HOW WHERE RANK
+python -m tests.faults.rank_run RUN_DIR HOW WHERE RANK
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from tests.support import Tiny, digest, points, quiet
 
 WORDS = sys.argv[1:] if __name__ == "__main__" else [".", "", "", "0"]
 RUN_DIR, HOW, WHERE, RANK = Path(WORDS[0]), WORDS[1], WORDS[2], int(WORDS[3])
-TIMEOUT = 6.0  # of the runs in which a rank keeps the others waiting; a busy machine must not hang the rest
+# of the runs in which a rank keeps the others waiting; a busy machine must not hang the rest
+TIMEOUT = 6.0
 ME = int(os.environ.get("RANK", "-1"))
 
 
@@ -82,8 +83,17 @@ def main() -> None:
     """Train; the first rank says how it went."""
     under = {"fsdp": FSDP, "deepspeed": DeepSpeed}.get(os.environ.get("UNDER", ""), DDP)
     strategy = under(timeout=TIMEOUT if HOW in ("stop", "hang", "slow") else 90)
-    fit = quiet(strategy=strategy, devices=2, epochs=2, batch_size=8, run_dir=RUN_DIR, resume="auto", loggers="jsonl",
-                checkpoint=Checkpoint(every="4 steps"), eval_every="12 steps")  # fmt: skip
+    fit = quiet(
+        strategy=strategy,
+        devices=2,
+        epochs=2,
+        batch_size=8,
+        run_dir=RUN_DIR,
+        resume="auto",
+        loggers="jsonl",
+        checkpoint=Checkpoint(every="4 steps"),
+        eval_every="12 steps",
+    )
 
     @fit.on("step_end")
     def tell(run: Any, out: Any) -> None:

@@ -1,4 +1,6 @@
-"""A run that tells its steps on stdout, for tests that interrupt it: python -m tests.faults.slow_run DIR [BLOCK]."""
+"""A run that tells its steps on stdout, for tests that interrupt it: python -m
+tests.faults.slow_run DIR [BLOCK].
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,15 @@ def main(run_dir: str, block: str = "") -> None:
     """Run or go on to step 60; print the digest of the weights."""
     torch.set_num_threads(1)
     task = Slow(Path(run_dir) / "marker" if block else None)
-    fit = quiet(epochs=10, batch_size=10, run_dir=run_dir, resume="auto", checkpoint=Checkpoint(every="4 steps"),
-                loggers="jsonl", eval_every="5 steps")  # fmt: skip
+    fit = quiet(
+        epochs=10,
+        batch_size=10,
+        run_dir=run_dir,
+        resume="auto",
+        checkpoint=Checkpoint(every="4 steps"),
+        loggers="jsonl",
+        eval_every="5 steps",
+    )
     fit.on("step_end", lambda run, out: print("step", run.progress.step, flush=True))
     fit.on("save", lambda run, path: print("saved", path.name, flush=True))
     result = fit.run(task)

@@ -80,7 +80,8 @@ def kill_at_every_operation(
 ) -> int:
     """Kill ``act`` at its 1st, 2nd, … operation, each in a fresh directory, until it gets through.
 
-    ``check`` looks at the directory after each kill, and after the end. Returns the number of kills.
+    ``check`` looks at the directory after each kill, and after the end. Returns the number of
+    kills.
     """
     count = 0
     while True:

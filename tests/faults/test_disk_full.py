@@ -1,4 +1,6 @@
-"""A disk that fills, a file size limit, a device that fails: the last good checkpoint stays, nothing half is left."""
+"""A disk that fills, a file size limit, a device that fails: the last good checkpoint stays,
+nothing half is left.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def names(run_dir: Path) -> list[str]:
 
 
 def intact(run_dir: Path, committed: bool) -> None:
-    """Nothing half is left, and the newest is whole: save 2 when it got through to its name, else save 1."""
+    """Nothing half is left, and the newest is whole: save 2 when it got through to its name, else
+    save 1.
+    """
     step = 2 if committed else 1
     assert names(run_dir) == ["latest", *(f"step-{n:012d}" for n in range(1, step + 1))]
     assert alike(load_newest(Store(), run_dir)[1], make(step))
@@ -63,7 +67,11 @@ CODES = [
 ]
 
 
-@pytest.mark.parametrize(("code", "kind"), CODES, ids=lambda value: errno.errorcode.get(value, "") if isinstance(value, int) else "")
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    CODES,
+    ids=lambda value: errno.errorcode.get(value, "") if isinstance(value, int) else "",
+)
 def test_a_failure_at_any_operation_of_a_save(fast_path, operations, code, kind):
     renamed = next(n for n, (name, _) in enumerate(operations, 1) if name == "rename")
     for count, (operation, path) in enumerate(operations, 1):
@@ -73,7 +81,9 @@ def test_a_failure_at_any_operation_of_a_save(fast_path, operations, code, kind)
         with pytest.raises(LoopkitError) as caught:
             write(FailAt(count, code), run_dir, make(2))
         # The names of a directory are the only thing a save reads.
-        assert isinstance(caught.value, CheckpointError if operation in ("names", "stat") else kind), operation
+        assert isinstance(
+            caught.value, CheckpointError if operation in ("names", "stat") else kind
+        ), operation
         named = str(caught.value)
         assert str(run_dir / "checkpoints") in named
         assert path.name in named or ".staging-" in path.name
@@ -82,9 +92,15 @@ def test_a_failure_at_any_operation_of_a_save(fast_path, operations, code, kind)
 
 
 def test_a_full_disk_names_the_file_what_was_wanted_and_what_is_free(tmp_path, operations):
-    wanted = next(n for n, (name, path) in enumerate(operations, 1) if name == "write" and path.name == "model.safetensors")
+    wanted = next(
+        n
+        for n, (name, path) in enumerate(operations, 1)
+        if name == "write" and path.name == "model.safetensors"
+    )
     write(Store(), tmp_path, make(1))
-    with pytest.raises(DiskFullError, match=r"model\.safetensors of \d+ bytes: no room; \d+ bytes are free") as caught:
+    with pytest.raises(
+        DiskFullError, match=r"model\.safetensors of \d+ bytes: no room; \d+ bytes are free"
+    ) as caught:
         write(FailAt(wanted), tmp_path, make(2))
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.exit_code == 74
@@ -124,7 +140,9 @@ def small_disk(tmp_path):
     """A real file system of 2 MB."""
     place = tmp_path / "disk"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True
+    )
     if done.returncode:
         pytest.skip("mounting is not permitted here")
     yield place

@@ -1,4 +1,6 @@
-"""Real signals to a real process: it ends in order, loses nothing, and goes on to the identical weights."""
+"""Real signals to a real process: it ends in order, loses nothing, and goes on to the identical
+weights.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,14 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(run_dir: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "tests.faults.slow_run", str(run_dir), *more], text=True, env=ENV,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.slow_run", str(run_dir), *more],
+        text=True,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
@@ -27,7 +35,9 @@ def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
         lines.append(line.strip())
         if text in line:
             return lines
-    raise AssertionError(f"{text!r} never came: {lines} {process.stderr.read() if process.stderr else ''}")
+    raise AssertionError(
+        f"{text!r} never came: {lines} {process.stderr.read() if process.stderr else ''}"
+    )
 
 
 def finish(process: subprocess.Popen[str], limit: float = 60) -> tuple[int, list[str], str]:

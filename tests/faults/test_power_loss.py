@@ -1,4 +1,6 @@
-"""Power loss at any moment: what was not synced may be there, gone, torn or zeros, in any combination."""
+"""Power loss at any moment: what was not synced may be there, gone, torn or zeros, in any
+combination.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,14 @@ class File:
             return self.data
         half = len(self.data) // 2
         return made.choice(
-            [self.synced, b"", self.data, self.data[:half], bytes(len(self.data)), self.data[:half] + bytes(half)]
+            [
+                self.synced,
+                b"",
+                self.data,
+                self.data[:half],
+                bytes(len(self.data)),
+                self.data[:half] + bytes(half),
+            ]
         )
 
 
@@ -62,13 +71,17 @@ class Folder:
         self.synced, self.changes = dict(self.names), []
 
     def after(self, made: random.Random) -> dict[str, Any]:
-        """All changes, none, the first few, or some of them: file systems may reorder until told to sync."""
+        """All changes, none, the first few, or some of them: file systems may reorder until told to
+        sync.
+        """
         some = [change for change in self.changes if made.random() < 0.5]
         first = self.changes[: made.randrange(len(self.changes) + 1)]
         return _apply(dict(self.synced), made.choice([self.changes, [], first, some]))
 
 
-def _apply(names: dict[str, Any], changes: list[tuple[str | None, str | None, Any]]) -> dict[str, Any]:
+def _apply(
+    names: dict[str, Any], changes: list[tuple[str | None, str | None, Any]]
+) -> dict[str, Any]:
     for before, after, node in changes:
         if before is None or before in names:
             found = node if before is None else names.pop(before)
@@ -126,7 +139,10 @@ def story(tmp_path_factory):
         write(store, run_dir, make(step))
         promised[len(store.log)] = step
         apply(store, run_dir, keep=1)
-    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["latest", "step-000000000003"]
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
+        "latest",
+        "step-000000000003",
+    ]
     return run_dir, store.log, promised
 
 
@@ -143,8 +159,12 @@ def states(story, samples: int, seed: int, ignore: tuple[str, ...] = ()) -> int:
                 clean(Store(), after)
                 found = load_newest(Store(), after, warn=told.append)
                 step = found[1].meta["step"] if found else 0
-                assert step >= promise, f"operation {number}: step {promise} was promised, {step} is there"
-                assert found is None or alike(found[1], make(step)), f"operation {number}: another content"
+                assert step >= promise, (
+                    f"operation {number}: step {promise} was promised, {step} is there"
+                )
+                assert found is None or alike(found[1], make(step)), (
+                    f"operation {number}: another content"
+                )
                 assert told == [], f"operation {number}: {told}"
                 bad = [entry.problem for entry in scan(Store(), after, deep=True) if entry.problem]
                 assert bad == [], f"operation {number}: {bad}"
@@ -172,7 +192,11 @@ def test_the_model_of_the_disk_does_find_what_is_not_synced(story, ignored):
 
 def test_each_sync_in_the_log_is_one_that_the_system_was_asked_for(tmp_path, monkeypatch):
     asked, fsync, store = [], os.fsync, Logging()
-    monkeypatch.setattr(os, "fsync", lambda handle: (asked.append(os.readlink(f"/proc/self/fd/{handle}")), fsync(handle)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: (asked.append(os.readlink(f"/proc/self/fd/{handle}")), fsync(handle)),
+    )
     write(store, tmp_path, make(1))
     assert asked == [str(path) for kind, path, _ in store.log if kind in ("sync", "sync_dir")]
     assert len(asked) > 10

@@ -1,4 +1,6 @@
-"""A rank that fails, is killed, hangs or is told to stop: all end, soon, and what is told is the cause, once."""
+"""A rank that fails, is killed, hangs or is told to stop: all end, soon, and what is told is the
+cause, once.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,32 @@ def long(*values: object):
     return pytest.param(*values, marks=pytest.mark.long)
 
 
-def start(run_dir: Path, how: str = "none", where: str = "none", rank: int = 0, launcher: tuple[str, ...] = (), **env: str):
+def start(
+    run_dir: Path,
+    how: str = "none",
+    where: str = "none",
+    rank: int = 0,
+    launcher: tuple[str, ...] = (),
+    **env: str,
+):
     run_dir.mkdir(exist_ok=True)
-    words = [*(launcher or (sys.executable,)), "-m", "tests.faults.rank_run", str(run_dir), how, where, str(rank)]
-    return subprocess.Popen(words, cwd=ROOT, env={**ENV, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    words = [
+        *(launcher or (sys.executable,)),
+        "-m",
+        "tests.faults.rank_run",
+        str(run_dir),
+        how,
+        where,
+        str(rank),
+    ]
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env={**ENV, **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(process, limit: float = 90) -> tuple[int, list[str], str]:
@@ -47,7 +71,9 @@ def read_until(process, text: str) -> list[str]:
 
 def left_over(run_dir: Path) -> list[str]:
     """Processes of this run that still live."""
-    listed = subprocess.run(["ps", "-ww", "-eo", "pid,stat,args"], capture_output=True, text=True).stdout.splitlines()
+    listed = subprocess.run(
+        ["ps", "-ww", "-eo", "pid,stat,args"], capture_output=True, text=True
+    ).stdout.splitlines()
     return [line for line in listed if str(run_dir) in line and " Z" not in line[:20]]
 
 
@@ -60,15 +86,26 @@ def whole(tmp_path_factory) -> str:
     return lines[-1].split()[-1]
 
 
-@pytest.mark.parametrize(("where", "rank"), [("step", 1), ("data", 1), ("eval", 0), long("step", 0), long("hook", 1), long("save", 1)])
-def test_a_rank_that_raises_ends_all_and_its_traceback_comes_last_and_once(tmp_path, where, rank, whole):
+@pytest.mark.parametrize(
+    ("where", "rank"),
+    [("step", 1), ("data", 1), ("eval", 0), long("step", 0), long("hook", 1), long("save", 1)],
+)
+def test_a_rank_that_raises_ends_all_and_its_traceback_comes_last_and_once(
+    tmp_path, where, rank, whole
+):
     process = start(tmp_path / "run", "raise", where, rank)
     read_until(process, "step 1")
     code, _, err = finish(process)
     assert code == 1
-    assert err.count("Traceback") == (2 if where == "data" else 1), err  # a failed read is wrapped, with its cause
+    assert err.count("Traceback") == (2 if where == "data" else 1), (
+        err
+    )  # a failed read is wrapped, with its cause
     assert f"rank {rank} failed:" in err
-    assert err.strip().splitlines()[-1].startswith("loopkit.errors.DataError" if where == "data" else "ValueError: bad batch 17")
+    assert (
+        err.strip()
+        .splitlines()[-1]
+        .startswith("loopkit.errors.DataError" if where == "data" else "ValueError: bad batch 17")
+    )
     assert not left_over(tmp_path)
     if where in ("eval", "save"):  # and the run goes on from what was saved
         code, lines, err = finish(start(tmp_path / "run"))
@@ -160,9 +197,14 @@ def test_no_rank_outlives_its_launcher(tmp_path):
     assert not left_over(tmp_path)
 
 
-@pytest.mark.parametrize(("how", "rank", "told"), [
-    ("raise", 1, "rank 1: Traceback"), long("kill", 1, "Signal 9 (SIGKILL)"), long("hang", 1, "hung: rank 1 did not come"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "rank", "told"),
+    [
+        ("raise", 1, "rank 1: Traceback"),
+        long("kill", 1, "Signal 9 (SIGKILL)"),
+        long("hang", 1, "hung: rank 1 did not come"),
+    ],
+)
 def test_under_torchrun_the_cause_is_told_too(tmp_path, how, rank, told):
     process = start(tmp_path / "run", how, "step", rank, launcher=tuple(TORCHRUN))
     read_until(process, "step 8")
@@ -172,7 +214,9 @@ def test_under_torchrun_the_cause_is_told_too(tmp_path, how, rank, told):
     assert time.monotonic() - began < TIMEOUT + 15
     cause = err[err.index("Root Cause") :]
     assert told in cause, err
-    assert err.count("bad batch 17") == (2 if how == "raise" else 0), err  # the line that raises it, and what it says
+    assert err.count("bad batch 17") == (2 if how == "raise" else 0), (
+        err
+    )  # the line that raises it, and what it says
 
 
 @pytest.mark.parametrize("how", [long("raise"), "kill"])
@@ -185,12 +229,28 @@ def test_torchrun_restarts_from_the_newest_checkpoint(tmp_path, how, whole):
 
 
 def test_deepspeeds_launcher_gives_a_place(tmp_path, whole):
-    launcher = (str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2", "--no_local_rank", "--module")
+    launcher = (
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--num_accelerators",
+        "2",
+        "--no_local_rank",
+        "--module",
+    )
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     words = [*launcher, "tests.faults.rank_run", str(run_dir), "none", "none", "0"]
-    done = subprocess.run(words, cwd=ROOT, env={**ENV, "DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{ENV['PATH']}"},
-                          text=True, capture_output=True, timeout=90)  # fmt: skip
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env={
+            **ENV,
+            "DS_ACCELERATOR": "cpu",
+            "PATH": f"{Path(sys.executable).parent}:{ENV['PATH']}",
+        },
+        text=True,
+        capture_output=True,
+        timeout=90,
+    )
     assert done.returncode == 0, done.stderr
     ends = [line for line in done.stdout.splitlines() if line.startswith("end finished")]
     assert {line.split()[-1] for line in ends} == {whole}
@@ -209,12 +269,21 @@ def test_the_others_go_on_after_a_kill_too(tmp_path, under):
 def test_slurms_variables_give_a_place():
     from loopkit.strategies.world import find_place
 
-    env = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "11", "SLURM_LOCALID": "3", "SLURM_JOB_ID": "70042",
-           "SLURM_STEP_NODELIST": "node[07-08]", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}  # fmt: skip
+    env = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "16",
+        "SLURM_PROCID": "11",
+        "SLURM_LOCALID": "3",
+        "SLURM_JOB_ID": "70042",
+        "SLURM_STEP_NODELIST": "node[07-08]",
+        "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    }
     place = find_place(env)
     assert (place.rank, place.size, place.local_rank, place.local_size) == (11, 16, 3, 8)
     assert (place.host, place.port, place.hosted) == ("node07", 15000 + 70042 % 20000, False)
-    assert find_place({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16"}) is None, "a job's own shell is not a step"
+    assert find_place({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16"}) is None, (
+        "a job's own shell is not a step"
+    )
 
 
 TASK = """
@@ -236,25 +305,55 @@ class Odd(Tiny):
 
 def test_the_command_line_starts_ranks_and_tells_the_cause(tmp_path):
     (tmp_path / "odd.py").write_text(TASK)
-    words = [sys.executable, "-m", "loopkit", "fit", "odd.py", "--strategy", "ddp", "--devices", "2", "--batch-size", "4"]
+    words = [
+        sys.executable,
+        "-m",
+        "loopkit",
+        "fit",
+        "odd.py",
+        "--strategy",
+        "ddp",
+        "--devices",
+        "2",
+        "--batch-size",
+        "4",
+    ]
     env = {**ENV, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*words, "--run-dir", "one"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*words, "--run-dir", "one"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("***** finished *****") == 1
     assert "DDP x 2" in done.stderr
     failing = [*words, "--run-dir", "two", "--fail", "1"]
-    done = subprocess.run(failing, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        failing, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, done.stderr
     assert done.stderr.strip().splitlines()[-1] == "ValueError: bad batch 17"
-    taken = subprocess.run([*words, "--run-dir", "one"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    taken = subprocess.run(
+        [*words, "--run-dir", "one"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert taken.returncode == 73
     assert taken.stderr.count("pass resume='auto'") == 1
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("attempt", range(20))
-@pytest.mark.parametrize(("how", "where"), [("raise", "step"), ("kill", "step"), ("stop", "step"), ("hang", "step")])
+@pytest.mark.parametrize(
+    ("how", "where"), [("raise", "step"), ("kill", "step"), ("stop", "step"), ("hang", "step")]
+)
 def test_failures_end_alike_twenty_times_in_a_row(tmp_path, how, where, attempt):
     rank = attempt % 2
     code, _, err = finish(start(tmp_path / "run", how, where, rank))

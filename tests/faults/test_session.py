@@ -1,4 +1,6 @@
-"""Several ranks from a session without a script: what a notebook does, here by way of the interpreter's input."""
+"""Several ranks from a session without a script: what a notebook does, here by way of the
+interpreter's input.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,15 @@ class Greets(Hook):
 
 def session(text: str, place: Path) -> subprocess.Popen:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-u", "-"], cwd=place, env=env, text=True, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-"],
+        cwd=place,
+        env=env,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdin.write(DEFINED + text)
     process.stdin.close()
     process.stdin = None
@@ -57,7 +66,8 @@ def session(text: str, place: Path) -> subprocess.Popen:
 
 
 def test_weights_results_and_predictions_come_back(tmp_path):
-    process = session("""
+    process = session(
+        """
 plain = Points()
 expected = Fit(batch_size=16, accumulate=2, epochs=2, progress=False).run(plain)
 task = Points()
@@ -68,14 +78,17 @@ assert torch.allclose(task.net.weight, plain.net.weight, atol=1e-6)
 assert abs(result.metrics["eval/loss"] - expected.metrics["eval/loss"]) < 1e-6
 assert torch.equal(fit.predict(task, points(7, 3)), Fit().predict(task, points(7, 3)))
 print("same", result.checkpoint.is_dir())
-""", tmp_path)  # fmt: skip
+""",
+        tmp_path,
+    )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.splitlines() == ["hello from 2", "same True"]
 
 
 def test_a_rank_that_fails_is_an_error_of_the_session_which_goes_on(tmp_path):
-    process = session("""
+    process = session(
+        """
 Points.train_step = lambda self, batch: 1 / 0
 before = Points()
 task = Points()
@@ -84,19 +97,28 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 print(torch.equal(task.net.weight, before.net.weight))
-""", tmp_path)  # fmt: skip
+""",
+        tmp_path,
+    )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert out.splitlines() == ["LoopkitError the 2 ranks of this session ended with exit code 1; what happened stands above", "True"]
+    assert out.splitlines() == [
+        "LoopkitError the 2 ranks of this session ended with exit code 1; what happened stands "
+        "above",
+        "True",
+    ]
     assert "failed:\nTraceback" in err
     assert "ZeroDivisionError: division by zero" in err
 
 
 def test_ctrl_c_saves_and_the_session_goes_on(tmp_path):
-    process = session("""
+    process = session(
+        """
 result = Fit(strategy="ddp", devices=2, epochs=1000, progress=False, run_dir="run", hooks=[Greets()]).run(Points(slow=0.02))
 print(result.status, result.step > 0, result.checkpoint.is_dir())
-""", tmp_path)  # fmt: skip
+""",
+        tmp_path,
+    )
     while not list(tmp_path.glob("run/metrics.jsonl")):
         time.sleep(0.05)
         assert process.poll() is None

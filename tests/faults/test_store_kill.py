@@ -15,7 +15,11 @@ def test_a_kill_at_any_operation_leaves_the_last_good_checkpoint_and_nothing_hal
     root = HERE.parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(HERE / "kill_campaign.py")], capture_output=True, text=True, env=environment, timeout=240
+        [sys.executable, str(HERE / "kill_campaign.py")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     counts = json.loads(done.stdout)

@@ -1,4 +1,6 @@
-"""On one CUDA device: the numbers of a hand-written loop, exact resume, and a host that never waits within steps."""
+"""On one CUDA device: the numbers of a hand-written loop, exact resume, and a host that never waits
+within steps.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 LOG_EVERY, STEPS = 5, 15
 OPTIONS = {"accelerator": "cuda", "batch_size": 4, "eval_every": "never", "log_every": LOG_EVERY}
-STRATEGIES = {"single": lambda: "single", "ddp": DDP, "fsdp": FSDP, "deepspeed": lambda: DeepSpeed(stage=2)}
+STRATEGIES = {
+    "single": lambda: "single",
+    "ddp": DDP,
+    "fsdp": FSDP,
+    "deepspeed": lambda: DeepSpeed(stage=2),
+}
 
 
 class Strict(Hook):
@@ -42,12 +49,16 @@ def forgiving():
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("extra", [{}, {"clip_norm": 1.0}, {"accumulate": 2}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"clip_norm": 1.0}, {"accumulate": 2}, {"precision": "bf16"}]
+)
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
 def test_the_host_waits_for_nothing_between_two_logs(strategy, extra):
     strict = Strict()
     task = Words(count=400)
-    quiet(strategy=STRATEGIES[strategy](), steps=STEPS, hooks=[strict], **OPTIONS, **extra).run(task)
+    quiet(strategy=STRATEGIES[strategy](), steps=STEPS, hooks=[strict], **OPTIONS, **extra).run(
+        task
+    )
     assert strict.steps == STEPS - STEPS // LOG_EVERY - 1
 
 
@@ -67,7 +78,9 @@ def test_one_device_gives_the_numbers_of_single(strategy):
     weights = []
     for made in ("single", STRATEGIES[strategy]()):
         task = Words()
-        quiet(strategy=made, epochs=2, clip_norm=0.5, **{**OPTIONS, "eval_every": "1 epoch"}).run(task)
+        quiet(strategy=made, epochs=2, clip_norm=0.5, **{**OPTIONS, "eval_every": "1 epoch"}).run(
+            task
+        )
         weights.append({name: whole(t).detach() for name, t in task.state_dict().items()})
     assert all(t.is_cuda for t in weights[0].values())
     assert max(float((weights[1][n] - t).abs().max()) for n, t in weights[0].items()) < 1e-5
@@ -75,7 +88,12 @@ def test_one_device_gives_the_numbers_of_single(strategy):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "bf16-true"])
 def test_it_learns_and_resumes_to_the_same_bits(tmp_path, precision):
-    options = {**OPTIONS, "precision": precision, "checkpoint": Checkpoint(every="4 steps"), "deterministic": True}
+    options = {
+        **OPTIONS,
+        "precision": precision,
+        "checkpoint": Checkpoint(every="4 steps"),
+        "deterministic": True,
+    }
     whole_run, first, rest = Tiny(), Tiny(), Tiny()
     result = quiet(steps=12, run_dir=tmp_path / "whole", **options).run(whole_run)
     quiet(steps=7, run_dir=tmp_path / "run", **options).run(first)
@@ -93,7 +111,10 @@ def test_batches_copied_ahead_are_those_of_the_cpu(workers):
     seen: dict[str, list[torch.Tensor]] = {"cuda": [], "cpu": []}
     for accelerator, batches in seen.items():
         fit = quiet(epochs=1, **{**OPTIONS, "accelerator": accelerator})
-        fit.on("step_start", lambda run, groups, kept=batches: kept.extend(batch[0].cpu() for batch in groups))
+        fit.on(
+            "step_start",
+            lambda run, groups, kept=batches: kept.extend(batch[0].cpu() for batch in groups),
+        )
         fit.run(Loaded())
     assert len(seen["cuda"]) == len(seen["cpu"]) == 16
     assert all(torch.equal(a, b) for a, b in zip(seen["cuda"], seen["cpu"]))

@@ -54,7 +54,11 @@ class _Answers(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = self.path.partition("?")[0]
         length = int(self.headers.get("Content-Length") or 0)
-        body = self._chunks() if self.headers.get("Transfer-Encoding") == "chunked" else self.rfile.read(length)
+        body = (
+            self._chunks()
+            if self.headers.get("Transfer-Encoding") == "chunked"
+            else self.rfile.read(length)
+        )
         self.server.calls.append((self.command, path, self.headers.get("Authorization")))
         for pattern, answer in _ROUTES.items():
             if found := re.fullmatch(pattern, path):
@@ -99,13 +103,36 @@ class _Answers(BaseHTTPRequestHandler):
 
     def preupload(self, body: bytes, repo: str, branch: str) -> Any:
         large = (".safetensors", ".bin")
-        return ({"files": [{"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(large) else "regular",
-                            "shouldIgnore": False, "oid": None} for file in json.loads(body)["files"]]},)  # fmt: skip
+        return (
+            {
+                "files": [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["path"].endswith(large) else "regular",
+                        "shouldIgnore": False,
+                        "oid": None,
+                    }
+                    for file in json.loads(body)["files"]
+                ]
+            },
+        )
 
     def batch(self, body: bytes, repo: str) -> Any:
-        return ({"transfer": "basic", "objects": [
-            {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{self.server.url}/lfs/{o['oid']}", "header": {}}}}
-            for o in json.loads(body)["objects"]]},)  # fmt: skip
+        return (
+            {
+                "transfer": "basic",
+                "objects": [
+                    {
+                        "oid": o["oid"],
+                        "size": o["size"],
+                        "actions": {
+                            "upload": {"href": f"{self.server.url}/lfs/{o['oid']}", "header": {}}
+                        },
+                    }
+                    for o in json.loads(body)["objects"]
+                ],
+            },
+        )
 
     def store(self, body: bytes, oid: str) -> Any:
         assert hashlib.sha256(body).hexdigest() == oid
@@ -131,18 +158,43 @@ class _Answers(BaseHTTPRequestHandler):
                 tree.pop(value["path"], None)
         commits.append(tree)
         sha = _id(len(commits))
-        return ({"success": True, "commitUrl": f"{self.server.url}/{repo}/commit/{sha}", "commitOid": sha, "hookOutput": ""},)
+        return (
+            {
+                "success": True,
+                "commitUrl": f"{self.server.url}/{repo}/commit/{sha}",
+                "commitOid": sha,
+                "hookOutput": "",
+            },
+        )
 
     def info(self, body: bytes, repo: str, branch: str | None = None) -> Any:
         if (repo, branch or "main") not in self.server.commits:
             return {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"}
         commits = self.server.commits[repo, branch or "main"]
         files = [{"rfilename": name} for name in commits[-1]]
-        return ({"id": repo, "modelId": repo, "sha": _id(len(commits)), "private": False, "tags": [], "siblings": files},)
+        return (
+            {
+                "id": repo,
+                "modelId": repo,
+                "sha": _id(len(commits)),
+                "private": False,
+                "tags": [],
+                "siblings": files,
+            },
+        )
 
     def tree(self, body: bytes, repo: str, branch: str) -> Any:
-        return ([{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                 for name, data in self.server.files(repo, branch).items()],)  # fmt: skip
+        return (
+            [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": len(data),
+                    "oid": hashlib.sha1(data).hexdigest(),
+                }
+                for name, data in self.server.files(repo, branch).items()
+            ],
+        )
 
     def resolve(self, body: bytes, repo: str, branch: str, name: str) -> Any:
         sha = {"X-Repo-Commit": _id(len(self.server.commits[repo, "main"]))}

@@ -23,19 +23,37 @@ class Normed(Tiny):
         super().__init__(count, lr, dropout)
         self.net = nn.Sequential(
             nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.ReLU(), nn.Linear(16, 3)
-        )  # fmt: skip
+        )
 
 
 def go(
-    make: Callable[[], Hook], run_dir: Path, stop_at: int | None = None, task: type[Tiny] = Tiny, **options: Any
+    make: Callable[[], Hook],
+    run_dir: Path,
+    stop_at: int | None = None,
+    task: type[Tiny] = Tiny,
+    **options: Any,
 ) -> dict[str, Any]:
     """Run or resume with a fresh hook; everything that must be the same in a run never stopped."""
     model, recorder, hook, kept = task(), Recorder(), make(), {}
-    options = {"epochs": 3, "batch_size": 8, "eval_every": "3 steps", "log_every": "5 steps", **options}
-    fit = quiet(run_dir=run_dir, hooks=[recorder, hook], resume="auto", loggers="jsonl",
-                checkpoint=Checkpoint(every="1000 steps"), **options)  # fmt: skip
+    options = {
+        "epochs": 3,
+        "batch_size": 8,
+        "eval_every": "3 steps",
+        "log_every": "5 steps",
+        **options,
+    }
+    fit = quiet(
+        run_dir=run_dir,
+        hooks=[recorder, hook],
+        resume="auto",
+        loggers="jsonl",
+        checkpoint=Checkpoint(every="1000 steps"),
+        **options,
+    )
     if stop_at is not None:
-        fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None)
+        fit.on(
+            "step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None
+        )
 
     @fit.on("fit_end")
     def keep(run, *_):
@@ -46,12 +64,22 @@ def go(
         kept["hook"] = repr(state) + digest(averages)
 
     result = fit.run(model)
-    rows = [{k: v for k, v in row.items() if k not in TIMED} for row in read_rows(run_dir / "metrics.jsonl")]
-    return {"weights": digest(model.state_dict()), **kept, "losses": recorder.losses, "rows": rows,
-            "status": result.status}  # fmt: skip
+    rows = [
+        {k: v for k, v in row.items() if k not in TIMED}
+        for row in read_rows(run_dir / "metrics.jsonl")
+    ]
+    return {
+        "weights": digest(model.state_dict()),
+        **kept,
+        "losses": recorder.losses,
+        "rows": rows,
+        "status": result.status,
+    }
 
 
-def check_resume(make: Callable[[], Hook], folder: Path, stops: tuple[int, ...], **options: Any) -> dict[str, Any]:
+def check_resume(
+    make: Callable[[], Hook], folder: Path, stops: tuple[int, ...], **options: Any
+) -> dict[str, Any]:
     """Compare a whole run with one stopped and resumed at each of ``stops``; returns the whole one."""
     whole = go(make, folder / "whole", **options)
     for stop in stops:

@@ -15,13 +15,21 @@ from loopkit.hooks.curves import Curves, draw_curves
 HISTORY = [
     {"step": 10, "train/loss": 2.0, "lr": 0.1, "train/grad_norm": 1.0, "epoch": 0.1},
     {"step": 20, "train/loss": 1.0, "lr": 0.2, "train/grad_norm": float("inf"), "epoch": 0.2},
-    {"step": 20, "eval/loss": 1.5, "eval/accuracy": 0.5, "eval/runtime": 0.1, "eval/samples_per_second": 9.0},
+    {
+        "step": 20,
+        "eval/loss": 1.5,
+        "eval/accuracy": 0.5,
+        "eval/runtime": 0.1,
+        "eval/samples_per_second": 9.0,
+    },
     {"step": 30, "train/loss": float("nan"), "lr": 0.1, "train/grad_norm": 0.5},
 ]
 
 
 def made(run_dir: Path | None, rank: int = 0, history: object = HISTORY) -> SimpleNamespace:
-    return SimpleNamespace(strategy=SimpleNamespace(rank=rank), run_dir=run_dir, history=history, task=object())
+    return SimpleNamespace(
+        strategy=SimpleNamespace(rank=rank), run_dir=run_dir, history=history, task=object()
+    )
 
 
 def is_png(path: Path) -> bool:
@@ -44,9 +52,11 @@ def test_the_picture_is_drawn_after_an_evaluation_and_at_the_end(tmp_path):
 def test_what_belongs_together_shares_a_panel():
     panels = curves_module._panels(curves_module._series(HISTORY))
     assert {name: sorted(curves) for name, curves in panels.items()} == {
-        "Loss": ["eval/loss", "train/loss"], "Metrics": ["eval/accuracy"], "Learning rate": ["lr"],
+        "Loss": ["eval/loss", "train/loss"],
+        "Metrics": ["eval/accuracy"],
+        "Learning rate": ["lr"],
         "Gradient norm": ["train/grad_norm"],
-    }  # fmt: skip
+    }
     assert panels["Loss"]["train/loss"][0] == [10, 20, 30]
 
 
@@ -58,7 +68,16 @@ def test_nothing_logged_is_no_picture(tmp_path, history):
 
 def test_names_that_matplotlib_would_read_as_something_else_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    rows = [{"step": 1, "eval/$x_{": 1.0, "eval/_hidden": 2.0, "eval/🦊": 3.0, "eval/..": 1e300, "eval/": -1.0}]
+    rows = [
+        {
+            "step": 1,
+            "eval/$x_{": 1.0,
+            "eval/_hidden": 2.0,
+            "eval/🦊": 3.0,
+            "eval/..": 1e300,
+            "eval/": -1.0,
+        }
+    ]
     draw_curves(rows, tmp_path / "deep" / "c.svg")
     assert "<svg" in (tmp_path / "deep" / "c.svg").read_text()
 

@@ -1,4 +1,6 @@
-"""The page on the hooks: every hook has its place there (its blocks are run with those of all pages)."""
+"""The page on the hooks: every hook has its place there (its blocks are run with those of all
+pages).
+"""
 
 from __future__ import annotations
 

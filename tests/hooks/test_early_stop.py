@@ -19,7 +19,9 @@ class Scripted(Tiny):
     calls = 0
 
     def on_eval_start(self, run):
-        self.calls = run.progress.step  # evaluated after every step: the value depends on nothing else
+        self.calls = (
+            run.progress.step
+        )  # evaluated after every step: the value depends on nothing else
 
 
 def scripted(metric, patience, **options):
@@ -52,7 +54,10 @@ def test_max_turns_the_comparison():
 
 def test_a_second_run_with_the_same_hook_counts_anew():
     hook = EarlyStop("eval/score:min", 3)
-    steps = [quiet(epochs=1, batch_size=8, eval_every=1, hooks=[hook]).run(Scripted(56)).step for _ in range(2)]
+    steps = [
+        quiet(epochs=1, batch_size=8, eval_every=1, hooks=[hook]).run(Scripted(56)).step
+        for _ in range(2)
+    ]
     assert steps == [5, 5]
 
 
@@ -80,7 +85,10 @@ def test_a_run_that_was_stopped_stays_stopped_and_goes_on_with_more_patience(tmp
 
 
 def test_an_unknown_metric_is_named_at_the_first_evaluation_with_the_known_ones():
-    with pytest.raises(MetricError, match=r"no 'eval/los'. Did you mean 'eval/loss'\? It gave eval/loss, eval/runtime"):
+    with pytest.raises(
+        MetricError,
+        match=r"no 'eval/los'. Did you mean 'eval/loss'\? It gave eval/loss, eval/runtime",
+    ):
         quiet(steps=4, eval_every=2, hooks=[EarlyStop("eval/los:min")]).run(Tiny())
 
 
@@ -93,10 +101,16 @@ def test_evaluating_alone_does_not_ask_for_the_metric():
     assert "eval/loss" in quiet(hooks=[EarlyStop("eval/other:min")]).evaluate(Tiny())
 
 
-@pytest.mark.parametrize(("arguments", "named"), [
-    ({"metric": "eval/loss"}, "eval/loss:min"), ({"metric": ":min"}, "name the metric"),
-    ({"patience": 0}, "patience=0"), ({"patience": True}, "patience=True"), ({"min_delta": -1}, "min_delta=-1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"metric": "eval/loss"}, "eval/loss:min"),
+        ({"metric": ":min"}, "name the metric"),
+        ({"patience": 0}, "patience=0"),
+        ({"patience": True}, "patience=True"),
+        ({"min_delta": -1}, "min_delta=-1"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, named):
     with pytest.raises(OptionError, match=named):
         EarlyStop(**arguments)

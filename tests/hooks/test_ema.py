@@ -30,23 +30,33 @@ class Trail(Hook):
 def by_hand(start, after, decays):
     average = {name: value.double() for name, value in start.items()}
     for step, decay in zip(after, decays):
-        average = {name: decay * value + (1 - decay) * step[name].double() for name, value in average.items()}
+        average = {
+            name: decay * value + (1 - decay) * step[name].double()
+            for name, value in average.items()
+        }
     return average
 
 
 def close(found, expected):
-    return all(torch.allclose(found[name].double(), value, atol=1e-6) for name, value in expected.items())
+    return all(
+        torch.allclose(found[name].double(), value, atol=1e-6) for name, value in expected.items()
+    )
 
 
-@pytest.mark.parametrize(("arguments", "decays"), [
-    ({"decay": 0.9}, [0.9] * 12),
-    ({"decay": 0.9, "warmup": True}, [min(0.9, (1 + n) / (10 + n)) for n in range(12)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "decays"),
+    [
+        ({"decay": 0.9}, [0.9] * 12),
+        ({"decay": 0.9, "warmup": True}, [min(0.9, (1 + n) / (10 + n)) for n in range(12)]),
+    ],
+)
 def test_the_average_is_the_formula(arguments, decays):
     trail, ema = Trail(), EMA(**arguments)
     quiet(steps=12, batch_size=8, hooks=[trail, ema]).run(Tiny())
     assert close(ema.state_dict()["averages"], by_hand(trail.start, trail.after, decays))
-    assert not close(ema.state_dict()["averages"], {n: v.double() for n, v in trail.after[-1].items()})
+    assert not close(
+        ema.state_dict()["averages"], {n: v.double() for n, v in trail.after[-1].items()}
+    )
 
 
 def test_every_leaves_steps_out():
@@ -75,8 +85,12 @@ def test_evaluations_see_the_averages_and_training_its_own_weights():
 
 def test_evaluate_false_measures_the_weights():
     trail = Trail()
-    quiet(steps=4, batch_size=8, eval_every="4 steps", hooks=[trail, EMA(0.5, evaluate=False)]).run(Tiny())
-    assert all(torch.equal(value, trail.after[-1][name]) for name, value in trail.evaluated[0].items())
+    quiet(steps=4, batch_size=8, eval_every="4 steps", hooks=[trail, EMA(0.5, evaluate=False)]).run(
+        Tiny()
+    )
+    assert all(
+        torch.equal(value, trail.after[-1][name]) for name, value in trail.evaluated[0].items()
+    )
 
 
 def test_the_weights_come_back_when_the_evaluation_raises():
@@ -93,7 +107,10 @@ def test_the_weights_come_back_when_the_evaluation_raises():
 def test_apply_at_end_leaves_the_averages_and_the_buffers_in_the_task():
     task, ema = Normed(), EMA(0.9, apply_at_end=True)
     result = quiet(steps=12, batch_size=8, eval_every="12 steps", hooks=[ema]).run(task)
-    assert all(torch.equal(value, weights(task)[name]) for name, value in ema.state_dict()["averages"].items())
+    assert all(
+        torch.equal(value, weights(task)[name])
+        for name, value in ema.state_dict()["averages"].items()
+    )
     assert quiet(batch_size=8).evaluate(task)["eval/loss"] == result.metrics["eval/loss"]
 
 
@@ -106,13 +123,17 @@ def test_with_load_best_the_averages_of_the_best_checkpoint_stay(tmp_path):
 
     task, trail, ema = Scored(), Trail(), EMA(0.9, apply_at_end=True)
     best = Checkpoint(every="1000 steps", best="eval/score:min", load_best=True)
-    quiet(steps=9, batch_size=8, eval_every=3, run_dir=tmp_path, checkpoint=best, hooks=[trail, ema]).run(task)
+    quiet(
+        steps=9, batch_size=8, eval_every=3, run_dir=tmp_path, checkpoint=best, hooks=[trail, ema]
+    ).run(task)
     assert close(weights(task), by_hand(trail.start, trail.after[:6], [0.9] * 6))
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"accumulate": 2}, {"rng": "stream"}, {"precision": "bf16-true"}, {"task": Normed}
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate": 2}, {"rng": "stream"}, {"precision": "bf16-true"}, {"task": Normed}],
+    ids=str,
+)
 def test_resume_is_bit_identical(options, tmp_path):
     check_resume(lambda: EMA(0.9, every=2, warmup=True), tmp_path, (1, 6, 9), **options)
 
@@ -125,18 +146,27 @@ def test_averages_of_half_precision_weights_are_kept_in_single():
 
 def test_averages_can_be_taken_from_a_checkpoint(tmp_path):
     ema = EMA(0.9)
-    result = quiet(steps=5, batch_size=8, hooks=[ema], run_dir=tmp_path, checkpoint=True).run(Tiny())
+    result = quiet(steps=5, batch_size=8, hooks=[ema], run_dir=tmp_path, checkpoint=True).run(
+        Tiny()
+    )
     task = Tiny()
     EMA().apply(task, result.checkpoint)
-    assert all(torch.equal(value, weights(task)[name]) for name, value in ema.state_dict()["averages"].items())
+    assert all(
+        torch.equal(value, weights(task)[name])
+        for name, value in ema.state_dict()["averages"].items()
+    )
 
 
 def test_a_save_in_the_background_holds_the_averages_of_its_own_step(tmp_path):
     trail, ema = Trail(), EMA(0.9)
     every = Checkpoint(every="3 steps", keep=None)
-    quiet(steps=12, batch_size=8, run_dir=tmp_path, checkpoint=every, hooks=[trail, ema]).run(Tiny())
+    quiet(steps=12, batch_size=8, run_dir=tmp_path, checkpoint=every, hooks=[trail, ema]).run(
+        Tiny()
+    )
     paths = sorted((tmp_path / "checkpoints").iterdir())
-    saved = {load_snapshot(path).meta["step"]: path for path in paths if path.name.startswith("step")}
+    saved = {
+        load_snapshot(path).meta["step"]: path for path in paths if path.name.startswith("step")
+    }
     assert sorted(saved) == [3, 6, 9, 12]
     for step, path in saved.items():
         task = Tiny()
@@ -147,7 +177,9 @@ def test_a_save_in_the_background_holds_the_averages_of_its_own_step(tmp_path):
 def test_a_checkpoint_of_other_parameters_is_refused():
     ema = EMA(0.9)
     ema.load_state_dict({"updates": 1, "averages": {"other": torch.zeros(1)}})
-    with pytest.raises(CheckpointError, match=r"EMA's averages of other parameters.*net\.0\.bias.*without EMA"):
+    with pytest.raises(
+        CheckpointError, match=r"EMA's averages of other parameters.*net\.0\.bias.*without EMA"
+    ):
         quiet(steps=1, hooks=[ema]).run(Tiny())
 
 
@@ -156,7 +188,9 @@ def test_a_hook_added_at_a_resume_starts_from_the_weights(tmp_path):
     fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == 3 else None)
     fit.run(Tiny())
     ema, trail = EMA(0.9), Trail()
-    fit = quiet(steps=5, batch_size=8, run_dir=tmp_path, checkpoint=True, resume="auto", hooks=[trail, ema])
+    fit = quiet(
+        steps=5, batch_size=8, run_dir=tmp_path, checkpoint=True, resume="auto", hooks=[trail, ema]
+    )
     fit.run(Tiny())
     assert ema.updates == 2
     assert close(ema.state_dict()["averages"], by_hand(trail.start, trail.after, [0.9] * 2))
@@ -167,10 +201,15 @@ def test_nothing_averaged_yet_is_said():
         EMA().apply(Tiny())
 
 
-@pytest.mark.parametrize(("arguments", "named"), [
-    ({"decay": 1.0}, "decay=1.0"), ({"decay": 0}, "decay=0"), ({"every": "3 min"}, "every='3 min'"),
-    ({"every": "often"}, "every=.*'often'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"decay": 1.0}, "decay=1.0"),
+        ({"decay": 0}, "decay=0"),
+        ({"every": "3 min"}, "every='3 min'"),
+        ({"every": "often"}, "every=.*'often'"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, named):
     with pytest.raises(OptionError, match=named):
         EMA(**arguments)

@@ -17,27 +17,43 @@ from tests.support import Tiny, digest, points, quiet
 
 class Scheduled(Tiny):
     def optimizers(self):
-        groups = [{"params": self.net[0].parameters()}, {"params": self.net[3].parameters(), "lr": 0.5, "name": "head"}]
+        groups = [
+            {"params": self.net[0].parameters()},
+            {"params": self.net[3].parameters(), "lr": 0.5, "name": "head"},
+        ]
         optimizer = torch.optim.SGD(groups, lr=0.1)
         return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.1)
 
 
 class Pair(Tiny):
     def optimizers(self):
-        return {"body": SGD(0.1, params=self.net[0], schedule=linear()), "head": SGD(0.5, params=self.net[3])}
+        return {
+            "body": SGD(0.1, params=self.net[0], schedule=linear()),
+            "head": SGD(0.5, params=self.net[3]),
+        }
 
 
 def test_the_rates_of_all_groups_are_logged_as_they_are_at_each_log():
-    result = quiet(steps=8, batch_size=8, log_every=4, eval_every="never", hooks=[LRMonitor()]).run(Scheduled())
+    result = quiet(steps=8, batch_size=8, log_every=4, eval_every="never", hooks=[LRMonitor()]).run(
+        Scheduled()
+    )
     rows = {row["step"]: row for row in result.history}
     assert {step: (row["lr/0"], row["lr/head"]) for step, row in rows.items()} == {
-        1: (0.1, 0.5), 4: pytest.approx((0.01, 0.05)), 8: pytest.approx((0.001, 0.005))
-    }  # fmt: skip
+        1: (0.1, 0.5),
+        4: pytest.approx((0.01, 0.05)),
+        8: pytest.approx((0.001, 0.005)),
+    }
 
 
 def test_several_optimizers_have_their_names_in_front():
-    result = quiet(steps=4, batch_size=8, log_every=2, eval_every="never", hooks=[LRMonitor()]).run(Pair())
-    assert result.history[-1]["lr/body/all"] == result.history[-1]["lr/body"] == pytest.approx(0.1 * 1 / 4)
+    result = quiet(steps=4, batch_size=8, log_every=2, eval_every="never", hooks=[LRMonitor()]).run(
+        Pair()
+    )
+    assert (
+        result.history[-1]["lr/body/all"]
+        == result.history[-1]["lr/body"]
+        == pytest.approx(0.1 * 1 / 4)
+    )
     assert result.history[-1]["lr/head/all"] == 0.5
 
 
@@ -49,7 +65,9 @@ def test_the_end_of_an_epoch_of_unknown_length_logs_the_rates_too():
         def optimizers(self):
             return SGD(0.1)
 
-    result = quiet(epochs=1, log_every="1 epoch", eval_every="never", hooks=[LRMonitor()]).run(Unsized())
+    result = quiet(epochs=1, log_every="1 epoch", eval_every="never", hooks=[LRMonitor()]).run(
+        Unsized()
+    )
     assert [(row["step"], row["lr/all"]) for row in result.history] == [(1, 0.1), (6, 0.1)]
 
 
@@ -71,15 +89,24 @@ class Watch(Hook):
         if run.progress.step == self.at:
             after = weights(run.task)
             for layer in ("net.0", "net.3"):
-                old = torch.cat([v.flatten() for n, v in self.before.items() if n.startswith(layer)])
+                old = torch.cat(
+                    [v.flatten() for n, v in self.before.items() if n.startswith(layer)]
+                )
                 new = torch.cat([v.flatten() for n, v in after.items() if n.startswith(layer)])
                 self.found[f"update_ratio/{layer}"] = float((new - old).norm() / old.norm())
 
 
 def test_gradient_norms_and_update_ratios_per_layer():
     watch = Watch(6)
-    result = quiet(steps=7, batch_size=8, log_every=7, eval_every="never", clip_norm=0.5, accumulate=2,
-                   hooks=[watch, GradMonitor(every=6)]).run(Tiny())  # fmt: skip
+    result = quiet(
+        steps=7,
+        batch_size=8,
+        log_every=7,
+        eval_every="never",
+        clip_norm=0.5,
+        accumulate=2,
+        hooks=[watch, GradMonitor(every=6)],
+    ).run(Tiny())
     row = result.history[-1]
     assert len(watch.found) == 4
     for name, value in watch.found.items():
@@ -89,7 +116,9 @@ def test_gradient_norms_and_update_ratios_per_layer():
 
 
 def test_all_as_one_is_the_norm_of_everything():
-    result = quiet(steps=3, batch_size=8, log_every=3, eval_every="never", hooks=[GradMonitor(3, "all")]).run(Tiny())
+    result = quiet(
+        steps=3, batch_size=8, log_every=3, eval_every="never", hooks=[GradMonitor(3, "all")]
+    ).run(Tiny())
     row = result.history[-1]
     assert row["grad_norm/all"] == pytest.approx(row["train/grad_norm"], rel=1e-5)
     assert 0 < row["update_ratio/all"] < 1
@@ -103,9 +132,20 @@ def test_each_optimizer_that_steps_alone_is_seen():
                 self.update(run, [name])
             return out
 
-    result = quiet(steps=2, batch_size=8, log_every=2, eval_every="never", step=Alternating(),
-                   hooks=[GradMonitor(2)]).run(Pair())  # fmt: skip
-    assert {"grad_norm/net.0", "grad_norm/net.3", "update_ratio/net.0", "update_ratio/net.3"} <= result.history[-1].keys()
+    result = quiet(
+        steps=2,
+        batch_size=8,
+        log_every=2,
+        eval_every="never",
+        step=Alternating(),
+        hooks=[GradMonitor(2)],
+    ).run(Pair())
+    assert {
+        "grad_norm/net.0",
+        "grad_norm/net.3",
+        "update_ratio/net.0",
+        "update_ratio/net.3",
+    } <= result.history[-1].keys()
 
 
 @pytest.mark.parametrize("make", [LRMonitor, lambda: GradMonitor(every=4)])
@@ -142,7 +182,9 @@ class Ticks:
 
 
 def test_rates_are_counts_over_the_time_between_logs():
-    result = quiet(steps=12, log_every=4, eval_every="never", hooks=[Throughput(clock=Ticks())]).run(Tokens())
+    result = quiet(
+        steps=12, log_every=4, eval_every="never", hooks=[Throughput(clock=Ticks())]
+    ).run(Tokens())
     rows = {row["step"]: row for row in result.history}
     assert "train/samples_per_second" not in rows[1]  # the first stretch is over at the first log
     assert rows[4]["train/samples_per_second"] == 3 * 8 / 0.5
@@ -164,15 +206,23 @@ def test_time_in_evaluations_is_left_out():
     clock = Ticks()
     result = quiet(steps=12, log_every=4, eval_every=4, hooks=[Throughput(clock=clock)]).run(Slow())
     rows = {row["step"]: row for row in result.history if "train/loss" in row}
-    assert rows[8]["train/samples_per_second"] == 4 * 8 / (0.5 + 0.5)  # up to the evaluation, and after it
+    assert rows[8]["train/samples_per_second"] == 4 * 8 / (
+        0.5 + 0.5
+    )  # up to the evaluation, and after it
 
 
 def test_operations_are_those_counted_by_hand_forward_and_backward():
     monitor = Throughput(peak_flops=1e6, clock=Ticks())
-    result = quiet(steps=12, log_every=4, eval_every="never", accumulate=2, epochs=2, hooks=[monitor]).run(Tokens())
-    linear = 2 * 40 * 16 * 11  # per pass; the backward makes two, one for the input and one for the weight
+    result = quiet(
+        steps=12, log_every=4, eval_every="never", accumulate=2, epochs=2, hooks=[monitor]
+    ).run(Tokens())
+    linear = (
+        2 * 40 * 16 * 11
+    )  # per pass; the backward makes two, one for the input and one for the weight
     attention = 2 * (2 * 8 * 5 * 5 * 16)  # queries by keys, and weights by values
-    per_micro_batch = 3 * linear + attention + 5 * attention // 2  # its backward makes five products, one of them anew
+    per_micro_batch = (
+        3 * linear + attention + 5 * attention // 2
+    )  # its backward makes five products, one of them anew
     assert monitor.flops_per_step == 2 * per_micro_batch
     row = result.history[-1]
     assert row["train/flops_per_second"] == pytest.approx(4 * 2 * per_micro_batch / 0.5)
@@ -200,14 +250,23 @@ def test_a_first_step_that_raises_ends_the_count():
 
 def test_compiled_code_is_said_to_be_out_of_sight():
     with pytest.warns(LoopkitWarning, match="cannot see into compiled code"):
-        quiet(steps=1, compile=Compile(backend="eager"), eval_every="never", hooks=[Throughput(flops=True)]).run(Tiny())
+        quiet(
+            steps=1,
+            compile=Compile(backend="eager"),
+            eval_every="never",
+            hooks=[Throughput(flops=True)],
+        ).run(Tiny())
 
 
-@pytest.mark.parametrize(("make", "named"), [
-    (lambda: GradMonitor(every="now"), "every=.*'now'"), (lambda: GradMonitor("3 min"), "every='3 min'"),
-    (lambda: GradMonitor(per="tensor"), "per='tensor'"),
-    (lambda: Throughput(peak_flops=0), "peak_flops=0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: GradMonitor(every="now"), "every=.*'now'"),
+        (lambda: GradMonitor("3 min"), "every='3 min'"),
+        (lambda: GradMonitor(per="tensor"), "per='tensor'"),
+        (lambda: Throughput(peak_flops=0), "peak_flops=0"),
+    ],
+)
 def test_bad_arguments_are_named(make, named):
     with pytest.raises(OptionError, match=named):
         make()

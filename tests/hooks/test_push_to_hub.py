@@ -1,4 +1,6 @@
-"""PushToHub against a server on this machine that speaks the hub's own API to the real huggingface_hub."""
+"""PushToHub against a server on this machine that speaks the hub's own API to the real
+huggingface_hub.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,22 @@ def hub(monkeypatch, tmp_path):
     server.server_close()
 
 
-def go(hook: PushToHub, *more: Hook, task: Tiny | None = None, checkpoint: object = None, **options: object):
+def go(
+    hook: PushToHub,
+    *more: Hook,
+    task: Tiny | None = None,
+    checkpoint: object = None,
+    **options: object,
+):
     checkpoint = checkpoint or Checkpoint(every="4 steps", keep=1)
-    options = {"epochs": 2, "batch_size": 10, "run_dir": "run", "loggers": "jsonl", "eval_every": "3 steps", **options}
+    options = {
+        "epochs": 2,
+        "batch_size": 10,
+        "run_dir": "run",
+        "loggers": "jsonl",
+        "eval_every": "3 steps",
+        **options,
+    }
     return quiet(hooks=[hook, *more], checkpoint=checkpoint, **options).run(task or Tiny())
 
 
@@ -64,13 +79,21 @@ def test_at_the_end_the_weights_and_what_tells_of_them_arrive(hub, tmp_path):
     task, hook = Tiny(), PushToHub("me/tiny", private=True)
     result = go(hook, task=task)
     files = hub.files("me/tiny")
-    assert sorted(files) == ["README.md", "hparams.json", "loopkit.json", "metrics.jsonl", "model.safetensors"]
+    assert sorted(files) == [
+        "README.md",
+        "hparams.json",
+        "loopkit.json",
+        "metrics.jsonl",
+        "model.safetensors",
+    ]
     sent = load(files["model.safetensors"])
     assert all(torch.equal(value, sent[name]) for name, value in task.state_dict().items())
     assert json.loads(files["loopkit.json"])["hparams"]["lr"] == 1e-2
     assert files["metrics.jsonl"] == Path("run/metrics.jsonl").read_bytes()
     assert (hook.pushed, hub.messages, hub.private) == ([12], ["12 steps"], {"me/tiny"})
-    assert {token for _, path, token in hub.calls if path.startswith("/api/models/")} == {"Bearer hf_secret"}
+    assert {token for _, path, token in hub.calls if path.startswith("/api/models/")} == {
+        "Bearer hf_secret"
+    }
     card = files["README.md"].decode()
     assert card.startswith("---\nlibrary_name: loopkit\n")
     assert f"| eval/loss | {result.metrics['eval/loss']:.6g} |" in card
@@ -99,12 +122,18 @@ def test_the_newest_checkpoint_goes_whole_and_a_run_is_resumed_from_it(hub, tmp_
 
     hook = PushToHub("me/tiny", "checkpoint")
     go(hook, Waits(hook))
-    assert {name.split("/")[0] for name in hub.files("me/tiny") if "/" in name} == {"last-checkpoint"}
+    assert {name.split("/")[0] for name in hub.files("me/tiny") if "/" in name} == {
+        "last-checkpoint"
+    }
     folder = Path(snapshot_download("me/tiny", local_dir=tmp_path / "there", endpoint=hub.url))
     task = Tiny.load(folder / "last-checkpoint")
-    assert torch.equal(task.net[0].weight, load(hub.files("me/tiny")["model.safetensors"])["net.0.weight"])
+    assert torch.equal(
+        task.net[0].weight, load(hub.files("me/tiny")["model.safetensors"])["net.0.weight"]
+    )
     with pytest.warns(LoopkitWarning, match="made for a run of 12 steps"):
-        result = quiet(epochs=3, batch_size=10, resume=folder / "last-checkpoint", run_dir="more").run(Tiny())
+        result = quiet(
+            epochs=3, batch_size=10, resume=folder / "last-checkpoint", run_dir="more"
+        ).run(Tiny())
     assert result.step == 18
 
 
@@ -118,12 +147,18 @@ def test_all_checkpoints_go_though_the_run_keeps_one(hub):
 
 def test_the_best_weights_go_where_the_run_ends_with_them(hub):
     task = Tiny(lr=1.0)  # which soon makes it worse
-    result = go(PushToHub("me/tiny"), task=task, eval_every="2 steps",
-                checkpoint=Checkpoint(every="2 steps", best="eval/loss:min", load_best=True))  # fmt: skip
+    result = go(
+        PushToHub("me/tiny"),
+        task=task,
+        eval_every="2 steps",
+        checkpoint=Checkpoint(every="2 steps", best="eval/loss:min", load_best=True),
+    )
     assert result.best["step"] < result.step
     sent = load(hub.files("me/tiny")["model.safetensors"])
     assert all(torch.equal(value, sent[name]) for name, value in task.state_dict().items())
-    assert f"| eval/loss | {result.best['value']:.6g} |" in hub.files("me/tiny")["README.md"].decode()
+    assert (
+        f"| eval/loss | {result.best['value']:.6g} |" in hub.files("me/tiny")["README.md"].decode()
+    )
 
 
 def test_a_branch_and_a_readme_of_somebody_else(hub):
@@ -144,7 +179,9 @@ def test_a_hub_that_is_down_is_told_of_once_at_the_end(monkeypatch, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         at(f"http://127.0.0.1:{free.getsockname()[1]}", monkeypatch, tmp_path)
-        with pytest.warns(LoopkitWarning, match=r"of \d uploads to me/tiny, \d failed, the last by ConnectError") as told:
+        with pytest.warns(
+            LoopkitWarning, match=r"of \d uploads to me/tiny, \d failed, the last by ConnectError"
+        ) as told:
             result = go(PushToHub("me/tiny", "every_save"))
     assert (result.status, result.step, len(told)) == ("finished", 12, 1)
     assert not list(Path("run").glob(".push-*"))
@@ -188,7 +225,14 @@ def pushing(url: str, run_dir: str) -> list[int]:
     with pytest.MonkeyPatch.context() as patch:
         at(url, patch, Path(run_dir))
         hook = PushToHub("me/tiny", "checkpoint")
-        quiet(strategy="ddp", epochs=2, batch_size=5, run_dir=run_dir, checkpoint=Checkpoint(every="4 steps"), hooks=[hook]).run(Tiny())
+        quiet(
+            strategy="ddp",
+            epochs=2,
+            batch_size=5,
+            run_dir=run_dir,
+            checkpoint=Checkpoint(every="4 steps"),
+            hooks=[hook],
+        ).run(Tiny())
     return hook.pushed
 
 

@@ -61,7 +61,9 @@ def test_modes_and_momentum_are_left_as_they_were():
     assert int(task.net[1].num_batches_tracked) == 3
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "task": Tiny}, {"rng": "stream"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2, "task": Tiny}, {"rng": "stream"}], ids=str
+)
 def test_resume_is_bit_identical(options, tmp_path):
     options = {"task": Normed, **options}
     check_resume(lambda: SWA(start="50%", every="2 steps"), tmp_path, (1, 6, 8), **options)
@@ -75,8 +77,14 @@ def test_a_finished_run_resumed_ends_the_same(workers, tmp_path):
 
     def once():
         task = Fed(dropout=0.5)
-        quiet(steps=8, batch_size=8, run_dir=tmp_path, resume="auto", checkpoint=True,
-              hooks=[SWA(start=4, every=2)]).run(task)  # fmt: skip
+        quiet(
+            steps=8,
+            batch_size=8,
+            run_dir=tmp_path,
+            resume="auto",
+            checkpoint=True,
+            hooks=[SWA(start=4, every=2)],
+        ).run(task)
         return digest(task.state_dict())
 
     assert once() == once()
@@ -98,11 +106,20 @@ def test_an_interrupted_run_keeps_its_weights():
     assert all(torch.equal(value, trail[name]) for name, value in weights(task).items())
 
 
-@pytest.mark.parametrize(("arguments", "options", "named"), [
-    ({"every": "5 min"}, {}, "every='300 seconds'"), ({"start": "soon"}, {}, "start=.*'soon'"),
-    ({"batches": 0}, {}, "batches=0"), ({"start": 9}, {}, "start='9 steps'.*step 9.*ends at 8"),
-    ({"start": 4}, {"checkpoint": Checkpoint(best="eval/loss:min", load_best=True)}, "load_best"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "options", "named"),
+    [
+        ({"every": "5 min"}, {}, "every='300 seconds'"),
+        ({"start": "soon"}, {}, "start=.*'soon'"),
+        ({"batches": 0}, {}, "batches=0"),
+        ({"start": 9}, {}, "start='9 steps'.*step 9.*ends at 8"),
+        (
+            {"start": 4},
+            {"checkpoint": Checkpoint(best="eval/loss:min", load_best=True)},
+            "load_best",
+        ),
+    ],
+)
 def test_bad_arguments_are_named(arguments, options, named):
     with pytest.raises(OptionError, match=named):
         quiet(steps=8, hooks=[SWA(**arguments)], **options).run(Tiny())

@@ -40,21 +40,30 @@ def test_the_trace_holds_the_active_steps_and_what_ran_in_them(tmp_path):
     profiler = Profiler(wait=2, warmup=1, active=3)
     quiet(steps=10, batch_size=6, run_dir=tmp_path, hooks=[profiler]).run(Tiny())
     assert profiler.trace == tmp_path / "trace.json"
-    names = [event.get("name", "") for event in json.loads(profiler.trace.read_text())["traceEvents"]]
-    assert {name for name in names if name.startswith("ProfilerStep#")} == {f"ProfilerStep#{n}" for n in (3, 4, 5)}
+    names = [
+        event.get("name", "") for event in json.loads(profiler.trace.read_text())["traceEvents"]
+    ]
+    assert {name for name in names if name.startswith("ProfilerStep#")} == {
+        f"ProfilerStep#{n}" for n in (3, 4, 5)
+    }
     assert names.count("aten::linear") == 3 * 2
 
 
 def test_profiling_changes_nothing(tmp_path):
     plain, profiled = Tiny(), Tiny()
     quiet(steps=8, batch_size=6).run(plain)
-    quiet(steps=8, batch_size=6, run_dir=tmp_path, hooks=[Profiler(path=tmp_path / "deep" / "t.json")]).run(profiled)
+    quiet(
+        steps=8, batch_size=6, run_dir=tmp_path, hooks=[Profiler(path=tmp_path / "deep" / "t.json")]
+    ).run(profiled)
     assert digest(plain.state_dict()) == digest(profiled.state_dict())
     assert (tmp_path / "deep" / "t.json").is_file()
 
 
 def test_a_run_too_short_to_profile_says_so(tmp_path):
-    with pytest.warns(LoopkitWarning, match=r"Profiler\(wait=5, warmup=1, active=3\) wrote no trace: the run took 2"):
+    with pytest.warns(
+        LoopkitWarning,
+        match=r"Profiler\(wait=5, warmup=1, active=3\) wrote no trace: the run took 2",
+    ):
         quiet(steps=2, run_dir=tmp_path, hooks=[Profiler(wait=5)]).run(Tiny())
 
 
@@ -110,13 +119,19 @@ class Rooted(Tiny):
 
 
 def test_the_first_module_with_an_output_that_is_not_finite_is_named():
-    with pytest.raises(NotFiniteError, match=r"step 4 .epoch 0.: the output of net\.2 \(Root\) is not finite: 192 NaN "
-                       r"and 0 infinite of 192, shape \(12, 16\)\. What it was given and its parameters are finite"):  # fmt: skip
+    with pytest.raises(
+        NotFiniteError,
+        match=r"step 4 .epoch 0.: the output of net\.2 \(Root\) is not finite: 192 NaN "
+        r"and 0 infinite of 192, shape \(12, 16\)\. What it was given and its parameters are finite",
+    ):
         quiet(steps=8, batch_size=16, debug="numerics", epochs=4).run(Rooted(shift=-1.0))
 
 
 def test_a_gradient_that_is_not_finite_is_named_by_the_module_whose_output_it_is_of():
-    with pytest.raises(NotFiniteError, match=r"step 4 .* the gradient at the output of net\.1 \(Softplus\) is not finite"):
+    with pytest.raises(
+        NotFiniteError,
+        match=r"step 4 .* the gradient at the output of net\.1 \(Softplus\) is not finite",
+    ):
         quiet(steps=8, batch_size=16, hooks=[Numerics()], epochs=4).run(Rooted(shift=0.0))
 
 
@@ -125,14 +140,18 @@ def test_what_was_not_finite_before_the_module_is_said():
         def train_step(self, batch):
             return super().train_step((batch[0] / 0.0, batch[1]))
 
-    with pytest.raises(NotFiniteError, match=r"the output of net\.0 \(Linear\).*given is not finite already"):
+    with pytest.raises(
+        NotFiniteError, match=r"the output of net\.0 \(Linear\).*given is not finite already"
+    ):
         quiet(steps=2, debug="numerics").run(Poisoned())
 
 
 def test_parameters_that_are_not_finite_are_said():
     task = Tiny()
     torch.nn.init.constant_(task.net[3].bias, float("inf"))
-    with pytest.raises(NotFiniteError, match=r"the output of net\.3 \(Linear\).*finite; its parameters are not"):
+    with pytest.raises(
+        NotFiniteError, match=r"the output of net\.3 \(Linear\).*finite; its parameters are not"
+    ):
         quiet(steps=2, debug="numerics").run(task)
 
 
@@ -155,16 +174,27 @@ def test_looking_changes_nothing_and_leaves_nothing_behind():
 
 
 def test_debug_takes_numerics_alone():
-    with pytest.raises(OptionError, match=r"debug='numeric' is not known: give one of None, 'numerics'.*'numerics'"):
+    with pytest.raises(
+        OptionError, match=r"debug='numeric' is not known: give one of None, 'numerics'.*'numerics'"
+    ):
         quiet(debug="numeric")
 
 
 # FindLR
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"accumulate": 2}, {"rng": "stream"}, {"task": Normed}, {"precision": "bf16"}, {"clip_norm": 0.1},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"accumulate": 2},
+        {"rng": "stream"},
+        {"task": Normed},
+        {"precision": "bf16"},
+        {"clip_norm": 0.1},
+    ],
+    ids=str,
+)
 def test_the_run_after_the_test_is_the_one_without_it(options, tmp_path):
     plain = go(Hook, tmp_path / "plain", **options)
     tested = go(lambda: FindLR(1e-5, 10, steps=30, stop=False), tmp_path / "tested", **options)
@@ -181,7 +211,9 @@ def test_data_with_a_place_of_its_own_is_put_back(tmp_path):
             return Stateful()
 
     plain = go(Hook, tmp_path / "plain", task=Fed, steps=20)
-    tested = go(lambda: FindLR(1e-5, 10, steps=11, stop=False), tmp_path / "tested", task=Fed, steps=20)
+    tested = go(
+        lambda: FindLR(1e-5, 10, steps=11, stop=False), tmp_path / "tested", task=Fed, steps=20
+    )
     assert tested["losses"] == plain["losses"]
 
 
@@ -196,7 +228,9 @@ def test_workers_are_put_back(tmp_path):
 
 
 class Parabola(Tiny):
-    """The loss is w²: with rate r each step multiplies w by (1 - 2r), so it diverges from a rate of 1 on."""
+    """The loss is w²: with rate r each step multiplies w by (1 - 2r), so it diverges from a rate of
+    1 on.
+    """
 
     def __init__(self):
         super().__init__()
@@ -211,7 +245,9 @@ class Parabola(Tiny):
 
 def test_the_losses_are_those_of_the_rates_and_it_stops(tmp_path, capsys):
     finder = FindLR(1e-3, 10, steps=50)
-    result = quiet(steps=100, eval_every="never", run_dir=tmp_path, hooks=[finder]).run(task := Parabola())
+    result = quiet(steps=100, eval_every="never", run_dir=tmp_path, hooks=[finder]).run(
+        task := Parabola()
+    )
     w = 1.0
     for rate, loss, _ in finder.rows:
         assert loss == pytest.approx(w**2, rel=1e-4)
@@ -219,7 +255,10 @@ def test_the_losses_are_those_of_the_rates_and_it_stops(tmp_path, capsys):
     assert len(finder.rows) < 50  # the last ones diverged
     assert 0.02 < finder.suggestion < 0.6
     assert (result.status, result.step, float(task.net[0].detach())) == ("stopped", 0, 1.0)
-    assert result.why == f"FindLR: the loss falls fastest at a learning rate of {finder.suggestion:.2g}"
+    assert (
+        result.why
+        == f"FindLR: the loss falls fastest at a learning rate of {finder.suggestion:.2g}"
+    )
     err = capsys.readouterr().err
     assert finder.table() in err
     assert result.why in err
@@ -235,9 +274,14 @@ def test_the_groups_keep_their_ratio():
 
     class Groups(Tiny):
         def optimizers(self):
-            groups = [{"params": self.net[0].parameters()}, {"params": self.net[3].parameters(), "lr": 0.5}]
+            groups = [
+                {"params": self.net[0].parameters()},
+                {"params": self.net[3].parameters(), "lr": 0.5},
+            ]
             optimizer = torch.optim.SGD(groups, lr=0.1)
-            optimizer.register_step_pre_hook(lambda o, *_: seen.append(tuple(g["lr"] for g in o.param_groups)))
+            optimizer.register_step_pre_hook(
+                lambda o, *_: seen.append(tuple(g["lr"] for g in o.param_groups))
+            )
             return optimizer
 
     quiet(steps=5, hooks=[FindLR(1e-4, 1e-2, steps=10)]).run(Groups())
@@ -248,7 +292,10 @@ def test_the_groups_keep_their_ratio():
 
 def test_a_rate_that_is_never_good_gives_no_suggestion():
     assert steepest([(10.0**n, 1.0, 1.0 + n) for n in range(5)]) is None
-    assert steepest([(10.0**n, 1.0, loss) for n, loss in enumerate([3.0, 2.9, 2.0, 0.5, 0.4, 9.0])]) == 100.0
+    assert (
+        steepest([(10.0**n, 1.0, loss) for n, loss in enumerate([3.0, 2.9, 2.0, 0.5, 0.4, 9.0])])
+        == 100.0
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_the_test_and_not_the_run():
@@ -268,7 +315,9 @@ def test_a_resumed_run_is_left_alone(tmp_path):
     fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == 2 else None)
     fit.run(Tiny())
     finder = FindLR()
-    result = quiet(steps=4, run_dir=tmp_path, checkpoint=True, resume="auto", hooks=[finder]).run(Tiny())
+    result = quiet(steps=4, run_dir=tmp_path, checkpoint=True, resume="auto", hooks=[finder]).run(
+        Tiny()
+    )
     assert (result.step, finder.rows) == (4, [])
 
 
@@ -281,11 +330,17 @@ def test_data_that_can_be_read_once_is_refused():
         quiet(steps=2, hooks=[FindLR()]).run(Once())
 
 
-@pytest.mark.parametrize(("make", "named"), [
-    (lambda: FindLR(low=0), "low=0"), (lambda: FindLR(low=1, high=0.1), "high=0.1"), (lambda: FindLR(steps=3), "steps=3"),
-    (lambda: Profiler(active=0), "active=0"), (lambda: Profiler(wait=-1), "wait=-1"),
-    (lambda: ModelSummary(depth="all"), "depth='all'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: FindLR(low=0), "low=0"),
+        (lambda: FindLR(low=1, high=0.1), "high=0.1"),
+        (lambda: FindLR(steps=3), "steps=3"),
+        (lambda: Profiler(active=0), "active=0"),
+        (lambda: Profiler(wait=-1), "wait=-1"),
+        (lambda: ModelSummary(depth="all"), "depth='all'"),
+    ],
+)
 def test_bad_arguments_are_named(make, named):
     with pytest.raises(OptionError, match=named):
         make()

@@ -21,8 +21,12 @@ class Trail(Hook):
 
 def first_moves(start, after):
     """The step at which each entry first differs from the start."""
-    return {name: next((step for step, now in enumerate(after, 1) if not torch.equal(now[name], value)), None)
-            for name, value in start.items()}  # fmt: skip
+    return {
+        name: next(
+            (step for step, now in enumerate(after, 1) if not torch.equal(now[name], value)), None
+        )
+        for name, value in start.items()
+    }
 
 
 def moves(task, stages, **options):
@@ -33,7 +37,12 @@ def moves(task, stages, **options):
 
 def test_what_is_named_moves_from_its_time_on():
     found = moves(Tiny(), {"1 epoch": r"net\.0"}, epochs=2)
-    assert found == {"net.0.weight": 7, "net.0.bias": 7, "net.3.weight": 2, "net.3.bias": 2}  # warmup: step 1 has rate 0
+    assert found == {
+        "net.0.weight": 7,
+        "net.0.bias": 7,
+        "net.3.weight": 2,
+        "net.3.bias": 2,
+    }  # warmup: step 1 has rate 0
 
 
 def test_several_stages_and_units():
@@ -43,7 +52,12 @@ def test_several_stages_and_units():
 
 def test_frozen_batch_norm_keeps_its_statistics_until_its_time():
     found = moves(Normed(), {4: r"net\.1"}, epochs=2)
-    assert found["net.1.running_mean"] == found["net.1.weight"] == found["net.1.num_batches_tracked"] == 5
+    assert (
+        found["net.1.running_mean"]
+        == found["net.1.weight"]
+        == found["net.1.num_batches_tracked"]
+        == 5
+    )
 
 
 def test_nothing_is_left_frozen_behind():
@@ -64,7 +78,12 @@ def test_decay_does_not_move_what_is_frozen():
 def test_resume_is_bit_identical(options, tmp_path):
     steps = 24 // options.get("accumulate", 1)
     stages = {"1 epoch": r"net\.0\.weight", "60%": r"net\.0"}
-    check_resume(lambda: Unfreeze(stages), tmp_path, (1, steps // 3 - 1, steps // 3, steps // 3 + 1, steps - 2), **options)
+    check_resume(
+        lambda: Unfreeze(stages),
+        tmp_path,
+        (1, steps // 3 - 1, steps // 3, steps // 3 + 1, steps - 2),
+        **options,
+    )
 
 
 def test_resume_with_batch_norm_is_bit_identical(tmp_path):
@@ -87,16 +106,23 @@ class HeadOnly(Tiny):
         return torch.optim.SGD(self.net[3].parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize(("task", "stages", "named"), [
-    (Tiny, {}, "give when and what"),
-    (Tiny, {"later": "net"}, "'later'"),
-    (Tiny, {"2 min": "net"}, "'2 min'"),
-    (Tiny, {2: "net("}, r"'net\(' is not a regular expression"),
-    (Tiny, {2: "encoder"}, r"'encoder' names no module and no parameter. There are net\.0\.weight"),
-    (Tiny, {2: "net.3", 4: "net.0"}, "freezes every parameter"),
-    (HeadOnly, {2: r"net\.0"}, r"names net\.0\.weight, which no optimizer holds"),
-    (Endless, {"1 epoch": r"net\.0"}, "needs data with a length"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "stages", "named"),
+    [
+        (Tiny, {}, "give when and what"),
+        (Tiny, {"later": "net"}, "'later'"),
+        (Tiny, {"2 min": "net"}, "'2 min'"),
+        (Tiny, {2: "net("}, r"'net\(' is not a regular expression"),
+        (
+            Tiny,
+            {2: "encoder"},
+            r"'encoder' names no module and no parameter. There are net\.0\.weight",
+        ),
+        (Tiny, {2: "net.3", 4: "net.0"}, "freezes every parameter"),
+        (HeadOnly, {2: r"net\.0"}, r"names net\.0\.weight, which no optimizer holds"),
+        (Endless, {"1 epoch": r"net\.0"}, "needs data with a length"),
+    ],
+)
 def test_bad_arguments_are_named(task, stages, named):
     with pytest.raises(OptionError, match=named):
         quiet(steps=8, hooks=[Unfreeze(stages)]).run(task())
@@ -115,11 +141,15 @@ def test_weights_are_those_of_a_run_with_the_parameters_frozen_by_hand():
     by_hand, by_hook = Frozen(), Tiny()
     quiet(steps=8, batch_size=8).run(by_hand)
     quiet(steps=8, batch_size=8, hooks=[Unfreeze({3: r"net\.0"})]).run(by_hook)
-    assert all(torch.equal(value, weights(by_hand)[name]) for name, value in weights(by_hook).items())
+    assert all(
+        torch.equal(value, weights(by_hand)[name]) for name, value in weights(by_hook).items()
+    )
 
 
 def test_batch_norm_and_accumulation_are_warned_of():
-    with pytest.warns(LoopkitWarning, match=r"2 micro-batches make one step, and BatchNorm \(net\.1\).*GroupNorm"):
+    with pytest.warns(
+        LoopkitWarning, match=r"2 micro-batches make one step, and BatchNorm \(net\.1\).*GroupNorm"
+    ):
         quiet(steps=1, batch_size=8, accumulate=2).run(Normed())
 
 

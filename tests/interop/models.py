@@ -1,4 +1,6 @@
-"""Small transformers models, a tokenizer, and data to train them on: all made here, nothing is downloaded."""
+"""Small transformers models, a tokenizer, and data to train them on: all made here, nothing is
+downloaded.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 40
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "BertForSequenceClassification": ("BertConfig", SMALL | {"num_labels": 3}),
@@ -29,11 +36,15 @@ def made(kind: str, seed: int = 0, **settings: Any) -> Any:
     """A model of the class, always the same one."""
     torch.manual_seed(seed)
     config, small = KINDS[kind]
-    return getattr(transformers, kind)(getattr(transformers, config)(vocab_size=VOCABULARY, **small | settings))
+    return getattr(transformers, kind)(
+        getattr(transformers, config)(vocab_size=VOCABULARY, **small | settings)
+    )
 
 
 def samples(kind: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Texts of different lengths with labels as the class wants them, and a column that no model takes."""
+    """Texts of different lengths with labels as the class wants them, and a column that no model
+    takes.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def number(low: int, high: int) -> int:
@@ -41,7 +52,8 @@ def samples(kind: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
     found = []
     for _ in range(count):
-        # Over start and end the softmax takes in padding: the loss of a text depends on the longest beside it.
+        # Over start and end the softmax takes in padding: the loss of a text depends on the longest
+        # beside it.
         length = 10 if kind.endswith("QuestionAnswering") else number(3, 12)
         ids = [number(3, VOCABULARY) for _ in range(length)]
         labels: Any = [token if number(0, 3) else -100 for token in ids]
@@ -61,8 +73,21 @@ def samples(kind: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def tokenizer() -> Any:
     """A tokenizer of words."""
-    words = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "film", "a", "very"])}
+    words = {
+        word: i
+        for i, word in enumerate(
+            ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "film", "a", "very"]
+        )
+    }
     own = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     own.pre_tokenizer = pre_tokenizers.Whitespace()
-    own.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    own.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=own,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )

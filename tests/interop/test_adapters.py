@@ -1,4 +1,6 @@
-"""peft's adapters on an HFTask: they alone train and are saved, the base is compared, peft opens what is exported."""
+"""peft's adapters on an HFTask: they alone train and are saved, the base is compared, peft opens
+what is exported.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,33 @@ from loopkit.cli.main import main  # noqa: E402
 from loopkit.interop import HFTask  # noqa: E402
 from tests.interop.models import made, samples  # noqa: E402
 
-KINDS = {"BertForSequenceClassification": ["query", "value"], "GPT2LMHeadModel": ["c_attn"], "LlamaForCausalLM": "all-linear"}
+KINDS = {
+    "BertForSequenceClassification": ["query", "value"],
+    "GPT2LMHeadModel": ["c_attn"],
+    "LlamaForCausalLM": "all-linear",
+}
 TASK_TYPES = {"BertForSequenceClassification": "SEQ_CLS"}
 
 
 def adapted(kind="BertForSequenceClassification", base=None, seed=0, **settings):
     base = made(kind, seed) if base is None else base
     torch.manual_seed(5)
-    options = {"r": 4, "target_modules": KINDS[kind], "task_type": TASK_TYPES.get(kind, "CAUSAL_LM"), "lora_dropout": 0.1}
+    options = {
+        "r": 4,
+        "target_modules": KINDS[kind],
+        "task_type": TASK_TYPES.get(kind, "CAUSAL_LM"),
+        "lora_dropout": 0.1,
+    }
     return peft.get_peft_model(base, peft.LoraConfig(**options | settings))
 
 
 def task_of(kind="BertForSequenceClassification", **options):
-    return HFTask(adapted(kind, **options), samples(kind, 24), samples(kind, 8, seed=1), optimizers=AdamW(lr=0.02))
+    return HFTask(
+        adapted(kind, **options),
+        samples(kind, 24),
+        samples(kind, 8, seed=1),
+        optimizers=AdamW(lr=0.02),
+    )
 
 
 def batch_of(kind):
@@ -43,8 +59,17 @@ def batch_of(kind):
 
 
 def trained(task, run_dir, stop_at=None, **options):
-    fit = quiet(**{"steps": 6, "batch_size": 4, "run_dir": run_dir, "resume": "auto", "eval_every": "never",
-                   "checkpoint": Checkpoint(every="100 steps")} | options)  # fmt: skip
+    fit = quiet(
+        **{
+            "steps": 6,
+            "batch_size": 4,
+            "run_dir": run_dir,
+            "resume": "auto",
+            "eval_every": "never",
+            "checkpoint": Checkpoint(every="100 steps"),
+        }
+        | options
+    )
     fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None)
     return fit.run(task)
 
@@ -52,16 +77,22 @@ def trained(task, run_dir, stop_at=None, **options):
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_alone_train_and_are_saved(kind, tmp_path):
     task = task_of(kind)
-    frozen = {name: p.detach().clone() for name, p in task.model.named_parameters() if not p.requires_grad}
+    frozen = {
+        name: p.detach().clone() for name, p in task.model.named_parameters() if not p.requires_grad
+    }
     adapters = digest(task.state_dict())
     result = trained(task, tmp_path)
     assert digest(frozen) == digest({name: task.model.get_parameter(name) for name in frozen})
     assert adapters != digest(task.state_dict())
     saved = load_file(result.checkpoint / "model.safetensors")
-    assert sum(t.numel() for t in saved.values()) == sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    assert sum(t.numel() for t in saved.values()) == sum(
+        p.numel() for p in task.model.parameters() if p.requires_grad
+    )
     assert all("lora_" in name or "classifier" in name for name in saved)
     moments = load_file(result.checkpoint / "optimizer.safetensors")
-    assert {name.rpartition("/")[0] for name in moments} == {n for n, p in task.named_parameters() if p.requires_grad}
+    assert {name.rpartition("/")[0] for name in moments} == {
+        n for n, p in task.named_parameters() if p.requires_grad
+    }
 
 
 @pytest.mark.parametrize("kind", ["BertForSequenceClassification", "LlamaForCausalLM"])
@@ -72,7 +103,9 @@ def test_stopped_and_resumed_is_bit_identical(kind, tmp_path):
         trained(task_of(kind), tmp_path / str(stop), stop, remat="full")
         again = task_of(kind)
         assert trained(again, tmp_path / str(stop), remat="full").step == 6
-        assert digest(dict(again.model.named_parameters())) == digest(dict(whole.model.named_parameters()))
+        assert digest(dict(again.model.named_parameters())) == digest(
+            dict(whole.model.named_parameters())
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,8 +117,11 @@ def test_an_export_opens_with_peft(kind, tmp_path, capsys):
     assert main(["ckpt", "export", str(tmp_path / "run"), str(tmp_path / "cli")]) == 0
     for place in (result.export(tmp_path / "out"), tmp_path / "cli"):
         assert {path.name for path in place.iterdir()} == {
-            "adapter_config.json", "adapter_model.safetensors", "base.json", "loopkit.json"
-        }  # fmt: skip
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "base.json",
+            "loopkit.json",
+        }
         opened = peft.PeftModel.from_pretrained(made(kind), place)
         found = HFTask(opened).eval().predict_step(batch)
         assert torch.equal(found, expected)
@@ -104,7 +140,9 @@ def test_the_names_are_those_that_peft_saves(tmp_path):
         assert digest(ours) == digest(theirs)
         files = [tmp_path / who / kind / "adapter_config.json" for who in ("theirs", "ours")]
         configs = [json.loads(path.read_text()) for path in files]
-        unordered = [config | {"target_modules": set(config["target_modules"])} for config in configs]
+        unordered = [
+            config | {"target_modules": set(config["target_modules"])} for config in configs
+        ]
         assert unordered[0] == unordered[1]
 
 
@@ -120,7 +158,10 @@ def test_another_base_is_never_passed_over(tmp_path):
     with pytest.raises(CheckpointError, match=said):
         HFTask.load(tmp_path, model=adapted(seed=1))
     assert digest(dict(other.model.named_parameters())) == before
-    with pytest.raises(CheckpointError, match=r"holds adapters and not the model below them: give the same one again"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds adapters and not the model below them: give the same one again",
+    ):
         HFTask.load(tmp_path)
     one_bit = adapted()
     with torch.no_grad():
@@ -136,13 +177,20 @@ def test_a_checkpoint_is_loaded_and_evaluated_on_the_same_base(tmp_path):
     expected = quiet().evaluate(task)["eval/loss"]
     assert quiet().evaluate(task_of(), checkpoint=tmp_path)["eval/loss"] == expected
     loaded = HFTask.load(tmp_path, model=adapted())
-    assert quiet().evaluate(loaded, samples("BertForSequenceClassification", 8, seed=1) and task.eval_data())["eval/loss"] == expected
+    assert (
+        quiet().evaluate(
+            loaded, samples("BertForSequenceClassification", 8, seed=1) and task.eval_data()
+        )["eval/loss"]
+        == expected
+    )
     assert quiet().evaluate(task_of())["eval/loss"] != expected
 
 
 def test_adapters_of_another_shape_are_refused(tmp_path):
     trained(task_of(), tmp_path, steps=1)
-    with pytest.raises(CheckpointError, match=r"lora_A.weight has shape \(4, 16\), the task's has \(2, 16\)"):
+    with pytest.raises(
+        CheckpointError, match=r"lora_A.weight has shape \(4, 16\), the task's has \(2, 16\)"
+    ):
         trained(HFTask(adapted(r=2), samples("BertForSequenceClassification", 8)), tmp_path)
 
 
@@ -153,7 +201,9 @@ def test_what_else_is_trained_or_changes_is_saved_too(tmp_path):
         inner.embeddings.LayerNorm.requires_grad_(True)
         inner.register_buffer("seen", torch.zeros(()))
         inner.register_forward_pre_hook(lambda module, args: module.seen.add_(1) and None)
-        return HFTask(model, samples("BertForSequenceClassification", 24), optimizers=AdamW(lr=0.02))
+        return HFTask(
+            model, samples("BertForSequenceClassification", 24), optimizers=AdamW(lr=0.02)
+        )
 
     whole = make()
     result = trained(whole, tmp_path / "whole")
@@ -169,7 +219,9 @@ def test_what_else_is_trained_or_changes_is_saved_too(tmp_path):
 def test_a_base_without_values_is_refused():
     with torch.device("meta"):
         model = adapted()
-    with pytest.raises(TaskError, match="has no values, and adapters are told to belong to a model by its values"):
+    with pytest.raises(
+        TaskError, match="has no values, and adapters are told to belong to a model by its values"
+    ):
         HFTask(model)
 
 
@@ -184,9 +236,17 @@ def folder(tmp_path_factory):
 def few_bits(folder, bits):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("bitsandbytes")
-    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
-    config = transformers.BitsAndBytesConfig(**({"load_in_4bit": True, **nf4} if bits == 4 else {"load_in_8bit": True}))
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
+    nf4 = {
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.float32,
+    }
+    config = transformers.BitsAndBytesConfig(
+        **({"load_in_4bit": True, **nf4} if bits == 4 else {"load_in_8bit": True})
+    )
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, device_map="cpu"
+    )
     return peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
 
 
@@ -200,7 +260,9 @@ def quantised(folder, bits):
 def test_adapters_on_a_base_in_few_bits_train_resume_evaluate_and_open(bits, folder, tmp_path):
     long = {"steps": 12, "epochs": 9, "eval_every": 4}
     whole = quantised(folder, bits)
-    assert {4: "Linear4bit", 8: "Linear8bitLt"}[bits] in {type(module).__name__ for module in whole.modules()}
+    assert {4: "Linear4bit", 8: "Linear8bitLt"}[bits] in {
+        type(module).__name__ for module in whole.modules()
+    }
     first = quiet().evaluate(whole, whole.train_data())["eval/loss"]
     result = trained(whole, tmp_path / "whole", **long)
     assert quiet().evaluate(whole, whole.train_data())["eval/loss"] < first - 0.1
@@ -209,11 +271,17 @@ def test_adapters_on_a_base_in_few_bits_train_resume_evaluate_and_open(bits, fol
     trained(again, tmp_path / "part", **long)
     assert digest(again.state_dict()) == digest(whole.state_dict())
     last = quiet().evaluate(whole)["eval/loss"]
-    assert quiet().evaluate(quantised(folder, bits), checkpoint=tmp_path / "part")["eval/loss"] == last
-    opened = HFTask(peft.PeftModel.from_pretrained(few_bits(folder, bits), result.export(tmp_path / "out")))
+    assert (
+        quiet().evaluate(quantised(folder, bits), checkpoint=tmp_path / "part")["eval/loss"] == last
+    )
+    opened = HFTask(
+        peft.PeftModel.from_pretrained(few_bits(folder, bits), result.export(tmp_path / "out"))
+    )
     batch = batch_of("LlamaForCausalLM")
     assert torch.equal(opened.eval().predict_step(batch), whole.eval().predict_step(batch))
-    plain = adapted("LlamaForCausalLM", made("LlamaForCausalLM", hidden_size=64, intermediate_size=64))
+    plain = adapted(
+        "LlamaForCausalLM", made("LlamaForCausalLM", hidden_size=64, intermediate_size=64)
+    )
     with pytest.raises(CheckpointError, match="quantised the same way"):
         HFTask.load(tmp_path / "whole", model=plain)
 
@@ -224,7 +292,9 @@ def test_gradients_go_through_a_base_in_few_bits_after_an_evaluation_too(bits, f
     task = quantised(folder, bits)
     batch, grads = task.train_data().collate(samples("LlamaForCausalLM", 6)), []
     quiet().evaluate(task)
-    plain = adapted("LlamaForCausalLM", made("LlamaForCausalLM", hidden_size=64, intermediate_size=64))
+    plain = adapted(
+        "LlamaForCausalLM", made("LlamaForCausalLM", hidden_size=64, intermediate_size=64)
+    )
     for name, module in task.model.named_modules():
         if hasattr(module, "base_layer"):
             inner = plain.get_submodule(name)
@@ -244,5 +314,7 @@ def test_gradients_go_through_a_base_in_few_bits_after_an_evaluation_too(bits, f
         grads.append({n: p.grad for n, p in each.model.named_parameters() if p.requires_grad})
     assert len(grads[0]) == 28
     for layer in ("layers.0.", "layers.1."):
-        mine, theirs = (torch.cat([g.flatten() for n, g in found.items() if layer in n]) for found in grads)
+        mine, theirs = (
+            torch.cat([g.flatten() for n, g in found.items() if layer in n]) for found in grads
+        )
         assert (mine - theirs).norm() <= {4: 1e-4, 8: 0.1}[bits] * theirs.norm()

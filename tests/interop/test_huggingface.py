@@ -1,4 +1,6 @@
-"""HFTask: any transformers model as a task; its loss, its columns, its checkpoints as transformers reads them."""
+"""HFTask: any transformers model as a task; its loss, its columns, its checkpoints as transformers
+reads them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def batch_of(kind, count=8):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_weight_makes_parts_of_a_batch_the_whole(kind):
     """The loss of a batch is that of its parts, weighed: what accumulation and ranks rest on."""
-    task, near = task_of(kind).double().eval(), {"abs": 1e-12 if kind.startswith("Bert") else 1e-6}  # others' losses are fp32
+    task, near = (
+        task_of(kind).double().eval(),
+        {"abs": 1e-12 if kind.startswith("Bert") else 1e-6},
+    )  # others' losses are fp32
     collate = task.train_data().collate
     data = samples(kind, 9, seed=3)
     whole = task.train_step(collate(data))
@@ -49,18 +54,45 @@ def test_the_weight_makes_parts_of_a_batch_the_whole(kind):
 
 
 def test_pixels_that_a_segmentation_leaves_out_are_not_counted():
-    size = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "patch_sizes": [3, 3]}
-    size |= {"strides": [2, 2], "num_attention_heads": [1, 1], "mlp_ratios": [1, 1], "decoder_hidden_size": 16, "num_labels": 3}
+    size = {
+        "num_encoder_blocks": 2,
+        "depths": [1, 1],
+        "sr_ratios": [2, 1],
+        "hidden_sizes": [8, 16],
+        "patch_sizes": [3, 3],
+    }
+    size |= {
+        "strides": [2, 2],
+        "num_attention_heads": [1, 1],
+        "mlp_ratios": [1, 1],
+        "decoder_hidden_size": 16,
+        "num_labels": 3,
+    }
     torch.manual_seed(0)
-    model = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(semantic_loss_ignore_index=255, **size))
+    model = transformers.SegformerForSemanticSegmentation(
+        transformers.SegformerConfig(semantic_loss_ignore_index=255, **size)
+    )
     left_out = [torch.rand(16, 16) < 0.15 * number for number in range(6)]
-    data = [{"pixel_values": torch.randn(3, 16, 16), "labels": torch.randint(0, 3, (16, 16)).masked_fill(out, 255)} for out in left_out]
+    data = [
+        {
+            "pixel_values": torch.randn(3, 16, 16),
+            "labels": torch.randint(0, 3, (16, 16)).masked_fill(out, 255),
+        }
+        for out in left_out
+    ]
     task = HFTask(model, data).double().eval()
-    batches = [{name: t.double() if t.is_floating_point() else t for name, t in task.train_data().collate(part).items()}
-               for part in (data, data[:2], data[2:])]  # fmt: skip
+    batches = [
+        {
+            name: t.double() if t.is_floating_point() else t
+            for name, t in task.train_data().collate(part).items()
+        }
+        for part in (data, data[:2], data[2:])
+    ]
     whole, *parts = (task.train_step(batch) for batch in batches)
     assert whole["weight"] == 6 * 256 - sum(int(out.sum()) for out in left_out)
-    expected = sum(part["loss"] * part["weight"] for part in parts) / sum(part["weight"] for part in parts)
+    expected = sum(part["loss"] * part["weight"] for part in parts) / sum(
+        part["weight"] for part in parts
+    )
     assert expected.item() == pytest.approx(whole["loss"].item(), abs=1e-12)
 
 
@@ -72,7 +104,9 @@ def test_accumulation_and_evaluation_are_those_of_the_whole(kind):
         for module in task.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        result = quiet(steps=6, batch_size=size, eval_batch_size=size, global_batch_size=8, precision="fp64").run(task)
+        result = quiet(
+            steps=6, batch_size=size, eval_batch_size=size, global_batch_size=8, precision="fp64"
+        ).run(task)
         ends.append(torch.cat([p.detach().flatten() for p in task.parameters()]))
         losses.append(result.metrics["eval/loss"])
     # GPT-2's loss is in single precision whatever the model's
@@ -84,11 +118,18 @@ def test_accumulation_and_evaluation_are_those_of_the_whole(kind):
 def test_it_trains_as_a_loop_written_by_hand():
     kind = "BertForSequenceClassification"
     data = samples(kind, 24)
-    loader = torch.utils.data.DataLoader(data, 8, shuffle=True, collate_fn=task_of(kind).train_data().collate)
-    task = HFTask(made(kind), loader, optimizers=AdamW(lr=1e-3, weight_decay=0.01, schedule=linear()))
+    loader = torch.utils.data.DataLoader(
+        data, 8, shuffle=True, collate_fn=task_of(kind).train_data().collate
+    )
+    task = HFTask(
+        made(kind), loader, optimizers=AdamW(lr=1e-3, weight_decay=0.01, schedule=linear())
+    )
     quiet(epochs=2, rng="stream").run(task)
     model = made(kind).train()
-    decay, none = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim < 2]
+    decay, none = (
+        [p for p in model.parameters() if p.ndim > 1],
+        [p for p in model.parameters() if p.ndim < 2],
+    )
     groups = [{"params": decay, "weight_decay": 0.01}, {"params": none, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
     schedule = transformers.get_scheduler("linear", optimizer, 0, 6)
@@ -99,14 +140,20 @@ def test_it_trains_as_a_loop_written_by_hand():
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-    assert digest(task.state_dict()) == digest(model.state_dict()) != digest(made(kind).state_dict())
+    assert (
+        digest(task.state_dict()) == digest(model.state_dict()) != digest(made(kind).state_dict())
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_opens_with_from_pretrained(kind, tmp_path):
-    """The folder itself and what is exported of it: the same logits to the bit; tied weights are written once."""
+    """The folder itself and what is exported of it: the same logits to the bit; tied weights are
+    written once.
+    """
     task = task_of(kind, tokenizer=tokenizer(), optimizers=AdamW(lr=1e-2))
-    result = quiet(steps=2, batch_size=8, checkpoint=True, run_dir=tmp_path / "run", eval_every="never").run(task)
+    result = quiet(
+        steps=2, batch_size=8, checkpoint=True, run_dir=tmp_path / "run", eval_every="never"
+    ).run(task)
     batch = batch_of(kind)
     expected = task.eval().predict_step(batch)
     for place in (result.checkpoint, result.export(tmp_path / "out")):
@@ -126,7 +173,14 @@ def test_a_checkpoint_opens_with_from_pretrained(kind, tmp_path):
 def test_the_class_is_chosen_by_auto_model(tmp_path):
     kind = "BertForSequenceClassification"
     task = task_of(kind)
-    result = quiet(steps=1, batch_size=8, checkpoint=True, run_dir=tmp_path, eval_every="never", precision="bf16-true").run(task)
+    result = quiet(
+        steps=1,
+        batch_size=8,
+        checkpoint=True,
+        run_dir=tmp_path,
+        eval_every="never",
+        precision="bf16-true",
+    ).run(task)
     opened = transformers.AutoModelForSequenceClassification.from_pretrained(result.checkpoint)
     assert opened.dtype == torch.bfloat16
     batch = batch_of(kind)
@@ -137,8 +191,16 @@ def test_the_class_is_chosen_by_auto_model(tmp_path):
 def test_stopped_and_resumed_is_bit_identical(kind, tmp_path):
     def run(run_dir, stop_at=None):
         task = task_of(kind)
-        fit = quiet(steps=8, batch_size=4, accumulate=2, run_dir=run_dir, resume="auto", remat="full",
-                    checkpoint=Checkpoint(every="100 steps"), eval_every="never")  # fmt: skip
+        fit = quiet(
+            steps=8,
+            batch_size=4,
+            accumulate=2,
+            run_dir=run_dir,
+            resume="auto",
+            remat="full",
+            checkpoint=Checkpoint(every="100 steps"),
+            eval_every="never",
+        )
         fit.on("step_end", lambda r, out: r.stop("test") if r.progress.step == stop_at else None)
         fit.run(task)
         return digest(task.state_dict())
@@ -155,7 +217,9 @@ def test_rematerialisation_is_the_models_own_and_changes_no_bit():
     for remat in (None, "full"):
         task = task_of("LlamaForCausalLM")
         quiet(steps=3, batch_size=8, remat=remat, eval_every="never").run(task)
-        assert any(getattr(m, "gradient_checkpointing", False) for m in task.modules()) == (remat is not None)
+        assert any(getattr(m, "gradient_checkpointing", False) for m in task.modules()) == (
+            remat is not None
+        )
         ends.append(digest(task.state_dict()))
     assert ends[0] == ends[1]
 
@@ -169,7 +233,10 @@ def test_metrics_of_both_kinds_are_computed(tmp_path):
             self.__init__()
 
         def update(self, preds, target):
-            self.counts = [self.counts[0] + int((preds.argmax(-1) == target).sum()), self.counts[1] + len(target)]
+            self.counts = [
+                self.counts[0] + int((preds.argmax(-1) == target).sum()),
+                self.counts[1] + len(target),
+            ]
 
         def compute(self):
             return self.counts[0] / self.counts[1]
@@ -178,13 +245,17 @@ def test_metrics_of_both_kinds_are_computed(tmp_path):
         logits, labels = outputs
         return {"share": (logits.argmax(-1) == labels).mean()}
 
-    task = task_of("BertForSequenceClassification", metrics={"right": Right()}, compute_metrics=accuracy)
+    task = task_of(
+        "BertForSequenceClassification", metrics={"right": Right()}, compute_metrics=accuracy
+    )
     found = [quiet(eval_batch_size=3).evaluate(task) for _ in range(2)][-1]
     assert found["eval/right"] == pytest.approx(found["eval/share"], abs=1e-7)
     data = task.eval().eval_data()
     with torch.no_grad():
         batch = data.collate(data.dataset)
-        assert found["eval/share"] == pytest.approx((task.predict_step(batch).argmax(-1) == batch["labels"]).float().mean().item())
+        assert found["eval/share"] == pytest.approx(
+            (task.predict_step(batch).argmax(-1) == batch["labels"]).float().mean().item()
+        )
         assert found["eval/loss"] == pytest.approx(task.model(**batch).loss.item(), abs=1e-6)
 
 
@@ -200,31 +271,49 @@ def test_without_a_function_over_the_whole_set_outputs_are_not_kept():
 
 
 def test_question_answering_gives_both_logits_and_both_targets():
-    task = task_of("BertForQuestionAnswering", compute_metrics=lambda o: {"n": len(o.preds[0]), "m": len(o.target[1])})
+    task = task_of(
+        "BertForQuestionAnswering",
+        compute_metrics=lambda o: {"n": len(o.preds[0]), "m": len(o.target[1])},
+    )
     found = quiet().evaluate(task)
     assert (found["eval/n"], found["eval/m"]) == (10, 10)
 
 
 def test_what_the_model_does_not_take_is_left_out_and_said_once(capsys):
-    data = [{**sample, "label": sample["labels"], "length": 3} for sample in samples("BertForSequenceClassification", 8)]
+    data = [
+        {**sample, "label": sample["labels"], "length": 3}
+        for sample in samples("BertForSequenceClassification", 8)
+    ]
     for sample in data:
         del sample["labels"]
     task = HFTask(made("BertForSequenceClassification"), data, {"a": data, "b": data})
     quiet(epochs=2, batch_size=4).run(task)
     said = capsys.readouterr().err
-    assert said.count("loopkit: BertForSequenceClassification is called without the column(s) length, text") == 1
+    assert (
+        said.count(
+            "loopkit: BertForSequenceClassification is called without the column(s) length, text"
+        )
+        == 1
+    )
     assert set(task.train_data().collate(data)) == {"input_ids", "labels", "attention_mask"}
 
 
 def test_columns_and_label_names_can_be_given(capsys):
     class Weighing(transformers.BertForSequenceClassification):
-        def forward(self, input_ids=None, attention_mask=None, importance=None, truth=None, **kwargs):
+        def forward(
+            self, input_ids=None, attention_mask=None, importance=None, truth=None, **kwargs
+        ):
             out = super().forward(input_ids=input_ids, attention_mask=attention_mask)
             losses = torch.nn.functional.cross_entropy(out.logits, truth, reduction="none")
-            return transformers.utils.ModelOutput(loss=(losses * importance).mean(), logits=out.logits)
+            return transformers.utils.ModelOutput(
+                loss=(losses * importance).mean(), logits=out.logits
+            )
 
     config = made("BertForSequenceClassification").config
-    data = [{"input_ids": s["input_ids"], "importance": 0.5, "truth": s["labels"]} for s in samples("BertForSequenceClassification", 8)]
+    data = [
+        {"input_ids": s["input_ids"], "importance": 0.5, "truth": s["labels"]}
+        for s in samples("BertForSequenceClassification", 8)
+    ]
     named = HFTask(Weighing(config), data, data, label_names=["truth"])
     assert set(named.eval_step(named.train_data().collate(data))) >= {"target", "loss"}
     assert quiet(batch_size=4).run(named).step == 2
@@ -239,17 +328,31 @@ def test_a_collate_function_of_ones_own_gets_samples_whole(capsys):
     data = [{"text": "a good film", "label": 1}, {"text": "bad", "label": 0}] * 4
 
     def collate(found):
-        texts = words([sample["text"] for sample in found], padding=True, return_tensors="pt", return_token_type_ids=False)
-        return {**texts, "labels": torch.tensor([s["label"] for s in found]), "texts": [s["text"] for s in found]}
+        texts = words(
+            [sample["text"] for sample in found],
+            padding=True,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        return {
+            **texts,
+            "labels": torch.tensor([s["label"] for s in found]),
+            "texts": [s["text"] for s in found],
+        }
 
-    task = HFTask(made("BertForSequenceClassification"), data, data, tokenizer=words, collate=collate)
+    task = HFTask(
+        made("BertForSequenceClassification"), data, data, tokenizer=words, collate=collate
+    )
     assert quiet(epochs=2, batch_size=4).run(task).step == 4
     assert capsys.readouterr().err.count("column(s) texts") == 1
 
 
 def test_transformers_own_collators_serve():
     words = tokenizer()
-    data = [{"input_ids": words("a very good film")["input_ids"]}, {"input_ids": words("bad")["input_ids"]}] * 4
+    data = [
+        {"input_ids": words("a very good film")["input_ids"]},
+        {"input_ids": words("bad")["input_ids"]},
+    ] * 4
     causal = transformers.DataCollatorForLanguageModeling(words, mlm=False)
     task = HFTask(made("GPT2LMHeadModel"), data, data, collate=causal)
     result = quiet(epochs=2, batch_size=4).run(task)
@@ -257,7 +360,9 @@ def test_transformers_own_collators_serve():
     assert task.weight(causal(data[:2])) == 5 + 2
 
 
-@pytest.mark.parametrize("how", ["list", "datasets", "stream", "Loader", "DataLoader", "generator", "workers"])
+@pytest.mark.parametrize(
+    "how", ["list", "datasets", "stream", "Loader", "DataLoader", "generator", "workers"]
+)
 def test_data_of_every_kind_trains_the_same(how):
     kind = "BertForSequenceClassification"
     data = samples(kind, 8)
@@ -273,7 +378,12 @@ def test_data_of_every_kind_trains_the_same(how):
     elif how == "generator":
         data = (plain(samples(kind, 8)[at : at + 4]) for at in (0, 4))
     torch.manual_seed(0)
-    task = HFTask(made(kind), data if how in ("Loader", "workers", "DataLoader", "generator", "stream") else Loader(data, shuffle=False))
+    task = HFTask(
+        made(kind),
+        data
+        if how in ("Loader", "workers", "DataLoader", "generator", "stream")
+        else Loader(data, shuffle=False),
+    )
     quiet(steps=2, batch_size=4).run(task)
     expected = HFTask(made(kind), [plain(samples(kind, 8)[at : at + 4]) for at in (0, 4)])
     expected.train_data = lambda: expected._data["train"]
@@ -284,12 +394,16 @@ def test_data_of_every_kind_trains_the_same(how):
 def test_a_class_derived_from_it_brings_its_own_arguments_and_layers(tmp_path):
     class Smoothed(HFTask):
         def __init__(self, smoothing: float = 0.1):
-            super().__init__(made("BertForSequenceClassification"), samples("BertForSequenceClassification", 8))
+            super().__init__(
+                made("BertForSequenceClassification"), samples("BertForSequenceClassification", 8)
+            )
             self.smoothing, self.scale = smoothing, torch.nn.Linear(1, 1)
 
         def train_step(self, batch):
             logits = self.predict_step(batch) * self.scale.weight
-            return torch.nn.functional.cross_entropy(logits, batch["labels"], label_smoothing=self.smoothing)
+            return torch.nn.functional.cross_entropy(
+                logits, batch["labels"], label_smoothing=self.smoothing
+            )
 
     task = Smoothed(0.3)
     task.scale.bias.requires_grad_(False)
@@ -302,9 +416,19 @@ def test_a_class_derived_from_it_brings_its_own_arguments_and_layers(tmp_path):
 
 def test_hyperparameters_hold_values_and_no_data(tmp_path):
     task = task_of("BertForSequenceClassification", label_names=["labels"])
-    result = quiet(steps=1, checkpoint=True, run_dir=tmp_path, eval_every="never", loggers="jsonl").run(task)
-    assert task.hparams == {"label_names": ["labels"], "columns": None, "tokenizer": None, "collate": None, "metrics": None,
-                            "compute_metrics": None, "optimizers": None, "predict_data": None}  # fmt: skip
+    result = quiet(
+        steps=1, checkpoint=True, run_dir=tmp_path, eval_every="never", loggers="jsonl"
+    ).run(task)
+    assert task.hparams == {
+        "label_names": ["labels"],
+        "columns": None,
+        "tokenizer": None,
+        "collate": None,
+        "metrics": None,
+        "compute_metrics": None,
+        "optimizers": None,
+        "predict_data": None,
+    }
     assert "input_ids" not in (result.checkpoint / "state.json").read_text()
 
 
@@ -315,7 +439,10 @@ def test_a_model_that_is_not_transformers_own_is_asked_for(tmp_path):
     config = made("BertForSequenceClassification").config
     data = samples("BertForSequenceClassification", 8)
     quiet(steps=1, batch_size=4, checkpoint=True, run_dir=tmp_path).run(HFTask(Other(config), data))
-    with pytest.raises(CheckpointError, match=r"model is Other, which cannot be made from its files: .* load\(path, model="):
+    with pytest.raises(
+        CheckpointError,
+        match=r"model is Other, which cannot be made from its files: .* load\(path, model=",
+    ):
         HFTask.load(tmp_path)
     assert isinstance(HFTask.load(tmp_path, model=Other(config)).model, Other)
 
@@ -324,9 +451,15 @@ def test_mistakes_are_explained():
     model, data = made("BertForSequenceClassification"), samples("BertForSequenceClassification", 8)
     with pytest.raises(TaskError, match="HFTask was given nothing to train on: give train_data="):
         quiet().run(HFTask(model))
-    with pytest.raises(TaskError, match=r"gave no loss for a batch of input_ids, attention_mask: it takes its labels as labels"):
+    with pytest.raises(
+        TaskError,
+        match=r"gave no loss for a batch of input_ids, attention_mask: it takes its labels as labels",
+    ):
         quiet().run(HFTask(model, [{"input_ids": s["input_ids"]} for s in data]))
-    with pytest.raises(DataError, match=r"a sample has the columns text, of which the model takes none: give dicts with some of input_ids"):
+    with pytest.raises(
+        DataError,
+        match=r"a sample has the columns text, of which the model takes none: give dicts with some of input_ids",
+    ):
         quiet().run(HFTask(model, [{"text": "a"}] * 4))
     with pytest.raises(DataError, match="a sample has a Tensor, of which the model takes none"):
         quiet().run(HFTask(model, [torch.ones(3)] * 4))
@@ -337,7 +470,9 @@ def test_mistakes_are_explained():
 def test_a_model_that_returns_a_tuple_is_explained():
     model = made("BertForSequenceClassification")
     model.config.return_dict = False
-    with pytest.raises(TaskError, match=r"returned a tuple: HFTask reads a dict, .* \(config.return_dict=True\)"):
+    with pytest.raises(
+        TaskError, match=r"returned a tuple: HFTask reads a dict, .* \(config.return_dict=True\)"
+    ):
         HFTask(model).train_step(batch_of("BertForSequenceClassification"))
 
 
@@ -349,14 +484,19 @@ def test_what_cannot_be_saved_is_found_before_the_first_step(tmp_path):
         quiet(checkpoint=True, run_dir=tmp_path).run(task)
 
 
-@pytest.mark.parametrize("change", [{"model_type": "evil"}, {"architectures": ["os.system"]}, {"architectures": ["Trainer"]}, {}])
+@pytest.mark.parametrize(
+    "change",
+    [{"model_type": "evil"}, {"architectures": ["os.system"]}, {"architectures": ["Trainer"]}, {}],
+)
 def test_a_config_that_names_code_runs_none(tmp_path, change):
     """Code is never run from a checkpoint, wherever its config says that the class is."""
     task, marker = task_of("BertForSequenceClassification"), tmp_path / "ran"
     files = dict(task.checkpoint_files())
     config = json.loads(files["config.json"]) | {"auto_map": {"AutoConfig": "evil.Config"}} | change
     code = f"open({str(marker)!r}, 'w')\nclass Config: pass\n".encode()
-    task.checkpoint_files = lambda: files | {"config.json": json.dumps(config).encode(), "evil.py": code}
+    task.checkpoint_files = lambda: (
+        files | {"config.json": json.dumps(config).encode(), "evil.py": code}
+    )
     quiet(steps=1, run_dir=tmp_path / "run", checkpoint=True, eval_every="never").run(task)
     if change:
         with pytest.raises(CheckpointError):
@@ -370,7 +510,10 @@ def test_a_missing_package_is_an_error_with_the_remedy(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "transformers.utils", None)
-    with pytest.raises(MissingExtraError, match=r"HFTask needs the package 'transformers': pip install 'loopkit\[hf\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"HFTask needs the package 'transformers': pip install 'loopkit\[hf\]'",
+    ):
         HFTask(torch.nn.Linear(1, 1))
 
 
@@ -388,7 +531,9 @@ def test_an_optimizer_is_given_as_a_spec_or_a_function():
     model = made("BertForSequenceClassification")
     assert HFTask(model).optimizers().lr == 5e-5
     assert HFTask(model, optimizers=SGD(lr=0.1)).optimizers().lr == 0.1
-    given = HFTask(model, optimizers=lambda task: torch.optim.SGD(task.model.classifier.parameters(), lr=0.2)).optimizers()
+    given = HFTask(
+        model, optimizers=lambda task: torch.optim.SGD(task.model.classifier.parameters(), lr=0.2)
+    ).optimizers()
     assert given.param_groups[0]["lr"] == 0.2
 
 
@@ -397,7 +542,11 @@ def test_a_task_that_is_none_of_it_keeps_its_files_to_itself(tmp_path):
 
     result = quiet(steps=1, checkpoint=True, run_dir=tmp_path).run(Tiny())
     assert {path.name for path in result.checkpoint.iterdir()} == {
-        "MANIFEST.json", "model.safetensors", "optimizer.safetensors", "state.json", "state.safetensors"
-    }  # fmt: skip
+        "MANIFEST.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "state.safetensors",
+    }
     assert json.loads((result.checkpoint / "MANIFEST.json").read_text())["kind"] == "full"
     assert Task.checkpoint_files(Tiny()) == {}

@@ -29,7 +29,11 @@ def values_of(folder: Path) -> list[tuple[int, Any]]:
     for path in sorted(folder.iterdir()):
         for event in events_of(path):
             if event.session_log.status == SessionLog.START:
-                kept = [(step, value) for step, value in kept if step < event.step or value.HasField("metadata")]
+                kept = [
+                    (step, value)
+                    for step, value in kept
+                    if step < event.step or value.HasField("metadata")
+                ]
             kept += [(event.step, value) for value in event.summary.value]
     return kept
 

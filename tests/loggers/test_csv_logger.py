@@ -47,8 +47,11 @@ def test_a_resume_drops_later_rows_and_a_torn_line(tmp_path):
     second.log({"x": 4.5, "y": 1.0}, 4)
     second.close()
     assert [(row["step"], row["x"], row["y"]) for row in table(tmp_path)] == [
-        ("1", "1.0", ""), ("2", "2.0", ""), ("3", "3.0", ""), ("4", "4.5", "1.0"),
-    ]  # fmt: skip
+        ("1", "1.0", ""),
+        ("2", "2.0", ""),
+        ("3", "3.0", ""),
+        ("4", "4.5", "1.0"),
+    ]
 
 
 def test_names_with_commas_quotes_newlines_and_emoji_stay_one_column_each(tmp_path):

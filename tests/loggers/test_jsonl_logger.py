@@ -30,7 +30,9 @@ def strict(text: str) -> object:
 def test_a_row_is_on_disk_when_log_returns(tmp_path):
     logger = opened(tmp_path)
     logger.log({"train/loss": 0.5, "lr": 1e-3}, 10)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10, "train/loss": 0.5, "lr": 0.001}\n'
+    assert (
+        tmp_path / "metrics.jsonl"
+    ).read_text() == '{"step": 10, "train/loss": 0.5, "lr": 0.001}\n'
 
 
 def test_numbers_that_json_has_not_are_written_strictly_and_read_back(tmp_path):
@@ -116,8 +118,15 @@ def test_a_resume_in_a_new_directory_starts_an_empty_file(tmp_path):
 def test_arrays_go_to_a_file_of_their_own_and_large_ones_by_their_shape(tmp_path):
     logger = opened(tmp_path)
     logger.log({"loss": 1.0}, 5)
-    logger.log_arrays({"confusion": torch.tensor([[3, 1], [0, 4]]), "big": np.zeros((200, 200)), "name": "x",
-                       "odd": np.array([1.0, np.nan])}, 5)  # fmt: skip
+    logger.log_arrays(
+        {
+            "confusion": torch.tensor([[3, 1], [0, 4]]),
+            "big": np.zeros((200, 200)),
+            "name": "x",
+            "odd": np.array([1.0, np.nan]),
+        },
+        5,
+    )
     logger.close()
     assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 5, "loss": 1.0}]
     (row,) = read_rows(tmp_path / "metrics.arrays.jsonl")
@@ -131,14 +140,28 @@ def test_arrays_go_to_a_file_of_their_own_and_large_ones_by_their_shape(tmp_path
 
 
 def test_hparams_of_any_kind_become_strict_json(tmp_path):
-    opened(tmp_path, lr=1e-3, path=Path("a/b"), none=None, nested={"x": [1, math.nan], 3: (True,)},
-           dtype=torch.bfloat16, cls=nn.Linear, module=nn.Linear(2, 2), weights=torch.ones(2))  # fmt: skip
+    opened(
+        tmp_path,
+        lr=1e-3,
+        path=Path("a/b"),
+        none=None,
+        nested={"x": [1, math.nan], 3: (True,)},
+        dtype=torch.bfloat16,
+        cls=nn.Linear,
+        module=nn.Linear(2, 2),
+        weights=torch.ones(2),
+    )
     kept = strict((tmp_path / "hparams.json").read_text())
     assert kept == {
-        "lr": 1e-3, "path": "a/b", "none": None, "nested": {"x": [1, "nan"], "3": [True]}, "dtype": "torch.bfloat16",
-        "cls": "torch.nn.modules.linear.Linear", "module": "Linear(in_features=2, out_features=2, bias=True)",
+        "lr": 1e-3,
+        "path": "a/b",
+        "none": None,
+        "nested": {"x": [1, "nan"], "3": [True]},
+        "dtype": "torch.bfloat16",
+        "cls": "torch.nn.modules.linear.Linear",
+        "module": "Linear(in_features=2, out_features=2, bias=True)",
         "weights": [1.0, 1.0],
-    }  # fmt: skip
+    }
 
 
 def test_a_full_disk_leaves_the_logger_out_and_the_others_in(tmp_path):

@@ -15,9 +15,17 @@ from loopkit.options import Checkpoint
 def attempt(run_dir, *hooks):
     torch.manual_seed(0)
     return Fit(
-        batch_size=2, epochs=3, log_every=1, eval_every=5, run_dir=run_dir, resume="auto", progress=False, hooks=hooks,
-        loggers=("jsonl", "csv", "tensorboard"), checkpoint=Checkpoint(every=4, background=False),
-    ).run(Line())  # fmt: skip
+        batch_size=2,
+        epochs=3,
+        log_every=1,
+        eval_every=5,
+        run_dir=run_dir,
+        resume="auto",
+        progress=False,
+        hooks=hooks,
+        loggers=("jsonl", "csv", "tensorboard"),
+        checkpoint=Checkpoint(every=4, background=False),
+    ).run(Line())
 
 
 def test_each_step_is_logged_once_by_every_logger_however_often_the_run_dies(tmp_path):
@@ -30,7 +38,9 @@ def test_each_step_is_logged_once_by_every_logger_however_often_the_run_dies(tmp
     for found in rows.values():
         assert [row["step"] for row in found if "train/loss" in row] == list(range(1, 31))
         assert [row["step"] for row in found if "eval/loss" in row] == [5, 10, 15, 20, 25, 30]
-    losses = [[row["train/loss"] for row in found if "train/loss" in row] for found in rows.values()]
+    losses = [
+        [row["train/loss"] for row in found if "train/loss" in row] for found in rows.values()
+    ]
     assert losses[0] == losses[1]
     assert result.history == rows["killed"]
     with open(tmp_path / "killed" / "metrics.csv", newline="") as file:

@@ -1,4 +1,6 @@
-"""The loggers to services, each with its own package in its offline mode; what it wrote is read back."""
+"""The loggers to services, each with its own package in its offline mode; what it wrote is read
+back.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +36,25 @@ def _at_home(tmp_path_factory, monkeypatch):
     """Nothing of a service leaves the folder of the tests, or asks for an account."""
     home = tmp_path_factory.getbasetemp() / "services"
     for name, value in {
-        "WANDB_MODE": "offline", "WANDB_SILENT": "true", "COMET_LOGGING_CONSOLE": "ERROR", "CLEARML_LOG_LEVEL": "ERROR",
-        "COMET_CONFIG": str(home / "comet.config"), "HF_HUB_OFFLINE": "1", "TRACKIO_DIR": str(home / "trackio"),
-        "CLEARML_CACHE_DIR": str(home / "clearml"), "COMET_DISABLE_AUTO_LOGGING": "1",
-    }.items():  # fmt: skip
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "COMET_LOGGING_CONSOLE": "ERROR",
+        "CLEARML_LOG_LEVEL": "ERROR",
+        "COMET_CONFIG": str(home / "comet.config"),
+        "HF_HUB_OFFLINE": "1",
+        "TRACKIO_DIR": str(home / "trackio"),
+        "CLEARML_CACHE_DIR": str(home / "clearml"),
+        "COMET_DISABLE_AUTO_LOGGING": "1",
+    }.items():
         monkeypatch.setenv(name, value)
 
 
 SERVICES = {
     "wandb": lambda project: WandbLogger(project=project, name="n", tags=["a"], offline=True),
     "mlflow": lambda project: MLflowLogger(project=project, name="n", tags={"a": "b"}),
-    "comet": lambda project: CometLogger(project=project, name="n", tags=["a"], offline=True, log_code=False, log_git_metadata=False),
+    "comet": lambda project: CometLogger(
+        project=project, name="n", tags=["a"], offline=True, log_code=False, log_git_metadata=False
+    ),
     "trackio": lambda project: TrackioLogger(project=project, name="n", auto_log_cpu=False),
     "clearml": lambda project: ClearMLLogger(project=project, name="n", offline=True),
 }
@@ -85,8 +95,15 @@ class Line(dying_runs.Line):
 def attempt(logger, run_dir, *hooks, **options):
     torch.manual_seed(0)
     options = {"batch_size": 2, "epochs": 2, "log_every": 1, "eval_every": 5, **options}
-    return Fit(run_dir=run_dir, resume="auto", progress=False, hooks=hooks, loggers=("jsonl", logger),
-               checkpoint=Checkpoint(every=4, background=False), **options).run(Line())  # fmt: skip
+    return Fit(
+        run_dir=run_dir,
+        resume="auto",
+        progress=False,
+        hooks=hooks,
+        loggers=("jsonl", logger),
+        checkpoint=Checkpoint(every=4, background=False),
+        **options,
+    ).run(Line())
 
 
 def logged(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -103,8 +120,13 @@ def check(found: services.Found, run_dir: Path) -> None:
     for name, points in logged(run_dir).items():
         seen = found.points[name]
         assert [step for step, _ in seen] == [step for step, _ in points], name
-        if name not in ("eval/runtime", "eval/samples_per_second"):  # which an attempt measures anew
-            assert [value for _, value in seen] == pytest.approx([value for _, value in points]), name
+        if name not in (
+            "eval/runtime",
+            "eval/samples_per_second",
+        ):  # which an attempt measures anew
+            assert [value for _, value in seen] == pytest.approx([value for _, value in points]), (
+                name
+            )
     assert len(found.ids) == 1
 
 
@@ -146,11 +168,21 @@ def test_a_service_learns_that_a_run_failed(service, status, tmp_path):
 
 def test_a_run_that_starts_anew_is_a_new_one_of_the_service(tmp_path):
     with pytest.raises(RuntimeError, match="went down"):
-        attempt(SERVICES["mlflow"]("anew"), tmp_path / "run", Fails(3))  # before the first checkpoint
+        attempt(
+            SERVICES["mlflow"]("anew"), tmp_path / "run", Fails(3)
+        )  # before the first checkpoint
     attempt(SERVICES["mlflow"]("anew"), tmp_path / "run")
     found = read("mlflow", tmp_path / "run", "anew")
     assert len(found.ids) == 2
-    assert sorted(step for step, _ in found.points["train/loss"]) == [1, 1, 2, 2, 3, 3, *range(4, 21)]
+    assert sorted(step for step, _ in found.points["train/loss"]) == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        *range(4, 21),
+    ]
 
 
 def test_a_user_reaches_the_services_own_object(tmp_path):
@@ -166,7 +198,8 @@ def test_a_user_reaches_the_services_own_object(tmp_path):
     attempt(logger, tmp_path / "run", Watch(), epochs=1)
     found = read("wandb", tmp_path / "run", "own")
     drawn = {name for name, _ in found.arrays if name.startswith("gradients/")}
-    # W&B puts "graph_1" before the names of the second model that a process has it watch, and so on.
+    # W&B puts "graph_1" before the names of the second model that a process has it watch, and so
+    # on.
     assert {name.rpartition("layer")[2] for name in drawn} == {".weight", ".bias"}
     assert len(found.points["mine"]) == 10
     check(found, tmp_path / "run")
@@ -187,10 +220,18 @@ def test_a_run_of_wandb_that_the_user_opened_is_taken_and_left_open(tmp_path):
     assert "after" in found.points
 
 
-@pytest.mark.parametrize(("name", "taken"), [
-    ("train/loss", "train/loss"), ("a[0]", "a_0_"), ("é🦊", "__"), ("/lead//twice/", "lead/twice"), ("../x", "__/x"), ("", "unnamed"),
-    ("n" * 300, "n" * 250),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("train/loss", "train/loss"),
+        ("a[0]", "a_0_"),
+        ("é🦊", "__"),
+        ("/lead//twice/", "lead/twice"),
+        ("../x", "__/x"),
+        ("", "unnamed"),
+        ("n" * 300, "n" * 250),
+    ],
+)
 def test_any_name_is_one_for_mlflow(name, taken, tmp_path):
     assert mlflow_name(name) == taken
     logger = MLflowLogger(project="names")
@@ -230,7 +271,9 @@ class Down(RemoteLogger):
 
 @pytest.mark.parametrize("where", ["start", "send", "stop"])
 def test_a_service_that_fails_is_told_of_once_and_the_run_goes_on(where, tmp_path):
-    with pytest.warns(LoopkitWarning, match=f"Down failed in .*ConnectionError: no route to host in {where}") as told:
+    with pytest.warns(
+        LoopkitWarning, match=f"Down failed in .*ConnectionError: no route to host in {where}"
+    ) as told:
         result = attempt(Down(where), tmp_path / "run")
     assert (result.status, result.step, len(told)) == ("finished", 20, 1)
 
@@ -280,7 +323,10 @@ def test_names_are_taken_from_the_variable_or_the_run(tmp_path, monkeypatch):
 def test_a_missing_package_is_told_before_anything_starts(service, monkeypatch):
     package = {"comet": "comet_ml"}.get(service, service)
     monkeypatch.setattr("loopkit.loggers.remote.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=rf"needs the package '{package}': pip install 'loopkit\[{service}\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=rf"needs the package '{package}': pip install 'loopkit\[{service}\]'",
+    ):
         Fit(loggers=service)
 
 

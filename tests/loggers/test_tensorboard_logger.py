@@ -72,8 +72,18 @@ def test_attempts_within_one_second_have_files_of_their_own_that_sort_by_age(tmp
 
 def test_odd_names_and_values_are_taken(tmp_path):
     logger = opened(tmp_path)
-    values = {"🦊 fox": 1.0, "..": 2.0, "/lead": 3.0, "": 4.0, "\ud800": 5.0, "nan": math.nan, "big": 2**70,
-              "bigger": 10**400, "most": 1e300, "less": -math.inf}  # fmt: skip
+    values = {
+        "🦊 fox": 1.0,
+        "..": 2.0,
+        "/lead": 3.0,
+        "": 4.0,
+        "\ud800": 5.0,
+        "nan": math.nan,
+        "big": 2**70,
+        "bigger": 10**400,
+        "most": 1e300,
+        "less": -math.inf,
+    }
     logger.log(values, 1)
     logger.close()
     found = {name: points[0][1] for name, points in scalars_of(tmp_path / "tensorboard").items()}
@@ -102,17 +112,31 @@ def test_hparams_belong_to_the_run_itself_flat_and_typed(tmp_path):
     logger = opened(tmp_path, lr=0.5, name="digits", deep={"on": True, "sizes": [1, 2]}, none=None)
     logger.close()
     assert [path.is_file() for path in (tmp_path / "tensorboard").iterdir()] == [True]
-    metadata = {value.tag: value.metadata.plugin_data for _, value in values_of(tmp_path / "tensorboard")}
-    started = HParamsPluginData.FromString(metadata["_hparams_/session_start_info"].content).session_start_info
-    kinds = {name: getattr(value, value.WhichOneof("kind")) for name, value in started.hparams.items()}
-    assert kinds == {"lr": 0.5, "name": "digits", "deep/on": True, "deep/sizes": "[1, 2]", "none": "None"}
+    metadata = {
+        value.tag: value.metadata.plugin_data for _, value in values_of(tmp_path / "tensorboard")
+    }
+    started = HParamsPluginData.FromString(
+        metadata["_hparams_/session_start_info"].content
+    ).session_start_info
+    kinds = {
+        name: getattr(value, value.WhichOneof("kind")) for name, value in started.hparams.items()
+    }
+    assert kinds == {
+        "lr": 0.5,
+        "name": "digits",
+        "deep/on": True,
+        "deep/sizes": "[1, 2]",
+        "none": "None",
+    }
     assert metadata["_hparams_/session_end_info"].plugin_name == "hparams"
 
 
 def test_a_matrix_is_a_picture_from_white_to_blue(tmp_path):
     logger = opened(tmp_path)
     logger.log_arrays({"eval/confusion": torch.tensor([[10.0, 0.0], [math.nan, 5.0]])}, 3)
-    (step, value), *_ = [(s, v) for s, v in values_of(tmp_path / "tensorboard") if v.HasField("image")]
+    (step, value), *_ = [
+        (s, v) for s, v in values_of(tmp_path / "tensorboard") if v.HasField("image")
+    ]
     picture = pixels(value.image.encoded_image_string)
     assert (step, value.tag) == (3, "eval/confusion")
     assert picture.shape == (value.image.height, value.image.width, 3) == (256, 256, 3)
@@ -120,9 +144,16 @@ def test_a_matrix_is_a_picture_from_white_to_blue(tmp_path):
     assert corners == [(8, 48, 107), (255, 255, 255), (160, 160, 160), (132, 152, 181)]
 
 
-@pytest.mark.parametrize("matrix", [
-    np.full((3, 3), np.nan), np.zeros((2, 2)), np.array([[1e308, -1e308]]), np.ones((3000, 5)), np.array([[np.inf, 1.0]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.full((3, 3), np.nan),
+        np.zeros((2, 2)),
+        np.array([[1e308, -1e308]]),
+        np.ones((3000, 5)),
+        np.array([[np.inf, 1.0]]),
+    ],
+)
 def test_any_matrix_makes_a_picture(tmp_path, matrix):
     logger = opened(tmp_path)
     logger.log_arrays({"m": matrix}, 1)
@@ -132,11 +163,25 @@ def test_any_matrix_makes_a_picture(tmp_path, matrix):
 
 def test_a_vector_is_a_histogram_of_its_finite_values(tmp_path):
     logger = opened(tmp_path)
-    logger.log_arrays({"f1": np.array([0.0, 0.5, 1.0, np.nan]), "none": np.array([np.nan]), "empty": np.zeros(0),
-                       "text": "words", "cube": np.zeros((2, 2, 2))}, 2)  # fmt: skip
+    logger.log_arrays(
+        {
+            "f1": np.array([0.0, 0.5, 1.0, np.nan]),
+            "none": np.array([np.nan]),
+            "empty": np.zeros(0),
+            "text": "words",
+            "cube": np.zeros((2, 2, 2)),
+        },
+        2,
+    )
     (value,) = [v for _, v in values_of(tmp_path / "tensorboard") if v.HasField("histo")]
     histogram = value.histo
-    assert (value.tag, histogram.num, histogram.min, histogram.max, histogram.sum) == ("f1", 3, 0.0, 1.0, 1.5)
+    assert (value.tag, histogram.num, histogram.min, histogram.max, histogram.sum) == (
+        "f1",
+        3,
+        0.0,
+        1.0,
+        1.5,
+    )
     assert sum(histogram.bucket) == 3
     assert len(histogram.bucket) == len(histogram.bucket_limit)
 

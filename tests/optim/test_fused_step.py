@@ -1,4 +1,6 @@
-"""FusedStep: torch's own fused step to the bit, and torch's own wherever something is out of the ordinary."""
+"""FusedStep: torch's own fused step to the bit, and torch's own wherever something is out of the
+ordinary.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,17 @@ from tests.support import Tiny, digest, quiet
 KINDS = [torch.optim.AdamW, torch.optim.Adam]
 
 
-def made(kind: type, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+def made(
+    kind: type, dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 3)).to(dtype)
     weights = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": weights, "weight_decay": 0.1, "lr": 0.02}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": weights, "weight_decay": 0.1, "lr": 0.02},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     return model, kind(groups, lr=0.01, fused=True, **options)
 
 
@@ -98,7 +105,11 @@ def test_hooks_run(where):
     def note(*_: Any) -> None:
         calls.append(1)
 
-    handle = optimizer.register_step_pre_hook(note) if where == "optimizer" else register_optimizer_step_post_hook(note)
+    handle = (
+        optimizer.register_step_pre_hook(note)
+        if where == "optimizer"
+        else register_optimizer_step_post_hook(note)
+    )
     for number in range(3):
         fill(model, number)
         step()
@@ -107,7 +118,9 @@ def test_hooks_run(where):
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("options", [{"amsgrad": True}, {"fused": False}, {"lr": torch.tensor(0.1)}])
+@pytest.mark.parametrize(
+    "options", [{"amsgrad": True}, {"fused": False}, {"lr": torch.tensor(0.1)}]
+)
 def test_what_is_unusual_is_left_to_torch(options):
     model = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters(), **({"fused": True} | options))
@@ -125,7 +138,9 @@ def test_other_classes_and_wrapped_steps_are_left_to_torch():
 
     model = nn.Linear(2, 2)
     assert not isinstance(stepper(Mine(model.parameters(), fused=True)), FusedStep)
-    assert not isinstance(stepper(torch.optim.SGD(model.parameters(), lr=0.1, fused=True)), FusedStep)
+    assert not isinstance(
+        stepper(torch.optim.SGD(model.parameters(), lr=0.1, fused=True)), FusedStep
+    )
     scheduled = torch.optim.AdamW(model.parameters(), fused=True)
     torch.optim.lr_scheduler.LambdaLR(scheduled, lambda step: 1.0)
     assert not isinstance(stepper(scheduled), FusedStep)

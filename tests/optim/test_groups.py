@@ -1,4 +1,6 @@
-"""Groups: what decays, which rate each layer and each name has, read off real parameters after real steps."""
+"""Groups: what decays, which rate each layer and each name has, read off real parameters after real
+steps.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Transformer(Task):
         return self.choice
 
     def train_step(self, batch):
-        return sum((p * 0.0).sum() for p in self.parameters())  # a gradient of zero for every parameter
+        return sum(
+            (p * 0.0).sum() for p in self.parameters()
+        )  # a gradient of zero for every parameter
 
     def train_data(self):
         return [torch.zeros(1)] * 3
@@ -46,7 +50,11 @@ class Transformer(Task):
 def rates(spec, task=None):
     task = task or Transformer()
     names = {id(p): name for name, p in task.named_parameters()}
-    return {names[id(p)]: group["lr"] for group in spec.build(task).param_groups for p in group["params"]}
+    return {
+        names[id(p)]: group["lr"]
+        for group in spec.build(task).param_groups
+        for p in group["params"]
+    }
 
 
 def test_each_layer_has_the_rate_of_the_one_above_times_the_decay():
@@ -67,7 +75,9 @@ def test_layer_rates_are_what_the_parameters_move_by():
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     quiet(steps=1).run(task)
     for name, rate in rates(SGD(lr=1.0, layer_decay=0.5)).items():
-        assert torch.allclose(before[name] - task.get_parameter(name), torch.tensor(rate), atol=1e-6), name
+        assert torch.allclose(
+            before[name] - task.get_parameter(name), torch.tensor(rate), atol=1e-6
+        ), name
 
 
 class ResNetLike(nn.Module):
@@ -83,14 +93,27 @@ class ResNetLike(nn.Module):
 @pytest.mark.parametrize(
     ("model", "levels"),
     [
-        (ResNetLike(), {"stem.weight": 0, "layer1.0.weight": 1, "layer1.1.bias": 2, "between.weight": 2,
-                        "layer2.0.weight": 3, "layer2.1.weight": 4, "classifier.0.weight": 5, "classifier.2.bias": 5}),
+        (
+            ResNetLike(),
+            {
+                "stem.weight": 0,
+                "layer1.0.weight": 1,
+                "layer1.1.bias": 2,
+                "between.weight": 2,
+                "layer2.0.weight": 3,
+                "layer2.1.weight": 4,
+                "classifier.0.weight": 5,
+                "classifier.2.bias": 5,
+            },
+        ),
         (Tiny(), {"net.0.weight": 0, "net.3.bias": 1}),
-        (nn.Sequential(nn.Embedding(5, 8), nn.Sequential(Block(8), Block(8)), nn.Linear(8, 2)),
-         {"0.weight": 0, "1.0.norm.weight": 1, "1.1.mlp.0.bias": 2, "2.weight": 3}),
+        (
+            nn.Sequential(nn.Embedding(5, 8), nn.Sequential(Block(8), Block(8)), nn.Linear(8, 2)),
+            {"0.weight": 0, "1.0.norm.weight": 1, "1.1.mlp.0.bias": 2, "2.weight": 3},
+        ),
     ],
     ids=["resnet", "sequential", "wrapped"],
-)  # fmt: skip
+)
 def test_layers_are_found_in_any_model(model, levels):
     found = layer_levels(model)
     assert found.keys() == dict(model.named_parameters()).keys()
@@ -99,7 +122,9 @@ def test_layers_are_found_in_any_model(model, levels):
 
 
 def test_a_model_without_layers_is_refused():
-    with pytest.raises(OptionError, match="Linear has no ModuleList or Sequential to tell its layers by"):
+    with pytest.raises(
+        OptionError, match="Linear has no ModuleList or Sequential to tell its layers by"
+    ):
         layer_levels(nn.Linear(2, 2))
 
 
@@ -113,7 +138,11 @@ def test_biases_and_norms_do_not_shrink_under_a_zero_gradient():
 
 
 def test_a_group_has_its_own_rate_and_decay_and_the_first_match_wins():
-    groups = [Group(r"^head", lr=0.3, weight_decay=0.5), Group("norm", weight_decay=0.2), Group("head|blocks", lr=0.2)]
+    groups = [
+        Group(r"^head", lr=0.3, weight_decay=0.5),
+        Group("norm", weight_decay=0.2),
+        Group("head|blocks", lr=0.2),
+    ]
     task = Transformer(SGD(lr=0.1, weight_decay=0.0, groups=groups))
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     quiet(steps=1).run(task)
@@ -126,8 +155,18 @@ def test_a_group_has_its_own_rate_and_decay_and_the_first_match_wins():
 
 
 def test_a_groups_rate_stands_beside_layer_decay():
-    found = rates(AdamW(lr=1.0, layer_decay=0.5, groups=[Group("token", lr=0.7), Group("position", weight_decay=0.1)]))
-    assert (found["token.weight"], found["position"], found["blocks.2.norm.bias"]) == (0.7, 0.0625, 0.5)
+    found = rates(
+        AdamW(
+            lr=1.0,
+            layer_decay=0.5,
+            groups=[Group("token", lr=0.7), Group("position", weight_decay=0.1)],
+        )
+    )
+    assert (found["token.weight"], found["position"], found["blocks.2.norm.bias"]) == (
+        0.7,
+        0.0625,
+        0.5,
+    )
 
 
 def test_a_group_may_set_other_options():
@@ -139,14 +178,17 @@ def test_a_group_may_set_other_options():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: AdamW(groups=[Group("head"), Group("head.bias")]).build(Transformer()), r"Group\(match='head.bias'\) is the first to match no"),
+        (
+            lambda: AdamW(groups=[Group("head"), Group("head.bias")]).build(Transformer()),
+            r"Group\(match='head.bias'\) is the first to match no",
+        ),
         (lambda: Group("(", lr=1.0), r"Group\(match='\('\) is no regular expression"),
         (lambda: Group("x", lr=-1), r"Group\(match='x', lr=-1\): give a number of at least 0"),
         (lambda: AdamW(groups=["head"]), r"AdamW\(groups=...\): give a sequence of Group"),
         (lambda: AdamW(layer_decay=1.5), r"AdamW\(layer_decay=1.5\): give a factor from 0 to 1"),
         (lambda: AdamW(no_decay=["["]), r"AdamW\(no_decay='\['\) is no regular expression"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_group_is_an_error_that_names_it(make, said):
     with pytest.raises(OptionError, match=said):
         make()
@@ -165,16 +207,24 @@ def test_a_head_tied_to_the_embedding_is_no_hidden_matrix():
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.wte, self.blocks, self.out = nn.Embedding(9, 8), nn.ModuleList([Block(8)]), nn.Linear(8, 9, bias=False)
+            self.wte, self.blocks, self.out = (
+                nn.Embedding(9, 8),
+                nn.ModuleList([Block(8)]),
+                nn.Linear(8, 9, bias=False),
+            )
             self.out.weight = self.wte.weight
 
     assert hidden_matrices(Tied()) == {"blocks.0.mlp.0.weight", "blocks.0.mlp.2.weight"}
 
 
 def test_the_table_shows_every_group():
-    task = Transformer(AdamW(lr=1e-3, weight_decay=0.1, layer_decay=0.5, groups=[Group("head", lr=0.01)]), blocks=1)
+    task = Transformer(
+        AdamW(lr=1e-3, weight_decay=0.1, layer_decay=0.5, groups=[Group("head", lr=0.01)]), blocks=1
+    )
     task.token.requires_grad_(False)
-    assert group_table(task) == """\
+    assert (
+        group_table(task)
+        == """\
 group             parameters  elements       lr  weight decay
 head                       1        24     0.01           0.1
 head/no_decay              1         3     0.01             0
@@ -184,10 +234,20 @@ layer_1/no_decay           4        32   0.0005             0
 layer_0                    1        32  0.00025           0.1
 trainable                 11       235
 frozen                     1        80"""
+    )
 
 
 def test_the_table_of_several_optimizers_names_them():
-    table = group_table(Tiny(), {name: spec.build(Tiny()) for name, spec in Muon().items()}).splitlines()
+    table = group_table(
+        Tiny(), {name: spec.build(Tiny()) for name, spec in Muon().items()}
+    ).splitlines()
     assert [line.split()[0] for line in table[1:4]] == ["muon:", "adamw:", "adamw:"]
     torch_made = torch.optim.SGD(Tiny().parameters(), lr=0.5)
-    assert group_table(Tiny(), torch_made).splitlines()[1].split() == ["group", "0", "4", "195", "0.5", "0"]
+    assert group_table(Tiny(), torch_made).splitlines()[1].split() == [
+        "group",
+        "0",
+        "4",
+        "195",
+        "0.5",
+        "0",
+    ]

@@ -1,4 +1,6 @@
-"""Optimizers: each by its name, against its formula, and resumed bit for bit from a checkpoint in mid-run."""
+"""Optimizers: each by its name, against its formula, and resumed bit for bit from a checkpoint in
+mid-run.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,19 @@ from torch import nn
 
 from loopkit import Checkpoint, Task
 from loopkit.errors import MissingExtraError, OptionError
-from loopkit.optim import SGD, Adagrad, AdamW, AdamW8bit, AdamWBf16, Lion, Muon, ScheduleFree, Spec, build, cosine
+from loopkit.optim import (
+    SGD,
+    Adagrad,
+    AdamW,
+    AdamW8bit,
+    AdamWBf16,
+    Lion,
+    Muon,
+    ScheduleFree,
+    Spec,
+    build,
+    cosine,
+)
 from loopkit.optim.kahan import KahanAdamW
 from loopkit.optim.names import OPTIMIZERS
 from loopkit.trainer_names import OPTIMIZER_NAMES
@@ -25,19 +39,33 @@ NAMES = {
 def test_an_optimizer_by_name_is_that_class_at_that_rate(name):
     optimizer = build(name, lr=0.02, weight_decay=0.1).build(Tiny())
     assert type(optimizer) is NAMES[name]
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.02, 0.1), (0.02, 0.0)]
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        (0.02, 0.1),
+        (0.02, 0.0),
+    ]
 
 
 def test_what_is_not_given_is_the_classs_own():
     spec = build("torch.optim.AdamW")
     assert (spec.lr, spec.weight_decay) == (1e-3, 0.01)
-    assert build("torch.optim.NAdam", momentum_decay=0.01).build(Tiny()).param_groups[0]["momentum_decay"] == 0.01
+    assert (
+        build("torch.optim.NAdam", momentum_decay=0.01)
+        .build(Tiny())
+        .param_groups[0]["momentum_decay"]
+        == 0.01
+    )
 
 
-@pytest.mark.parametrize("spec", [AdamW(), SGD(0.1), Adagrad(), build("adam"), Spec(torch.optim.AdamW, 1e-3)])
+@pytest.mark.parametrize(
+    "spec", [AdamW(), SGD(0.1), Adagrad(), build("adam"), Spec(torch.optim.AdamW, 1e-3)]
+)
 def test_fused_is_the_default_and_can_be_left(spec):
     assert all(group["fused"] is True for group in spec.build(Tiny()).param_groups)
-    left = build({"SGD": "sgd"}.get(spec.optimizer.__name__, spec.optimizer.__name__.lower()), lr=0.1, fused=False)
+    left = build(
+        {"SGD": "sgd"}.get(spec.optimizer.__name__, spec.optimizer.__name__.lower()),
+        lr=0.1,
+        fused=False,
+    )
     assert left.build(Tiny()).param_groups[0]["fused"] is False
 
 
@@ -47,7 +75,9 @@ def test_16_bit_parameters_move_by_the_optimizers_formula(name, dtype):
     """torch's fused SGD on the CPU once left most of them where they were."""
     task, single = Tiny().to(dtype), Tiny().to(dtype)
     ours = build(name, lr=0.1).build(task)
-    plain = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}[name]
+    plain = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}[
+        name
+    ]
     theirs = plain(single.parameters(), lr=0.1, foreach=False)
     for mine, other in zip(task.parameters(), single.parameters()):
         mine.grad = torch.linspace(1, 2, mine.numel(), dtype=dtype).view_as(mine)
@@ -74,27 +104,51 @@ def test_a_trainer_name_is_told_ours(name):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: build("admw"), "no optimizer 'admw'. Did you mean 'adamw'.* Give one of adamw, adam, sgd"),
+        (
+            lambda: build("admw"),
+            "no optimizer 'admw'. Did you mean 'adamw'.* Give one of adamw, adam, sgd",
+        ),
         (lambda: build("torch.optim.Nadam"), "'torch.optim.Nadam' is not there"),
         (lambda: build("no.such.Thing"), "'no.such.Thing' cannot be imported"),
         (lambda: build("torch.nn.Linear"), "torch.nn.Linear is no torch.optim.Optimizer"),
-        (lambda: AdamW(wieght_decay=0.1), "AdamW has no option 'wieght_decay'. Did you mean 'weight_decay'"),
+        (
+            lambda: AdamW(wieght_decay=0.1),
+            "AdamW has no option 'wieght_decay'. Did you mean 'weight_decay'",
+        ),
         (lambda: build("rmsprop", fused=True), "RMSprop has no option 'fused'"),
-        (lambda: build("torch.optim.Rprop", weight_decay=0.1), r"Rprop\(weight_decay=0.1\): this optimizer has no weight decay"),
+        (
+            lambda: build("torch.optim.Rprop", weight_decay=0.1),
+            r"Rprop\(weight_decay=0.1\): this optimizer has no weight decay",
+        ),
         (lambda: AdamW(lr=-1), r"AdamW\(lr=-1\): give a number of at least 0"),
         (lambda: AdamW(weight_decay="much"), r"AdamW\(weight_decay='much'\): give a number"),
-        (lambda: AdamW(betas=(2.0, 0.9)).build(Tiny()), "AdamW cannot be built: Invalid beta parameter"),
-        (lambda: Lion(betas=(2.0, 0.9)).build(Tiny()), r"Lion cannot be built: .*betas are in \[0, 1\)"),
-        (lambda: Muon(wieght_decay=0.1), "Muon has no option 'wieght_decay'. Did you mean 'weight_decay'"),
-        (lambda: Muon(params="bias")["muon"].build(Tiny()), r"Muon\(params='hidden'\) picks no trainable parameter of Tiny"),
+        (
+            lambda: AdamW(betas=(2.0, 0.9)).build(Tiny()),
+            "AdamW cannot be built: Invalid beta parameter",
+        ),
+        (
+            lambda: Lion(betas=(2.0, 0.9)).build(Tiny()),
+            r"Lion cannot be built: .*betas are in \[0, 1\)",
+        ),
+        (
+            lambda: Muon(wieght_decay=0.1),
+            "Muon has no option 'wieght_decay'. Did you mean 'weight_decay'",
+        ),
+        (
+            lambda: Muon(params="bias")["muon"].build(Tiny()),
+            r"Muon\(params='hidden'\) picks no trainable parameter of Tiny",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_value_is_an_error_that_names_it(make, said):
     with pytest.raises(OptionError, match=said):
         make()
 
 
-@pytest.mark.parametrize(("make", "package", "extra"), [(AdamW8bit, "bitsandbytes", "quant"), (ScheduleFree, "schedulefree", "schedulefree")])
+@pytest.mark.parametrize(
+    ("make", "package", "extra"),
+    [(AdamW8bit, "bitsandbytes", "quant"), (ScheduleFree, "schedulefree", "schedulefree")],
+)
 def test_a_missing_package_is_an_error_with_the_remedy(make, package, extra, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     monkeypatch.setitem(__import__("sys").modules, f"{package}.optim", None)
@@ -121,7 +175,9 @@ def test_lion_is_its_formula():
 
 
 def follow(optimizer_class, dtype, steps=400):
-    """Where an optimizer takes 64 weights, near 1, by gradients that call for updates of a ten-thousandth each."""
+    """Where an optimizer takes 64 weights, near 1, by gradients that call for updates of a
+    ten-thousandth each.
+    """
     generator = torch.Generator().manual_seed(5)
     weight = nn.Parameter(torch.ones(64).to(dtype))
     optimizer = optimizer_class([weight], lr=1e-4, weight_decay=0.1)
@@ -136,7 +192,9 @@ def test_kahan_keeps_the_updates_that_bf16_loses():
     assert (exact < 0.97).all()
     assert (follow(torch.optim.AdamW, torch.bfloat16) == 1.0).all()
     error = (follow(KahanAdamW, torch.bfloat16) - exact).abs().max()
-    assert error < 2**-8, error  # half a unit in the last place of bf16 below 1, and what the moments round
+    assert error < 2**-8, (
+        error
+    )  # half a unit in the last place of bf16 below 1, and what the moments round
 
 
 def test_adamw_bf16_is_the_one_with_kahan_summation():
@@ -144,7 +202,9 @@ def test_adamw_bf16_is_the_one_with_kahan_summation():
 
 
 def test_kahan_adamw_in_fp32_is_adamw_but_for_the_first_moments_rounding():
-    assert torch.allclose(follow(KahanAdamW, torch.float32), follow(torch.optim.AdamW, torch.float32), atol=2e-4)
+    assert torch.allclose(
+        follow(KahanAdamW, torch.float32), follow(torch.optim.AdamW, torch.float32), atol=2e-4
+    )
 
 
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():
@@ -155,7 +215,12 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest():
 
     @fit.on("step_end")
     def look(run, out):
-        held.update({name: {id(p) for g in o.param_groups for p in g["params"]} for name, o in run.optimizers.items()})
+        held.update(
+            {
+                name: {id(p) for g in o.param_groups for p in g["params"]}
+                for name, o in run.optimizers.items()
+            }
+        )
         rates.append([o.param_groups[0]["lr"] for o in run.optimizers.values()])
 
     before = fit.evaluate(task)["eval/loss"]
@@ -171,10 +236,15 @@ def test_several_optimizers_under_one_name_are_told_apart():
     task = Tiny()
     task.extra = nn.Linear(2, 2)
     task.optimizers = lambda: {"net": Muon(params="^net"), "extra": SGD(0.1, params=task.extra)}
-    task.train_step = lambda batch: Tiny.train_step(task, batch) + task.extra(batch[0][:, :2]).square().mean()
+    task.train_step = lambda batch: (
+        Tiny.train_step(task, batch) + task.extra(batch[0][:, :2]).square().mean()
+    )
     held = {}
     fit = quiet(steps=1)
-    fit.on("step_end", lambda run, out: held.update({n: len(o.state) for n, o in run.optimizers.items()}))
+    fit.on(
+        "step_end",
+        lambda run, out: held.update({n: len(o.state) for n, o in run.optimizers.items()}),
+    )
     fit.run(task)
     assert list(held) == ["net_muon", "net_adamw", "extra"]
     assert (held["net_muon"], held["net_adamw"]) == (1, 3)
@@ -196,13 +266,24 @@ class Chosen(Tiny):
 
 
 def resumed_and_whole(make, tmp_path, **options):
-    """(weights, optimizer state and losses) of a run of 12 steps, whole, and stopped and resumed at 1, 5 and 9."""
+    """(weights, optimizer state and losses) of a run of 12 steps, whole, and stopped and resumed at
+    1, 5 and 9.
+    """
 
     def run(where, stops):
         recorder, state = Recorder(), {}
         for stop in [*stops, None]:
-            fit = quiet(epochs=3, batch_size=8, accumulate=2, run_dir=tmp_path / where, resume="auto", hooks=[recorder],
-                        checkpoint=Checkpoint(every="1000 steps", background=False), eval_every="2 steps", **options)  # fmt: skip
+            fit = quiet(
+                epochs=3,
+                batch_size=8,
+                accumulate=2,
+                run_dir=tmp_path / where,
+                resume="auto",
+                hooks=[recorder],
+                checkpoint=Checkpoint(every="1000 steps", background=False),
+                eval_every="2 steps",
+                **options,
+            )
 
             @fit.on("step_end")
             def look(r, out, stop=stop):
@@ -219,7 +300,19 @@ def resumed_and_whole(make, tmp_path, **options):
     return run("parts", [1, 5, 9]), run("whole", [])
 
 
-CASES = ["adamw", "adam", "sgd", "adafactor", "adagrad", "rmsprop", "nadam", "radam", "muon", "lion", "adamw_bf16"]
+CASES = [
+    "adamw",
+    "adam",
+    "sgd",
+    "adafactor",
+    "adagrad",
+    "rmsprop",
+    "nadam",
+    "radam",
+    "muon",
+    "lion",
+    "adamw_bf16",
+]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -230,7 +323,9 @@ def test_a_resumed_run_is_the_whole_run(name, tmp_path):
 
 
 def test_kahan_adamw_resumes_with_its_own_dtypes_in_bf16(tmp_path):
-    parts, whole = resumed_and_whole(lambda: Chosen("adamw_bf16", lr=0.01), tmp_path, precision="bf16-true")
+    parts, whole = resumed_and_whole(
+        lambda: Chosen("adamw_bf16", lr=0.01), tmp_path, precision="bf16-true"
+    )
     assert parts == whole
 
 
@@ -249,7 +344,12 @@ def test_eight_bit_state_is_kept_and_resumed(name, tmp_path):
     task = Chosen(name, lr=0.01)
     dtypes = set()
     fit = quiet(steps=1)
-    fit.on("step_end", lambda run, out: dtypes.update(s["state1"].dtype for s in run.optimizers["main"].state.values()))
+    fit.on(
+        "step_end",
+        lambda run, out: dtypes.update(
+            s["state1"].dtype for s in run.optimizers["main"].state.values()
+        ),
+    )
     fit.run(task)
     assert torch.uint8 in dtypes
     parts, whole = resumed_and_whole(lambda: Chosen(name, lr=0.01), tmp_path)
@@ -257,7 +357,9 @@ def test_eight_bit_state_is_kept_and_resumed(name, tmp_path):
 
 
 class Averaged(torch.optim.SGD):
-    """SGD that gives the mean of its first weights and its present ones, in the way of schedule-free optimizers."""
+    """SGD that gives the mean of its first weights and its present ones, in the way of
+    schedule-free optimizers.
+    """
 
     def __init__(self, params, lr):
         super().__init__(params, lr=lr)
@@ -306,7 +408,12 @@ class Switching(Task):
 def test_an_optimizer_with_two_sets_of_weights_is_evaluated_and_saved_with_its_averages(tmp_path):
     task = Switching()
     result = quiet(run_dir=tmp_path, eval_every=1, checkpoint=True).run(task)
-    assert [row["eval/loss"] for row in result.history if "eval/loss" in row] == [-0.5, -1.0, -1.5, -2.0]
+    assert [row["eval/loss"] for row in result.history if "eval/loss" in row] == [
+        -0.5,
+        -1.0,
+        -1.5,
+        -2.0,
+    ]
     assert task.weight.item() == -2.0
     assert Switching.load(result.checkpoint).weight.item() == -2.0
 

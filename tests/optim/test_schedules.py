@@ -1,4 +1,6 @@
-"""Schedules: equal to the published formulas and to torch's own, step by step, on their own and in real runs."""
+"""Schedules: equal to the published formulas and to torch's own, step by step, on their own and in
+real runs.
+"""
 
 from __future__ import annotations
 
@@ -44,27 +46,49 @@ def published_wsd(kind):
         if step < stable:
             return 1.0
         part = (step - stable) / decay
-        return {"linear": 1 - part, "cosine": (1 + math.cos(math.pi * part)) / 2, "1-sqrt": 1 - part**0.5}[kind]
+        return {
+            "linear": 1 - part,
+            "cosine": (1 + math.cos(math.pi * part)) / 2,
+            "1-sqrt": 1 - part**0.5,
+        }[kind]
 
     return ramp(formula)
 
 
-# The learning-rate schedules of transformers' documentation (optimizer_schedules), restated for these lengths.
+# The learning-rate schedules of transformers' documentation (optimizer_schedules), restated for
+# these lengths.
 PUBLISHED = {
     "constant": (constant(), lambda step: 1.0),
     "constant_with_warmup": (constant(WARMUP), ramp(lambda step: 1.0)),
     "linear": (linear(WARMUP), ramp(lambda step: 1 - step / LEFT)),
     "cosine": (cosine(WARMUP), ramp(lambda step: 0.5 + 0.5 * math.cos(math.pi * step / LEFT))),
-    "two waves": (cosine(WARMUP, cycles=2), ramp(lambda step: 0.5 + 0.5 * math.cos(4 * math.pi * step / LEFT))),
-    "cosine_with_min_lr": (cosine(WARMUP, floor=0.1), ramp(lambda s: 0.1 + 0.9 * (1 + math.cos(math.pi * s / LEFT)) / 2)),
+    "two waves": (
+        cosine(WARMUP, cycles=2),
+        ramp(lambda step: 0.5 + 0.5 * math.cos(4 * math.pi * step / LEFT)),
+    ),
+    "cosine_with_min_lr": (
+        cosine(WARMUP, floor=0.1),
+        ramp(lambda s: 0.1 + 0.9 * (1 + math.cos(math.pi * s / LEFT)) / 2),
+    ),
     "cosine_with_restarts": (
         cosine_restarts(WARMUP, cycles=3),
-        ramp(lambda s: (1 + math.cos(math.pi * math.fmod(3 * s / LEFT, 1))) / 2 if s < LEFT else 0.0),
+        ramp(
+            lambda s: (1 + math.cos(math.pi * math.fmod(3 * s / LEFT, 1))) / 2 if s < LEFT else 0.0
+        ),
     ),
-    "polynomial": (polynomial(WARMUP, power=2, floor=0.01), ramp(lambda s: 0.99 * (1 - s / LEFT) ** 2 + 0.01)),
+    "polynomial": (
+        polynomial(WARMUP, power=2, floor=0.01),
+        ramp(lambda s: 0.99 * (1 - s / LEFT) ** 2 + 0.01),
+    ),
     "inverse_sqrt": (inverse_sqrt(WARMUP), ramp(lambda s: 1 / math.sqrt((s + WARMUP) / WARMUP))),
-    "inverse_sqrt, timescale": (inverse_sqrt(WARMUP, timescale=50), ramp(lambda s: 1 / math.sqrt((s + 50) / 50))),
-    "inverse_sqrt, no warmup": (inverse_sqrt(), lambda step: 1 / math.sqrt((step + 10_000) / 10_000)),
+    "inverse_sqrt, timescale": (
+        inverse_sqrt(WARMUP, timescale=50),
+        ramp(lambda s: 1 / math.sqrt((s + 50) / 50)),
+    ),
+    "inverse_sqrt, no warmup": (
+        inverse_sqrt(),
+        lambda step: 1 / math.sqrt((step + 10_000) / 10_000),
+    ),
     "wsd": (wsd(WARMUP, decay=20), published_wsd("cosine")),
     "wsd linear": (wsd(WARMUP, decay="20%", shape="linear"), published_wsd("linear")),
     "wsd 1-sqrt": (wsd("13%", decay="1 epoch", shape="1-sqrt"), published_wsd("1-sqrt")),
@@ -94,8 +118,14 @@ TORCH = {
         warm_restarts(T_0=10, T_mult=2, floor=0.05),
         lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=10, T_mult=2, eta_min=0.05),
     ),
-    "even warm restarts": (warm_restarts(7), lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=7)),
-    "one cycle": (one_cycle(), lambda o: lr_scheduler.OneCycleLR(o, 1.0, TOTAL, cycle_momentum=False)),
+    "even warm restarts": (
+        warm_restarts(7),
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=7),
+    ),
+    "one cycle": (
+        one_cycle(),
+        lambda o: lr_scheduler.OneCycleLR(o, 1.0, TOTAL, cycle_momentum=False),
+    ),
     "another cycle": (
         one_cycle(rise=0.15, start=0.1, end=0.01),
         lambda o: lr_scheduler.OneCycleLR(
@@ -135,7 +165,9 @@ def rates_of(task, **options):
     return rates
 
 
-@pytest.mark.parametrize(("warmup", "steps"), [(4, 4), ("25%", 4), ("0.5 epochs", 4), ("1 epoch", 8)])
+@pytest.mark.parametrize(
+    ("warmup", "steps"), [(4, 4), ("25%", 4), ("0.5 epochs", 4), ("1 epoch", 8)]
+)
 def test_warmup_in_steps_percent_and_epochs(warmup, steps):
     rates = rates_of(Scheduled(linear(warmup), lr=0.1), batch_size=8, epochs=2)
     expected = [0.1 * (n / steps if n < steps else (16 - n) / (16 - steps)) for n in range(16)]
@@ -145,7 +177,9 @@ def test_warmup_in_steps_percent_and_epochs(warmup, steps):
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 8])
 def test_rates_are_the_same_at_any_accumulation(accumulate):
     schedule = wsd(warmup="10%", decay="50%")
-    rates = rates_of(Scheduled(schedule, 0.01), batch_size=16 // accumulate, global_batch_size=16, epochs=5)
+    rates = rates_of(
+        Scheduled(schedule, 0.01), batch_size=16 // accumulate, global_batch_size=16, epochs=5
+    )
     factor = schedule.resolve(Plan(steps=20))
     assert rates == [0.01 * factor(step) for step in range(20)]
 
@@ -163,7 +197,9 @@ def test_a_schedule_can_be_swapped_during_a_run():
             run.schedules["main"] = bind(linear(), run.optimizers["main"], run.plan)
 
     fit.run(Scheduled(linear(), lr=0.1))
-    assert rates == pytest.approx([0.1 * ((16 - n) / 16 if n < 6 or n >= 9 else 1.0) for n in range(16)], abs=1e-15)
+    assert rates == pytest.approx(
+        [0.1 * ((16 - n) / 16 if n < 6 or n >= 9 else 1.0) for n in range(16)], abs=1e-15
+    )
 
 
 class Falling(Scheduled):
@@ -183,10 +219,14 @@ LOSSES = [5.0, 4.0, 4.1, 4.2, 4.3, 3.0, 3.1, 3.1, 2.9999, 3.1, 3.1, 3.1, 2.0, 2.
 
 
 def test_reduce_on_plateau_is_torchs_own():
-    task = Falling(reduce_on_plateau("eval/loss:min", factor=0.3, patience=1, cooldown=1, floor=0.02), LOSSES)
+    task = Falling(
+        reduce_on_plateau("eval/loss:min", factor=0.3, patience=1, cooldown=1, floor=0.02), LOSSES
+    )
     rates = rates_of(task, batch_size=8, epochs=2, eval_every=1, eval_batch_size=20)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    theirs = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=1, cooldown=1, min_lr=0.002)
+    theirs = lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.3, patience=1, cooldown=1, min_lr=0.002
+    )
     expected = []
     for loss in LOSSES:
         expected.append(optimizer.param_groups[0]["lr"])
@@ -201,7 +241,15 @@ def test_reduce_on_plateau_resumes_where_it_was(tmp_path):
         task.evaluations = start
         save = Checkpoint(every="1000 steps", background=False)
         rates = []
-        fit = quiet(batch_size=8, epochs=2, eval_every=1, eval_batch_size=20, run_dir=tmp_path / run, resume="auto", checkpoint=save)
+        fit = quiet(
+            batch_size=8,
+            epochs=2,
+            eval_every=1,
+            eval_batch_size=20,
+            run_dir=tmp_path / run,
+            resume="auto",
+            checkpoint=save,
+        )
 
         @fit.on("step_end")
         def note(r, out):
@@ -221,7 +269,10 @@ def test_reduce_on_plateau_resumes_where_it_was(tmp_path):
 
 
 def test_the_metric_of_a_plateau_must_be_there():
-    with pytest.raises(OptionError, match=r"reduce_on_plateau watches 'eval/los', which .* Did you mean 'eval/loss'"):
+    with pytest.raises(
+        OptionError,
+        match=r"reduce_on_plateau watches 'eval/los', which .* Did you mean 'eval/loss'",
+    ):
         quiet(batch_size=32).run(Scheduled(reduce_on_plateau("eval/los:min")))
 
 
@@ -231,26 +282,41 @@ def test_a_plateau_without_evaluations_is_refused(own):
     if not own:
         optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
         task.optimizers = lambda: (optimizer, lr_scheduler.ReduceLROnPlateau(optimizer))
-    with pytest.raises(OptionError, match="a schedule watches 'eval/loss' and nothing is evaluated"):
+    with pytest.raises(
+        OptionError, match="a schedule watches 'eval/loss' and nothing is evaluated"
+    ):
         quiet(eval_every="never").run(task)
 
 
 def test_a_longer_horizon_on_resume_is_said(tmp_path):
     save = Checkpoint(background=False)
     quiet(batch_size=8, epochs=1, run_dir=tmp_path, checkpoint=save).run(Scheduled(linear(), 0.1))
-    with pytest.warns(LoopkitWarning, match="'linear' was made for a run of 8 steps and now for one of 16"):
-        rates = rates_of(Scheduled(linear(), 0.1), batch_size=8, epochs=2, run_dir=tmp_path, checkpoint=save, resume="auto")
+    with pytest.warns(
+        LoopkitWarning, match="'linear' was made for a run of 8 steps and now for one of 16"
+    ):
+        rates = rates_of(
+            Scheduled(linear(), 0.1),
+            batch_size=8,
+            epochs=2,
+            run_dir=tmp_path,
+            checkpoint=save,
+            resume="auto",
+        )
     assert rates == pytest.approx([0.1 * (16 - n) / 16 for n in range(8, 16)])
 
 
 @pytest.mark.parametrize(
     ("schedule", "lr", "said"),
     [
-        (constant(), 0.1, "the schedule was 'inverse_sqrt' when this checkpoint was saved and is now 'constant'"),
+        (
+            constant(),
+            0.1,
+            "the schedule was 'inverse_sqrt' when this checkpoint was saved and is now 'constant'",
+        ),
         (reduce_on_plateau(), 0.1, "is now 'reduce_on_plateau'"),
         (inverse_sqrt(), 0.2, "base learning rates were 0.1, 0.1 .* are now 0.2, 0.2"),
     ],
-)  # fmt: skip
+)
 def test_another_schedule_or_rate_on_resume_is_said(tmp_path, schedule, lr, said):
     class Decaying(Scheduled):
         def optimizers(self):
@@ -259,14 +325,20 @@ def test_another_schedule_or_rate_on_resume_is_said(tmp_path, schedule, lr, said
     save = Checkpoint(background=False)
     quiet(steps=3, run_dir=tmp_path, checkpoint=save).run(Decaying(inverse_sqrt(), 0.1))
     with pytest.warns(LoopkitWarning, match=said):
-        rates = rates_of(Decaying(schedule, lr), steps=6, run_dir=tmp_path, checkpoint=save, resume="auto")
-    assert rates == pytest.approx([lr * (1 / math.sqrt(1 + n / 1e4) if lr == 0.2 else 1.0) for n in range(3, 6)])
+        rates = rates_of(
+            Decaying(schedule, lr), steps=6, run_dir=tmp_path, checkpoint=save, resume="auto"
+        )
+    assert rates == pytest.approx(
+        [lr * (1 / math.sqrt(1 + n / 1e4) if lr == 0.2 else 1.0) for n in range(3, 6)]
+    )
 
 
 def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
     save = Checkpoint(background=False)  # warnings of loopkit's are errors in this suite
     quiet(steps=3, run_dir=tmp_path, checkpoint=save).run(Scheduled(inverse_sqrt(5), 0.1))
-    quiet(steps=6, run_dir=tmp_path, checkpoint=save, resume="auto").run(Scheduled(inverse_sqrt(5), 0.1))
+    quiet(steps=6, run_dir=tmp_path, checkpoint=save, resume="auto").run(
+        Scheduled(inverse_sqrt(5), 0.1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,24 +346,46 @@ def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
     [
         (lambda: wsd(shape="square"), r"wsd\(shape='square'\): give one of linear, cosine, 1-sqrt"),
         (lambda: wsd(decay="a bit"), r"wsd\(decay=\)='a bit' is not a duration"),
-        (lambda: cosine(floor=2), r"cosine\(floor=2\): give a factor of the base rate, from 0 to 1"),
-        (lambda: cosine_restarts(cycles=0), r"cosine_restarts\(cycles=0\): give a number of at least 1"),
+        (
+            lambda: cosine(floor=2),
+            r"cosine\(floor=2\): give a factor of the base rate, from 0 to 1",
+        ),
+        (
+            lambda: cosine_restarts(cycles=0),
+            r"cosine_restarts\(cycles=0\): give a number of at least 1",
+        ),
         (lambda: warm_restarts(10, T_mult=0.5), r"warm_restarts\(T_mult=0.5\)"),
         (lambda: one_cycle(rise=1.5), r"one_cycle\(rise=1.5\)"),
         (lambda: polynomial(power=-1), r"polynomial\(power=-1\)"),
-        (lambda: reduce_on_plateau("eval/loss"), r"reduce_on_plateau\(metric='eval/loss'\): name the metric and the better side"),
-        (lambda: reduce_on_plateau(factor=1.5), r"reduce_on_plateau\(factor=1.5\): give a number between 0 and 1"),
+        (
+            lambda: reduce_on_plateau("eval/loss"),
+            r"reduce_on_plateau\(metric='eval/loss'\): name the metric and the better side",
+        ),
+        (
+            lambda: reduce_on_plateau(factor=1.5),
+            r"reduce_on_plateau\(factor=1.5\): give a number between 0 and 1",
+        ),
         (lambda: reduce_on_plateau(patience=-1), r"reduce_on_plateau\(patience=-1\)"),
-        (lambda: SGD(lr=0.1, schedule="cosine_with_restarts"), r"give one of loopkit.optim's, cosine_restarts\(cycles=...\)"),
-        (lambda: cosine("1 min").resolve(Plan(steps=3)), r"cosine\(warmup='60 seconds'\): give steps, epochs of data with a length, or percent"),
+        (
+            lambda: SGD(lr=0.1, schedule="cosine_with_restarts"),
+            r"give one of loopkit.optim's, cosine_restarts\(cycles=...\)",
+        ),
+        (
+            lambda: cosine("1 min").resolve(Plan(steps=3)),
+            r"cosine\(warmup='60 seconds'\): give steps, epochs of data with a length, or percent",
+        ),
         (lambda: cosine().resolve(Plan()), "'cosine' needs to know where the run ends"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_value_is_an_error_that_names_it(make, said):
     with pytest.raises(OptionError, match=said):
         make()
 
 
 def test_a_schedule_of_ones_own():
-    halving = Schedule("halving", lambda step, total: 0.5 ** (step // 4), warmup=2, needs_total=False)
-    assert rates_of(Scheduled(halving, 0.8), batch_size=8) == pytest.approx([0, 0.4, 0.8, 0.8, 0.8, 0.8, 0.4, 0.4])
+    halving = Schedule(
+        "halving", lambda step, total: 0.5 ** (step // 4), warmup=2, needs_total=False
+    )
+    assert rates_of(Scheduled(halving, 0.8), batch_size=8) == pytest.approx(
+        [0, 0.4, 0.8, 0.8, 0.8, 0.8, 0.4, 0.4]
+    )

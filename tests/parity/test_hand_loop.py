@@ -63,8 +63,14 @@ def by_hand(accumulate: int, clip: float | None, autocast: bool) -> tuple[str, l
 def test_weights_after_50_steps_are_bit_equal_to_a_hand_written_loops(accumulate, clip, autocast):
     expected, losses = by_hand(accumulate, clip, autocast)
     task, seen = OwnOptimizer(), []
-    fit = quiet(steps=STEPS, accumulate=accumulate, clip_norm=clip, rng="stream", precision="bf16" if autocast else "fp32",
-                eval_every="7 steps")  # fmt: skip
+    fit = quiet(
+        steps=STEPS,
+        accumulate=accumulate,
+        clip_norm=clip,
+        rng="stream",
+        precision="bf16" if autocast else "fp32",
+        eval_every="7 steps",
+    )
     fit.on("step_end", lambda run, out: seen.append(float(out["loss"]).hex()))
     fit.run(task)
     assert seen == losses
@@ -72,7 +78,10 @@ def test_weights_after_50_steps_are_bit_equal_to_a_hand_written_loops(accumulate
 
 
 def test_the_hand_written_loop_itself_depends_on_what_is_compared():
-    assert len({by_hand(1, None, False)[0], by_hand(1, 0.5, False)[0], by_hand(4, None, False)[0]}) == 3
+    assert (
+        len({by_hand(1, None, False)[0], by_hand(1, 0.5, False)[0], by_hand(4, None, False)[0]})
+        == 3
+    )
 
 
 def test_a_schedule_of_ours_equals_the_same_torch_scheduler():

@@ -19,7 +19,9 @@ class Ragged(Task):
         super().__init__()
         torch.manual_seed(0)
         self.kind, self.whole = kind, whole
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5)
+        )
         self.grads: dict[str, torch.Tensor] = {}
 
     def loss(self, x, y, target):
@@ -27,7 +29,9 @@ class Ragged(Task):
         cross = F.cross_entropy(out.flatten(0, 1), y.flatten(), ignore_index=-100)
         kept = y != -100
         squared = F.mse_loss(out[kept], target[kept])
-        return {"cross": cross, "mse": squared, "both": cross + 0.3 * squared}[self.kind], kept.sum()
+        return {"cross": cross, "mse": squared, "both": cross + 0.3 * squared}[
+            self.kind
+        ], kept.sum()
 
     def train_step(self, batch):
         loss, weight = self.loss(*batch)
@@ -43,7 +47,9 @@ class Ragged(Task):
             x = torch.randn(size, 6, 4, generator=generator, dtype=torch.float64)
             y = torch.randint(0, 5, (size, 6), generator=generator)
             y[torch.rand(size, 6, generator=generator) < 0.4] = -100
-            batches.append((x, y, torch.randn(size, 6, 5, generator=generator, dtype=torch.float64)))
+            batches.append(
+                (x, y, torch.randn(size, 6, 5, generator=generator, dtype=torch.float64))
+            )
         batches[1][1][:] = -100  # nothing to learn from in the second micro-batch
         return [tuple(map(torch.cat, zip(*batches)))] if self.whole else batches
 

@@ -15,7 +15,10 @@ from loopkit.errors import LoopkitWarning
 from loopkit.loggers.jsonl import read_rows
 from tests.support import Noisy, Recorder, Tiny, digest, points, quiet
 
-EPOCHS, STEPS = 3, 12  # 60 samples in micro-batches of 8, two of them a step: 4 steps an epoch, the last one shorter
+EPOCHS, STEPS = (
+    3,
+    12,
+)  # 60 samples in micro-batches of 8, two of them a step: 4 steps an epoch, the last one shorter
 
 
 class Stream(IterableDataset):
@@ -64,11 +67,27 @@ class Fed(Tiny):
         }[self.kind]()
 
 
-def run(kind: str, run_dir: Path, stop_at: int | None = None, **options: Any) -> tuple[str, str, list, list]:
-    """Run or go on; the fingerprint of all state, the losses seen, the rows logged, without wall-clock values."""
+def run(
+    kind: str, run_dir: Path, stop_at: int | None = None, **options: Any
+) -> tuple[str, str, list, list]:
+    """Run or go on; the fingerprint of all state, the losses seen, the rows logged, without
+    wall-clock values.
+    """
     task, recorder, state = Fed(kind), Recorder(), {}
-    fit = quiet(epochs=EPOCHS, steps=STEPS, batch_size=8, accumulate=2, clip_norm=1.0, run_dir=run_dir, hooks=[recorder],
-                eval_every="3 steps", log_every="5 steps", resume="auto", loggers="jsonl", **options)  # fmt: skip
+    fit = quiet(
+        epochs=EPOCHS,
+        steps=STEPS,
+        batch_size=8,
+        accumulate=2,
+        clip_norm=1.0,
+        run_dir=run_dir,
+        hooks=[recorder],
+        eval_every="3 steps",
+        log_every="5 steps",
+        resume="auto",
+        loggers="jsonl",
+        **options,
+    )
     if stop_at is not None:
         fit.on("step_end", lambda r, out: r.stop("test") if r.progress.step == stop_at else None)
 
@@ -76,13 +95,18 @@ def run(kind: str, run_dir: Path, stop_at: int | None = None, **options: Any) ->
     def keep(r, *_):
         tensors, plain = r.strategy.optimizer_state()
         state["optimizer"] = digest(tensors) + repr(plain)
-        state["progress"] = repr({k: v for k, v in r.progress.state_dict().items() if k != "seconds"})
+        state["progress"] = repr(
+            {k: v for k, v in r.progress.state_dict().items() if k != "seconds"}
+        )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LoopkitWarning)
         result = fit.run(task)
     timed = ("eval/runtime", "eval/samples_per_second")
-    rows = [{k: v for k, v in row.items() if k not in timed} for row in read_rows(run_dir / "metrics.jsonl")]
+    rows = [
+        {k: v for k, v in row.items() if k not in timed}
+        for row in read_rows(run_dir / "metrics.jsonl")
+    ]
     assert [{k: v for k, v in row.items() if k not in timed} for row in result.history] == rows
     return digest(task.state_dict()) + state["optimizer"], state["progress"], recorder.losses, rows
 
@@ -106,7 +130,10 @@ def test_resume_from_every_step_is_identical(kind, rng, tmp_path):
 
 
 def test_workers_do_not_change_the_numbers(tmp_path):
-    runs = [run(kind, tmp_path / kind, checkpoint=False) for kind in ("dataset", "workers", "dataloader")]
+    runs = [
+        run(kind, tmp_path / kind, checkpoint=False)
+        for kind in ("dataset", "workers", "dataloader")
+    ]
     assert runs[0] == runs[1] == runs[2]
 
 

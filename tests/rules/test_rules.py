@@ -1,4 +1,6 @@
-"""The house rules, checked over the source: sizes, layers, names. A limit is raised only with a decision record."""
+"""The house rules, checked over the source: sizes, layers, names. A limit is raised only with a
+decision record.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ PACKAGE = ROOT / "loopkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
-MOST_FILE_LINES = 300
-MOST_FUNCTION_LINES = 50
+# Statements, not lines: the formatter owns the layout. Each name of a parallel assignment counts.
+MOST_FILE_STATEMENTS = 200
+MOST_FUNCTION_STATEMENTS = 50
 MOST_PUBLIC_METHODS = 15
 MOST_BASES_INSIDE = 2
 
@@ -70,22 +73,50 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield from imports(node)
 
 
+def statements(tree: ast.AST) -> int:
+    """How many statements a tree holds, docstrings left out."""
+    count = 0
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.stmt) or _is_docstring(node):
+            continue
+        count += 1
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+            names, value = len(node.targets[0].elts), node.value
+            count += names - 1 if isinstance(value, ast.Tuple) and len(value.elts) == names else 0
+    return count
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_sizes_and_names(path):
-    tree, lines = TREES[path], path.read_text().count("\n")
-    assert lines <= MOST_FILE_LINES, f"{lines} lines"
-    assert not any(word in part.lower() for part in path.relative_to(PACKAGE).parts for word in FORBIDDEN)
+    tree = TREES[path]
+    assert statements(tree) <= MOST_FILE_STATEMENTS, f"{statements(tree)} statements"
+    assert not any(
+        word in part.lower() for part in path.relative_to(PACKAGE).parts for word in FORBIDDEN
+    )
     assert ast.get_docstring(tree), "no module docstring"
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            body = node.body[1:] if ast.get_docstring(node) else node.body
-            length = node.end_lineno - body[0].lineno + 1 if body else 0
-            assert length <= MOST_FUNCTION_LINES, f"{node.name} has {length} lines"
+            length = statements(node) - 1
+            assert length <= MOST_FUNCTION_STATEMENTS, f"{node.name} has {length} statements"
         if isinstance(node, ast.ClassDef):
             assert not any(word in node.name.lower() for word in FORBIDDEN), node.name
             assert not any(keyword.arg == "metaclass" for keyword in node.keywords), node.name
-            public = [n.name for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith(("_", "on_"))]
-            assert len(public) <= MOST_PUBLIC_METHODS, f"{node.name} has {len(public)} public methods"
+            public = [
+                n.name
+                for n in node.body
+                if isinstance(n, ast.FunctionDef) and not n.name.startswith(("_", "on_"))
+            ]
+            assert len(public) <= MOST_PUBLIC_METHODS, (
+                f"{node.name} has {len(public)} public methods"
+            )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -104,19 +135,35 @@ def test_function_level_imports_are_for_optional_packages_alone(path):
     for function in ast.walk(TREES[path]):
         if isinstance(function, (ast.FunctionDef, ast.Lambda)):
             for name, _ in imports(function):
-                lazy = name.split(".")[0] in {*OPTIONAL, "torch"} or name.startswith(("loopkit.console.", "loopkit.loggers."))
+                lazy = name.split(".")[0] in {*OPTIONAL, "torch"} or name.startswith(
+                    ("loopkit.console.", "loopkit.loggers.")
+                )
                 assert lazy, f"{path.name}: {name} is imported inside a function"
 
 
 def test_inheritance_is_shallow():
-    bases = {node.name: [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
-             for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}  # fmt: skip
+    bases = {
+        node.name: [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
 
     def depth(name: str) -> int:
-        return 1 + max((depth(base) for base in bases[name] if base in bases and base != name), default=-1)
+        return 1 + max(
+            (depth(base) for base in bases[name] if base in bases and base != name), default=-1
+        )
 
-    errors = {node.name for node in ast.walk(TREES[PACKAGE / "errors.py"]) if isinstance(node, ast.ClassDef)}
-    deep = {name: depth(name) for name in bases if name not in errors and depth(name) > MOST_BASES_INSIDE}
+    errors = {
+        node.name
+        for node in ast.walk(TREES[PACKAGE / "errors.py"])
+        if isinstance(node, ast.ClassDef)
+    }
+    deep = {
+        name: depth(name)
+        for name in bases
+        if name not in errors and depth(name) > MOST_BASES_INSIDE
+    }
     assert not deep
 
 
@@ -126,15 +173,32 @@ def test_no_global_statement_and_no_unpickling():
             assert not isinstance(node, ast.Global), f"{path.name} changes a module's variable"
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in ("torch.load", "torch.save", "pickle.load", "pickle.loads", "eval", "exec"), path.name
+                assert called not in (
+                    "torch.load",
+                    "torch.save",
+                    "pickle.load",
+                    "pickle.loads",
+                    "eval",
+                    "exec",
+                ), path.name
 
 
 def test_only_the_store_touches_files_of_checkpoints():
     for path in (PACKAGE / "checkpoint").glob("*.py"):
         if path.name in ("store.py", "streams.py"):  # the door, and what passes through it
             continue
-        calls = {ast.unparse(node.func) for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)}
-        assert not calls & {"open", "os.open", "os.rename", "os.replace", "shutil.rmtree", "os.fsync", "os.mkdir"}, path.name
+        calls = {
+            ast.unparse(node.func) for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)
+        }
+        assert not calls & {
+            "open",
+            "os.open",
+            "os.rename",
+            "os.replace",
+            "shutil.rmtree",
+            "os.fsync",
+            "os.mkdir",
+        }, path.name
 
 
 def test_importing_loopkit_brings_in_nothing_heavy():
@@ -142,8 +206,12 @@ def test_importing_loopkit_brings_in_nothing_heavy():
     import sys
 
     code = (
-        "import sys, loopkit; loopkit.Fit, loopkit.Task, loopkit.optim.AdamW, loopkit.interop.HFTask;"
-        "print([m for m in ('torchmetrics', 'tensorboardX', 'rich', 'yaml', 'jsonargparse', 'matplotlib', 'transformers') if m in sys.modules])"
+        "import sys, loopkit; loopkit.Fit, loopkit.Task, loopkit.optim.AdamW, "
+        "loopkit.interop.HFTask;"
+        "print([m for m in ('torchmetrics', 'tensorboardX', 'rich', 'yaml', 'jsonargparse', "
+        "'matplotlib', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.strip() == "[]"

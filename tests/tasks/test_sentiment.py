@@ -1,4 +1,6 @@
-"""The sentiment task: it learns its sample and real reviews, reads what it says, and what it exports is transformers'."""
+"""The sentiment task: it learns its sample and real reviews, reads what it says, and what it
+exports is transformers'.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def test_it_learns_its_sample_and_judges_new_sentences():
     task = Sentiment(**SMALL)
     metrics = quiet(epochs=12, batch_size=16, eval_every="12 epochs").run(task).metrics
     assert metrics["eval/accuracy"] == metrics["eval/f1"] == 1
-    good, bad = task.classify(["A moving film with a great cast.", "a dull plot, and a tired ending"])
+    good, bad = task.classify(
+        ["A moving film with a great cast.", "a dull plot, and a tired ending"]
+    )
     assert good > 0.9
     assert bad < 0.1
 
@@ -37,7 +41,14 @@ def test_stopped_and_resumed_is_bit_identical_and_a_checkpoint_is_a_task(tmp_pat
     def run(run_dir, stop_at=None):
         torch.manual_seed(0)
         task = Sentiment(**SMALL)
-        fit = quiet(steps=8, batch_size=8, run_dir=run_dir, resume="auto", checkpoint=Checkpoint(every="1000 steps"), eval_every=3)
+        fit = quiet(
+            steps=8,
+            batch_size=8,
+            run_dir=run_dir,
+            resume="auto",
+            checkpoint=Checkpoint(every="1000 steps"),
+            eval_every=3,
+        )
         fit.on("step_end", lambda r, out: r.stop("test") if r.progress.step == stop_at else None)
         return task, fit.run(task)
 
@@ -49,14 +60,18 @@ def test_stopped_and_resumed_is_bit_identical_and_a_checkpoint_is_a_task(tmp_pat
     assert loaded.hparams == {**SMALL, "data": None, "model": None, "workers": 0}
     assert loaded.classify(["a fresh plot"]) == whole.classify(["a fresh plot"])
     tuned = Sentiment(model=str(result.export(tmp_path / "model")), lr=2e-5)
-    assert tuned.classify(["a fresh plot"]) == pytest.approx(whole.classify(["a fresh plot"]), abs=1e-6)
+    assert tuned.classify(["a fresh plot"]) == pytest.approx(
+        whole.classify(["a fresh plot"]), abs=1e-6
+    )
 
 
 def test_both_kinds_of_corpus_are_read(tmp_path):
     rows = [("good", 1), ("bad, quite bad", 0)] * 10
     (tmp_path / "a.pos").write_text("good\n" * 10 + "\n")
     (tmp_path / "a.neg").write_text("bad, quite bad\n" * 10)
-    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f'"{text}",{label}\n' for text, label in rows))
+    (tmp_path / "a.csv").write_text(
+        "text,label\n" + "".join(f'"{text}",{label}\n' for text, label in rows)
+    )
     counts = []
     for data in (tmp_path, tmp_path / "a.csv"):
         task = Sentiment(str(data), **SMALL)
@@ -72,16 +87,28 @@ def test_both_kinds_of_corpus_are_read(tmp_path):
 def test_the_script_trains_exports_the_best_and_judges(capsys):
     assert main(["--epochs", "2"]) == 0
     out = capsys.readouterr().out
-    assert re.match(r"F1 0\.\d{3} after \d+ steps\nopens with from_pretrained: runs/sentiment/1/best\n0\.\d\d  a moving", out)
-    opened = transformers.AutoModelForSequenceClassification.from_pretrained("runs/sentiment/1/best")
+    assert re.match(
+        r"F1 0\.\d{3} after \d+ steps\nopens with from_pretrained: runs/sentiment/1/best\n0\.\d\d  a moving",
+        out,
+    )
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained(
+        "runs/sentiment/1/best"
+    )
     assert opened.num_labels == 2
     assert main(["--data", "nowhere"]) == 1
     assert "nowhere holds no praise and blame" in capsys.readouterr().err
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not (REVIEWS / "rt-polarity.pos").is_file(), reason="LOOPKIT_DATA names no folder with rt-polarity.pos and .neg")
+@pytest.mark.skipif(
+    not (REVIEWS / "rt-polarity.pos").is_file(),
+    reason="LOOPKIT_DATA names no folder with rt-polarity.pos and .neg",
+)
 def test_it_learns_real_reviews():
     torch.manual_seed(0)
-    metrics = quiet(epochs=2, eval_every="2 epochs", clip_norm=1.0, batch_size=32).run(Sentiment(str(REVIEWS))).metrics
+    metrics = (
+        quiet(epochs=2, eval_every="2 epochs", clip_norm=1.0, batch_size=32)
+        .run(Sentiment(str(REVIEWS)))
+        .metrics
+    )
     assert metrics["eval/f1"] > 0.74

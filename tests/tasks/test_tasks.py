@@ -33,8 +33,10 @@ def made(name: str, folder: Path) -> Task:
     torch.manual_seed(0)
     return {
         "charlm": lambda: CharLM(layers=1, width=16, context=16, folder=str(folder)),
-        "digits": Digits, "gan": lambda: RingGan(hidden=8), "sam": NoisyDigits,
-    }[name]()  # fmt: skip
+        "digits": Digits,
+        "gan": lambda: RingGan(hidden=8),
+        "sam": NoisyDigits,
+    }[name]()
 
 
 @pytest.fixture
@@ -42,7 +44,9 @@ def folder(tmp_path):
     """Twenty small files of Python."""
     (tmp_path / "code").mkdir()
     for i in range(20):
-        (tmp_path / "code" / f"{i:02}.py").write_text(f"def f{i}(x):\n    return x + {i}\n\n\n" * 41)
+        (tmp_path / "code" / f"{i:02}.py").write_text(
+            f"def f{i}(x):\n    return x + {i}\n\n\n" * 41
+        )
     return tmp_path / "code"
 
 
@@ -50,10 +54,21 @@ def folder(tmp_path):
 def test_stopped_and_resumed_is_bit_identical(name, tmp_path, folder):
     def run(run_dir: Path, stop_at: int | None = None) -> tuple[str, int]:
         task = made(name, folder)
-        fit = quiet(steps=12, batch_size=8, accumulate=2, clip_norm=0.5, eval_every=5, run_dir=run_dir, resume="auto",
-                    checkpoint=Checkpoint(every="1000 steps"), limit_eval=2)  # fmt: skip
+        fit = quiet(
+            steps=12,
+            batch_size=8,
+            accumulate=2,
+            clip_norm=0.5,
+            eval_every=5,
+            run_dir=run_dir,
+            resume="auto",
+            checkpoint=Checkpoint(every="1000 steps"),
+            limit_eval=2,
+        )
         if stop_at is not None:
-            fit.on("step_end", lambda r, out: r.stop("test") if r.progress.step == stop_at else None)
+            fit.on(
+                "step_end", lambda r, out: r.stop("test") if r.progress.step == stop_at else None
+            )
         step = fit.run(task).step
         return digest(task.state_dict()), step
 
@@ -71,8 +86,16 @@ def test_a_batch_in_two_parts_trains_alike(name, folder):
     for parts in (1, 2):
         task = made(name, folder).double()
         if isinstance(task, RingGan):  # its noise is drawn for each micro-batch
-            task.make = lambda count, generator=task.generator: generator(torch.ones(count, 8).double())
-        quiet(steps=3, global_batch_size=16, batch_size=16 // parts, precision="fp64", eval_every="never").run(task)
+            task.make = lambda count, generator=task.generator: generator(
+                torch.ones(count, 8).double()
+            )
+        quiet(
+            steps=3,
+            global_batch_size=16,
+            batch_size=16 // parts,
+            precision="fp64",
+            eval_every="never",
+        ).run(task)
         ends.append(torch.cat([p.detach().flatten() for p in task.parameters()]))
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-8, atol=1e-10)
 
@@ -85,11 +108,15 @@ def test_digits_learns_and_predicts():
     labels = task.eval_data().tensors[1]
     predicted = fit.predict(task)
     assert metrics["eval/accuracy"] > 0.93
-    assert (predicted == labels).double().mean().item() == pytest.approx(metrics["eval/accuracy"], abs=1e-6)
+    assert (predicted == labels).double().mean().item() == pytest.approx(
+        metrics["eval/accuracy"], abs=1e-6
+    )
 
 
 def test_gan_updates_each_player_by_its_own_loss_alone():
-    """One step equals the hand-written one: critic first, then the generator against the new critic."""
+    """One step equals the hand-written one: critic first, then the generator against the new
+    critic.
+    """
     task = made("gan", Path())
     task.make = lambda count: task.generator(torch.linspace(-1, 1, count * 8).view(count, 8))
     mine = made("gan", Path())
@@ -156,14 +183,20 @@ def test_sam_takes_the_gradient_at_the_worst_place_nearby():
     result = quiet(steps=1, step=SamStep(0.3)).run(task)
     for p, e in zip(task.parameters(), expected):
         torch.testing.assert_close(p, e)
-    assert result.metrics["train/loss"] == pytest.approx(F.cross_entropy(F.linear(x, *there), y).item())
+    assert result.metrics["train/loss"] == pytest.approx(
+        F.cross_entropy(F.linear(x, *there), y).item()
+    )
 
 
 def test_sam_survives_wrong_labels_better():
     accuracy = []
     for rho in (0.0, 0.2):
         torch.manual_seed(0)
-        accuracy.append(quiet(epochs=40, eval_every="40 epochs").run(NoisyDigits(rho=rho)).metrics["eval/accuracy"])
+        accuracy.append(
+            quiet(epochs=40, eval_every="40 epochs")
+            .run(NoisyDigits(rho=rho))
+            .metrics["eval/accuracy"]
+        )
     assert accuracy[1] > accuracy[0]
     assert accuracy[0] > 0.8
 
@@ -194,7 +227,10 @@ def test_charlm_holds_every_tenth_file_out(tmp_path):
     for i in range(20):
         (tmp_path / f"{i:02}.py").write_text(chr(65 + i) * 100)
     task = CharLM(context=10, folder=str(tmp_path))
-    seen, held = (set(data.tensors[0].flatten().tolist()) - {10} for data in (task.train_data(), task.eval_data()))
+    seen, held = (
+        set(data.tensors[0].flatten().tolist()) - {10}
+        for data in (task.train_data(), task.eval_data())
+    )
     assert held == {65 + 9, 65 + 19}
     assert seen == set(range(65, 85)) - held
 
@@ -213,12 +249,30 @@ def test_fingerprint_sees_one_bit():
 
 
 def demo(run_dir: Path, *options: str, **popen: Any) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tasks.charlm", "--steps", "20", "--run-dir", str(run_dir), *options]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "tasks.charlm",
+        "--steps",
+        "20",
+        "--run-dir",
+        str(run_dir),
+        *options,
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **popen,
+    )
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_the_demo_killed_and_resumed_ends_with_the_same_weights(number, tmp_path):
     def sha(process: subprocess.Popen) -> str:
         out, err = process.communicate(timeout=120)
@@ -229,7 +283,11 @@ def test_the_demo_killed_and_resumed_ends_with_the_same_weights(number, tmp_path
     run_dir = tmp_path / number.name
     process = demo(run_dir)
     deadline = time.monotonic() + 60
-    while not list(run_dir.glob("checkpoints/step-*")) and time.monotonic() < deadline and process.poll() is None:
+    while (
+        not list(run_dir.glob("checkpoints/step-*"))
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -242,7 +300,9 @@ def test_the_demo_killed_and_resumed_ends_with_the_same_weights(number, tmp_path
 def test_the_demo_reports_an_error_in_one_line(tmp_path, capsys):
     threads = torch.get_num_threads()
     try:
-        assert main(["--resume", str(tmp_path / "nothing"), "--run-dir", str(tmp_path / "run")]) == 1
+        assert (
+            main(["--resume", str(tmp_path / "nothing"), "--run-dir", str(tmp_path / "run")]) == 1
+        )
     finally:
         torch.set_num_threads(threads)
     assert capsys.readouterr().err.startswith("error: resume=")

@@ -1,4 +1,6 @@
-"""A task whose memory is known: a few large layers, many activations; and one that fails as it is told to."""
+"""A task whose memory is known: a few large layers, many activations; and one that fails as it is
+told to.
+"""
 
 import os
 import signal

@@ -55,13 +55,22 @@ class Points(Task):
     """
 
     def __init__(
-        self, hidden: int = 8, lr: float = 0.1, seed: int = 3, names: list[str] | None = None, bias: bool = True,
-        pause: float = 0.0, momentum=0.9, form: str = "class",
-    ):  # fmt: skip
+        self,
+        hidden: int = 8,
+        lr: float = 0.1,
+        seed: int = 3,
+        names: list[str] | None = None,
+        bias: bool = True,
+        pause: float = 0.0,
+        momentum=0.9,
+        form: str = "class",
+    ):
         super().__init__()
         torch.manual_seed(seed)
         self.lr, self.pause, self.momentum, self.form = lr, pause, momentum, form
-        self.net = nn.Sequential(nn.Linear(4, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, 2, bias=bias))
+        self.net = nn.Sequential(
+            nn.Linear(4, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, 2, bias=bias)
+        )
 
     def train_step(self, batch):
         time.sleep(self.pause)
