@@ -34,8 +34,8 @@ from benchmarks import record
 from benchmarks.overhead import quiet
 from benchmarks.peers import Batches
 from loopkit import DDP, FSDP, Fit, Task
-from loopkit.strategies.launch import die_with_parent, launch
-from loopkit.strategies.world import find_place, join
+from loopkit.distributed.communicator import find_place, join
+from loopkit.distributed.launcher import die_with_parent, launch
 
 RANKS, BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 8, 64, 128, 4, 96
 BLOCK, BLOCKS, LR = 5, 4, 1e-3

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loopkit.data.loader import Loader
     from loopkit.events import Hook
-    from loopkit.fit import Fit
+    from loopkit.fit.fit import Fit
     from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
     from loopkit.options import Checkpoint
     from loopkit.result import Result
     from loopkit.run import Progress, Run
     from loopkit.strategies.base import Strategy
-    from loopkit.strategies.compiling import Compile
+    from loopkit.strategies.compile import Compile
     from loopkit.strategies.ddp import DDP
-    from loopkit.strategies.deepspeed import DeepSpeed
+    from loopkit.strategies.deepspeed.strategy import DeepSpeed
     from loopkit.strategies.fsdp import FSDP
     from loopkit.strategies.single import SingleDevice
-    from loopkit.strategies.tensor import TensorParallel
+    from loopkit.strategies.tensor_parallel import TensorParallel
     from loopkit.task import Task
 
 __version__ = "0.1.0"
@@ -34,22 +34,23 @@ __all__ = [
 _HOMES = {
     "loopkit.data.loader": ("Loader",),
     "loopkit.events": ("Hook",),
-    "loopkit.fit": ("Fit",),
+    "loopkit.fit.fit": ("Fit",),
     "loopkit.loops": ("EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),
     "loopkit.options": ("Checkpoint",),
     "loopkit.result": ("Result",),
     "loopkit.run": ("Progress", "Run"),
     "loopkit.strategies.base": ("Strategy",),
-    "loopkit.strategies.compiling": ("Compile",),
+    "loopkit.strategies.compile": ("Compile",),
     "loopkit.strategies.ddp": ("DDP",),
-    "loopkit.strategies.deepspeed": ("DeepSpeed",),
+    "loopkit.strategies.deepspeed.strategy": ("DeepSpeed",),
     "loopkit.strategies.fsdp": ("FSDP",),
     "loopkit.strategies.single": ("SingleDevice",),
-    "loopkit.strategies.tensor": ("TensorParallel",),
+    "loopkit.strategies.tensor_parallel": ("TensorParallel",),
     "loopkit.task": ("Task",),
 }
 _ROOMS = (
-    "checkpoint", "console", "data", "errors", "hooks", "interop", "loggers", "loops", "metrics", "optim", "strategies",
+    "checkpoint", "console", "data", "distributed", "errors", "hooks", "interop", "loggers", "loops",
+    "metrics", "optim", "strategies",
 )  # fmt: skip
 
 

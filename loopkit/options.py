@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from loopkit.durations import Duration
 from loopkit.errors import OptionError, nearest
 from loopkit.events import Hook
+from loopkit.foreign_names import TRAINER_NAMES, WITHOUT
 from loopkit.loggers.base import Logger
 from loopkit.loggers.registry import check_loggers
+from loopkit.strategies.activation_checkpointing import parse_remat
 from loopkit.strategies.base import Strategy
-from loopkit.strategies.compiling import Compile
-from loopkit.strategies.guard import GUARDS
+from loopkit.strategies.compile import Compile
+from loopkit.strategies.device_map import parse_device_map
+from loopkit.strategies.nonfinite import GUARDS
 from loopkit.strategies.precision import parse_precision
-from loopkit.strategies.remat import parse_remat
 from loopkit.strategies.single import ACCELERATORS
-from loopkit.strategies.spread import parse_device_map
-from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
 
 if TYPE_CHECKING:
-    from loopkit.strategies.tensor import TensorParallel
+    from loopkit.strategies.tensor_parallel import TensorParallel
 
     StrategyLike: TypeAlias = str | Strategy | TensorParallel
 else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loopkit.checkpoint.inspect import export
+from loopkit.checkpoint.tools import export
 from loopkit.console.summary import result_summary
 from loopkit.errors import CheckpointError
 from loopkit.run import Progress, Run

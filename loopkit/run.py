@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-from loopkit.agenda import Agenda, Words
-from loopkit.data.feed import Batches, Feed
+from loopkit.data.micro_batches import Batches, Feed
 from loopkit.durations import Plan
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
 from loopkit.loggers.base import Loggers
-from loopkit.metrics.running import Running
+from loopkit.metrics.accumulator import Running
 from loopkit.strategies.base import Strategy
 from loopkit.task import Task
+from loopkit.triggers import Agenda, Words
 
 if TYPE_CHECKING:
-    from loopkit.optim.binding import BoundSchedule
+    from loopkit.optim.lr_schedulers import BoundSchedule
 
 Request = Literal["eval", "save", "log", "end_epoch"]
 REQUESTS = ("eval", "save", "log", "end_epoch")

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from loopkit import Checkpoint, Fit, Loader
-from loopkit.checkpoint.inspect import export
+from loopkit.checkpoint.tools import export
 from loopkit.errors import DataError, LoopkitError
 from loopkit.hooks import EarlyStop
 from loopkit.interop import HFTask

@@ -86,10 +86,10 @@ def serve() -> None:
     """In a rank: call what is asked for, until the pipe is closed."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a test prints is no answer
-    from loopkit.strategies import failure, pulse
+    from loopkit.distributed import failures, heartbeat
 
-    failure.Failure.install = lambda self: None  # errors are answers here
-    pulse.Pulse._beat = lambda self: (
+    failures.Failure.install = lambda self: None  # errors are answers here
+    heartbeat.Pulse._beat = lambda self: (
         None
     )  # uninstalled, each run would start another, and hundreds speak every second
     for line in sys.stdin:

@@ -1,11 +1,7 @@
 """Checkpoints: written whole or not at all, verified before use, and never able to run code."""
 
-from loopkit.checkpoint.background import BackgroundWriter
-from loopkit.checkpoint.format import Part, Pieces, Snapshot, checkpoints_dir
-from loopkit.checkpoint.lock import RunLock
-from loopkit.checkpoint.reader import read, verify
-from loopkit.checkpoint.retention import apply, plan
-from loopkit.checkpoint.search import (
+from loopkit.checkpoint.async_writer import BackgroundWriter
+from loopkit.checkpoint.discovery import (
     Entry,
     leave_behind,
     load_newest,
@@ -13,8 +9,12 @@ from loopkit.checkpoint.search import (
     newest_good,
     scan,
 )
+from loopkit.checkpoint.format import Part, Pieces, Snapshot, checkpoints_dir
+from loopkit.checkpoint.lock import RunLock
+from loopkit.checkpoint.reader import read, verify
+from loopkit.checkpoint.retention import apply, plan
+from loopkit.checkpoint.sharded_writer import write_together
 from loopkit.checkpoint.store import Store
-from loopkit.checkpoint.together import write_together
 from loopkit.checkpoint.writer import clean, write
 
 __all__ = [

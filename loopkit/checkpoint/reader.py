@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from loopkit.checkpoint import codecs, tensorfile
+from loopkit.checkpoint import codecs, safetensors_io
 from loopkit.checkpoint.format import (
     MANIFEST,
     MAX_EXTRA,
@@ -152,11 +152,13 @@ def _read_file(
             _check_size(source.path, source.size, record)
             if places is not None:
                 specs = {
-                    name: tensorfile.Spec(place.record.dtype, place.chunk.shape, place.chunk.crc32)
+                    name: safetensors_io.Spec(
+                        place.record.dtype, place.chunk.shape, place.chunk.crc32
+                    )
                     for name, place in places.items()
                 }
                 maps = store.maps and all(place.stem in _LARGE for place in places.values())
-                tensors = tensorfile.read(source, specs, keep=into is not None, maps=maps)
+                tensors = safetensors_io.read(source, specs, keep=into is not None, maps=maps)
             else:
                 limit = MAX_JSON if record.path == STATE else MAX_EXTRA
                 if source.size > limit:

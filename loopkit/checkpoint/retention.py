@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from loopkit.checkpoint.discovery import Entry, scan
 from loopkit.checkpoint.format import DELETING
 from loopkit.checkpoint.reader import verify
-from loopkit.checkpoint.search import Entry, scan
 from loopkit.checkpoint.store import Store
 from loopkit.errors import OptionError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loopkit.checkpoint import codecs, tensorfile
+from loopkit.checkpoint import codecs, safetensors_io
 from loopkit.checkpoint.format import (
     DELETING,
     LATEST,
@@ -68,7 +68,7 @@ def draft(snapshot: Snapshot) -> Draft:
         if not safe_name(stem) or "/" in stem:
             raise ValueError(f"{stem!r} cannot be the name of a file")
         for name, tensor in named.items():
-            tensorfile.check(f"{stem} tensor {name!r}", tensor)
+            safetensors_io.check(f"{stem} tensor {name!r}", tensor)
     tensors = {stem: named for stem, named in tensors.items() if named}
     meta_json(snapshot.meta)
     taken = {MANIFEST, STATE, *(stem + TENSORS for stem in tensors)}
@@ -126,12 +126,12 @@ def write_files(store: Store, staging: Path, ready: Draft) -> Manifest:
     manifest = Manifest(dict(ready.meta), 1, {}, {}, {})
     for stem, named in ready.tensors.items():
         name = stem + TENSORS
-        aliases = tensorfile.find_aliases(named)
+        aliases = safetensors_io.find_aliases(named)
         written = {key: tensor for key, tensor in named.items() if key not in aliases}
-        with store.create(staging / name, tensorfile.data_size(written)) as sink:
+        with store.create(staging / name, safetensors_io.data_size(written)) as sink:
             # As safetensors' own save_model notes them, so that its load_model finds tied weights
             # too.
-            specs = tensorfile.write(sink, written, aliases)
+            specs = safetensors_io.write(sink, written, aliases)
         manifest.files[name] = FileRecord(name, sink.size, sink.sha256)
         manifest.tensors[stem] = {
             key: TensorRecord(

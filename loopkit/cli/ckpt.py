@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loopkit.checkpoint import Store, inspect, newest_good
+from loopkit.checkpoint import Store, newest_good, tools
+from loopkit.checkpoint.discovery import Entry
 from loopkit.checkpoint.format import checkpoints_dir
-from loopkit.checkpoint.search import Entry
-from loopkit.cli.plain import Arguments
+from loopkit.cli.args.simple import Arguments
 from loopkit.console.text import columns, cut, number
 from loopkit.errors import CheckpointError, NoGoodCheckpointError, OptionError, nearest
 
@@ -50,7 +50,7 @@ def ls(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if not given.run_dir.is_dir():
         raise CheckpointError(f"there is no run directory {given.run_dir}")
-    entries = inspect.ls(given.run_dir)
+    entries = tools.ls(given.run_dir)
     if given.json:
         for entry in entries:
             print(json.dumps(_facts(entry)))
@@ -114,7 +114,7 @@ def verify(argv: Sequence[str]) -> int:
     parser.add_argument("path", type=Path, help="a checkpoint or a run directory")
     given = parser.parse_args(argv)
     try:
-        found = inspect.verify_tree(given.path)
+        found = tools.verify_tree(given.path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error}: name a checkpoint or a run directory") from error
     for path, problems in found.items():
@@ -144,7 +144,7 @@ def diff(argv: Sequence[str]) -> int:
                 f"{path} is a run directory: name one of its checkpoints, see loopkit ckpt ls "
                 f"{path}"
             )
-    found = inspect.diff(given.a, given.b)
+    found = tools.diff(given.a, given.b)
     limit = None if given.all else SHOWN
     lines = _block("only in A", [[name] for name in found.removed], limit)
     lines += _block("only in B", [[name] for name in found.added], limit)
@@ -186,7 +186,7 @@ def export(argv: Sequence[str]) -> int:
     )
     parser.add_argument("dir", type=Path, help="a directory that does not exist yet")
     given = parser.parse_args(argv)
-    print(inspect.export(_one(given.checkpoint), given.dir))
+    print(tools.export(_one(given.checkpoint), given.dir))
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from loopkit import __version__
-from loopkit.cli.plain import Arguments
+from loopkit.cli.args.simple import Arguments
 from loopkit.console.text import columns
 
 PACKAGES = ("torch", "numpy", "torchmetrics", "safetensors", "tensorboardX", "rich", "jsonargparse")

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopkit.cli import saved
-from loopkit.cli.predictions import open_sink
-from loopkit.cli.request import Command, read_request
-from loopkit.cli.train import is_first
-from loopkit.cli.words import take_values
+from loopkit.cli.args import saved
+from loopkit.cli.args.request import Command, read_request
+from loopkit.cli.args.tokens import take_values
+from loopkit.cli.fit import is_first
+from loopkit.cli.predict import open_sink
 from loopkit.errors import OptionError
 
 PREDICT = Command(

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import TextIO
 
 from loopkit import __version__
+from loopkit.distributed.failures import leave
 from loopkit.errors import LoopkitError, LoopkitWarning, OptionError, nearest
-from loopkit.strategies.failure import leave
 
 INTERRUPTED = 130
 

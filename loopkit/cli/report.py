@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loopkit.checkpoint import inspect
+from loopkit.checkpoint import tools
+from loopkit.cli.args.simple import Arguments
 from loopkit.cli.ckpt import checkpoint_table
-from loopkit.cli.plain import Arguments
 from loopkit.console.text import columns, cut, number
 from loopkit.errors import LoopkitError
 from loopkit.loggers.jsonl import read_rows
@@ -42,7 +42,7 @@ def report(run_dir: Path, *, everything: bool = False) -> str:
     Raises:
         LoopkitError: the directory holds nothing that a run writes.
     """
-    about, rows, checkpoints = _read_about(run_dir), _read_rows(run_dir), inspect.ls(run_dir)
+    about, rows, checkpoints = _read_about(run_dir), _read_rows(run_dir), tools.ls(run_dir)
     if not about and not rows and not checkpoints:
         raise LoopkitError(
             f"{run_dir} holds no run: there is no metrics.jsonl, hparams.json or checkpoints in it"

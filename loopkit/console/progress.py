@@ -11,8 +11,8 @@ from loopkit.errors import OptionError, nearest
 from loopkit.events import Hook
 
 KINDS = {
-    "rich": ("loopkit.console.rich_bar", "RichProgress"),
-    "plain": ("loopkit.console.plain", "PlainProgress"),
+    "rich": ("loopkit.console.rich_progress", "RichProgress"),
+    "plain": ("loopkit.console.plain_progress", "PlainProgress"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loopkit.console.pace import epoch_now
+from loopkit.console.eta import epoch_now
 from loopkit.console.text import cut, duration, number, pad, width
 
 if TYPE_CHECKING:

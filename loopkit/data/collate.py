@@ -1,78 +1,88 @@
-"""The size of a batch, its tokens, and moving it: batches are any nesting of dicts, lists, tuples
-and tensors.
-"""
+"""Padded: a collate function for samples of different lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
+
+from loopkit.errors import DataError, OptionError
 
 
-def first_tensor(batch: Any) -> Tensor | None:
-    """The first tensor with a leading dimension, depth first; None when the batch holds none."""
-    if isinstance(batch, Tensor):
-        return batch if batch.ndim else None
-    if isinstance(batch, Mapping):
-        batch = batch.values()
-    elif not isinstance(batch, (list, tuple)):
-        return None
-    for part in batch:
-        found = first_tensor(part)
-        if found is not None:
-            return found
-    return None
+class Padded:
+    """Joins samples (dicts) into a batch, sequences padded to the longest among them.
 
-
-def batch_size(batch: Any) -> int:
-    """How many samples a batch holds: the leading dimension of its first tensor, else its length,
-    else 1.
+    Args:
+        values: what to pad with, by key: ``{"labels": -100}``; 0 elsewhere.
+        mask: the key under which to add a [batch, time] mask, 1 for tokens and 0 for padding, made
+            from the lengths of ``mask_of``; None adds none, as does a sample that brings its own.
+        mask_of: the key whose lengths the mask tells.
+        multiple_of: pad to a multiple of this, as matrix units like.
+        side: where the padding goes.
     """
-    first = batch[0] if isinstance(batch, (list, tuple)) and batch else None
-    tensor = first if isinstance(first, Tensor) and first.ndim else first_tensor(batch)
-    if tensor is not None:
-        return tensor.shape[0]
-    if isinstance(batch, Mapping):
-        batch = next(iter(batch.values()), ())
-    return len(batch) if isinstance(batch, (list, tuple)) else 1
+
+    def __init__(
+        self,
+        values: Mapping[str, float] | None = None,
+        *,
+        mask: str | None = "attention_mask",
+        mask_of: str = "input_ids",
+        multiple_of: int = 1,
+        side: Literal["right", "left"] = "right",
+    ) -> None:
+        if multiple_of < 1 or side not in ("right", "left"):
+            raise OptionError(
+                f"Padded(multiple_of={multiple_of}, side={side!r}): at least 1, and 'right' or "
+                f"'left'"
+            )
+        self.values = dict(values or {})
+        self.mask = mask
+        self.mask_of = mask_of
+        self.multiple_of = multiple_of
+        self.side = side
+
+    def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch: [batch, longest, ...] for sequences, [batch, ...] for the rest.
+
+        Raises:
+            DataError: a sample is no dict, or lacks a key that another has.
+        """
+        first = samples[0]
+        for sample in samples:
+            if not isinstance(sample, Mapping) or sample.keys() != first.keys():
+                keys = sorted(sample) if isinstance(sample, Mapping) else type(sample).__name__
+                raise DataError(
+                    f"samples to pad must be dicts with the same keys: one has {sorted(first)}, "
+                    f"one {keys}"
+                )
+        batch: dict[str, Any] = {}
+        for key in first:
+            column = [_tensor(sample[key]) for sample in samples]
+            if all(isinstance(value, Tensor) and value.ndim for value in column):
+                batch[key] = self._pad(column, self.values.get(key, 0))
+            else:
+                batch[key] = default_collate([sample[key] for sample in samples])
+        if self.mask and self.mask not in first and self.mask_of in first:
+            ones = [torch.ones(len(sample[self.mask_of]), dtype=torch.long) for sample in samples]
+            batch[self.mask] = self._pad(ones, 0)
+        return batch
+
+    def _pad(self, column: list[Tensor], value: float) -> Tensor:
+        longest = max(len(part) for part in column)
+        longest = -(-longest // self.multiple_of) * self.multiple_of
+        out = column[0].new_full((len(column), longest, *column[0].shape[1:]), value)
+        for row, part in zip(out, column):
+            if self.side == "right":
+                row[: len(part)] = part
+            else:
+                row[longest - len(part) :] = part
+        return out
 
 
-def token_count(batch: Any) -> int:
-    """How many tokens a batch holds: the elements of ``input_ids`` where it has them, else 0."""
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    return ids.numel() if isinstance(ids, Tensor) else 0
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """``batch`` with ``function`` applied to each tensor. Other objects with a ``.to`` are left
-    alone.
-    """
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(function, part) for part in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(map_tensors(function, part) for part in batch)
-    if isinstance(batch, dict):
-        return {key: map_tensors(function, part) for key, part in batch.items()}
-    if isinstance(
-        batch, Mapping
-    ):  # transformers' BatchEncoding and its like build themselves from a dict
-        return type(batch)({key: map_tensors(function, part) for key, part in batch.items()})  # type: ignore[call-arg]
-    return batch
-
-
-def mover(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], Any] | None:
-    """What brings a batch to ``device``, its floating tensors to ``dtype``; None when there is
-    nothing to do.
-    """
-    if device.type == "cpu" and dtype is None:
-        return None
-
-    def move(tensor: Tensor) -> Tensor:
-        target = dtype if dtype is not None and tensor.is_floating_point() else None
-        return tensor.to(device, target, non_blocking=True)
-
-    return lambda batch: map_tensors(move, batch)
+def _tensor(value: Any) -> Any:
+    numbers = isinstance(value, (list, tuple)) and value and isinstance(value[0], (int, float))
+    return torch.as_tensor(value) if numbers or isinstance(value, np.ndarray) else value

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from loopkit.data.collate import map_tensors, mover
-from loopkit.data.feed import Batches
+from loopkit.data.micro_batches import Batches
+from loopkit.data.nested import map_tensors, mover
 
 Bring = Callable[[Iterator[Batches]], Iterator[Batches]]
 

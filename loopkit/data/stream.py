@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from loopkit import rng
-from loopkit.data.collate import batch_size
+from loopkit.data.nested import batch_size
 from loopkit.data.sampler import Turn
 from loopkit.errors import DataError, LoopkitWarning
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from loopkit.hooks.find_lr import FindLR
     from loopkit.hooks.grad_monitor import GradMonitor
     from loopkit.hooks.lr_monitor import LRMonitor
-    from loopkit.hooks.model_table import ModelSummary
+    from loopkit.hooks.model_summary import ModelSummary
     from loopkit.hooks.numerics import Numerics
     from loopkit.hooks.profiler import Profiler
     from loopkit.hooks.push_to_hub import PushToHub

@@ -13,7 +13,7 @@ from loopkit.checkpoint import load_snapshot
 from loopkit.durations import Cadence, Duration
 from loopkit.errors import CheckpointError, OptionError
 from loopkit.events import Hook
-from loopkit.hooks.averages import Averages, trained_parameters
+from loopkit.hooks.weight_averaging import Averages, trained_parameters
 
 if TYPE_CHECKING:
     from loopkit.run import Run

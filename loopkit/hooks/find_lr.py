@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from loopkit import rng
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
-from loopkit.metrics.running import Running
+from loopkit.metrics.accumulator import Running
 
 if TYPE_CHECKING:
-    from loopkit.data.feed import Batches
+    from loopkit.data.micro_batches import Batches
     from loopkit.run import Run
 
 _SMOOTHING = 0.9

@@ -11,7 +11,7 @@ from torch import Tensor
 from loopkit.durations import Cadence, Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
-from loopkit.hooks.averages import trained_parameters
+from loopkit.hooks.weight_averaging import trained_parameters
 
 if TYPE_CHECKING:
     from loopkit.run import Run

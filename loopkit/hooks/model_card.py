@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loopkit import __version__
-from loopkit.loggers.plain import flat
+from loopkit.loggers.serialize import flat
 from loopkit.options import Options
 from loopkit.task import name_of
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopkit.checkpoint.format import parse_name
-from loopkit.checkpoint.inspect import export
+from loopkit.checkpoint.tools import export
 from loopkit.errors import LoopkitWarning, OptionError, missing_extra, nearest
 from loopkit.events import Hook
 from loopkit.hooks.model_card import MARK, model_card

@@ -16,7 +16,7 @@ from loopkit import rng
 from loopkit.durations import Cadence, Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
-from loopkit.hooks.averages import Averages, trained_parameters
+from loopkit.hooks.weight_averaging import Averages, trained_parameters
 
 if TYPE_CHECKING:
     from loopkit.run import Run

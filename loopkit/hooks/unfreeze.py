@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
-from loopkit.hooks.averages import trained_parameters
+from loopkit.hooks.weight_averaging import trained_parameters
 
 if TYPE_CHECKING:
     from loopkit.run import Run

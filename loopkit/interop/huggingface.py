@@ -24,8 +24,8 @@ from loopkit.interop.columns import (
     padding,
     sets,
 )
-from loopkit.interop.files import files_of, model_from, tokenizer_from
-from loopkit.interop.names import Names
+from loopkit.interop.pretrained_files import files_of, model_from, tokenizer_from
+from loopkit.interop.state_dict_names import Names
 from loopkit.optim import AdamW, linear
 from loopkit.task import Task
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from loopkit.loggers.plain import flat, number
 from loopkit.loggers.remote import Opening, RemoteLogger, Row
+from loopkit.loggers.serialize import flat, number
 
 
 class ClearMLLogger(RemoteLogger):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from loopkit.errors import LoopkitError
-from loopkit.loggers.plain import flat, plain
 from loopkit.loggers.remote import Opening, RemoteLogger, Row
+from loopkit.loggers.serialize import flat, plain
 
 
 class CometLogger(RemoteLogger):

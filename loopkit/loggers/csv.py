@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import IO, Any
 
 from loopkit.loggers.base import Logger
-from loopkit.loggers.plain import replace_file, set_aside
+from loopkit.loggers.serialize import replace_file, set_aside
 
 _PATIENCE = 20
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from loopkit.loggers.base import Logger
-from loopkit.loggers.plain import plain, replace_file, set_aside
+from loopkit.loggers.serialize import plain, replace_file, set_aside
 
 _ODD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 

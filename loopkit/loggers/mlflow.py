@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loopkit.loggers.plain import flat, number, plain
 from loopkit.loggers.remote import Opening, RemoteLogger, Row
+from loopkit.loggers.serialize import flat, number, plain
 
 _LONGEST = 6000  # characters of a parameter
 _LONGEST_NAME = 250

@@ -18,7 +18,7 @@ import numpy as np
 
 from loopkit.errors import HungError, LoopkitError, missing_extra
 from loopkit.loggers.base import Logger
-from loopkit.loggers.plain import numbers, plain, replace_file
+from loopkit.loggers.serialize import numbers, plain, replace_file
 
 Row = tuple[dict[str, Any], int]
 _MOST_WAITING = 100_000

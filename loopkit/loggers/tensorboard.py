@@ -29,7 +29,7 @@ from tensorboardX.proto.summary_pb2 import HistogramProto, Summary, SummaryMetad
 from tensorboardX.record_writer import masked_crc32c
 
 from loopkit.loggers.base import Logger
-from loopkit.loggers.plain import flat, number, numbers
+from loopkit.loggers.serialize import flat, number, numbers
 
 _BINS = 30
 _PIXELS = 256

@@ -13,10 +13,10 @@ from math import inf
 from time import perf_counter
 
 from loopkit import rng
-from loopkit.data.feed import Batches
+from loopkit.data.micro_batches import Batches
 from loopkit.errors import DataError, MetricError, nearest
-from loopkit.loops.finite import check_finite
-from loopkit.loops.joint import agree, join, spaced
+from loopkit.loops.coordination import agree, join, spaced
+from loopkit.loops.nonfinite import check_finite
 from loopkit.run import Interrupted, Run
 from loopkit.task import name_of
 

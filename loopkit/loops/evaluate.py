@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from loopkit import rng
-from loopkit.data.collate import mover
-from loopkit.data.feed import Source
+from loopkit.data.micro_batches import Source
+from loopkit.data.nested import mover
 from loopkit.errors import TaskError
 from loopkit.metrics.evaluation import Evaluation
-from loopkit.optim.averaging import evaluation_weights
+from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.run import Run
 from loopkit.task import name_of
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from loopkit import rng
-from loopkit.data.collate import map_tensors, mover
-from loopkit.data.feed import Source
+from loopkit.data.micro_batches import Source
+from loopkit.data.nested import map_tensors, mover
 from loopkit.loops.evaluate import quietly
-from loopkit.metrics.merging import in_turn
+from loopkit.metrics.sync import in_turn
 from loopkit.run import Run
 
 Writer = Callable[[Any], None]

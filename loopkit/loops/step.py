@@ -13,7 +13,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from loopkit.data.feed import Batches
+from loopkit.data.micro_batches import Batches
 from loopkit.errors import DataError, TaskError
 from loopkit.rng import at_step, mix
 from loopkit.run import Run

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loopkit.data.collate import map_tensors
+from loopkit.data.nested import map_tensors
 from loopkit.errors import MetricError
-from loopkit.metrics.merging import Replayed, in_turn, is_torchmetric, merge, widen
-from loopkit.metrics.running import Running
+from loopkit.metrics.accumulator import Running
+from loopkit.metrics.sync import Replayed, in_turn, is_torchmetric, merge, widen
 from loopkit.task import Task, name_of, overrides
 
 PADDING = -100
@@ -24,7 +24,7 @@ _OWN_KEYS = ("loss", "weight")
 
 
 class Ranks(Protocol):
-    """What an evaluation asks of those who evaluate together; ``loopkit.strategies.world.World``
+    """What an evaluation asks of those who evaluate together; ``loopkit.distributed.communicator.World``
     has it.
     """
 

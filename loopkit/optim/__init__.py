@@ -2,9 +2,7 @@
 total).
 """
 
-from loopkit.optim.binding import bind
-from loopkit.optim.groups import Group
-from loopkit.optim.names import (
+from loopkit.optim.factory import (
     SGD,
     Adafactor,
     Adagrad,
@@ -18,6 +16,8 @@ from loopkit.optim.names import (
     ScheduleFree,
     build,
 )
+from loopkit.optim.groups import Group
+from loopkit.optim.lr_schedulers import bind
 from loopkit.optim.schedules import (
     Plateau,
     Schedule,

@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 
 from loopkit.durations import Plan
 from loopkit.errors import OptionError, TaskError, nearest
-from loopkit.optim.averaging import switching
-from loopkit.optim.binding import BoundSchedule, bind
+from loopkit.foreign_names import SCHEDULE_NAMES
 from loopkit.optim.groups import (
     Group,
     check_complete,
@@ -24,9 +23,10 @@ from loopkit.optim.groups import (
     partition,
     select,
 )
+from loopkit.optim.lr_schedulers import BoundSchedule, bind
+from loopkit.optim.schedule_free import switching
 from loopkit.optim.schedules import Plateau, Schedule
 from loopkit.task import name_of
-from loopkit.trainer_names import SCHEDULE_NAMES
 
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopkit.strategies.compiling import Compile
+from loopkit.distributed.communicator import World
+from loopkit.strategies.compile import Compile
 from loopkit.strategies.precision import PRECISIONS, Precision
-from loopkit.strategies.world import World
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from loopkit.distributed.process_group import Joining, spread, tell
 from loopkit.errors import OptionError, TaskError
 from loopkit.strategies.base import Numerics
 from loopkit.strategies.compression import COMPRESSIONS, compress
-from loopkit.strategies.joining import Joining, spread, tell
 from loopkit.strategies.single import SingleDevice
 
 

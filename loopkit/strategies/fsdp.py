@@ -14,15 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from loopkit.distributed.data_parallel import Teams
+from loopkit.distributed.process_group import Joining, spread, tell
 from loopkit.errors import OptionError, TaskError
+from loopkit.strategies.activation_checkpointing import repeated_blocks
 from loopkit.strategies.base import Numerics
+from loopkit.strategies.dtensor import align, copies, is_sharded, local, put
 from loopkit.strategies.hollow import fill, is_hollow, take_out
-from loopkit.strategies.joining import Joining, spread, tell
-from loopkit.strategies.remat import repeated_blocks
-from loopkit.strategies.sharded import align, copies, is_sharded, local, put
 from loopkit.strategies.single import SingleDevice, clip_factor
-from loopkit.strategies.teams import Teams
-from loopkit.strategies.tensor import TensorParallel
+from loopkit.strategies.tensor_parallel import TensorParallel
 
 Wrap = Literal["auto"] | int | Sequence[str | type]
 

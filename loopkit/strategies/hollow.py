@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from loopkit.strategies.sharded import put
+from loopkit.strategies.dtensor import put
 
 
 def is_hollow(task: nn.Module) -> bool:

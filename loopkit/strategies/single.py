@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from loopkit.distributed.communicator import World
 from loopkit.errors import OptionError, TaskError
 from loopkit.optim.fused import stepper
 from loopkit.rng import torch_seeder
-from loopkit.strategies import states
+from loopkit.strategies import optimizer_state
+from loopkit.strategies.activation_checkpointing import apply_remat, parse_remat
 from loopkit.strategies.base import Numerics, Strategy
-from loopkit.strategies.compiling import compile_blocks, compiled
-from loopkit.strategies.guard import Guard
+from loopkit.strategies.compile import compile_blocks, compiled
+from loopkit.strategies.nonfinite import Guard
 from loopkit.strategies.precision import forward_context
-from loopkit.strategies.remat import apply_remat, parse_remat
-from loopkit.strategies.world import World
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 
@@ -227,13 +227,13 @@ class SingleDevice(Strategy):
 
     def optimizer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The optimizers' tensors by "<parameter>/<state>", and the rest as plain values."""
-        return states.optimizer_state(self.optimizers, self._task)
+        return optimizer_state.optimizer_state(self.optimizers, self._task)
 
     def load_optimizer_state(
         self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], path: Path
     ) -> Callable[[], None]:
         """What loads a saved state that fits; see ``Strategy.load_optimizer_state``."""
-        return states.loading(self.optimizers, self._task, tensors, plain, path)
+        return optimizer_state.loading(self.optimizers, self._task, tensors, plain, path)
 
     def settle(self) -> None:
         """Nothing was gathered for a forward pass."""

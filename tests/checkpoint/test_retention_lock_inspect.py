@@ -25,8 +25,8 @@ from loopkit.checkpoint import (
     read,
     write,
 )
-from loopkit.checkpoint.inspect import diff, export, ls, verify_tree
 from loopkit.checkpoint.manifest import Manifest
+from loopkit.checkpoint.tools import diff, export, ls, verify_tree
 from loopkit.errors import CheckpointError, CorruptCheckpointError, OptionError, RunDirError
 
 # Retention

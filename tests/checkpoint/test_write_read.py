@@ -29,8 +29,8 @@ from loopkit.checkpoint import (
 from loopkit.checkpoint import writer as writer_module
 from loopkit.checkpoint.format import dump_json
 from loopkit.checkpoint.manifest import Chunk, TensorRecord, check_coverage, checksum, parse
+from loopkit.checkpoint.safetensors_io import CODE_OF
 from loopkit.checkpoint.streams import CHUNK
-from loopkit.checkpoint.tensorfile import CODE_OF
 from loopkit.errors import CheckpointError, OptionError, RunDirError
 
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from loopkit.cli import bench_picture
-from loopkit.cli.bench import run_apart
+from loopkit.cli.bench import plot
+from loopkit.cli.bench.bench import run_apart
 from loopkit.errors import MissingExtraError
 
 
@@ -231,7 +231,7 @@ def test_an_argument_that_the_task_needs_may_be_what_is_varied(loopkit, shapes):
 
 
 def test_matplotlib_is_imported_for_a_picture_alone(monkeypatch, tmp_path):
-    code = "import sys, loopkit.cli.bench; print('matplotlib' in sys.modules)"
+    code = "import sys, loopkit.cli.bench.bench; print('matplotlib' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
         == "False\n"
@@ -241,4 +241,4 @@ def test_matplotlib_is_imported_for_a_picture_alone(monkeypatch, tmp_path):
         MissingExtraError,
         match=r"--picture needs the package 'matplotlib': pip install 'loopkit\[plots\]'",
     ):
-        bench_picture.check(tmp_path / "p.png")
+        plot.check(tmp_path / "p.png")

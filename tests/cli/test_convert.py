@@ -8,10 +8,10 @@ import pytest
 
 import loopkit.optim
 from loopkit import Checkpoint, Fit, Loader
-from loopkit.cli.convert import SCHEDULES, convert
+from loopkit.cli.convert_args import SCHEDULES, convert
 from loopkit.cli.main import main
 from loopkit.errors import OptionError
-from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
+from loopkit.foreign_names import TRAINER_NAMES, WITHOUT
 from tests.support import points
 
 GUIDE = {

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from loopkit.checkpoint import load_snapshot
-from loopkit.checkpoint.inspect import ls
+from loopkit.checkpoint.tools import ls
 
 
 def state(run_dir):

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from loopkit.checkpoint import load_snapshot
-from loopkit.checkpoint.inspect import ls
+from loopkit.checkpoint.tools import ls
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loopkit.checkpoint.inspect import ls
+from loopkit.checkpoint.tools import ls
 
 ROOT = Path(__file__).parents[2]
 SHAPES = str(Path(__file__).parent / "tasks/shapes.py")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopkit.checkpoint.inspect import ls
+from loopkit.checkpoint.tools import ls
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_run_without_a_good_checkpoint_is_65(loopkit, shapes, trained):
 
 
 def test_infinities_are_strings_in_json():
-    from loopkit.cli.assess import strict
+    from loopkit.cli.evaluate import strict
 
     found = strict({"a": math.nan, "b": [1.5, math.inf], "c": {"d": -math.inf}})
     assert json.loads(json.dumps(found, allow_nan=False)) == {
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_written_is_not_there(
 
 
 def test_a_full_disk_is_74_and_leaves_the_old_file(tmp_path):
-    from loopkit.cli.predictions import open_sink
+    from loopkit.cli.predict import open_sink
     from loopkit.errors import DiskFullError
 
     out = tmp_path / "p.jsonl"
@@ -183,14 +183,14 @@ def test_a_full_disk_is_74_and_leaves_the_old_file(tmp_path):
     ],
 )
 def test_samples_of_a_batch(outputs, rows):
-    from loopkit.cli.predictions import samples
+    from loopkit.cli.predict import samples
 
     assert list(samples(outputs)) == rows
 
 
 @pytest.mark.parametrize("outputs", [torch.tensor(1.0), 3, "word", None])
 def test_what_has_no_samples_is_refused(outputs, tmp_path):
-    from loopkit.cli.predictions import open_sink
+    from loopkit.cli.predict import open_sink
     from loopkit.errors import TaskError
 
     for name in ("p.jsonl", "p.npy"):
@@ -202,7 +202,7 @@ def test_what_has_no_samples_is_refused(outputs, tmp_path):
 
 
 def test_predictions_of_different_shapes_make_no_array(tmp_path):
-    from loopkit.cli.predictions import open_sink
+    from loopkit.cli.predict import open_sink
     from loopkit.errors import TaskError
 
     with (

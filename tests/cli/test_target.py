@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loopkit.cli.target import find_task
+from loopkit.cli.args.target import find_task
 from loopkit.errors import OptionError
 
 TASKS = Path(__file__).parent / "tasks"

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from loopkit.agenda import Agenda
 from loopkit.durations import Plan
 from loopkit.events import Events, Hook
 from loopkit.run import Loops, Run
 from loopkit.strategies.base import Numerics
 from loopkit.strategies.single import SingleDevice
 from loopkit.task import Task
+from loopkit.triggers import Agenda
 
 
 class Digits(Task):

@@ -9,7 +9,7 @@ import torch
 from made_runs import Clock, evaluate, made_run, take_step
 
 from loopkit.console import build_progress
-from loopkit.console.plain import PlainProgress
+from loopkit.console.plain_progress import PlainProgress
 from loopkit.console.table import EpochTable
 from loopkit.durations import Plan
 from loopkit.errors import OptionError

@@ -15,7 +15,7 @@ import torch
 from made_runs import Clock, evaluate, made_run, take_step
 
 import loopkit
-from loopkit.console.rich_bar import RichProgress, Screen
+from loopkit.console.rich_progress import RichProgress, Screen
 from loopkit.durations import Plan
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from made_runs import made_run
 
-from loopkit.console.pace import Pace, epoch_text, outlook
+from loopkit.console.eta import Pace, epoch_text, outlook
 from loopkit.console.text import columns, cut, duration, megabytes, number, pad, rate, width
 from loopkit.durations import Plan
 

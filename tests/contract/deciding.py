@@ -217,10 +217,10 @@ def other_directories(place: Path) -> str:
     fit = quiet(strategy="ddp", batch_size=4, steps=2, checkpoint=True, run_dir=mine)
     fit.run(Tiny())
     if rank == 1:
-        import loopkit.resuming
+        import loopkit.fit.resuming
 
-        kept, loopkit.resuming.load_snapshot = (
-            loopkit.resuming.load_snapshot,
+        kept, loopkit.fit.resuming.load_snapshot = (
+            loopkit.fit.resuming.load_snapshot,
             lambda path, store: kept(place / "nowhere", store),
         )
     try:
@@ -231,7 +231,7 @@ def other_directories(place: Path) -> str:
         return str(error)
     finally:
         if rank == 1:
-            loopkit.resuming.load_snapshot = kept
+            loopkit.fit.resuming.load_snapshot = kept
     return ""
 
 
@@ -270,7 +270,7 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
     """
     import signal
 
-    from loopkit.strategies.world import Group
+    from loopkit.distributed.communicator import Group
 
     kept, words, seen = Group.add, [0], [0]
 
@@ -321,11 +321,11 @@ def words(steers: bool, **options: Any) -> tuple[int, int, int, int]:
     """How many sums over the ranks a run of 21 steps takes where a second is never over; tokens at
     its end.
     """
-    from loopkit import agenda
-    from loopkit.strategies.world import Group
+    from loopkit import triggers
+    from loopkit.distributed.communicator import Group
 
-    kept, count, spacing = Group.add, [0], agenda.SPACING
-    agenda.SPACING = 1e9
+    kept, count, spacing = Group.add, [0], triggers.SPACING
+    triggers.SPACING = 1e9
 
     def add(self: Any, *numbers: float) -> list[float]:
         count[0] += 1
@@ -345,7 +345,7 @@ def words(steers: bool, **options: Any) -> tuple[int, int, int, int]:
         fit.run(Spoken())
         return count[0], counts.steps, *said[0]
     finally:
-        Group.add, agenda.SPACING = kept, spacing  # type: ignore[method-assign]
+        Group.add, triggers.SPACING = kept, spacing  # type: ignore[method-assign]
 
 
 def signal_between_words(rank: int, at: int, place: Path) -> tuple[str, list[int]]:

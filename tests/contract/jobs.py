@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from loopkit.errors import LoopkitWarning
-from loopkit.strategies.sharded import whole
+from loopkit.strategies.dtensor import whole
 from tests.contract.tasks import TASKS
 from tests.support import Recorder, digest, quiet
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from loopkit import DDP, FSDP, SingleDevice
 from loopkit.hooks import Unfreeze
-from loopkit.strategies.sharded import whole
+from loopkit.strategies.dtensor import whole
 from tests.support import Tiny, digest, points, quiet
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from loopkit import FSDP, Checkpoint, Compile, Task
-from loopkit.strategies.sharded import local, whole
+from loopkit.strategies.dtensor import local, whole
 from tests.contract import jobs
 from tests.contract.tasks import Block, Words
 from tests.support import Tiny, digest, quiet
@@ -250,8 +250,8 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
     """
     import threading
 
-    from loopkit import resuming
     from loopkit.checkpoint import Store
+    from loopkit.fit import resuming
 
     task, seen, over, kept = Wide(), [], threading.Event(), resuming.open_saving
 
@@ -270,15 +270,15 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
         over.set()
         thread.join()
 
-    import loopkit.fit
+    import loopkit.fit.fit
 
-    loopkit.fit.open_saving, init = open_saving, Store.__init__
+    loopkit.fit.fit.open_saving, init = open_saving, Store.__init__
     if not maps:
         Store.__init__ = lambda self, *, maps=False: None  # type: ignore[method-assign,misc]
     try:
         quiet(strategy="fsdp", epochs=1, resume="auto", checkpoint=True, run_dir=place).run(task)
     finally:
-        loopkit.fit.open_saving, Store.__init__ = kept, init  # type: ignore[method-assign]
+        loopkit.fit.fit.open_saving, Store.__init__ = kept, init  # type: ignore[method-assign]
     return max(seen) - seen[0], digest({name: whole(t) for name, t in task.state_dict().items()})
 
 

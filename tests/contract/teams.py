@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from loopkit import Loader, Task, TensorParallel
-from loopkit.strategies.sharded import local, whole
+from loopkit.strategies.dtensor import local, whole
 from tests.contract.jobs import TINY, WORDS, make
 from tests.contract.tasks import Words
 from tests.support import Tiny, digest, quiet

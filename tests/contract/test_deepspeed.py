@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from loopkit import Checkpoint, DeepSpeed, Fit
-from loopkit.checkpoint.inspect import export
+from loopkit.checkpoint.tools import export
 from loopkit.errors import MissingExtraError, OptionError
 from loopkit.strategies.base import Numerics
+from loopkit.strategies.deepspeed.config import ZeroSettings, resolve
+from loopkit.strategies.deepspeed.engine import bring_in
 from loopkit.strategies.precision import PRECISIONS
-from loopkit.strategies.zero_config import ZeroSettings, resolve
-from loopkit.strategies.zero_engine import bring_in
 from tests.contract import deciding, jobs, zero
 from tests.contract.tasks import Words
 from tests.contract.test_training import distance

@@ -13,7 +13,7 @@ import torch
 
 from loopkit import Checkpoint
 from loopkit.optim import AdamW
-from loopkit.strategies.sharded import whole
+from loopkit.strategies.dtensor import whole
 from tests.contract.jobs import everyones, make
 from tests.support import quiet
 
@@ -76,7 +76,7 @@ def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, a
     import peft
     import transformers
 
-    from loopkit.checkpoint.inspect import export
+    from loopkit.checkpoint.tools import export
     from tests.interop.models import made
 
     alone = train("single", tmp_path / "alone", adapters, batch_size=2, accumulate=2)
@@ -110,7 +110,7 @@ def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, a
 def test_a_model_is_split_by_the_plan_it_comes_with(pool, tmp_path, strategy, size, tied):
     import transformers
 
-    from loopkit.checkpoint.inspect import export
+    from loopkit.checkpoint.tools import export
 
     llama = {"kind": "LlamaForCausalLM", "settings": {"tie_word_embeddings": tied}}
     alone = train("single", tmp_path / "alone", False, batch_size=2, accumulate=size // 2, **llama)

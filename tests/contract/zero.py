@@ -10,7 +10,7 @@ import torch
 
 from loopkit import Checkpoint, Compile, DeepSpeed, hooks
 from loopkit.optim import build
-from loopkit.strategies.zero_state import is_partitioned
+from loopkit.strategies.deepspeed.zero_state import is_partitioned
 from tests.contract import jobs
 from tests.contract.deciding import Broken
 from tests.contract.sharding import Late

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from loopkit import Loader
 from loopkit.data import Padded, mixed
-from loopkit.data.feed import Reading, open_source
 from loopkit.data.loader import IndexedSource
+from loopkit.data.micro_batches import Reading, open_source
 from loopkit.data.sampler import Sharding, order
 from loopkit.errors import DataError, OptionError
 from tests.support import Noisy, Tiny, digest, points, quiet

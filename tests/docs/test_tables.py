@@ -11,7 +11,7 @@ import pytest
 from loopkit import errors
 from loopkit.errors import LoopkitError
 from loopkit.events import EVENTS
-from loopkit.trainer_names import TRAINER_NAMES, WITHOUT
+from loopkit.foreign_names import TRAINER_NAMES, WITHOUT
 from tests.docs import options_table
 from tests.docs.pages import DOCS, ROOT, rows_of
 from tests.rules.test_rules import LAYERS

@@ -21,7 +21,7 @@ from loopkit import Checkpoint
 from loopkit.errors import NotFiniteError
 from loopkit.hooks import EMA, GradMonitor
 from loopkit.optim import AdamW
-from loopkit.strategies.spread import Spread
+from loopkit.strategies.device_map import Spread
 from tests.engine.test_device_map import Deep
 from tests.support import Recorder, digest, quiet
 

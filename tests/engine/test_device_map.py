@@ -17,8 +17,8 @@ from torch import nn
 from loopkit import SingleDevice, Task
 from loopkit.errors import OptionError
 from loopkit.optim import SGD
-from loopkit.strategies.placement import balanced, by_hand, connect, divide
-from loopkit.strategies.spread import Spread
+from loopkit.strategies.device_map import Spread
+from loopkit.strategies.device_placement import balanced, by_hand, connect, divide
 from tests.support import Recorder, Tiny, digest, points, quiet
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -330,9 +330,9 @@ def test_a_shared_parameter_with_two_devices_is_refused():
 def test_the_command_line_takes_a_map_and_a_run_writes_it_down(tmp_path):
     import json
 
-    from loopkit.cli.config import fit_arguments, read_values
-    from loopkit.cli.names import Names
-    from loopkit.cli.words import read_words
+    from loopkit.cli.args.config import fit_arguments, read_values
+    from loopkit.cli.args.option_names import Names
+    from loopkit.cli.args.tokens import read_words
 
     for typed, value in (
         ("auto", "auto"),

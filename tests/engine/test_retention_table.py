@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from loopkit import Checkpoint
-from loopkit.checkpoint.inspect import verify_tree
+from loopkit.checkpoint.tools import verify_tree
 from tests.support import Tiny, quiet
 
 #         new best for "min": 2, 4, 8; for "max": 2, 12

@@ -25,7 +25,7 @@ from snapshots import alike, make
 from store_faults import MEMORY, Counting, FailAt, in_fork
 
 from loopkit.checkpoint import BackgroundWriter, RunLock, Snapshot, Store, apply, load_newest, write
-from loopkit.checkpoint.inspect import export
+from loopkit.checkpoint.tools import export
 from loopkit.errors import CheckpointError, DiskFullError, LoopkitError, RunDirError
 
 

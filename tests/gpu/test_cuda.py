@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loopkit import DDP, FSDP, Checkpoint, DeepSpeed, Hook, Loader
-from loopkit.strategies.sharded import whole
+from loopkit.strategies.dtensor import whole
 from tests.contract.tasks import Words
 from tests.support import Noisy, Tiny, digest, quiet
 

@@ -260,8 +260,8 @@ def test_metrics_of_both_kinds_are_computed(tmp_path):
 
 
 def test_without_a_function_over_the_whole_set_outputs_are_not_kept():
+    from loopkit.distributed.communicator import World
     from loopkit.metrics.evaluation import Evaluation
-    from loopkit.strategies.world import World
 
     for given, kept in ((None, False), (lambda outputs: {}, True)):
         task = task_of("BertForSequenceClassification", compute_metrics=given)

@@ -7,7 +7,7 @@ import torch
 from dying_runs import Fails, Line
 from event_files import scalars_of
 
-from loopkit.fit import Fit
+from loopkit.fit.fit import Fit
 from loopkit.loggers.jsonl import read_rows
 from loopkit.options import Checkpoint
 

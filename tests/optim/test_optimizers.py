@@ -10,6 +10,7 @@ from torch import nn
 
 from loopkit import Checkpoint, Task
 from loopkit.errors import MissingExtraError, OptionError
+from loopkit.foreign_names import OPTIMIZER_NAMES
 from loopkit.optim import (
     SGD,
     Adagrad,
@@ -23,9 +24,8 @@ from loopkit.optim import (
     build,
     cosine,
 )
+from loopkit.optim.factory import OPTIMIZERS
 from loopkit.optim.kahan import KahanAdamW
-from loopkit.optim.names import OPTIMIZERS
-from loopkit.trainer_names import OPTIMIZER_NAMES
 from tests.support import Recorder, Tiny, digest, quiet
 
 NAMES = {

@@ -23,16 +23,24 @@ MOST_BASES_INSIDE = 2
 
 # From the lowest room up; a room may import from its own line and the lines above it in this list.
 LAYERS = (
-    {"errors", "durations", "rng", "trainer_names"},
+    {"errors", "durations", "rng", "foreign_names"},
     {"events"},
-    {"checkpoint", "data", "loggers", "metrics.running"},
+    {"checkpoint", "data", "loggers", "metrics.accumulator", "distributed"},
     {"task"},
     {"optim", "metrics"},
     {"strategies", "interop"},
-    {"options", "agenda"},
+    {"options", "triggers"},
     {"run"},
-    {"hooks", "console", "loops", "saving", "saver", "signals", "ranks"},
-    {"opening", "result", "resuming", "session"},
+    {
+        "hooks",
+        "console",
+        "loops",
+        "fit.state",
+        "fit.checkpointer",
+        "fit.signals",
+        "fit.strategy_setup",
+    },
+    {"fit.setup", "result", "fit.resuming", "fit.notebook"},
     {"fit"},
     {"cli", "__main__", "__init__"},
 )

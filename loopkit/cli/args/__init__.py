@@ -1,0 +1,1 @@
+"""Parsing of a command line: tokens, options, configuration files, the target."""

@@ -1,0 +1,1 @@
+"""`loopkit bench`: precision, memory and speed measured by a worker process."""

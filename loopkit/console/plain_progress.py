@@ -1,0 +1,156 @@
+"""PlainProgress: progress as lines, for log files and pipes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import IO, TYPE_CHECKING, Any
+
+from loopkit.console.banner import closing, opening
+from loopkit.console.eta import Pace, epoch_text, outlook
+from loopkit.console.table import EpochTable
+from loopkit.console.text import duration, number, rate
+from loopkit.events import Hook
+
+if TYPE_CHECKING:
+    from loopkit.run import Run
+
+_NEVER = float("inf")
+
+
+class PlainProgress(Hook):
+    """Prints the start, a line now and then, a row per evaluation, and the end. Rank 0 alone
+    speaks.
+
+    Between lines a step costs one look at the clock. A stream that cannot be written to any more
+    ends the printing, and nothing else.
+
+    Args:
+        every: seconds between lines, at least.
+        file: where to print; None is whatever ``sys.stderr`` is at the time.
+        clock: seconds, for tests.
+    """
+
+    steers = False
+
+    def __init__(
+        self,
+        every: float = 10.0,
+        file: IO[str] | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._every = every
+        self._file = file
+        self._clock = clock
+        self._next = _NEVER
+        self._fitting = False
+        self._broken = False
+        self._pace = Pace()
+        self._table = EpochTable()
+        self._batches = 0
+
+    def on_fit_start(self, run: Run) -> None:
+        """Say what is about to be done."""
+        if run.strategy.rank == 0:
+            self._fitting = True
+            self._restart(run)
+            self._print(run, *opening(run))
+
+    def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
+        """Print a line, where one is due."""
+        now = self._clock()
+        if now < self._next:
+            return
+        self._pace.tick(run.progress.step, now)
+        self._next = now + self._every
+        self._print(run, step_line(run, self._pace.rate))
+
+    def on_eval_start(self, run: Run) -> None:
+        """Count its batches anew."""
+        self._batches = 0
+        if run.strategy.rank == 0:
+            self._pace.tick(run.progress.step, self._clock())
+            self._next = self._clock() + self._every
+
+    def on_eval_step_end(self, run: Run, outputs: Mapping[str, Any]) -> None:
+        """Print a line, where one is due."""
+        self._count(run, "evaluating")
+
+    def on_predict_step_end(self, run: Run, outputs: Any) -> None:
+        """Print a line, where one is due."""
+        if self._next == _NEVER and run.strategy.rank == 0:
+            self._next = self._clock() + self._every
+        self._count(run, "predicting")
+
+    def on_eval_end(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Add a row to the table."""
+        if run.strategy.rank == 0:
+            self._print(run, *self._table.lines(run, metrics))
+            self._restart(run)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Say how it ended."""
+        if run.strategy.rank == 0:
+            self._pace.tick(run.progress.step, self._clock())
+            self._next = _NEVER
+            self._print(run, step_line(run, self._pace.rate), closing(run))
+
+    def on_error(self, run: Run, exception: BaseException) -> None:
+        """Say how far it came."""
+        if self._fitting:
+            self._next = _NEVER
+            self._print(run, step_line(run, self._pace.rate))
+
+    def _restart(self, run: Run) -> None:
+        now = self._clock()
+        self._pace.restart(run.progress.step, now)
+        self._next = now + self._every
+
+    def _count(self, run: Run, what: str) -> None:
+        self._batches += 1
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + self._every
+            self._print(run, f"{what}: {self._batches:,} batches")
+
+    def _print(self, run: Run, *lines: str) -> None:
+        if self._broken:
+            return
+        try:
+            file = self._file or sys.stderr
+            file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+        except (
+            OSError,
+            ValueError,
+        ):  # nobody reads any more: a closed pipe, a terminal that is gone
+            self._broken = True
+
+
+def step_line(run: Run, steps_per_second: float | None) -> str:
+    """Where the run stands: steps, epoch, the last logged loss, speed, time."""
+    ahead = outlook(run, steps_per_second)
+    total = "" if ahead.total is None else f"/{ahead.total:,}"
+    share = "" if ahead.done is None else f" ({ahead.done:.0%})"
+    parts = [f"step {run.progress.step:,}{total}{share}", f"epoch {epoch_text(run)}"]
+    parts += [f"{name} {number(value)}" for name, value in latest(run.metrics).items()]
+    parts += [rate(steps_per_second), f"{duration(run.seconds())} elapsed"]
+    if ahead.left is not None:
+        parts.append(f"{duration(ahead.left)} left")
+    return " | ".join(parts)
+
+
+def latest(metrics: Mapping[str, float], *, evaluated: bool = False) -> dict[str, float]:
+    """What is worth showing of the last values: the training loss, the learning rate; or what was
+    evaluated.
+    """
+    if evaluated:
+        hidden = ("eval/runtime", "eval/samples_per_second")
+        return {
+            name: value
+            for name, value in metrics.items()
+            if name.startswith("eval/") and name not in hidden
+        }
+    shown = {"train/loss": "loss", "lr": "lr"}
+    return {label: metrics[name] for name, label in shown.items() if name in metrics}

@@ -1,0 +1,245 @@
+"""Turning what a Task returns as data into a source of batches, and a source into groups for one
+step each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+
+from loopkit.data.loader import IndexedSource, Loader
+from loopkit.data.nested import token_count
+from loopkit.data.sampler import Sharding
+from loopkit.data.stream import StreamSource, is_plain
+from loopkit.errors import DataError
+
+Source = IndexedSource | StreamSource
+
+
+class Batches(list[Any]):
+    """The micro-batches of one optimizer step, on the device, with what is known of them.
+
+    Attributes:
+        sizes, samples: samples in each micro-batch of this rank, and in all of them; a size of 0
+            marks a batch that stands in where this rank has no data left, and counts for nothing.
+        total: samples in all micro-batches of all ranks.
+        start, end: the data position before and after the group, in the source's unit.
+        tokens: elements of ``input_ids`` on all ranks, 0 where batches have none.
+        last: whether the group is known to close the epoch.
+        state: the source's own state after the group, for sources that have one.
+    """
+
+    __slots__ = ("end", "last", "samples", "sizes", "start", "state", "tokens", "total")
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.samples = self.total = 0
+        self.start = self.end = start
+        self.tokens = 0
+        self.last = False
+        self.state: Any = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data is to be read: what the options say, and the place among the ranks."""
+
+    batch_size: int
+    shuffle: bool
+    seed: int
+    seeded: bool
+    limit: int | float | None = None
+    rank: int = 0
+    world: int = 1
+    teams: bool = False
+
+
+def open_source(data: Any, reading: Reading, what: str) -> Source:
+    """The source for whatever ``what`` (say, ``Digits.train_data()``) returned.
+
+    Raises:
+        DataError: it is nothing that can be read, or holds nothing.
+    """
+    # Drawn from torch's streams, an order need not be the same on all ranks.
+    if isinstance(data, DataLoader) and (reading.seeded or reading.world > 1) and is_plain(data):
+        data = _as_loader(data)
+    sharded = isinstance(data, Loader) and data.sharded
+    if sharded and reading.teams:
+        raise DataError(
+            f"{what} returned a Loader(sharded=True), where each rank has samples of its own, and "
+            f"under "
+            "TensorParallel a team of ranks trains on the same ones: leave sharded out"
+        )
+    if isinstance(data, (IterableDataset, Loader)) or _is_map_style(data):
+        loader = data if isinstance(data, Loader) else Loader(data)
+        if not isinstance(loader.dataset, IterableDataset):
+            return _indexed(loader, reading, what)
+        options: dict[str, Any] = {
+            "batch_size": loader.batch_size or reading.batch_size,
+            "drop_last": loader.drop_last,
+        }
+        data = DataLoader(
+            loader.dataset, collate_fn=loader.collate, **options, **loader.worker_options()
+        )
+    if not isinstance(data, Iterable) or isinstance(data, (str, bytes, torch.Tensor)):
+        raise DataError(
+            f"{what} returned {type(data).__name__}: give a Dataset, a DataLoader, a "
+            f"loopkit.Loader "
+            "or an iterable of batches"
+        )
+    if reading.world > 1 and not reading.seeded and not sharded:
+        raise DataError(
+            f"{what} returned {type(data).__name__}, whose order torch's streams may decide: on "
+            f"several "
+            "ranks rng='stream' takes a Dataset or a Loader over one, or pass rng='counter'"
+        )
+    shares = (0, 1) if sharded else (reading.rank, reading.world)
+    source = StreamSource(data, seed=reading.seed, seeded=reading.seeded, shares=shares)
+    source.may_differ = sharded and reading.world > 1
+    source.limit = _limited(source.batches_per_epoch(), reading.limit, what)
+    if source.batches_per_epoch() == 0:
+        raise DataError(
+            f"{what} returned {type(data).__name__} without a single batch: there is nothing to "
+            f"read"
+        )
+    return source
+
+
+def _is_map_style(data: Any) -> bool:
+    if isinstance(data, Dataset):
+        return True
+    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return sized and not isinstance(data, (list, tuple, dict, str, bytes, torch.Tensor, DataLoader))
+
+
+def _as_loader(loader: DataLoader[Any]) -> Loader:
+    return Loader(
+        loader.dataset,
+        loader.batch_size,
+        shuffle=getattr(loader.sampler, "shuffle", type(loader.sampler) is not SequentialSampler),
+        workers=loader.num_workers,
+        pin=loader.pin_memory or "auto",
+        drop_last=loader.drop_last,
+        prefetch=loader.prefetch_factor or 2,
+        persistent=loader.persistent_workers,
+        collate=loader.collate_fn,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+def _indexed(loader: Loader, reading: Reading, what: str) -> IndexedSource:
+    try:
+        length = len(loader.dataset)
+    except TypeError:
+        raise DataError(
+            f"{what} returned {type(loader.dataset).__name__}, which has no len(): "
+            "derive it from torch.utils.data.IterableDataset, or give it a length"
+        ) from None
+    if loader.weights is not None and loader.length is not None and length:
+        length = loader.length
+    size = loader.batch_size or reading.batch_size
+    limit = _limited(-(-length // (size * reading.world)), reading.limit, what)
+    if limit is not None:
+        length = min(length, limit * size * reading.world)
+    sharding = Sharding(length, size, reading.rank, reading.world, loader.drop_last)
+    if sharding.rounds() == 0:
+        why = f"of {length} samples" + (
+            f", fewer than one batch of {size} with drop_last" if length else ""
+        )
+        raise DataError(
+            f"{what} returned {type(loader.dataset).__name__} {why}: there is nothing to read"
+        )
+    seeded = reading.seeded
+    return IndexedSource(
+        loader, sharding, seed=reading.seed, shuffle=reading.shuffle, seeded=seeded
+    )
+
+
+def _limited(count: int | None, limit: int | float | None, what: str) -> int | None:
+    if limit is None or isinstance(limit, int):
+        return limit
+    if count is None:
+        raise DataError(
+            f"a limit of {limit:.0%} needs data with a length, which {what} has not: give batches"
+        )
+    return max(1, int(count * limit))
+
+
+class Feed:
+    """Training data as groups of micro-batches, one group per optimizer step, from any position on.
+
+    Args:
+        source: where batches come from.
+        accumulate: micro-batches per group; the last group of an epoch may hold fewer.
+        bring: brings groups to the device (``loopkit.data.prefetch.bring_to``), or None.
+    """
+
+    def __init__(
+        self, source: Source, accumulate: int, bring: Callable[..., Iterator[Batches]] | None = None
+    ) -> None:
+        self.source = source
+        self.accumulate = accumulate
+        self.bring = bring
+
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in one epoch; None for data without a length."""
+        batches = self.source.batches_per_epoch()
+        return None if batches is None else -(-batches // self.accumulate)
+
+    def step_size(self) -> int:
+        """By how much one optimizer step moves the position, but for an epoch's last."""
+        return self.accumulate * self.source.step()
+
+    def open(self, epoch: int, start: int) -> Iterator[Batches]:
+        """The groups of ``epoch`` from the position ``start``; the last one is marked.
+
+        Of data without a length only the absence of a next group tells the last. Looking for it
+        draws from torch's streams out of turn, so under ``rng="stream"`` such data leaves its last
+        group unmarked.
+        """
+        groups = self._groups(epoch, start)
+        if self.bring is not None:
+            groups = self.bring(groups)
+        marks_itself = (
+            self.source.end() is not None or not self.source.seeded or self.source.may_differ
+        )
+        return groups if marks_itself else _last_marked(groups)
+
+    def _groups(self, epoch: int, start: int) -> Iterator[Batches]:
+        source, accumulate, epoch_end = self.source, self.accumulate, self.source.end()
+        keeps_state = isinstance(source, StreamSource) and source.keeps_state
+        group = Batches(start)
+        for batch, size, total, end in source.open(epoch, start):
+            group.append(batch)
+            group.sizes.append(size)
+            group.samples += size
+            group.total += total
+            group.end = end
+            if (
+                size and not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping)
+            ):  # the second is quicker
+                group.tokens += token_count(batch)
+            if len(group) == accumulate or end == epoch_end:
+                group.last = end == epoch_end
+                if keeps_state:
+                    group.state = source.state()
+                yield group
+                group = Batches(end)
+        if group:
+            group.state = source.state() if keeps_state else None
+            yield group
+
+
+def _last_marked(groups: Iterator[Batches]) -> Iterator[Batches]:
+    held = next(groups, None)
+    while held is not None:
+        following = next(groups, None)
+        held.last = following is None
+        yield held
+        held = following

@@ -1,0 +1,1 @@
+"""Processes that train together: starting them, collectives, noticing that one has failed."""

@@ -1,0 +1,1 @@
+"""Fit, and what opens, saves, resumes and closes a run."""

@@ -1,0 +1,208 @@
+"""Saving and resuming a run: all its state as one Snapshot, and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loopkit import __version__, rng
+from loopkit.checkpoint import Snapshot
+from loopkit.checkpoint.codecs import encode
+from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
+from loopkit.events import Hook
+from loopkit.optim.schedule_free import evaluation_weights
+from loopkit.run import Run
+from loopkit.strategies import dtensor
+from loopkit.task import name_of
+
+
+def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
+    """Everything a resume needs, as of this moment, on any number of ranks. Called by all of them.
+
+    Tensors are the live ones: copy or write before going on.
+    """
+    progress, task, world = run.progress, run.task, run.strategy.world
+    hparams, unsaved = _plain_hparams(task.hparams)
+    measured = run.measured_at == progress.step
+    meta = {
+        "kind": "weights" if weights_only else "full",
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "samples": progress.samples,
+        "strategy": run.strategy.name,
+        "world_size": run.strategy.world_size,
+        "precision": run.strategy.numerics.precision.name,
+        "versions": {"loopkit": __version__, "torch": str(torch.__version__)},
+        "metrics": {name: value for name, value in run.metrics.items() if name.startswith("eval/")}
+        if measured
+        else {},
+    }
+    about = {"class": name_of(task), "hparams": hparams, "unsaved": unsaved}
+    state: dict[str, Any] = {"task": about, "progress": progress.state_dict()}
+    with evaluation_weights(run.optimizers.values()) as training:
+        model = run.strategy.model_state()
+        tensors = {
+            "model": {name: tensor.clone() for name, tensor in model.items()} if training else model
+        }
+    if not weights_only:
+        tensors["optimizer"], state["optimizers"] = run.strategy.optimizer_state()
+        state |= {
+            "options": run.options.to_dict(),
+            "seed": {
+                "seed": run.options.seed,
+                "data_seed": run.options.data_seed,
+                "rng": run.options.rng,
+            },
+            "data": world.gather(run.data_state) if _data_differs(run) else run.data_state,
+            "running": run.running.state_dict(run.strategy.data.gather),
+            "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
+            "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
+            "hooks": {key: hook.state_dict() for key, hook in _keyed(run.hooks).items()},
+            "agenda": run.agenda.state_dict(),
+            "metrics": run.metrics,
+            "best": run.best,
+            "parts": run.parts,
+            "streams": _streams(run),
+            "training_weights": {
+                n: training[id(p)] for n, p in task.named_parameters() if id(p) in training
+            },
+        }
+    return Snapshot(
+        dtensor.parts(tensors), dtensor.parts(state), meta, dict(task.checkpoint_files())
+    )
+
+
+def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
+    """Put a verified snapshot back into a run that is built like the one it was taken from.
+
+    Everything is compared before anything changes.
+
+    Raises:
+        CheckpointError: the model, the optimizers or the hooks are not the ones that were saved.
+    """
+    state, meta = snapshot.state, snapshot.meta
+    if meta.get("kind") != "full":
+        raise CheckpointError(
+            f"{path} holds weights alone and cannot be resumed: train on from it with "
+            f"{name_of(run.task)}.load({str(path)!r})"
+        )
+    check_model(run, snapshot, path)
+    load = run.strategy.load_optimizer_state(
+        snapshot.tensors.get("optimizer", {}), state["optimizers"], path
+    )
+    keyed = _keyed(run.hooks)
+    run.strategy.load_model_state(snapshot.tensors["model"])
+    load()
+    for name, weight in state.get("training_weights", {}).items():
+        dtensor.put(run.task.get_parameter(name), weight)
+    run.progress.load_state_dict(state["progress"])
+    run.data_state = _own_part(run, state["data"], path) if _data_differs(run) else state["data"]
+    if run.feed is not None and hasattr(run.feed.source, "load_state"):
+        run.feed.source.load_state(run.data_state)
+    run.running.load_state_dict(
+        state["running"] if run.strategy.rank == 0 else {}
+    )  # all ranks' together
+    for name, schedule in run.schedules.items():
+        if name in state["schedules"]:
+            schedule.load_state_dict(state["schedules"][name])
+    if run.strategy.scaler is not None and state["scaler"]:
+        run.strategy.scaler.load_state_dict(dict(state["scaler"]))
+    for key, hook in keyed.items():
+        if key in state["hooks"]:
+            hook.load_state_dict(state["hooks"][key])
+    run.agenda.load_state_dict(state["agenda"])
+    run.parts = state.get("parts", 1)
+    run.metrics, run.best = dict(state["metrics"]), dict(state["best"])
+    _restore_streams(run, state["streams"])
+
+
+def _data_differs(run: Run) -> bool:
+    return run.feed is not None and run.feed.source.may_differ
+
+
+def _own_part(run: Run, saved: Any, path: Path) -> Any:
+    world = run.strategy.world
+    if not isinstance(saved, list) or len(saved) != world.size:
+        count = len(saved) if isinstance(saved, list) else 1
+        raise CheckpointError(
+            f"{path} was saved by {count} ranks with data of their own (Loader(sharded=True)), "
+            f"which "
+            f"{world.size} ranks cannot go on with: start as many"
+        )
+    return saved[world.rank]
+
+
+def _streams(run: Run) -> Any:
+    """torch's streams: under ``rng="stream"`` every rank has its own."""
+    streams = run.streams or rng.capture(run.strategy.device)
+    world = run.strategy.world
+    return world.gather(streams) if run.seed is None and world.size > 1 else streams
+
+
+def _restore_streams(run: Run, saved: Any) -> None:
+    strategy = run.strategy
+    each = saved if isinstance(saved, list) else [saved]
+    if run.seed is None and len(each) != strategy.world_size:
+        warnings.warn(
+            f"{len(each)} ranks saved their random streams and {strategy.world_size} go on: under "
+            "rng='stream' what follows is drawn anew. rng='counter' goes on alike on any number of "
+            "ranks",
+            LoopkitWarning,
+            stacklevel=2,
+        )
+        rng.seed_all(
+            rng.mix(run.options.seed, run.progress.step, strategy.data.rank), strategy.device
+        )
+    else:
+        rng.restore(each[strategy.rank if run.seed is None else 0], strategy.device)
+
+
+def check_model(run: Run, snapshot: Snapshot, path: Path) -> None:
+    """Refuse weights that are not those of the task: other names or shapes, or what the task itself
+    refuses.
+
+    Raises:
+        CheckpointError: with the differences.
+    """
+    run.task.check_files(snapshot.files, path)
+    have, saved = run.strategy.model_state(), snapshot.tensors.get("model", {})
+    wrong = [f"{name} is missing in the checkpoint" for name in have if name not in saved]
+    wrong += [f"{name} is not in the task" for name in saved if name not in have]
+    for name in have.keys() & saved.keys():
+        mine, theirs = have[name], saved[name]
+        if mine.shape != theirs.shape:
+            wrong.append(
+                f"{name} has shape {tuple(theirs.shape)}, the task's has {tuple(mine.shape)}"
+            )
+    if wrong:
+        shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
+        raise CheckpointError(f"{path} does not fit the task: {shown}")
+
+
+def _plain_hparams(hparams: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The constructor arguments that can be saved as values, and the names of those that cannot."""
+    saved, lost = {}, []
+    for name, value in hparams.items():
+        tensors: dict[str, Tensor] = {}
+        try:
+            encode(value, f"hparams.{name}", tensors)
+        except (TypeError, LoopkitError):
+            lost.append(name)
+            continue
+        saved[name] = value
+    return saved, lost
+
+
+def _keyed(hooks: list[Hook]) -> dict[str, Hook]:
+    """Hooks that keep state by class name and occurrence: ``"EMA"``, ``"EMA-2"``."""
+    keyed: dict[str, Hook] = {}
+    for hook in hooks:
+        name = type(hook).__name__
+        count = sum(1 for other in keyed.values() if type(other).__name__ == name) + 1
+        keyed[name if count == 1 else f"{name}-{count}"] = hook
+    return keyed

@@ -1,0 +1,259 @@
+"""Spread: the layers of one model over several devices of one process, by hand or balanced by their
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from loopkit.errors import OptionError, TaskError
+from loopkit.rng import torch_seeder
+from loopkit.strategies.base import Numerics
+from loopkit.strategies.device_placement import balanced, by_hand, connect
+from loopkit.strategies.precision import Both, forward_context
+from loopkit.strategies.single import SingleDevice, clip_factor, find_device
+
+if TYPE_CHECKING:
+    from loopkit.options import Options
+
+DeviceMap = str | Mapping[str, str | int]
+NOWHERE = ("meta", "disk")
+_OTHERS = {
+    "ddp": "copies the whole model to one device in each of several processes",
+    "fsdp": "divides every layer among several processes by itself",
+    "deepspeed": "divides the training among several processes by itself",
+}
+
+
+def parse_device_map(device_map: object) -> dict[str, torch.device] | None:
+    """The devices by prefix; None for "auto".
+
+    Raises:
+        OptionError: it is neither "auto" nor a mapping to devices, or a device on which nothing can
+            be computed.
+    """
+    if device_map == "auto":
+        return None
+    if not isinstance(device_map, Mapping) or not device_map:
+        raise OptionError(
+            f"device_map={device_map!r}: give 'auto', or the device of each part by the start of "
+            f"its "
+            "name, as {'encoder': 'cpu', 'head': 'cuda:0'}"
+        )
+    return {str(prefix): _device(str(prefix), device) for prefix, device in device_map.items()}
+
+
+def _device(prefix: str, device: object) -> torch.device:
+    shown = f"device_map gives {prefix!r} {device!r}"
+    if device in NOWHERE or (isinstance(device, torch.device) and device.type == "meta"):
+        raise OptionError(
+            f"{shown}, where parameters have no values: they can be neither trained nor "
+            "computed with. Give a device of this machine, or make the model smaller"
+        )
+    try:
+        found = torch.device(f"cuda:{device}" if type(device) is int else device)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(
+            f"{shown}, which is no device: give 'cpu', 'cuda:0', 'mps' or a GPU's number"
+        ) from error
+    counts = {kind: _count(kind) for kind in ("cpu", "cuda", "mps", found.type)}
+    if (found.index or 0) >= counts[found.type]:
+        have = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        raise OptionError(f"{shown}, which is not on this machine: it has {have}")
+    return (
+        torch.device(found.type)
+        if found.type in ("cpu", "mps")
+        else torch.device(found.type, found.index or 0)
+    )
+
+
+def _count(kind: str) -> int:
+    if kind in ("cpu", "mps"):
+        return int(kind == "cpu" or torch.backends.mps.is_available())
+    return int(getattr(getattr(torch, kind, None), "device_count", int)())
+
+
+def spread(options: Options) -> Spread:
+    """The strategy for ``device_map``.
+
+    Raises:
+        OptionError: an option that does not go with it, with the reason.
+    """
+    strategy, device_map = options.strategy, options.device_map
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name.lower() in _OTHERS:
+        raise OptionError(
+            f"device_map and strategy={name!r} exclude each other: device_map spreads one model "
+            f"over the "
+            f"devices of one process, and {name} {_OTHERS[name.lower()]}. Leave one out"
+        )
+    if name not in ("auto", "single"):
+        raise OptionError(
+            f"device_map chooses the strategy, and strategy={name!r} is given: leave one out"
+        )
+    if options.nodes != 1:
+        raise OptionError(
+            f"device_map spreads layers over one machine's devices, and nodes={options.nodes} is "
+            f"given"
+        )
+    assert device_map is not None
+    if device_map != "auto" and options.devices != "auto":
+        raise OptionError(
+            f"device_map names the devices, and devices={options.devices!r} is given: leave that "
+            f"out"
+        )
+    found = Spread(device_map, visible_devices(options.accelerator, options.devices))
+    if options.rng == "stream" and len({d for d in found.devices if d.type != "cpu"}) > 1:
+        raise OptionError(
+            "rng='stream' keeps the random stream of one device, and device_map uses several: "
+            "leave "
+            "rng='counter', the default"
+        )
+    return found
+
+
+def visible_devices(accelerator: str = "auto", count: int | str = "auto") -> list[torch.device]:
+    """What "auto" spreads over: all GPUs, or the one other device that ``accelerator`` names.
+
+    Raises:
+        OptionError: there are fewer than ``count``.
+    """
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    found = gpus if gpus and accelerator in ("auto", "cuda") else [find_device(accelerator)]
+    if isinstance(count, int) and count > len(found):
+        raise OptionError(
+            f"devices={count}: layers can be spread over {len(found)}, {', '.join(map(str, found))}"
+        )
+    return found[: count if isinstance(count, int) else None]
+
+
+class Spread(SingleDevice):
+    """The layers of one task over several devices, in one process: one computes after the other.
+
+    Batches go to the first device. A layer's inputs are brought to the layer's device, and what the
+    task's own methods get back from its layers is on the first device again, so that a step needs
+    no ``.to``.
+
+    Args:
+        device_map: "auto" divides the layers, in order, into parts of about the same bytes; or the
+            device of each module by the start of its name: the longest that fits counts, and ``""``
+            is everything else.
+        devices: what "auto" divides among; None takes every GPU.
+
+    Raises:
+        OptionError: a device that this machine has not, or on which nothing can be computed.
+    """
+
+    def __init__(
+        self, device_map: DeviceMap = "auto", devices: Sequence[torch.device] | None = None
+    ) -> None:
+        self._by_hand = parse_device_map(device_map)
+        self.devices = list(
+            dict.fromkeys(self._by_hand.values() if self._by_hand else devices or visible_devices())
+        )
+        super().__init__(str(self.devices[0]))
+        seeders = [torch_seeder(device) for device in self.devices]
+        if len(seeders) > 1:
+            self.seed = lambda value: [seeder(value) for seeder in seeders]
+        self._handles: list[RemovableHandle] = []
+
+    def open(self, numerics: Numerics | None = None) -> None:
+        """Fix the numerics, for every kind of device."""
+        super().open(numerics)
+        if self.numerics.precision.autocast is not None and self.forward is not None:
+            for kind in {device.type for device in self.devices} - {self.device.type}:
+                other = forward_context(self.numerics.precision, torch.device(kind))
+                assert other is not None
+                self.forward = Both(self.forward, other)
+
+    def _move(self, task: nn.Module) -> None:
+        self._disconnect()
+        places = (
+            balanced(task, self.devices)
+            if self._by_hand is None
+            else by_hand(task, self._by_hand, self.device)
+        )
+        for name, tensor in (*task.named_parameters(), *task.named_buffers()):
+            if tensor.is_meta:
+                raise OptionError(
+                    f"device_map: {name} is on meta and has no values to move: build it on a device"
+                )
+        dtype = self.numerics.precision.storage
+        for name, module in task.named_modules():
+            if name in places:
+                module._apply(_mover(places[name], dtype), recurse=False)
+        if len(set(places.values())) > 1:
+            self._handles = connect(task, places, self.device)
+
+    def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
+        """Add the gradients of ``loss``, wherever it was computed."""
+        super().backward(loss.to(self.device), None if value is None else value.to(self.device))
+
+    def complete(
+        self,
+        names: Sequence[str] | None = None,
+        divisor: Tensor | float | None = None,
+        *,
+        want_norm: bool = False,
+    ) -> Tensor | None:
+        """Divide, unscale, clip and check the gradients, device by device; see
+        ``Strategy.complete``.
+        """
+        grads: dict[torch.device, list[Tensor]] = {}
+        for name in names or self._parameters:
+            for parameter in self._parameters[name]:
+                if parameter.grad is not None:
+                    grads.setdefault(parameter.grad.device, []).append(parameter.grad)
+        if not grads:
+            raise TaskError(
+                "the loss reaches no parameter of "
+                f"{', '.join(names or self._parameters)}: no gradient was computed"
+            )
+        numerics, norm = self.numerics, None
+        if divisor is not None:
+            for device, held in grads.items():
+                torch._foreach_div_(
+                    held, divisor.to(device) if isinstance(divisor, Tensor) else divisor
+                )
+        if self.scaler is not None:
+            for name in names or self.optimizers:
+                self.scaler.unscale_(self.optimizers[name])
+        checks = self._guard is not None and self.scaler is None
+        if checks or want_norm or numerics.clip_norm is not None:
+            norms = [
+                n.to(self.device) for held in grads.values() for n in torch._foreach_norm(held)
+            ]
+            norm = torch.linalg.vector_norm(torch.stack(norms))
+        if checks and self._guard is not None and norm is not None:
+            # The flag lies on the first device, so it looks at the norm there: that is finite if
+            # all gradients are.
+            self._blocked = self._guard.check([norm, *self._losses])
+            self._losses.clear()
+        for device, held in grads.items():
+            if numerics.clip_norm is not None and norm is not None:
+                torch._foreach_mul_(held, clip_factor(norm, numerics.clip_norm).to(device))
+            if numerics.clip_value is not None:
+                torch._foreach_clamp_min_(held, -numerics.clip_value)
+                torch._foreach_clamp_max_(held, numerics.clip_value)
+        return norm if want_norm or numerics.clip_norm is not None else None
+
+    def close(self, failed: bool = False) -> None:
+        """Take the hooks off the task; its layers stay where they are."""
+        self._disconnect()
+        super().close(failed)
+
+    def _disconnect(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _mover(device: torch.device, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.to(
+        device, dtype if tensor.is_floating_point() or tensor.is_complex() else None
+    )
