@@ -12,7 +12,7 @@ import torch
 from benchmarks.job import CLIP, LOG_EVERY, Job
 
 
-class Batches:
+class MicroBatches:
     """The list of batches as one data loader: Lightning takes a list for several loaders."""
 
     def __init__(self, batches: list[Any]) -> None:
@@ -59,7 +59,7 @@ def lightning(job: Job) -> None:
         options |= {"gradient_clip_val": CLIP, "logger": TensorBoardLogger(str(job.folder))}
     else:
         options |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    pl.Trainer(**options).fit(Module(), Batches(job.data))
+    pl.Trainer(**options).fit(Module(), MicroBatches(job.data))
 
 
 def transformers(job: Job) -> None:

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from benchmarks import record
 from benchmarks.overhead import quiet
-from benchmarks.peers import Batches
+from benchmarks.peers import MicroBatches
 from loopkit import DDP, FSDP, Fit, Task
-from loopkit.distributed.communicator import find_place, join
+from loopkit.distributed.communicator import find_rank_info, join
 from loopkit.distributed.launcher import die_with_parent, launch
 
 RANKS, BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 8, 64, 128, 4, 96
@@ -194,7 +194,7 @@ def lightning(strategy: str) -> Callable[[Job], None]:
             enable_progress_bar=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(Module(), Batches(job.data))
+        trainer.fit(Module(), MicroBatches(job.data))
 
     return train
 
@@ -251,7 +251,7 @@ def measure(kind: str, rounds: int, world: Any) -> dict[str, list[list[float]]]:
                 blocks, weights = once(KINDS[kind][name], world.rank)
             except Exception as error:
                 problem = f"{type(error).__name__}: {str(error)[:200]}"
-            problems = [told for told in world.gather(problem) if told]
+            problems = [told for told in world.all_gather_object(problem) if told]
             if problems:
                 if world.rank == 0:
                     print(f"left out: {name}: {problems[0]}", file=sys.stderr)
@@ -295,7 +295,7 @@ def main() -> None:
         "--kind", choices=KINDS, action="append", help="measure this alone; writes no results"
     )
     args = parser.parse_args()
-    place = find_place()
+    place = find_rank_info()
     if place is None:
         os.environ["OMP_NUM_THREADS"] = "1"
         sys.exit(launch(RANKS, [sys.executable, "-u", *sys.argv]))

@@ -27,7 +27,7 @@ _FORMS = "'500 steps', '1 epoch', '10%', '30 min', 'never' or a whole number of 
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunLength:
     """How long a run is, as far as it is known.
 
     ``steps_per_epoch`` is None for data without a length; ``steps`` is None when neither the
@@ -83,7 +83,7 @@ class Duration:
             else f"{amount} {self.unit}{'s' if amount != 1 else ''}"
         )
 
-    def in_steps(self, plan: Plan, option: str) -> Fraction | None:
+    def in_steps(self, length: RunLength, option: str) -> Fraction | None:
         """The period in optimizer steps; None for time and for ``"never"``.
 
         Raises:
@@ -93,20 +93,20 @@ class Duration:
         if self.unit == "step":
             return self.amount
         if self.unit == "epoch":
-            if plan.steps_per_epoch is not None:
-                return self.amount * plan.steps_per_epoch
+            if length.steps_per_epoch is not None:
+                return self.amount * length.steps_per_epoch
             if self.amount.denominator != 1:
                 raise OptionError(
                     f"{option}='{self}' needs data with a length: give it in steps, or give "
                     f"limit_train"
                 )
         if self.unit == "percent":
-            if plan.steps is None:
+            if length.steps is None:
                 raise OptionError(
                     f"{option}='{self}' needs a run of known length: give steps=, or data with a "
                     f"length"
                 )
-            return self.amount * plan.steps / 100
+            return self.amount * length.steps / 100
         return None
 
 
@@ -119,7 +119,7 @@ class Start:
     seconds: float = 0.0
 
     @classmethod
-    def parse(cls, value: object, option: str, plan: Plan, every: Duration) -> Start:
+    def parse(cls, value: object, option: str, length: RunLength, every: Duration) -> Start:
         """Read what a user typed for ``option``, the start of what comes ``every`` so often.
 
         A point beyond the last step counts as the last step, where that is known.
@@ -135,9 +135,9 @@ class Start:
             )
         if after.unit == "second":
             return cls(seconds=float(after.amount))
-        steps = after.in_steps(plan, option)
+        steps = after.in_steps(length, option)
         if steps is not None:
-            last = math.inf if plan.steps is None else plan.steps
+            last = math.inf if length.steps is None else length.steps
             return cls(step=int(min(math.ceil(steps), last)))
         if every.unit != "epoch":
             raise OptionError(
@@ -152,13 +152,13 @@ class Cadence:
     """When something that repeats is next due. Pure in the step; only a time cadence keeps a clock."""
 
     every: Duration
-    plan: Plan
+    length: RunLength
     option: str
     last_seconds: float = 0.0
     start: Start = Start()
 
     def __post_init__(self) -> None:
-        self._period = self.every.in_steps(self.plan, self.option)
+        self._period = self.every.in_steps(self.length, self.option)
 
     @property
     def counts_steps(self) -> bool:

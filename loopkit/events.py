@@ -35,7 +35,7 @@ class Hook:
             for.
     """
 
-    steers = True
+    may_request = True
 
     def on_setup(self, run: Run) -> None:
         """Everything is built and placed; nothing has run."""
@@ -120,8 +120,8 @@ class Subscription(Hook):
 
     def _filtered(self, run: Run, *rest: Any) -> None:
         assert self._every is not None
-        if self._cadence is None or self._cadence.plan is not run.plan:
-            self._cadence = Cadence(self._every, run.plan, "every")
+        if self._cadence is None or self._cadence.length is not run.length:
+            self._cadence = Cadence(self._every, run.length, "every")
         epoch_ended = run.progress.epoch if run.progress.step_in_epoch == 0 else None
         if self._cadence.is_due(run.progress.step, run.seconds(), epoch_ended):
             self.function(run, *rest)

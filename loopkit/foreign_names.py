@@ -2,7 +2,7 @@
 none.
 """
 
-TRAINER_NAMES = {
+FOREIGN_NAMES = {
     "output_dir": "run_dir",
     "logging_dir": "run_dir, or an object in loggers",
     "num_train_epochs": "epochs",

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from loopkit.durations import Duration
 from loopkit.errors import OptionError, nearest
 from loopkit.events import Hook
-from loopkit.foreign_names import TRAINER_NAMES, WITHOUT
+from loopkit.foreign_names import FOREIGN_NAMES, WITHOUT
 from loopkit.loggers.base import Logger
 from loopkit.loggers.registry import check_loggers
-from loopkit.strategies.activation_checkpointing import parse_remat
+from loopkit.strategies.activation_checkpointing import parse_activation_checkpointing
 from loopkit.strategies.base import Strategy
 from loopkit.strategies.compile import Compile
 from loopkit.strategies.device_map import parse_device_map
-from loopkit.strategies.nonfinite import GUARDS
+from loopkit.strategies.nonfinite import ON_NAN
 from loopkit.strategies.precision import parse_precision
 from loopkit.strategies.single import ACCELERATORS
 
@@ -172,7 +172,7 @@ class Options:
     loggers: str | Sequence[str | Logger] | bool | None = ("jsonl", "tensorboard")
     progress: str | bool = "auto"
     compile: bool | Compile = False
-    remat: str | None = None
+    activation_checkpointing: str | None = None
     seed: int = 0
     data_seed: int | None = None
     deterministic: bool = False
@@ -190,7 +190,7 @@ class Options:
 
     def __post_init__(self) -> None:
         parse_precision(self.precision)
-        parse_remat(self.remat)
+        parse_activation_checkpointing(self.activation_checkpointing)
         if self.device_map is not None:
             parse_device_map(self.device_map)
         self._check_choices()
@@ -200,7 +200,7 @@ class Options:
 
     def _check_choices(self) -> None:
         choices: dict[str, tuple[Any, ...]] = {
-            "rng": RNGS, "on_nan": GUARDS, "progress": ("auto", "rich", "plain", True, False),
+            "rng": RNGS, "on_nan": ON_NAN, "progress": ("auto", "rich", "plain", True, False),
             "debug": (None, "numerics"), "micro_batch": (None, "auto"),
         }  # fmt: skip
         if ":" not in self.accelerator:
@@ -341,8 +341,8 @@ def check_names(given: dict[str, Any]) -> None:
     """
     known = [option.name for option in fields(Options)]
     for name in given:
-        if name in TRAINER_NAMES and name not in known:
-            raise OptionError(f"Fit has no option {name!r}: here that is {TRAINER_NAMES[name]}")
+        if name in FOREIGN_NAMES and name not in known:
+            raise OptionError(f"Fit has no option {name!r}: here that is {FOREIGN_NAMES[name]}")
         if name in WITHOUT and name not in known:
             raise OptionError(f"Fit has no option {name!r}: {WITHOUT[name]}")
         if name not in known:

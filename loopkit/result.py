@@ -18,7 +18,7 @@ class Result:
 
     Attributes:
         status: "finished", "stopped" (a hook or limit asked for it) or "interrupted" (a signal).
-        why: what stopped or interrupted it; empty otherwise.
+        reason: what stopped or interrupted it; empty otherwise.
         step, epoch: completed optimizer steps and passes over the data.
         metrics: the latest value of everything logged.
         best: of the best evaluation: metric, value, step, checkpoint; empty without
@@ -33,7 +33,7 @@ class Result:
     """
 
     status: str
-    why: str
+    reason: str
     step: int
     epoch: int
     metrics: dict[str, float]
@@ -50,13 +50,13 @@ class Result:
         progress = run.progress
         return cls(
             run.status,
-            run.why,
+            run.reason,
             progress.step,
             progress.epoch,
             dict(run.metrics),
             dict(run.best),
             list(run.history),
-            run.saver.newest if run.saver is not None else None,
+            run.checkpointer.newest if run.checkpointer is not None else None,
             run.run_dir,
             run.timings.per_step(),
             progress,
@@ -68,7 +68,7 @@ class Result:
         """
         return result_summary(
             self.status,
-            self.why,
+            self.reason,
             self.progress,
             self.metrics,
             self.best,

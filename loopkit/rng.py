@@ -65,7 +65,7 @@ def torch_seeder(device: torch.device) -> Callable[[int], object]:
     return seed
 
 
-def capture(device: torch.device | None = None) -> dict[str, Any]:
+def get_state(device: torch.device | None = None) -> dict[str, Any]:
     """The state of every stream that ``seed_all`` seeds, as plain values and CPU tensors."""
     streams = {"python": random.getstate(), "numpy": numpy.random.get_state()}
     state: dict[str, Any] = {"torch": torch.get_rng_state(), **streams}
@@ -76,7 +76,7 @@ def capture(device: torch.device | None = None) -> dict[str, Any]:
     return state
 
 
-def restore(state: dict[str, Any], device: torch.device | None = None) -> None:
+def set_state(state: dict[str, Any], device: torch.device | None = None) -> None:
     """Put the streams back to what ``capture`` saw."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])

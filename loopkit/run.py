@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-from loopkit.data.micro_batches import Batches, Feed
-from loopkit.durations import Plan
+from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader
+from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
 from loopkit.loggers.base import Loggers
-from loopkit.metrics.accumulator import Running
+from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.strategies.base import Strategy
 from loopkit.task import Task
-from loopkit.triggers import Agenda, Words
+from loopkit.triggers import SyncSchedule, Triggers
 
 if TYPE_CHECKING:
     from loopkit.optim.lr_schedulers import BoundSchedule
@@ -54,7 +54,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
 
-    def count(self, batches: Batches) -> None:
+    def count(self, batches: MicroBatches) -> None:
         """One optimizer step over ``batches`` is complete."""
         self.step += 1
         self.step_in_epoch += 1
@@ -119,38 +119,42 @@ class Run:
     task: Task
     strategy: Strategy
     options: Any
-    plan: Plan
-    agenda: Agenda
+    length: RunLength
+    triggers: Triggers
     events: Events
     loops: Loops
     hooks: list[Hook] = field(default_factory=list)
     loggers: Loggers = field(default_factory=Loggers)
-    feed: Feed | None = None
+    train_loader: MicroBatchLoader | None = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     schedules: dict[str, BoundSchedule] = field(default_factory=dict)
-    saver: Any = None
+    checkpointer: Any = None
     run_dir: Path | None = None
     seed: int | None = None
     progress: Progress = field(default_factory=Progress)
-    running: Running = field(default_factory=Running)
-    words: Words = field(default_factory=Words)
+    accumulator: MetricAccumulator = field(default_factory=MetricAccumulator)
+    sync_schedule: SyncSchedule = field(default_factory=SyncSchedule)
     timings: Timings = field(default_factory=Timings)
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     resumed_from: Path | None = None
-    fetching: bool = False  # waiting for data, with all state as of the last commit
-    measured_at: int = -1  # the step of the last evaluation
+    waiting_for_data: bool = False  # waiting for data, with all state as of the last commit
+    last_eval_step: int = -1  # the step of the last evaluation
     status: str = "finished"
-    why: str = ""
-    reason: tuple[str, str] | None = None  # the status and why of a stop that this rank asked for
+    reason: str = ""
+    requested_end: tuple[str, str] | None = (
+        None  # the status and reason of a stop that this rank asked for
+    )
     stopping: bool = False
-    data_state: Any = None
-    streams: dict[str, Any] | None = (
+    data_position: Any = None
+    rng_state_at_commit: dict[str, Any] | None = (
         None  # torch's streams as of the last commit, where data was drawn since
     )
-    parts: int = 1  # in how many parts a micro-batch is taken, under micro_batch="auto"
+    micro_batch_splits: int = (
+        1  # in how many parts a micro-batch is taken, under micro_batch="auto"
+    )
     unit: float | None = None  # what all ranks' weights are taken relative to
     divisor: Any = None  # what the gradients of the step under way are still to be divided by
     _clock: Callable[[], float] = time.perf_counter
@@ -161,20 +165,20 @@ class Run:
         until then.
         """
         for name, value in values.items():
-            self.running.add(name, value)
+            self.accumulator.add(name, value)
 
-    def stop(self, why: str) -> None:
+    def stop(self, reason: str) -> None:
         """End training after this step, with a last evaluation left out and the last checkpoint
         saved.
         """
-        self.end("stopped", why)
+        self.end("stopped", reason)
 
-    def end(self, status: str, why: str) -> None:
+    def end(self, status: str, reason: str) -> None:
         """As ``stop``, with the status that the result is to have."""
-        self.reason = status, why
+        self.requested_end = status, reason
         if self.strategy.world_size == 1:  # else it holds once all ranks know of it
-            self.status, self.why = status, why
-        self.agenda.ask("stop")
+            self.status, self.reason = status, reason
+        self.triggers.request("stop")
 
     def request(self, what: Request) -> None:
         """Ask for an evaluation, a checkpoint, a log or the end of the epoch at the end of this
@@ -190,7 +194,7 @@ class Run:
                 "run.request('eval'): nothing to evaluate on: define eval_data and eval_step "
                 "on the task, and leave eval_every='never' out"
             )
-        self.agenda.ask(what)
+        self.triggers.request(what)
 
     def seconds(self) -> float:
         """Seconds of training so far, this moment included."""
@@ -216,29 +220,33 @@ class Run:
         """Publish what has been collected since the last log: averages, learning rates, the epoch
         as a number.
         """
-        values = self.running.take(self.strategy.data.gather)
+        values = self.accumulator.take(self.strategy.dp.all_gather_object)
         rates = {
             f"lr/{name}": optimizer.param_groups[0]["lr"]
             for name, optimizer in self.optimizers.items()
         }
         values |= {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
-        per_epoch, progress = self.plan.steps_per_epoch, self.progress
+        per_epoch, progress = self.length.steps_per_epoch, self.progress
         values["epoch"] = progress.epoch + (
             progress.step_in_epoch / per_epoch if per_epoch else 0.0
         )
         self.publish(values)
 
     def finished(self) -> bool:
-        """Whether the run has come to its end: by its plan, its time or a request."""
-        plan, progress = self.plan, self.progress
+        """Whether the run has come to its end: by its length, its time or a request."""
+        length, progress = self.length, self.progress
         return (
             self.stopping
-            or (plan.steps is not None and progress.step >= plan.steps)
+            or (length.steps is not None and progress.step >= length.steps)
             # Where an epoch's length is known, epochs are counted in steps.
             or (
-                plan.epochs is not None
-                and None in (plan.steps, plan.steps_per_epoch)
-                and progress.epoch >= plan.epochs
+                length.epochs is not None
+                and None in (length.steps, length.steps_per_epoch)
+                and progress.epoch >= length.epochs
             )
-            or (plan.seconds is not None and progress.step > 0 and progress.seconds >= plan.seconds)
+            or (
+                length.seconds is not None
+                and progress.step > 0
+                and progress.seconds >= length.seconds
+            )
         )

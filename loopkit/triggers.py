@@ -13,11 +13,11 @@ from typing import Any
 from loopkit.durations import Cadence
 
 _NEVER = 1 << 62
-SPACING = 1.0
+SYNC_INTERVAL = 1.0
 
 
 @dataclass(slots=True)
-class Words:
+class SyncSchedule:
     """When the ranks next tell each other what is asked for: before every step, or about once a
     second.
 
@@ -47,10 +47,10 @@ class Words:
         self._step, self._time = step, now
         if began is None or steps < 1:
             return 1
-        return max(1, int(min(SPACING, most) * steps / max(now - began, 1e-9)))
+        return max(1, int(min(SYNC_INTERVAL, most) * steps / max(now - began, 1e-9)))
 
 
-class Agenda:
+class Triggers:
     """What is due at which step.
 
     Attributes:
@@ -70,14 +70,14 @@ class Agenda:
     """
 
     __slots__ = (
-        "_asked",
-        "_joint",
+        "_distributed",
+        "_local_requests",
+        "_requests",
         "_stop_seconds",
         "_stop_step",
-        "_wished",
-        "alarm",
         "cadences",
         "next",
+        "next_deadline",
     )
 
     def __init__(
@@ -90,48 +90,48 @@ class Agenda:
         first: Iterable[str] = (),
     ) -> None:
         self.cadences = dict(cadences)
-        self.next, self.alarm = 0, math.inf
-        self._joint = joint
+        self.next, self.next_deadline = 0, math.inf
+        self._distributed = joint
         self._stop_step = stop_step
         self._stop_seconds = stop_seconds
-        self._asked: set[str] = set(first)
-        self._wished: set[str] = set()
+        self._requests: set[str] = set(first)
+        self._local_requests: set[str] = set()
 
-    def ask(self, what: str) -> None:
+    def request(self, what: str) -> None:
         """Have ``what`` done at the end of the step under way (of the next one, between steps)."""
-        if self._joint:
-            self._wished.add(what)
+        if self._distributed:
+            self._local_requests.add(what)
             return
-        self._asked.add(what)
+        self._requests.add(what)
         self.next = 0
 
-    def wishes(self) -> set[str]:
+    def pop_local_requests(self) -> set[str]:
         """What this rank wishes for and the others have not heard of; it is theirs to hear now, and
         forgotten.
         """
-        wished = set(self._wished)
-        self._wished -= wished
+        wished = set(self._local_requests)
+        self._local_requests -= wished
         return wished
 
-    def agree(self, what: str) -> None:
+    def confirm(self, what: str) -> None:
         """All ranks know that ``what`` is asked for."""
-        self._asked.add(what)
+        self._requests.add(what)
 
-    def asked(self, what: str) -> bool:
+    def is_requested(self, what: str) -> bool:
         """Whether ``what`` is asked for and not yet done."""
-        return what in self._asked
+        return what in self._requests
 
-    def waiting(self) -> bool:
+    def has_requests(self) -> bool:
         """Whether anything is asked for and not yet done."""
-        return bool(self._asked)
+        return bool(self._requests)
 
-    def forget(self, what: str) -> bool:
+    def pop(self, what: str) -> bool:
         """Whether ``what`` was asked for; it is no longer."""
-        asked = what in self._asked
-        self._asked.discard(what)
+        asked = what in self._requests
+        self._requests.discard(what)
         return asked
 
-    def take(
+    def pop_due(
         self, step: int, seconds: float, epoch_ended: int | None, *, again: bool = False
     ) -> set[str]:
         """What is due now that ``step`` is complete, requests included; they are forgotten.
@@ -143,29 +143,32 @@ class Agenda:
         due = {
             name for name, cadence in cadences.items() if cadence.is_due(step, seconds, epoch_ended)
         }
-        due |= self._asked
-        self._asked = set()
+        due |= self._requests
+        self._requests = set()
         return due
 
     def state_dict(self) -> dict[str, Any]:
         """What is asked for and not done, and the clocks of cadences in time."""
         clocks = {name: cadence.last_seconds for name, cadence in self.cadences.items()}
-        return {"asked": sorted(self._asked - {"stop", "save", "clock"}), "clocks": clocks}
+        return {
+            "is_requested": sorted(self._requests - {"stop", "save", "clock"}),
+            "clocks": clocks,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
-        self._asked = set(state["asked"])
+        self._requests = set(state["is_requested"])
         for name, seconds in state["clocks"].items():
             if name in self.cadences:
                 self.cadences[name].last_seconds = seconds
 
-    def look_ahead(self, step: int) -> None:
+    def update_next(self, step: int) -> None:
         """Work out ``next`` and ``alarm`` as seen from ``step``."""
         cadences = self.cadences.values()
         ahead = [cadence.next_step(step) for cadence in cadences if cadence.next_seconds is None]
-        ahead += [self._stop_step, step + 1 if self._asked else None]
+        ahead += [self._stop_step, step + 1 if self._requests else None]
         self.next = min((at for at in ahead if at is not None), default=_NEVER)
         clocks = [cadence.next_seconds for cadence in cadences]
-        self.alarm = min(
+        self.next_deadline = min(
             (at for at in (*clocks, self._stop_seconds) if at is not None), default=math.inf
         )

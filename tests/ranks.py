@@ -89,7 +89,7 @@ def serve() -> None:
     from loopkit.distributed import failures, heartbeat
 
     failures.Failure.install = lambda self: None  # errors are answers here
-    heartbeat.Pulse._beat = lambda self: (
+    heartbeat.Heartbeat._beat = lambda self: (
         None
     )  # uninstalled, each run would start another, and hundreds speak every second
     for line in sys.stdin:

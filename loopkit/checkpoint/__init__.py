@@ -3,16 +3,16 @@
 from loopkit.checkpoint.async_writer import BackgroundWriter
 from loopkit.checkpoint.discovery import (
     Entry,
-    leave_behind,
+    detach_after,
     load_newest,
     load_snapshot,
-    newest_good,
+    newest_valid,
     scan,
 )
-from loopkit.checkpoint.format import Part, Pieces, Snapshot, checkpoints_dir
+from loopkit.checkpoint.format import Shard, ShardedTensor, Snapshot, checkpoints_dir
 from loopkit.checkpoint.lock import RunLock
 from loopkit.checkpoint.reader import read, verify
-from loopkit.checkpoint.retention import apply, plan
+from loopkit.checkpoint.retention import apply_retention, to_delete
 from loopkit.checkpoint.sharded_writer import write_together
 from loopkit.checkpoint.store import Store
 from loopkit.checkpoint.writer import clean, write
@@ -20,19 +20,19 @@ from loopkit.checkpoint.writer import clean, write
 __all__ = [
     "BackgroundWriter",
     "Entry",
-    "Part",
-    "Pieces",
+    "Shard",
+    "ShardedTensor",
     "RunLock",
     "Snapshot",
     "Store",
-    "apply",
+    "apply_retention",
     "checkpoints_dir",
     "clean",
-    "leave_behind",
+    "detach_after",
     "load_newest",
     "load_snapshot",
-    "newest_good",
-    "plan",
+    "newest_valid",
+    "to_delete",
     "read",
     "scan",
     "verify",

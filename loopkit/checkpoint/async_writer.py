@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from loopkit.checkpoint.format import Part, Snapshot
+from loopkit.checkpoint.format import Shard, Snapshot
 from loopkit.checkpoint.safetensors_io import find_aliases
 from loopkit.checkpoint.sharded_writer import Everyone, write_together
 from loopkit.checkpoint.store import Store
-from loopkit.checkpoint.writer import Draft, draft, write
+from loopkit.checkpoint.writer import PendingCheckpoint, draft, write
 
 
 class BackgroundWriter:
@@ -112,7 +112,7 @@ class BackgroundWriter:
         if failure is not None:
             raise failure
 
-    def _run(self, ready: Draft, copied: Callable[[], None]) -> None:
+    def _run(self, ready: PendingCheckpoint, copied: Callable[[], None]) -> None:
         try:
             copied()
             if self._ranks is None:
@@ -141,19 +141,19 @@ class _Buffers:
         """
         copies: dict[str, dict[str, Any]] = {}
         used: dict[tuple[str, str], torch.Tensor] = {}
-        for stem, named in tensors.items():
+        for prefix, named in tensors.items():
             aliases = find_aliases(named)
-            made = copies[stem] = {}
+            made = copies[prefix] = {}
             for name, held in named.items():
                 if name in aliases:
                     made[name] = made[aliases[name]]
                     continue
-                tensor = held.tensor if isinstance(held, Part) else held
+                tensor = held.tensor if isinstance(held, Shard) else held
                 if tensor is None:
                     made[name] = held
                     continue
-                used[stem, name] = copy = self._copy((stem, name), tensor.detach())
-                made[name] = replace(held, tensor=copy) if isinstance(held, Part) else copy
+                used[prefix, name] = copy = self._copy((prefix, name), tensor.detach())
+                made[name] = replace(held, tensor=copy) if isinstance(held, Shard) else copy
         self.kept = used
         return copies, self._hand_over()
 

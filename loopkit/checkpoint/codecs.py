@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loopkit.checkpoint.format import Part, dump_json
+from loopkit.checkpoint.format import Shard, dump_json
 from loopkit.checkpoint.values import FROM_JSON, PATHS, TO_JSON, numpy_kept, plain, read_array
 from loopkit.errors import CorruptCheckpointError
 
@@ -78,7 +78,7 @@ class _Encoder:
             return {f"${kind.__name__}": self.pairs(value, path, depth)}
         if kind is torch.Tensor or kind is torch.nn.Parameter:
             return {"$tensor": self.keep(path, value.detach())}
-        if kind is Part:
+        if kind is Shard:
             return {"$tensor": self.keep(path, value)}
         if isinstance(value, np.generic | np.ndarray):
             return self.numpy(value, path)

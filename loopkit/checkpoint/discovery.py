@@ -11,11 +11,11 @@ from typing import Any
 from loopkit.checkpoint.format import (
     LATEST,
     Snapshot,
+    aside_name,
     checkpoints_dir,
     is_quarantined,
     load_json,
     parse_name,
-    set_aside_name,
 )
 from loopkit.checkpoint.manifest import Manifest
 from loopkit.checkpoint.reader import check_sizes, read, read_manifest, verify
@@ -94,7 +94,7 @@ def _entry(store: Store, path: Path, key: tuple[int, int], deep: bool) -> Entry:
     )
 
 
-def newest_good(
+def newest_valid(
     store: Store,
     run_dir: Path,
     warn: Warn | None = None,
@@ -121,12 +121,12 @@ def load_newest(
     quarantine: bool = True,
     kind: str | None = None,
 ) -> tuple[Path, Snapshot] | None:
-    """As :func:`newest_good`, together with what it holds, read only once."""
+    """As :func:`newest_valid`, together with what it holds, read only once."""
     found = _newest(store, run_dir, warn or _warn, quarantine, kind, load=True)
     return (found[0], found[1]) if found and found[1] is not None else None
 
 
-def leave_behind(store: Store, run_dir: Path, since: Path) -> list[Path]:
+def detach_after(store: Store, run_dir: Path, since: Path) -> list[Path]:
     """Rename the checkpoints newer than ``since`` to ``step-….left-N``; their new paths, newest
     first.
 
@@ -144,7 +144,7 @@ def leave_behind(store: Store, run_dir: Path, since: Path) -> list[Path]:
     )
     left = []
     for _, name in newer:
-        left.append(parent / set_aside_name(name, "left", names))
+        left.append(parent / aside_name(name, "left", names))
         store.rename(parent / name, left[-1])
     if left:
         store.sync_dir(parent)
@@ -202,7 +202,7 @@ def _set_aside(
 ) -> None:
     kept = path
     if quarantine:
-        kept = path.with_name(set_aside_name(path.name, "corrupt", store.names(path.parent)))
+        kept = path.with_name(aside_name(path.name, "corrupt", store.names(path.parent)))
         try:
             store.rename(path, kept)
             store.sync_dir(path.parent)

@@ -37,7 +37,7 @@ _CORRUPT = re.compile(rf"{_STEP.pattern}\.corrupt-[1-9]\d*")
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """This rank's box of a tensor that is spread over ranks.
 
     ``tensor`` is None where another rank writes the box, or it is empty; ``offset`` and ``shape``
@@ -50,7 +50,7 @@ class Part:
 
 
 @dataclass
-class Pieces:
+class ShardedTensor:
     """A tensor that lies in several pieces in files, put together where it is asked for:
     ``pieces[box]``.
 
@@ -115,7 +115,7 @@ def is_quarantined(name: str) -> bool:
     return _CORRUPT.fullmatch(name) is not None
 
 
-def set_aside_name(name: str, why: str, taken: Collection[str]) -> str:
+def aside_name(name: str, why: str, taken: Collection[str]) -> str:
     """A name that is not a checkpoint's any more: ``name.why-N`` with the first N that is free."""
     number = 1
     while f"{name}.{why}-{number}" in taken:

@@ -69,7 +69,7 @@ class TensorRecord:
 
 @dataclass
 class Manifest:
-    """The parsed MANIFEST.json. ``tensors`` and ``aliases`` go by file stem, then by tensor name."""
+    """The parsed MANIFEST.json. ``tensors`` and ``aliases`` go by file prefix, then by tensor name."""
 
     meta: dict[str, Any]
     generation: int
@@ -92,8 +92,8 @@ class Manifest:
             "generation": self.generation,
             "files": [vars(record) for record in self.files.values()],
             "tensors": {
-                stem: {name: _tensor_json(record) for name, record in records.items()}
-                for stem, records in self.tensors.items()
+                prefix: {name: _tensor_json(record) for name, record in records.items()}
+                for prefix, records in self.tensors.items()
             },
             "aliases": self.aliases,
         }
@@ -178,8 +178,8 @@ def migrate(raw: dict[str, Any], what: str, migrations: Mapping[int, Migration])
 def _build(raw: dict[str, Any]) -> Manifest:
     files = [FileRecord(str(f["path"]), _count(f["size"]), str(f["sha256"])) for f in raw["files"]]
     tensors = {
-        stem: {name: _tensor(record) for name, record in records.items()}
-        for stem, records in raw["tensors"].items()
+        prefix: {name: _tensor(record) for name, record in records.items()}
+        for prefix, records in raw["tensors"].items()
     }
     meta = codecs.decode({key: raw[key] for key in raw if key not in RESERVED}, "meta", {})
     meta["generation"] = _count(raw["generation"])
@@ -222,24 +222,24 @@ def check_coverage(manifest: Manifest) -> None:
     ``ValueError`` naming the tensor that is not.
     """
     seen: set[tuple[str, str]] = set()
-    for stem, records in manifest.tensors.items():
+    for prefix, records in manifest.tensors.items():
         for name, record in records.items():
             keys = {(chunk.file, name) for chunk in record.chunks}
             if len(keys) != len(record.chunks) or keys & seen:
-                raise ValueError(f"{stem} tensor {name!r} appears twice in a file")
+                raise ValueError(f"{prefix} tensor {name!r} appears twice in a file")
             seen |= keys
             if not _tiles(record):
                 raise ValueError(
-                    f"the chunks of {stem} tensor {name!r} do not cover it exactly once"
+                    f"the chunks of {prefix} tensor {name!r} do not cover it exactly once"
                 )
             if any(chunk.file not in manifest.files for chunk in record.chunks):
-                raise ValueError(f"{stem} tensor {name!r} is in a file that is not listed")
-    for stem, names in manifest.aliases.items():
-        known = manifest.tensors.get(stem, {})
+                raise ValueError(f"{prefix} tensor {name!r} is in a file that is not listed")
+    for prefix, names in manifest.aliases.items():
+        known = manifest.tensors.get(prefix, {})
         for name, canonical in names.items():
             if canonical not in known or name in known:
                 raise ValueError(
-                    f"{stem} tensor {name!r} shares memory with {canonical!r}, which is missing"
+                    f"{prefix} tensor {name!r} shares memory with {canonical!r}, which is missing"
                 )
 
 

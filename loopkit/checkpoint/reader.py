@@ -14,7 +14,7 @@ from loopkit.checkpoint.format import (
     MAX_EXTRA,
     MAX_JSON,
     STATE,
-    Pieces,
+    ShardedTensor,
     Snapshot,
     load_json,
     parse_name,
@@ -55,15 +55,15 @@ def read(store: Store, directory: Path, verify: bool = True) -> Snapshot:
     if not store.is_dir(directory, follow=True):
         raise FileNotFoundError(f"{directory} is not a directory")
     manifest = read_manifest(store, directory)
-    found = Snapshot({stem: {} for stem in manifest.tensors}, {}, manifest.meta)
+    found = Snapshot({prefix: {} for prefix in manifest.tensors}, {}, manifest.meta)
     placed = _placed(manifest)
     if not store.maps:
         _check_memory(directory, manifest)
     for record in manifest.files.values():
         _read_file(store, directory, record, placed.get(record.path), found, verify)
-    for stem, names in manifest.aliases.items():
-        found.tensors[stem].update(
-            {name: found.tensors[stem][first] for name, first in names.items()}
+    for prefix, names in manifest.aliases.items():
+        found.tensors[prefix].update(
+            {name: found.tensors[prefix][first] for name, first in names.items()}
         )
     data = load_json(found.files.pop(STATE), str(directory / STATE))
     try:
@@ -119,7 +119,7 @@ def check_sizes(store: Store, directory: Path, manifest: Manifest) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    stem: str
+    prefix: str
     record: TensorRecord
     chunk: Chunk
 
@@ -127,10 +127,10 @@ class _Place:
 def _placed(manifest: Manifest) -> dict[str, dict[str, _Place]]:
     """File to name in the file to where its bytes belong."""
     found: dict[str, dict[str, _Place]] = {}
-    for stem, records in manifest.tensors.items():
+    for prefix, records in manifest.tensors.items():
         for name, record in records.items():
             for chunk in record.chunks:
-                found.setdefault(chunk.file, {})[name] = _Place(stem, record, chunk)
+                found.setdefault(chunk.file, {})[name] = _Place(prefix, record, chunk)
     return found
 
 
@@ -157,7 +157,7 @@ def _read_file(
                     )
                     for name, place in places.items()
                 }
-                maps = store.maps and all(place.stem in _LARGE for place in places.values())
+                maps = store.maps and all(place.prefix in _LARGE for place in places.values())
                 tensors = safetensors_io.read(source, specs, keep=into is not None, maps=maps)
             else:
                 limit = MAX_JSON if record.path == STATE else MAX_EXTRA
@@ -179,12 +179,12 @@ def _read_file(
         return
     for name, tensor in tensors.items():
         place = places[name]
-        named = into.tensors[place.stem]
+        named = into.tensors[place.prefix]
         if place.chunk.shape == place.record.shape:
             named[name] = tensor
             continue
         if maps:
-            pieces = named.setdefault(name, Pieces(place.record.shape, tensor.dtype, []))
+            pieces = named.setdefault(name, ShardedTensor(place.record.shape, tensor.dtype, []))
             pieces.pieces.append((place.chunk.offset, tensor))
             continue
         whole = named.setdefault(name, torch.empty(place.record.shape, dtype=tensor.dtype))

@@ -17,7 +17,7 @@ Best = tuple[str, str]
 """A metric's name, and "max" or "min"."""
 
 
-def plan(
+def to_delete(
     entries: Sequence[Entry], keep: int | None, keep_best: int = 1, best: Best | None = None
 ) -> list[Path]:
     """The checkpoints to delete, oldest first; a pure function of good checkpoints' manifests.
@@ -50,7 +50,7 @@ def plan(
     return [entry.path for entry in good if entry.path not in kept]
 
 
-def apply(
+def apply_retention(
     store: Store,
     run_dir: Path,
     keep: int | None,
@@ -58,7 +58,7 @@ def apply(
     best: Best | None = None,
     trusted: set[Path] | None = None,
 ) -> list[Path]:
-    """Delete what :func:`plan` says; the paths deleted.
+    """Delete what :func:`to_delete` says; the paths deleted.
 
     Every byte of a checkpoint that is counted has been read back and found good, once: those in
     ``trusted`` before (add what this process wrote or loaded), the others now, and they are added.
@@ -73,7 +73,7 @@ def apply(
                 continue
             known.add(entry.path)
         entries.append(entry)
-    gone = plan(entries, keep, keep_best, best)
+    gone = to_delete(entries, keep, keep_best, best)
     for path in gone:
         # Out of the checkpoints' names first, durably, so that no half of one is ever taken for
         # whole.

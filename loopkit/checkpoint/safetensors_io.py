@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from loopkit.checkpoint.format import Part, dump_json, load_json
+from loopkit.checkpoint.format import Shard, dump_json, load_json
 from loopkit.checkpoint.streams import CHUNK, Sink, Source
 from loopkit.errors import CheckpointError, CorruptCheckpointError
 
@@ -71,7 +71,7 @@ def find_aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
     first: dict[Any, str] = {}
     aliases = {}
     for name, held in tensors.items():
-        tensor = held.tensor if isinstance(held, Part) else held
+        tensor = held.tensor if isinstance(held, Shard) else held
         if tensor is None or tensor.layout is not torch.strided or not tensor.numel():
             continue
         key = (
@@ -88,9 +88,9 @@ def find_aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
     return aliases
 
 
-def check(name: str, held: torch.Tensor | Part) -> None:
+def check(name: str, held: torch.Tensor | Shard) -> None:
     """``TypeError`` naming a tensor that the format cannot hold."""
-    tensor = held.tensor if isinstance(held, Part) else held
+    tensor = held.tensor if isinstance(held, Shard) else held
     if tensor is None:
         return
     if tensor.dtype not in CODE_OF or tensor.layout is not torch.strided or tensor.is_meta:

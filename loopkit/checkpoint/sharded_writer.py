@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import torch
 
 from loopkit.checkpoint import safetensors_io
-from loopkit.checkpoint.format import TENSORS, Part, Snapshot, checkpoints_dir
+from loopkit.checkpoint.format import TENSORS, Shard, Snapshot, checkpoints_dir
 from loopkit.checkpoint.manifest import Chunk, FileRecord, Manifest, TensorRecord
 from loopkit.checkpoint.store import Store
 from loopkit.checkpoint.writer import (
-    Draft,
+    PendingCheckpoint,
     draft,
-    gone_on_failure,
     point_latest,
     publish,
+    removed_on_error,
     staging_name,
     write_files,
 )
@@ -34,16 +34,16 @@ class Everyone(Protocol):
 
     rank: int
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Everyone's value."""
 
-    def first(self, function: Callable[[], Any]) -> Any:
+    def run_on_rank_zero(self, function: Callable[[], Any]) -> Any:
         """What the function gives, or raises, on the first rank."""
 
 
 @dataclass
 class Written:
-    """What one rank wrote of the parts: its files, and the chunks in them by stem and tensor."""
+    """What one rank wrote of the parts: its files, and the chunks in them by prefix and tensor."""
 
     files: list[FileRecord]
     records: dict[str, dict[str, TensorRecord]]
@@ -51,7 +51,7 @@ class Written:
 
 
 def write_together(
-    store: Store, run_dir: Path, snapshot: Snapshot | Draft, ranks: Everyone
+    store: Store, run_dir: Path, snapshot: Snapshot | PendingCheckpoint, ranks: Everyone
 ) -> Path:
     """As ``write``, called by all ranks: parts are written by their ranks, everything else by the
     first.
@@ -59,7 +59,7 @@ def write_together(
     Whatever goes wrong on any rank, the staging directory is removed and all ranks raise the same
     error.
     """
-    ready = snapshot if isinstance(snapshot, Draft) else draft(snapshot)
+    ready = snapshot if isinstance(snapshot, PendingCheckpoint) else draft(snapshot)
     parent = checkpoints_dir(run_dir)
 
     def stage() -> Path:
@@ -70,30 +70,30 @@ def write_together(
         store.mkdir(staging / SHARDS)
         return staging
 
-    staging = ranks.first(stage)
+    staging = ranks.run_on_rank_zero(stage)
     mine: tuple[Any, ...] = (None, None, None)
     try:
         manifest = write_files(store, staging, _without_parts(ready)) if ranks.rank == 0 else None
         mine = (_write_parts(store, staging, ready, ranks.rank), manifest, None)
     except (LoopkitError, OSError) as error:
         mine = (None, None, error)
-    everyones = ranks.gather(mine)
-    path: Path = ranks.first(lambda: _finish(store, staging, everyones))
+    gathered = ranks.all_gather_object(mine)
+    path: Path = ranks.run_on_rank_zero(lambda: _finish(store, staging, gathered))
     return path
 
 
-def _without_parts(ready: Draft) -> Draft:
+def _without_parts(ready: PendingCheckpoint) -> PendingCheckpoint:
     plain = {
-        stem: {n: t for n, t in named.items() if not isinstance(t, Part)}
-        for stem, named in ready.tensors.items()
+        prefix: {n: t for n, t in named.items() if not isinstance(t, Shard)}
+        for prefix, named in ready.tensors.items()
     }
-    return replace(ready, tensors={stem: named for stem, named in plain.items() if named})
+    return replace(ready, tensors={prefix: named for prefix, named in plain.items() if named})
 
 
-def _write_parts(store: Store, staging: Path, ready: Draft, rank: int) -> Written:
+def _write_parts(store: Store, staging: Path, ready: PendingCheckpoint, rank: int) -> Written:
     written = Written([], {}, {})
-    for stem, named in ready.tensors.items():
-        parts = {name: held for name, held in named.items() if isinstance(held, Part)}
+    for prefix, named in ready.tensors.items():
+        parts = {name: held for name, held in named.items() if isinstance(held, Shard)}
         aliases = safetensors_io.find_aliases(parts)
         own: dict[str, torch.Tensor] = {
             name: part.tensor
@@ -101,14 +101,14 @@ def _write_parts(store: Store, staging: Path, ready: Draft, rank: int) -> Writte
             if part.tensor is not None and name not in aliases
         }
         if aliases:
-            written.aliases[stem] = aliases
+            written.aliases[prefix] = aliases
         if not own:
             continue
-        name = f"{SHARDS}/{stem}-{rank:05d}{TENSORS}"
+        name = f"{SHARDS}/{prefix}-{rank:05d}{TENSORS}"
         with store.create(staging / name, safetensors_io.data_size(own)) as sink:
             specs = safetensors_io.write(sink, own, {})
         written.files.append(FileRecord(name, sink.size, sink.sha256))
-        written.records[stem] = {
+        written.records[prefix] = {
             key: TensorRecord(
                 s.dtype, parts[key].shape, (Chunk(name, parts[key].offset, s.shape, s.crc32),)
             )
@@ -117,18 +117,18 @@ def _write_parts(store: Store, staging: Path, ready: Draft, rank: int) -> Writte
     return written
 
 
-def _finish(store: Store, staging: Path, everyones: list[tuple[Any, ...]]) -> Path:
+def _finish(store: Store, staging: Path, gathered: list[tuple[Any, ...]]) -> Path:
     """On the first rank: one manifest of what all wrote, and the checkpoint its name."""
-    with gone_on_failure(store, staging):
-        for _, _, failure in everyones:
+    with removed_on_error(store, staging):
+        for _, _, failure in gathered:
             if failure is not None:
                 raise failure
-        manifest: Manifest = everyones[0][1]
-        for written, _, _ in everyones:
+        manifest: Manifest = gathered[0][1]
+        for written, _, _ in gathered:
             _merge(manifest, written)
         manifest.aliases = {
-            stem: {**manifest.aliases.get(stem, {}), **everyones[0][0].aliases.get(stem, {})}
-            for stem in manifest.aliases.keys() | everyones[0][0].aliases.keys()
+            prefix: {**manifest.aliases.get(prefix, {}), **gathered[0][0].aliases.get(prefix, {})}
+            for prefix in manifest.aliases.keys() | gathered[0][0].aliases.keys()
         }
         store.sync_dir(staging / SHARDS)
         final, digest = publish(store, staging, manifest)
@@ -138,8 +138,8 @@ def _finish(store: Store, staging: Path, everyones: list[tuple[Any, ...]]) -> Pa
 
 def _merge(manifest: Manifest, written: Written) -> None:
     manifest.files.update({record.path: record for record in written.files})
-    for stem, records in written.records.items():
-        held = manifest.tensors.setdefault(stem, {})
+    for prefix, records in written.records.items():
+        held = manifest.tensors.setdefault(prefix, {})
         for name, record in records.items():
             before = held[name].chunks if name in held else ()
             held[name] = replace(record, chunks=(*before, *record.chunks))

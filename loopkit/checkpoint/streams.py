@@ -18,7 +18,7 @@ from loopkit.errors import CorruptCheckpointError
 CHUNK = 8 << 20
 """Bytes moved by one read or write at most."""
 
-Guard = Callable[..., AbstractContextManager[None]]
+NonFiniteGuard = Callable[..., AbstractContextManager[None]]
 """The store's door: what is done inside is counted before and its errors are translated."""
 
 
@@ -76,7 +76,7 @@ class Sink:
     durable.
     """
 
-    def __init__(self, guard: Guard, path: Path, handle: int, expected: int | None):
+    def __init__(self, guard: NonFiniteGuard, path: Path, handle: int, expected: int | None):
         self.path = path
         self.size = 0
         self._guard = guard
@@ -123,7 +123,7 @@ class Sink:
 class Source:
     """A file being read once from start to end, hashed on the way unless that is not wanted."""
 
-    def __init__(self, guard: Guard, path: Path, handle: int, hashed: bool = True):
+    def __init__(self, guard: NonFiniteGuard, path: Path, handle: int, hashed: bool = True):
         self.path = path
         self.size = os.fstat(handle).st_size
         self._guard = guard

@@ -25,7 +25,7 @@ from loopkit.checkpoint.format import (
 from loopkit.checkpoint.reader import read
 from loopkit.checkpoint.reader import verify as verify_one
 from loopkit.checkpoint.store import Store
-from loopkit.checkpoint.writer import gone_on_failure
+from loopkit.checkpoint.writer import removed_on_error
 from loopkit.errors import CheckpointError, OptionError
 
 WEIGHTS, ADAPTER_WEIGHTS, ADAPTERS = (
@@ -70,7 +70,7 @@ def _problems(store: Store, path: Path) -> list[str]:
 
 @dataclass
 class Diff:
-    """How two checkpoints differ; names are "stem:tensor" and paths into the state.
+    """How two checkpoints differ; names are "prefix:tensor" and paths into the state.
 
     ``changed``: the largest absolute difference, ``None`` where dtype or shape differ, NaN where
     only one side is NaN. ``state``: path to the two values, an absent one as ``"<absent>"``.
@@ -104,7 +104,9 @@ def diff(a: Path, b: Path, store: Store | None = None) -> Diff:
 
 def _flat(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     found = {
-        f"{stem}:{name}": t for stem, named in snapshot.tensors.items() for name, t in named.items()
+        f"{prefix}:{name}": t
+        for prefix, named in snapshot.tensors.items()
+        for name, t in named.items()
     }
     within = {
         f"state:{path}": v for path, v in _leaves(snapshot.state, "") if isinstance(v, torch.Tensor)
@@ -182,7 +184,7 @@ def export(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
             f"{checkpoint}: {sorted(tensors)[0]} is a tensor, which {ABOUT} cannot hold"
         )
     staging = out.parent / f"{STAGING}{secrets.token_hex(4)}"
-    with gone_on_failure(door, staging):
+    with removed_on_error(door, staging):
         door.mkdir(staging)
         aliases = safetensors_io.find_aliases(model)
         with door.create(

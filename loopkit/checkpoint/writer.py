@@ -44,8 +44,8 @@ _OWNER = re.compile(r"\.staging-(?P<host>[\w.]+)-(?P<pid>\d+)-(?P<start>\d+)-[0-
 
 
 @dataclass
-class Draft:
-    """A snapshot ready to be written: its state as JSON, all its tensors by file stem."""
+class PendingCheckpoint:
+    """A snapshot ready to be written: its state as JSON, all its tensors by file prefix."""
 
     tensors: dict[str, dict[str, Any]]
     state: bytes
@@ -53,46 +53,46 @@ class Draft:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def draft(snapshot: Snapshot) -> Draft:
-    """Encode the state; its tensors join those of the stem "state". Tensors are not copied.
+def draft(snapshot: Snapshot) -> PendingCheckpoint:
+    """Encode the state; its tensors join those of the prefix "state". Tensors are not copied.
 
     ``TypeError`` naming the path of a value or tensor that cannot be saved, ``ValueError`` for a
     bad name.
     """
-    tensors = {stem: dict(named) for stem, named in snapshot.tensors.items()}
+    tensors = {prefix: dict(named) for prefix, named in snapshot.tensors.items()}
     kept = tensors.setdefault("state", {})
     state = dump_json(codecs.encode(snapshot.state, "", kept), sort=False)
     if len(state) > MAX_JSON:
         raise ValueError(f"{STATE} would have {len(state)} bytes; keep large values in tensors")
-    for stem, named in tensors.items():
-        if not safe_name(stem) or "/" in stem:
-            raise ValueError(f"{stem!r} cannot be the name of a file")
+    for prefix, named in tensors.items():
+        if not safe_name(prefix) or "/" in prefix:
+            raise ValueError(f"{prefix!r} cannot be the name of a file")
         for name, tensor in named.items():
-            safetensors_io.check(f"{stem} tensor {name!r}", tensor)
-    tensors = {stem: named for stem, named in tensors.items() if named}
+            safetensors_io.check(f"{prefix} tensor {name!r}", tensor)
+    tensors = {prefix: named for prefix, named in tensors.items() if named}
     meta_json(snapshot.meta)
-    taken = {MANIFEST, STATE, *(stem + TENSORS for stem in tensors)}
+    taken = {MANIFEST, STATE, *(prefix + TENSORS for prefix in tensors)}
     for name in snapshot.files:
         if not safe_name(name) or name in taken:
             raise ValueError(f"{name!r} cannot be the name of an extra file")
         if len(snapshot.files[name]) > MAX_EXTRA:
             raise ValueError(f"{name!r} has more than {MAX_EXTRA} bytes")
-    return Draft(tensors, state, dict(snapshot.meta), dict(snapshot.files))
+    return PendingCheckpoint(tensors, state, dict(snapshot.meta), dict(snapshot.files))
 
 
-def write(store: Store, run_dir: Path, snapshot: Snapshot | Draft) -> Path:
+def write(store: Store, run_dir: Path, snapshot: Snapshot | PendingCheckpoint) -> Path:
     """Save one checkpoint under ``run_dir`` and return its directory, durable.
 
     On any failure the staging directory is removed, what was saved before is intact, and the error
     of :func:`draft` or of the store is raised (``DiskFullError``, ``RunDirError``,
     ``CheckpointError``). A step that is already there gets the next generation.
     """
-    ready = snapshot if isinstance(snapshot, Draft) else draft(snapshot)
+    ready = snapshot if isinstance(snapshot, PendingCheckpoint) else draft(snapshot)
     parent = checkpoints_dir(run_dir)
     if store.mkdir(parent):
         store.sync_dir(parent.parent)
     staging = parent / staging_name()
-    with gone_on_failure(store, staging):
+    with removed_on_error(store, staging):
         store.mkdir(staging)
         manifest = write_files(store, staging, ready)
         final, digest = publish(store, staging, manifest)
@@ -101,7 +101,7 @@ def write(store: Store, run_dir: Path, snapshot: Snapshot | Draft) -> Path:
 
 
 @contextmanager
-def gone_on_failure(store: Store, staging: Path) -> Iterator[None]:
+def removed_on_error(store: Store, staging: Path) -> Iterator[None]:
     """Inside, ``staging`` is written; whatever is raised, it is removed first."""
     try:
         yield
@@ -121,11 +121,11 @@ def publish(store: Store, staging: Path, manifest: Manifest) -> tuple[Path, str]
     return final, _commit(store, staging, final, manifest)
 
 
-def write_files(store: Store, staging: Path, ready: Draft) -> Manifest:
+def write_files(store: Store, staging: Path, ready: PendingCheckpoint) -> Manifest:
     """Write everything but the manifest, which is returned."""
     manifest = Manifest(dict(ready.meta), 1, {}, {}, {})
-    for stem, named in ready.tensors.items():
-        name = stem + TENSORS
+    for prefix, named in ready.tensors.items():
+        name = prefix + TENSORS
         aliases = safetensors_io.find_aliases(named)
         written = {key: tensor for key, tensor in named.items() if key not in aliases}
         with store.create(staging / name, safetensors_io.data_size(written)) as sink:
@@ -133,13 +133,13 @@ def write_files(store: Store, staging: Path, ready: Draft) -> Manifest:
             # too.
             specs = safetensors_io.write(sink, written, aliases)
         manifest.files[name] = FileRecord(name, sink.size, sink.sha256)
-        manifest.tensors[stem] = {
+        manifest.tensors[prefix] = {
             key: TensorRecord(
                 s.dtype, s.shape, (Chunk(name, (0,) * len(s.shape), s.shape, s.crc32),)
             )
             for key, s in specs.items()
         }
-        manifest.aliases.update({stem: aliases} if aliases else {})
+        manifest.aliases.update({prefix: aliases} if aliases else {})
     for name, data in {STATE: ready.state, **ready.files}.items():
         sink = store.write_below(staging, name, data)
         manifest.files[name] = FileRecord(name, sink.size, sink.sha256)

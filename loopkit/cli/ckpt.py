@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loopkit.checkpoint import Store, newest_good, tools
+from loopkit.checkpoint import Store, newest_valid, tools
 from loopkit.checkpoint.discovery import Entry
 from loopkit.checkpoint.format import checkpoints_dir
 from loopkit.cli.args.simple import Arguments
@@ -195,7 +195,7 @@ def _one(path: Path) -> Path:
         if not path.is_dir():
             raise CheckpointError(f"{path} is no checkpoint: there is no such directory")
         return path
-    found = newest_good(Store(), path)
+    found = newest_valid(Store(), path)
     if found is None:
         raise NoGoodCheckpointError(f"the run directory {path} holds no checkpoint")
     return found

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 def opening(run: Run) -> list[str]:
     """What is trained, where and for how long, and where a resumed run goes on."""
-    strategy, plan = run.strategy, run.plan
+    strategy, length = run.strategy, run.length
     ranks = f" x {strategy.world_size}" if strategy.world_size > 1 else ""
-    place = f"{strategy.device}, {strategy.numerics.precision.name}, {strategy.name}{ranks}"
+    place = f"{strategy.device}, {strategy.settings.precision.name}, {strategy.name}{ranks}"
     lengths = []
-    if plan.epochs is not None:
-        lengths.append(f"{plan.epochs:g} epoch{'s' * (plan.epochs != 1)}")
-    steps = total_steps(plan)
+    if length.epochs is not None:
+        lengths.append(f"{length.epochs:g} epoch{'s' * (length.epochs != 1)}")
+    steps = total_steps(length)
     if steps is not None:
         lengths.append(f"{steps:,} step{'s' * (steps != 1)}")
-    if plan.seconds is not None:
-        lengths.append(f"at most {duration(plan.seconds)}")
+    if length.seconds is not None:
+        lengths.append(f"at most {duration(length.seconds)}")
     lines = [f"{name_of(run.task)}: {count_parameters(run.task)}", f"  on       {place}"]
     numbered = [
         pair for optimizer in run.optimizers.values() for pair in enumerate(optimizer.param_groups)
@@ -48,7 +48,7 @@ def opening(run: Run) -> list[str]:
 def closing(run: Run) -> str:
     """How the run ended."""
     progress, best = run.progress, run.best
-    why = f" ({run.why})" if run.why else ""
+    why = f" ({run.reason})" if run.reason else ""
     steps = f"{progress.step:,} step{'s' * (progress.step != 1)}"
     text = f"{run.status.capitalize()}{why}: {steps} in {duration(run.seconds())}"
     name, value = best.get("metric", best.get("name")), best.get("value")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from loopkit.durations import Plan
+    from loopkit.durations import RunLength
     from loopkit.run import Run
 
 _MEMORY = 15.0
 
 
-class Pace:
+class SpeedEstimate:
     """Steps per second, smoothed exponentially over the last fifteen seconds or so."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Eta:
     """Where a run stands: steps in all, share done and seconds left, each None where nothing tells."""
 
     total: int | None
@@ -54,33 +54,33 @@ class Outlook:
     left: float | None
 
 
-def total_steps(plan: Plan) -> int | None:
+def total_steps(length: RunLength) -> int | None:
     """The number of optimizer steps of a run, where it is known."""
-    if plan.steps is not None:
-        return plan.steps
-    if plan.epochs is not None and plan.steps_per_epoch is not None:
-        return math.ceil(plan.epochs * plan.steps_per_epoch)
+    if length.steps is not None:
+        return length.steps
+    if length.epochs is not None and length.steps_per_epoch is not None:
+        return math.ceil(length.epochs * length.steps_per_epoch)
     return None
 
 
-def outlook(run: Run, steps_per_second: float | None) -> Outlook:
+def outlook(run: Run, steps_per_second: float | None) -> Eta:
     """What is to come, by the limit that will be reached first."""
-    total, shares, left = total_steps(run.plan), [], []
+    total, shares, left = total_steps(run.length), [], []
     if total:
         shares.append(run.progress.step / total)
         if steps_per_second:
             left.append((total - run.progress.step) / steps_per_second)
-    if run.plan.seconds:
+    if run.length.seconds:
         seconds = run.seconds()
-        shares.append(seconds / run.plan.seconds)
-        left.append(run.plan.seconds - seconds)
+        shares.append(seconds / run.length.seconds)
+        left.append(run.length.seconds - seconds)
     done = min(1.0, max(shares)) if shares else None
-    return Outlook(total, done, max(0.0, min(left)) if left else None)
+    return Eta(total, done, max(0.0, min(left)) if left else None)
 
 
 def epoch_now(run: Run) -> float:
     """The epoch as a number: 1.5 is in the middle of the second."""
-    per_epoch = run.plan.steps_per_epoch
+    per_epoch = run.length.steps_per_epoch
     return run.progress.epoch + (run.progress.step_in_epoch / per_epoch if per_epoch else 0.0)
 
 
@@ -88,10 +88,10 @@ def epoch_text(run: Run) -> str:
     """``2/5``: the epoch under way, counted from 1, of how many; ``2`` where their number is not
     known.
     """
-    plan, epoch = run.plan, run.progress.epoch
-    epochs = plan.epochs
-    if plan.steps is not None and plan.steps_per_epoch:
-        epochs = plan.steps / plan.steps_per_epoch
+    length, epoch = run.length, run.progress.epoch
+    epochs = length.epochs
+    if length.steps is not None and length.steps_per_epoch:
+        epochs = length.steps / length.steps_per_epoch
     if epochs is None:
         return str(epoch + 1)
     return f"{min(epoch + 1, max(1, math.ceil(epochs)))}/{math.ceil(epochs)}"

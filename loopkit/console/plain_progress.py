@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import IO, TYPE_CHECKING, Any
 
 from loopkit.console.banner import closing, opening
-from loopkit.console.eta import Pace, epoch_text, outlook
+from loopkit.console.eta import SpeedEstimate, epoch_text, outlook
 from loopkit.console.table import EpochTable
 from loopkit.console.text import duration, number, rate
 from loopkit.events import Hook
@@ -32,7 +32,7 @@ class PlainProgress(Hook):
         clock: seconds, for tests.
     """
 
-    steers = False
+    may_request = False
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class PlainProgress(Hook):
         self._next = _NEVER
         self._fitting = False
         self._broken = False
-        self._pace = Pace()
+        self._pace = SpeedEstimate()
         self._table = EpochTable()
         self._batches = 0
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loopkit.console.banner import closing, opening
-from loopkit.console.eta import Outlook, Pace, epoch_text, outlook
+from loopkit.console.eta import Eta, SpeedEstimate, epoch_text, outlook
 from loopkit.console.plain_progress import latest
 from loopkit.console.table import EpochTable
 from loopkit.console.text import duration, number, rate
@@ -52,7 +52,7 @@ class RichProgress(Hook):
         clock: seconds, for tests.
     """
 
-    steers = False
+    may_request = False
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class RichProgress(Hook):
         self._next = _NEVER
         self._live: Live | None = None
         self._fitting = False
-        self._pace = Pace()
+        self._pace = SpeedEstimate()
         self._table: EpochTable | None = None
         self._batches = 0
         self._eval_total: int | None = None
@@ -198,19 +198,19 @@ class RichProgress(Hook):
         if self._evaluating:
             done = self._batches / self._eval_total if self._eval_total else None
             total = "" if self._eval_total is None else f"/{self._eval_total:,}"
-            ahead = Outlook(self._eval_total, done, None)
+            ahead = Eta(self._eval_total, done, None)
             parts.append(
                 _bar("Evaluating", self._batches, ahead, f"{self._batches:,}{total} batches")
             )
         return Group(*parts)
 
-    def _facts(self, run: Run, ahead: Outlook) -> str:
+    def _facts(self, run: Run, ahead: Eta) -> str:
         total = "" if ahead.total is None else f"/{ahead.total:,}"
         left = "" if ahead.left is None else f" < {duration(ahead.left)}"
         return f"{run.progress.step:,}{total}  {rate(self._pace.rate)}  {duration(run.seconds())}{left}"
 
 
-def _bar(label: str, step: int, ahead: Outlook, facts: str) -> Table:
+def _bar(label: str, step: int, ahead: Eta, facts: str) -> Table:
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(min_width=_LABEL, no_wrap=True)
     grid.add_column(ratio=1)

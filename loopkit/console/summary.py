@@ -179,7 +179,7 @@ def _shapes(module: nn.Module, batch: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     modes = [(part, part.training) for part in module.modules()]
     device = next((p.device for p in module.parameters()), None)
-    streams = rng.capture(device)
+    streams = rng.get_state(device)
     if device is not None and device.type == "meta":
         batch = _on_meta(batch)
     handles = [
@@ -197,7 +197,7 @@ def _shapes(module: nn.Module, batch: Any) -> dict[str, str]:
             handle.remove()
         for part, training in modes:
             part.training = training
-        rng.restore(streams, device)
+        rng.set_state(streams, device)
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset, default_collate
 
 from loopkit import rng
-from loopkit.data.sampler import Sharding, Turn, alike, drawn, order
+from loopkit.data.sampler import Sharding, WorkItem, group_by_length, permutation, weighted_sample
 from loopkit.errors import DataError, LoopkitError, OptionError
 
 
@@ -149,7 +149,7 @@ class IndexedSource:
     """
 
     unit = "Samples"
-    may_differ = False
+    uneven = False
 
     def __init__(
         self, loader: Loader, sharding: Sharding, *, seed: int, shuffle: bool, seeded: bool
@@ -176,7 +176,7 @@ class IndexedSource:
         """Micro-batches that this rank takes in one epoch."""
         return self.sharding.rounds()
 
-    def step(self) -> int:
+    def stride(self) -> int:
         """By how much one micro-batch of every rank moves the position."""
         return self.sharding.round_size
 
@@ -184,17 +184,17 @@ class IndexedSource:
         """The position at which an epoch is over, in samples."""
         return self.sharding.end
 
-    def order(self, epoch: int) -> Any:
+    def permutation(self, epoch: int) -> Any:
         """The sample indices in the order in which ``epoch`` reads them."""
         length, loader = self.sharding.length, self.loader
         if loader.weights is not None and self.shuffle:
-            indices: Any = drawn(self._weights(), length, seed=self.seed, epoch=epoch)
+            indices: Any = weighted_sample(self._weights(), length, seed=self.seed, epoch=epoch)
         else:
-            indices = order(length, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+            indices = permutation(length, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         return (
             indices
             if self._lengths is None
-            else alike(indices, self._lengths, self.sharding.round_size)
+            else group_by_length(indices, self._lengths, self.sharding.round_size)
         )
 
     def _weights(self) -> torch.Tensor:
@@ -229,18 +229,18 @@ class IndexedSource:
 
     def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
         """The sample indices between two positions of an epoch, over all ranks."""
-        indices = self.order(epoch)
+        indices = self.permutation(epoch)
         return [int(index) for index in indices[start:end]]
 
-    def open(self, epoch: int, start: int) -> Iterator[Turn]:
+    def open(self, epoch: int, start: int) -> Iterator[WorkItem]:
         """Yield each turn from position ``start`` of ``epoch``, in samples.
 
         A size of 0 marks a batch that stands in where this rank has no sample of a round.
         """
         read = self._from_workers if self.loader.workers else self._in_process
-        return read(epoch, start, self.order(epoch))
+        return read(epoch, start, self.permutation(epoch))
 
-    def _in_process(self, epoch: int, start: int, indices: Any) -> Iterator[Turn]:
+    def _in_process(self, epoch: int, start: int, indices: Any) -> Iterator[WorkItem]:
         columns, collate, samples, sharding = (
             self._columns,
             self._collate,
@@ -258,7 +258,7 @@ class IndexedSource:
             end = min(position + stride, epoch_end)
             yield batch, size, end - position, end
 
-    def _from_workers(self, epoch: int, start: int, indices: Any) -> Iterator[Turn]:
+    def _from_workers(self, epoch: int, start: int, indices: Any) -> Iterator[WorkItem]:
         sharding = self.sharding
         if self._workers is None:
             self._workers = DataLoader(

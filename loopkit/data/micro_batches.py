@@ -20,7 +20,7 @@ from loopkit.errors import DataError
 Source = IndexedSource | StreamSource
 
 
-class Batches(list[Any]):
+class MicroBatches(list[Any]):
     """The micro-batches of one optimizer step, on the device, with what is known of them.
 
     Attributes:
@@ -46,7 +46,7 @@ class Batches(list[Any]):
 
 
 @dataclass(frozen=True)
-class Reading:
+class DataConfig:
     """How data is to be read: what the options say, and the place among the ranks."""
 
     batch_size: int
@@ -59,7 +59,7 @@ class Reading:
     teams: bool = False
 
 
-def open_source(data: Any, reading: Reading, what: str) -> Source:
+def open_source(data: Any, reading: DataConfig, what: str) -> Source:
     """The source for whatever ``what`` (say, ``Digits.train_data()``) returned.
 
     Raises:
@@ -67,7 +67,7 @@ def open_source(data: Any, reading: Reading, what: str) -> Source:
     """
     # Drawn from torch's streams, an order need not be the same on all ranks.
     if isinstance(data, DataLoader) and (reading.seeded or reading.world > 1) and is_plain(data):
-        data = _as_loader(data)
+        data = _from_dataloader(data)
     sharded = isinstance(data, Loader) and data.sharded
     if sharded and reading.teams:
         raise DataError(
@@ -100,7 +100,7 @@ def open_source(data: Any, reading: Reading, what: str) -> Source:
         )
     shares = (0, 1) if sharded else (reading.rank, reading.world)
     source = StreamSource(data, seed=reading.seed, seeded=reading.seeded, shares=shares)
-    source.may_differ = sharded and reading.world > 1
+    source.uneven = sharded and reading.world > 1
     source.limit = _limited(source.batches_per_epoch(), reading.limit, what)
     if source.batches_per_epoch() == 0:
         raise DataError(
@@ -117,7 +117,7 @@ def _is_map_style(data: Any) -> bool:
     return sized and not isinstance(data, (list, tuple, dict, str, bytes, torch.Tensor, DataLoader))
 
 
-def _as_loader(loader: DataLoader[Any]) -> Loader:
+def _from_dataloader(loader: DataLoader[Any]) -> Loader:
     return Loader(
         loader.dataset,
         loader.batch_size,
@@ -133,7 +133,7 @@ def _as_loader(loader: DataLoader[Any]) -> Loader:
     )
 
 
-def _indexed(loader: Loader, reading: Reading, what: str) -> IndexedSource:
+def _indexed(loader: Loader, reading: DataConfig, what: str) -> IndexedSource:
     try:
         length = len(loader.dataset)
     except TypeError:
@@ -171,17 +171,20 @@ def _limited(count: int | None, limit: int | float | None, what: str) -> int | N
     return max(1, int(count * limit))
 
 
-class Feed:
+class MicroBatchLoader:
     """Training data as groups of micro-batches, one group per optimizer step, from any position on.
 
     Args:
         source: where batches come from.
         accumulate: micro-batches per group; the last group of an epoch may hold fewer.
-        bring: brings groups to the device (``loopkit.data.prefetch.bring_to``), or None.
+        bring: brings groups to the device (``loopkit.data.prefetch.prefetch_to``), or None.
     """
 
     def __init__(
-        self, source: Source, accumulate: int, bring: Callable[..., Iterator[Batches]] | None = None
+        self,
+        source: Source,
+        accumulate: int,
+        bring: Callable[..., Iterator[MicroBatches]] | None = None,
     ) -> None:
         self.source = source
         self.accumulate = accumulate
@@ -194,9 +197,9 @@ class Feed:
 
     def step_size(self) -> int:
         """By how much one optimizer step moves the position, but for an epoch's last."""
-        return self.accumulate * self.source.step()
+        return self.accumulate * self.source.stride()
 
-    def open(self, epoch: int, start: int) -> Iterator[Batches]:
+    def open(self, epoch: int, start: int) -> Iterator[MicroBatches]:
         """The groups of ``epoch`` from the position ``start``; the last one is marked.
 
         Of data without a length only the absence of a next group tells the last. Looking for it
@@ -206,15 +209,13 @@ class Feed:
         groups = self._groups(epoch, start)
         if self.bring is not None:
             groups = self.bring(groups)
-        marks_itself = (
-            self.source.end() is not None or not self.source.seeded or self.source.may_differ
-        )
+        marks_itself = self.source.end() is not None or not self.source.seeded or self.source.uneven
         return groups if marks_itself else _last_marked(groups)
 
-    def _groups(self, epoch: int, start: int) -> Iterator[Batches]:
+    def _groups(self, epoch: int, start: int) -> Iterator[MicroBatches]:
         source, accumulate, epoch_end = self.source, self.accumulate, self.source.end()
         keeps_state = isinstance(source, StreamSource) and source.keeps_state
-        group = Batches(start)
+        group = MicroBatches(start)
         for batch, size, total, end in source.open(epoch, start):
             group.append(batch)
             group.sizes.append(size)
@@ -230,13 +231,13 @@ class Feed:
                 if keeps_state:
                     group.state = source.state()
                 yield group
-                group = Batches(end)
+                group = MicroBatches(end)
         if group:
             group.state = source.state() if keeps_state else None
             yield group
 
 
-def _last_marked(groups: Iterator[Batches]) -> Iterator[Batches]:
+def _last_marked(groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
     held = next(groups, None)
     while held is not None:
         following = next(groups, None)

@@ -64,7 +64,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     return batch
 
 
-def mover(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], Any] | None:
+def transfer_fn(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], Any] | None:
     """What brings a batch to ``device``, its floating tensors to ``dtype``; None when there is
     nothing to do.
     """

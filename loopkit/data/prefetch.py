@@ -9,25 +9,27 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from loopkit.data.micro_batches import Batches
-from loopkit.data.nested import map_tensors, mover
+from loopkit.data.micro_batches import MicroBatches
+from loopkit.data.nested import map_tensors, transfer_fn
 
-Bring = Callable[[Iterator[Batches]], Iterator[Batches]]
+TransferFn = Callable[[Iterator[MicroBatches]], Iterator[MicroBatches]]
 
 
-def bring_to(device: torch.device, dtype: torch.dtype | None, *, ahead: bool) -> Bring | None:
+def prefetch_to(
+    device: torch.device, dtype: torch.dtype | None, *, ahead: bool
+) -> TransferFn | None:
     """What brings groups to ``device`` (floating tensors to ``dtype``); None when they are there
     already.
 
     ``ahead`` lets a CUDA device copy one group before it is asked for; elsewhere it has no effect.
     """
     if device.type == "cuda" and ahead:
-        return SideStream(device, dtype)
-    move = mover(device, dtype)
+        return CudaPrefetcher(device, dtype)
+    move = transfer_fn(device, dtype)
     if move is None:
         return None
 
-    def bring(groups: Iterator[Batches]) -> Iterator[Batches]:
+    def bring(groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
         for group in groups:
             group[:] = [move(batch) for batch in group]
             yield group
@@ -35,7 +37,7 @@ def bring_to(device: torch.device, dtype: torch.dtype | None, *, ahead: bool) ->
     return bring
 
 
-class SideStream:
+class CudaPrefetcher:
     """Copies one group ahead, so that it travels while the device computes on the one before.
 
     Memory is pinned where the data loader has not done so: only page-locked memory copies without
@@ -48,9 +50,9 @@ class SideStream:
         self.dtype = dtype
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def __call__(self, groups: Iterator[Batches]) -> Iterator[Batches]:
+    def __call__(self, groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
         """Yield each group once the current stream is behind its copy, with the next one under way."""
-        held: tuple[Batches, torch.cuda.Event] | None = None
+        held: tuple[MicroBatches, torch.cuda.Event] | None = None
         for group in groups:
             copied = self._start(group)
             if held is not None:
@@ -59,7 +61,7 @@ class SideStream:
         if held is not None:
             yield self._claimed(*held)
 
-    def _start(self, group: Batches) -> tuple[Batches, torch.cuda.Event]:
+    def _start(self, group: MicroBatches) -> tuple[MicroBatches, torch.cuda.Event]:
         with torch.cuda.stream(self._stream):
             group[:] = [map_tensors(self._copy, batch) for batch in group]
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -72,7 +74,7 @@ class SideStream:
         dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else None
         return tensor.to(self.device, dtype, non_blocking=True)
 
-    def _claimed(self, group: Batches, event: torch.cuda.Event) -> Batches:
+    def _claimed(self, group: MicroBatches, event: torch.cuda.Event) -> MicroBatches:
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(event)
 

@@ -15,12 +15,14 @@ from loopkit.rng import mix
 
 # What a source gives a rank at a time: its batch, the samples in it (0 where it only stands in),
 # those that all ranks have together, and the position after them.
-Turn = tuple[Any, int, int, int]
+WorkItem = tuple[Any, int, int, int]
 
 _ALIKE_CHUNK = 50
 
 
-def order(length: int, *, seed: int, epoch: int, shuffle: bool) -> Sequence[int] | torch.Tensor:
+def permutation(
+    length: int, *, seed: int, epoch: int, shuffle: bool
+) -> Sequence[int] | torch.Tensor:
     """The order in which ``epoch`` visits ``length`` samples: an int64 permutation, or the plain
     range.
     """
@@ -30,7 +32,7 @@ def order(length: int, *, seed: int, epoch: int, shuffle: bool) -> Sequence[int]
     return torch.randperm(length, generator=generator)
 
 
-def drawn(weights: torch.Tensor, length: int, *, seed: int, epoch: int) -> torch.Tensor:
+def weighted_sample(weights: torch.Tensor, length: int, *, seed: int, epoch: int) -> torch.Tensor:
     """``length`` samples drawn with replacement in ``epoch``, each with a chance in proportion to
     its weight.
     """
@@ -40,7 +42,9 @@ def drawn(weights: torch.Tensor, length: int, *, seed: int, epoch: int) -> torch
     return torch.searchsorted(ends, places, right=True).clamp(max=len(weights) - 1)
 
 
-def alike(indices: Sequence[int] | torch.Tensor, lengths: torch.Tensor, batch: int) -> torch.Tensor:
+def group_by_length(
+    indices: Sequence[int] | torch.Tensor, lengths: torch.Tensor, batch: int
+) -> torch.Tensor:
     """``indices`` with samples of like length brought together, so that batches of ``batch`` need
     little padding.
 

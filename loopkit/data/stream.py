@@ -12,7 +12,7 @@ import torch
 
 from loopkit import rng
 from loopkit.data.nested import batch_size
-from loopkit.data.sampler import Turn
+from loopkit.data.sampler import WorkItem
 from loopkit.errors import DataError, LoopkitWarning
 
 LONG_REPLAY = 1000
@@ -33,7 +33,7 @@ class StreamSource:
     Attributes:
         shares: (rank, ranks) among whom the batches are dealt out.
         limit: the most batches that each rank takes.
-        may_differ: whether ranks have data of their own, which may end at different times.
+        uneven: whether ranks have data of their own, which may end at different times.
     """
 
     unit = "Batches"
@@ -52,7 +52,7 @@ class StreamSource:
         self.seeded = seeded
         self.limit = limit
         self.rank, self.ranks = shares
-        self.may_differ = False
+        self.uneven = False
         # A list draws nothing when read, and workers have generators of their own.
         self._seeds_reads = (
             seeded
@@ -69,7 +69,7 @@ class StreamSource:
         end = self.end()
         return None if end is None else -(-end // self.ranks)
 
-    def step(self) -> int:
+    def stride(self) -> int:
         """By how much one micro-batch of every rank moves the position."""
         return self.ranks
 
@@ -79,7 +79,7 @@ class StreamSource:
             length = len(self.batches)  # type: ignore[arg-type]
         except TypeError:
             return None
-        if self.may_differ:  # the others' lengths are not known
+        if self.uneven:  # the others' lengths are not known
             return None
         return length if self.limit is None else min(length, self.limit * self.ranks)
 
@@ -87,7 +87,7 @@ class StreamSource:
         """Batch numbers stand in for sample ids, which an iterable does not tell."""
         return list(range(start, end))
 
-    def open(self, epoch: int, start: int) -> Iterator[Turn]:
+    def open(self, epoch: int, start: int) -> Iterator[WorkItem]:
         """Yield each turn from position ``start`` of ``epoch``, in batches.
 
         A size of 0 marks a batch that stands in where the last round has none for this rank.
@@ -141,7 +141,7 @@ class StreamSource:
         if self.seeded:
             rng.seed_all(rng.mix(self.seed, epoch, 2))
         else:
-            self._epoch_streams = rng.capture()
+            self._epoch_streams = rng.get_state()
         return iter(self.batches)
 
     def _resumed(self, epoch: int, start: int, restored: dict[str, Any] | None) -> Iterator[Any]:
@@ -153,9 +153,9 @@ class StreamSource:
             self.batches.load_state_dict(restored["own"])
             self._epoch_streams = restored.get("streams")
             return iter(self.batches)
-        now = rng.capture()
+        now = rng.get_state()
         if restored and restored.get("streams"):
-            rng.restore(restored["streams"])
+            rng.set_state(restored["streams"])
         iterator = self._begin(epoch)
         if start >= LONG_REPLAY:
             warnings.warn(
@@ -176,7 +176,7 @@ class StreamSource:
                     "it changed since the checkpoint was saved"
                 )
         if not self.seeded:
-            rng.restore(now)
+            rng.set_state(now)
         return iterator
 
     def state(self) -> dict[str, Any] | None:

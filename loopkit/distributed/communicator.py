@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """A process's place among those that were started together.
 
     Attributes:
@@ -46,7 +46,7 @@ class Place:
     hosted: bool = False
 
 
-def find_place(env: Mapping[str, str] = os.environ) -> Place | None:
+def find_rank_info(env: Mapping[str, str] = os.environ) -> RankInfo | None:
     """The place that loopkit's launcher, torchrun, deepspeed or SLURM's srun gave this process;
     None without one.
 
@@ -56,7 +56,7 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place | None:
     if "RANK" in env and "WORLD_SIZE" in env:
         try:
             rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-            return Place(
+            return RankInfo(
                 rank,
                 size,
                 int(env.get("LOCAL_RANK", rank)),
@@ -80,7 +80,7 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place | None:
         nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "127.0.0.1"))
         port = 15000 + int(env.get("SLURM_JOB_ID", "0")) % 20000
         local_size = int(re.split(r"[(,]", env.get("SLURM_STEP_TASKS_PER_NODE", str(size)))[0])
-        return Place(
+        return RankInfo(
             int(env["SLURM_PROCID"]),
             size,
             int(env["SLURM_LOCALID"]),
@@ -98,7 +98,7 @@ def first_host(nodes: str) -> str:
     return (found[1] + (found[2] or "")) if found else nodes
 
 
-class World:
+class Communicator:
     """Those who train together. Alone by default: then every method does what one process would.
 
     All methods but the attributes are collective: every rank calls them, in the same order, from
@@ -111,45 +111,45 @@ class World:
 
     rank = 0
     size = 1
-    counts = True
+    is_group_leader = True
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Everyone's ``value``, in the order of ranks."""
         return [value]
 
-    def collect(self, value: T) -> list[T]:
+    def gather_object(self, value: T) -> list[T]:
         """Everyone's ``value``, in the order of ranks, on the first rank; nothing on the others."""
         return [value]
 
-    def share(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """The first rank's ``value``."""
         return value
 
-    def first(self, function: Callable[[], T]) -> T:
+    def run_on_rank_zero(self, function: Callable[[], T]) -> T:
         """What ``function`` returns, or raises, on the first rank, which alone calls it."""
         return function()
 
-    def every(self, function: Callable[[], T]) -> T:
+    def run_on_all_ranks(self, function: Callable[[], T]) -> T:
         """What ``function`` returns on the first rank, called on all; whichever raises, all do."""
         return function()
 
-    def add(self, *numbers: float) -> list[float]:
+    def all_reduce_sum(self, *numbers: float) -> list[float]:
         """The sums of everyone's numbers; whole numbers up to 2**53 are exact."""
         return list(numbers)
 
-    def beside(self) -> World:
+    def new_group(self) -> Communicator:
         """The same ranks, to be talked to from another thread, until it is left."""
         return self
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         """Give back what ``beside`` took; the run's own World stays."""
 
-    def add_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of everyone's scalar tensor, on its device, without waiting for it."""
         return tensor
 
 
-class Group(World):
+class Group(Communicator):
     """A World over a process group of torch.distributed, the default one unless another is given."""
 
     def __init__(self, group: Any = None) -> None:
@@ -157,25 +157,25 @@ class Group(World):
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Everyone's ``value``, in the order of ranks."""
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, value, group=self._group)
         return everyone
 
-    def collect(self, value: T) -> list[T]:
+    def gather_object(self, value: T) -> list[T]:
         """Everyone's ``value``, in the order of ranks, on the first rank; nothing on the others."""
         everyone: list[Any] | None = [None] * self.size if self.rank == 0 else None
         dist.gather_object(value, everyone, dst=0, group=self._group)
         return everyone or []
 
-    def share(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """The first rank's ``value``."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def first(self, function: Callable[[], T]) -> T:
+    def run_on_rank_zero(self, function: Callable[[], T]) -> T:
         """What ``function`` returns, or raises, on the first rank, which alone calls it."""
         outcome: tuple[Any, BaseException | None] = (None, None)
         if self.rank == 0:
@@ -186,12 +186,12 @@ class Group(World):
                 OSError,
             ) as error:  # what everyone is to hear of; others are this rank's own
                 outcome = (None, error)
-        result, failure = self.share(outcome)
+        result, failure = self.broadcast_object(outcome)
         if failure is not None:
             raise failure
         return result  # type: ignore[no-any-return]
 
-    def every(self, function: Callable[[], T]) -> T:
+    def run_on_all_ranks(self, function: Callable[[], T]) -> T:
         """What ``function`` returns on the first rank, called on all; whichever raises, all do."""
         result: Any = None
         failure: BaseException | None = None
@@ -199,37 +199,37 @@ class Group(World):
             result = function()
         except (LoopkitError, OSError) as error:
             failure = error
-        everyones = self.gather((result, failure))
-        for _, met in everyones:
+        gathered = self.all_gather_object((result, failure))
+        for _, met in gathered:
             if met is not None:
                 raise met
-        first: T = everyones[0][0]
+        first: T = gathered[0][0]
         return first
 
-    def beside(self) -> World:
+    def new_group(self) -> Communicator:
         """The same ranks, to be talked to from another thread, until it is left."""
         return Group(dist.new_group(backend="gloo"))
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         """Give back what ``beside`` took; the run's own World stays."""
         if self._group is not None:
             dist.destroy_process_group(self._group)
 
-    def add(self, *numbers: float) -> list[float]:
+    def all_reduce_sum(self, *numbers: float) -> list[float]:
         """The sums of everyone's numbers; whole numbers up to 2**53 are exact."""
         word = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(word, group=self._group)
         sums: list[float] = word.tolist()
         return sums
 
-    def add_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of everyone's scalar tensor, on its device, without waiting for it."""
         total = tensor.detach().clone().reshape(1)
         dist.all_reduce(total, group=self._group)
         return total.reshape(())
 
 
-def join(place: Place | None, device: torch.device, timeout: float) -> World:
+def join(place: RankInfo | None, device: torch.device, timeout: float) -> Communicator:
     """Join the others; a process that has joined already stays.
 
     Args:

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from loopkit.distributed.communicator import World
+from loopkit.distributed.communicator import Communicator
 
 T = TypeVar("T")
 
 
-class Teams(World):
+class DataParallelView(Communicator):
     """A World as seen by the data: teams of ranks that follow each other are one member each, and
     count once.
 
@@ -23,43 +23,49 @@ class Teams(World):
         size: ranks in a team; a divisor of how many there are.
     """
 
-    def __init__(self, everyone: World, size: int) -> None:
+    def __init__(self, everyone: Communicator, size: int) -> None:
         self._everyone, self._team = everyone, size
         self.rank, self.size = everyone.rank // size, everyone.size // size
-        self.counts = everyone.rank % size == 0
+        self.is_group_leader = everyone.rank % size == 0
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Each team's ``value``, in the order of teams."""
-        return self._everyone.gather(value if self.counts else None)[:: self._team]  # type: ignore[return-value]
+        return self._everyone.all_gather_object(value if self.is_group_leader else None)[
+            :: self._team
+        ]  # type: ignore[return-value]
 
-    def collect(self, value: T) -> list[T]:
+    def gather_object(self, value: T) -> list[T]:
         """Each team's ``value``, on the first rank; nothing on the others."""
-        return self._everyone.collect(value if self.counts else None)[:: self._team]  # type: ignore[return-value]
+        return self._everyone.gather_object(value if self.is_group_leader else None)[:: self._team]  # type: ignore[return-value]
 
-    def share(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """The first rank's ``value``."""
-        return self._everyone.share(value)
+        return self._everyone.broadcast_object(value)
 
-    def first(self, function: Callable[[], T]) -> T:
+    def run_on_rank_zero(self, function: Callable[[], T]) -> T:
         """What ``function`` returns, or raises, on the first rank, which alone calls it."""
-        return self._everyone.first(function)
+        return self._everyone.run_on_rank_zero(function)
 
-    def every(self, function: Callable[[], T]) -> T:
+    def run_on_all_ranks(self, function: Callable[[], T]) -> T:
         """What ``function`` returns on the first rank, called on all; whichever raises, all do."""
-        return self._everyone.every(function)
+        return self._everyone.run_on_all_ranks(function)
 
-    def add(self, *numbers: float) -> list[float]:
+    def all_reduce_sum(self, *numbers: float) -> list[float]:
         """The sums of each team's numbers."""
-        return self._everyone.add(*(numbers if self.counts else [0.0] * len(numbers)))
+        return self._everyone.all_reduce_sum(
+            *(numbers if self.is_group_leader else [0.0] * len(numbers))
+        )
 
-    def add_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of each team's scalar tensor, on its device, without waiting for it."""
-        return self._everyone.add_tensor(tensor if self.counts else torch.zeros_like(tensor))
+        return self._everyone.all_reduce_tensor(
+            tensor if self.is_group_leader else torch.zeros_like(tensor)
+        )
 
-    def beside(self) -> Any:
+    def new_group(self) -> Any:
         """The same teams, to be talked to from another thread, until they are left."""
-        return Teams(self._everyone.beside(), self._team)
+        return DataParallelView(self._everyone.new_group(), self._team)
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         """Give back what ``beside`` took."""
-        self._everyone.leave()
+        self._everyone.destroy()

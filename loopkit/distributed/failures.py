@@ -31,7 +31,7 @@ _TIMEOUTS = (
 )
 
 
-def is_worker() -> bool:
+def started_by_launcher() -> bool:
     """Whether loopkit's own launcher started this process."""
     return "LOOPKIT_LAUNCH" in os.environ
 
@@ -99,13 +99,13 @@ class Failure:
         _end_of_saves()
         sys.stdout.flush()
         sys.stderr.flush()
-        if why == "echo" and not is_worker():
+        if why == "echo" and not started_by_launcher():
             time.sleep(_GRACE)  # a launcher takes the first to end for the cause
         os._exit(code)
 
     def _tell(self, why: str, text: str, code: int) -> None:
         record = {"rank": self.rank, "why": why, "text": text, "code": code, "at": time.time_ns()}
-        if is_worker():
+        if started_by_launcher():
             _write(Path(os.environ["LOOPKIT_LAUNCH"]) / f"failure-{self.rank}.json", record)
         elif why == "echo":
             print(f"rank {self.rank}: ended, as another rank did", file=sys.stderr)

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from loopkit.distributed.communicator import Place
+from loopkit.distributed.communicator import RankInfo
 
 _PERIOD = 1.0
 _OURS = f"{os.sep}loopkit{os.sep}"
@@ -27,7 +27,7 @@ _TORCH = f"{os.sep}torch{os.sep}"
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 
-class Pulse:
+class Heartbeat:
     """Reports this rank to the store at which all of them met, from a thread with a connection of
     its own.
 
@@ -35,7 +35,7 @@ class Pulse:
         last: what this rank said last.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RankInfo) -> None:
         self.place = place
         self.last: dict[str, Any] = {}
         self._store: Any = None

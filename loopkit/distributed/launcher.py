@@ -108,7 +108,7 @@ class Ranks:
 
     def signals(self) -> Any:
         """A context that passes signals on to the ranks."""
-        return _PassingOn(self)
+        return SignalForwarder(self)
 
     def pass_on(self, number: int) -> None:
         """Send a signal to every rank that runs."""
@@ -183,7 +183,7 @@ class Ranks:
         print("\n".join([*words, f"rank {rank} {how}{hint}"]), file=sys.stderr)
 
 
-class _PassingOn:
+class SignalForwarder:
     """A context in which this process's signals go to the ranks."""
 
     def __init__(self, ranks: Ranks) -> None:

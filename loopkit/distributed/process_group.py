@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from loopkit.distributed.communicator import World, find_place, join
+from loopkit.distributed.communicator import Communicator, find_rank_info, join
 from loopkit.errors import OptionError
 from loopkit.strategies.single import find_device
 
 
 @dataclass(frozen=True)
-class Joining:
+class ProcessGroupSetup:
     """How a strategy joins the other processes.
 
     Attributes:
@@ -36,21 +36,21 @@ class Joining:
     @property
     def local_size(self) -> int:
         """How many processes run on this machine."""
-        place = find_place()
+        place = find_rank_info()
         return place.local_size if place else 1
 
-    def __call__(self) -> tuple[torch.device, World]:
+    def __call__(self) -> tuple[torch.device, Communicator]:
         """This rank's device, and those it trains with."""
-        place = find_place()
+        place = find_rank_info()
         device = find_device(self.accelerator, place.local_rank if place else None)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if not self.alone and not dist.is_initialized() and (place is None or place.size == 1):
-            return device, World()
+            return device, Communicator()
         return device, join(place, device, self.timeout)
 
 
-def spread(task: nn.Module, world: World) -> None:
+def spread(task: nn.Module, world: Communicator) -> None:
     """Give every rank the first one's parameters and buffers."""
     if world.size > 1:
         with torch.no_grad():

@@ -9,19 +9,19 @@ from loopkit.checkpoint import (
     BackgroundWriter,
     Snapshot,
     Store,
-    apply,
+    apply_retention,
     clean,
     scan,
     write,
     write_together,
 )
-from loopkit.distributed.communicator import World
-from loopkit.fit.state import capture
+from loopkit.distributed.communicator import Communicator
+from loopkit.fit.state import run_state
 from loopkit.options import Checkpoint
 from loopkit.run import Run
 
 
-class Saver:
+class Checkpointer:
     """Saves a run's state where it is asked to, in the background or at once, and keeps what is to
     be kept.
 
@@ -30,7 +30,13 @@ class Saver:
     """
 
     def __init__(
-        self, settings: Checkpoint, run_dir: Path, store: Store, world: World, *, alone: bool = True
+        self,
+        settings: Checkpoint,
+        run_dir: Path,
+        store: Store,
+        world: Communicator,
+        *,
+        alone: bool = True,
     ) -> None:
         self.settings = settings
         self.run_dir = run_dir
@@ -40,9 +46,9 @@ class Saver:
         self._saved_step = -1
         self._world = world
         # Writers on several ranks talk to each other while training does: in a group of their own.
-        self._together = None if alone else world.beside()
+        self._together = None if alone else world.new_group()
         self._writer = BackgroundWriter(store, run_dir, self._retain, self._together)
-        world.first(lambda: clean(store, run_dir))
+        world.run_on_rank_zero(lambda: clean(store, run_dir))
 
     def save(self, run: Run) -> None:
         """Save the state of this moment, unless it is saved already.
@@ -50,16 +56,18 @@ class Saver:
         Raises:
             DiskFullError: an earlier save or this one did not fit; what was saved before is intact.
         """
-        if self._saved_step == run.progress.step and not run.agenda.asked("eval"):
+        if self._saved_step == run.progress.step and not run.triggers.is_requested("eval"):
             return
-        snapshot = capture(run, weights_only=self.settings.weights_only)
+        snapshot = run_state(run, weights_only=self.settings.weights_only)
         self._report(run, self._joint(lambda: self._write(snapshot)))
         self._saved_step = run.progress.step
 
     def _joint(self, function: Callable[[], list[Path]]) -> list[Path]:
         """What ``function`` gives on the first rank, called there or, where all write, everywhere."""
         return (
-            self._world.first(function) if self._together is None else self._world.every(function)
+            self._world.run_on_rank_zero(function)
+            if self._together is None
+            else self._world.run_on_all_ranks(function)
         )
 
     def _write(self, snapshot: Snapshot) -> list[Path]:
@@ -76,7 +84,7 @@ class Saver:
 
     def poll(self, run: Run) -> None:
         """Tell the hooks what a background save has finished; raises its failure."""
-        if self._together is not None and any(self._world.gather(self._writer.busy)):
+        if self._together is not None and any(self._world.all_gather_object(self._writer.busy)):
             return  # what some rank is still writing is finished on none
         self._report(run, self._joint(self._writer.poll))
 
@@ -87,11 +95,11 @@ class Saver:
     def close(self) -> None:
         """The run is over, in whatever way: leave the other writers."""
         if self._together is not None:
-            self._together.leave()
+            self._together.destroy()
 
     def best(self, run: Run) -> Path | None:
         """The checkpoint of the best evaluation; None when there was none, or it is gone."""
-        entries = self._world.first(lambda: scan(self.store, self.run_dir))
+        entries = self._world.run_on_rank_zero(lambda: scan(self.store, self.run_dir))
         steps = [e.path for e in entries if e.step == run.best.get("step") and not e.problem]
         return steps[-1] if steps else None
 
@@ -109,7 +117,7 @@ class Saver:
     def _retain(self, path: Path) -> None:
         self._trusted.add(path)
         settings = self.settings
-        apply(
+        apply_retention(
             self.store,
             self.run_dir,
             settings.keep,

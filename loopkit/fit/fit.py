@@ -18,14 +18,14 @@ from loopkit.durations import Duration
 from loopkit.events import Hook, Subscription
 from loopkit.fit import setup
 from loopkit.fit.notebook import on_ranks
-from loopkit.fit.resuming import open_saving
+from loopkit.fit.resuming import open_checkpointer
 from loopkit.fit.signals import PREEMPTED, signals
 from loopkit.fit.state import check_model
-from loopkit.fit.strategy_setup import gather_ranks
+from loopkit.fit.strategy_setup import start_ranks
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
 from loopkit.loops.epoch import evaluate as evaluate_within
-from loopkit.optim.schedule_free import switching
+from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options, check_names
 from loopkit.result import Result
 from loopkit.run import Run
@@ -92,7 +92,7 @@ class Fit:
             LoopkitError: whatever goes wrong, by kind (``loopkit.errors``); SystemExit(143) after
                 SIGTERM.
         """
-        if ranks := gather_ranks(self.options):
+        if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "run", task)  # type: ignore[no-any-return]
         if self.options.dry_run:
             return _dry_run(self, task)
@@ -101,7 +101,7 @@ class Fit:
             while not run.finished():
                 epoch.run(run)
             _finish(run)
-        if run.why == "SIGTERM":
+        if run.reason == "SIGTERM":
             raise SystemExit(PREEMPTED)
         return Result.of(run)
 
@@ -118,7 +118,7 @@ class Fit:
         Returns:
             Scalars by name: ``eval/loss``, ``eval/accuracy``, ``eval/runtime`` in seconds …
         """
-        if ranks := gather_ranks(self.options):
+        if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "evaluate", task, data, checkpoint)  # type: ignore[no-any-return]
         with _inference(task, self.options, self._subscriptions, checkpoint) as run:
             given, what = _given(task, "eval_data", data)
@@ -144,7 +144,7 @@ class Fit:
             writer: gets each batch's predictions instead, on the first rank; then nothing is
                 returned.
         """
-        if ranks := gather_ranks(self.options):
+        if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "predict", task, data, checkpoint, writer)
         with _inference(task, self.options, self._subscriptions, checkpoint) as run:
             given, what = _given(task, "predict_data", data)
@@ -186,9 +186,11 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
     world, failed = run.strategy.world, True
     try:
         with _errors_told(run):
-            run.run_dir = run_dir = world.first(lambda: setup.choose_run_dir(options, task))
-            world.first(lambda: locks.append(RunLock(run_dir, str(run_dir))))
-            open_saving(run)
+            run.run_dir = run_dir = world.run_on_rank_zero(
+                lambda: setup.choose_run_dir(options, task)
+            )
+            world.run_on_rank_zero(lambda: locks.append(RunLock(run_dir, str(run_dir))))
+            open_checkpointer(run)
             run.loggers = Loggers(build_loggers(options.loggers) if run.strategy.rank == 0 else ())
             about = {
                 "task": name_of(task),
@@ -198,20 +200,20 @@ def _training(task: Task, options: Options, subscriptions: list[Subscription]) -
             run.loggers.open(run.run_dir, run.progress.step, about)
             for logger in run.loggers:
                 run.history = list(getattr(logger, "rows", [])) or run.history
-            run.history = world.share(run.history)
+            run.history = world.broadcast_object(run.history)
             with signals(run), setup.torch_settings(options):
                 _start(run)
                 yield run
         failed = False
     finally:
         run.loggers.close("failed" if failed else run.status)
-        if run.feed is not None:
-            run.feed.source.close()
+        if run.train_loader is not None:
+            run.train_loader.source.close()
         for source in run.evaluation.values():
             source.close()
-        if run.saver is not None:
-            run.saver.close()
-        run.strategy.close(failed)
+        if run.checkpointer is not None:
+            run.checkpointer.close()
+        run.strategy.teardown(failed)
         for lock in locks:
             lock.release()
 
@@ -226,7 +228,7 @@ def _start(run: Run) -> None:
         run.events.fit_start(run)
     run.start_clock()
     first = run.options.eval_first and run.progress.step == 0
-    if run.evaluation and (first or run.agenda.forget("eval")):
+    if run.evaluation and (first or run.triggers.pop("eval")):
         evaluate_within(run)
 
 
@@ -235,16 +237,18 @@ def _finish(run: Run) -> None:
     say so.
     """
     run.tick()
-    if run.saver is not None:
-        run.saver.finish(run)
-    for optimizer in switching(run.optimizers.values()):
+    if run.checkpointer is not None:
+        run.checkpointer.finish(run)
+    for optimizer in schedule_free_optimizers(run.optimizers.values()):
         optimizer.eval()
-    if run.saver is not None:
-        best = run.saver.best(run)
+    if run.checkpointer is not None:
+        best = run.checkpointer.best(run)
         if run.best:
             run.best["checkpoint"] = best
-        if run.saver.settings.load_best and best is not None:
-            run.strategy.load_model_state(load_snapshot(best, run.saver.store).tensors["model"])
+        if run.checkpointer.settings.load_best and best is not None:
+            run.strategy.load_model_state(
+                load_snapshot(best, run.checkpointer.store).tensors["model"]
+            )
     if run.events.fit_end is not None:
         run.events.fit_end(run)
 
@@ -265,7 +269,7 @@ def _inference(
             yield run
         failed = False
     finally:
-        run.strategy.close(failed)
+        run.strategy.teardown(failed)
 
 
 def _dry_run(fit: Fit, task: Task) -> Result:

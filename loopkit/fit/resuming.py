@@ -8,18 +8,18 @@ from loopkit.checkpoint import (
     Snapshot,
     Store,
     checkpoints_dir,
-    leave_behind,
+    detach_after,
     load_newest,
     load_snapshot,
     scan,
 )
 from loopkit.errors import CheckpointError, LoopkitError, NoGoodCheckpointError, RunDirError
-from loopkit.fit.checkpointer import Saver
-from loopkit.fit.state import restore
+from loopkit.fit.checkpointer import Checkpointer
+from loopkit.fit.state import load_run_state
 from loopkit.run import Run
 
 
-def open_saving(run: Run) -> None:
+def open_checkpointer(run: Run) -> None:
     """Open the run's checkpoints, and go on from the one that ``resume`` names.
 
     Raises:
@@ -29,7 +29,7 @@ def open_saving(run: Run) -> None:
     options, store, world = run.options, Store(maps=run.strategy.sharded), run.strategy.world
     run_dir = run.run_dir
     assert run_dir is not None
-    there = world.first(lambda: scan(store, run_dir))
+    there = world.run_on_rank_zero(lambda: scan(store, run_dir))
     if there and options.resume is None:
         raise RunDirError(
             f"{run_dir} holds {len(there)} checkpoint(s), up to {there[-1].path.name}: pass "
@@ -37,17 +37,19 @@ def open_saving(run: Run) -> None:
         )
     saves = options.saves()
     if saves is not None:
-        run.saver = Saver(saves, run_dir, store, world, alone=not run.strategy.sharded)
+        run.checkpointer = Checkpointer(
+            saves, run_dir, store, world, alone=not run.strategy.sharded
+        )
     found = _found_by_all(run, store, run_dir)
     if found is not None:
         path, snapshot = found
-        restore(run, snapshot, path)
+        load_run_state(run, snapshot, path)
         run.resumed_from = path
         if path.resolve().parent == checkpoints_dir(run_dir).resolve():
             # or the abandoned later steps would be the newest next time
-            world.first(lambda: leave_behind(store, run_dir, path))
-            if run.saver is not None:
-                run.saver.resumed(path, run.progress.step)
+            world.run_on_rank_zero(lambda: detach_after(store, run_dir, path))
+            if run.checkpointer is not None:
+                run.checkpointer.resumed(path, run.progress.step)
 
 
 def _found_by_all(run: Run, store: Store, run_dir: Path) -> tuple[Path, Snapshot] | None:
@@ -59,7 +61,7 @@ def _found_by_all(run: Run, store: Store, run_dir: Path) -> tuple[Path, Snapshot
         mine.append(found)
         return None if found is None else found[0]
 
-    path = world.first(find)
+    path = world.run_on_rank_zero(find)
     if path is None:
         return None
     problem = ""
@@ -68,7 +70,7 @@ def _found_by_all(run: Run, store: Store, run_dir: Path) -> tuple[Path, Snapshot
             mine.append((path, load_snapshot(path, store)))
         except (LoopkitError, OSError) as error:
             problem = str(error)
-    for rank, trouble in enumerate(world.gather(problem)):
+    for rank, trouble in enumerate(world.all_gather_object(problem)):
         if trouble:
             raise CheckpointError(
                 f"{path}, which the first rank goes on from, cannot be read by rank {rank}: "

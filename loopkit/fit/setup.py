@@ -17,22 +17,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from loopkit import rng
 from loopkit.data.loader import IndexedSource
-from loopkit.data.micro_batches import Feed, Reading, Source, open_source
-from loopkit.data.prefetch import bring_to
-from loopkit.durations import Cadence, Duration, Plan, Start
+from loopkit.data.micro_batches import DataConfig, MicroBatchLoader, Source, open_source
+from loopkit.data.prefetch import prefetch_to
+from loopkit.durations import Cadence, Duration, RunLength, Start
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
 from loopkit.events import Events, Hook, listens
 from loopkit.fit.strategy_setup import build_strategy
 from loopkit.hooks import numerics
-from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, SplittingStep, StepLoop
+from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
 from loopkit.optim.specs import build_optimizers
 from loopkit.options import Options
 from loopkit.run import Loops, Run
-from loopkit.strategies.base import Numerics, Strategy
+from loopkit.strategies.base import ComputeSettings, Strategy
 from loopkit.strategies.compile import Compile
-from loopkit.strategies.precision import multiplying, parse_precision
+from loopkit.strategies.precision import matmul_precision, parse_precision
 from loopkit.task import Task, name_of, overrides
-from loopkit.triggers import Agenda
+from loopkit.triggers import Triggers
 
 LOOPS = {"step": StepLoop, "epoch": EpochLoop, "eval": EvalLoop, "predict": PredictLoop}
 
@@ -58,13 +58,13 @@ def open_strategy(options: Options, task: Task) -> Strategy:
     )
     precision = parse_precision(options.precision)
     clip = (options.clip_norm, options.clip_value)
-    strategy.open(
-        Numerics(
+    strategy.setup_environment(
+        ComputeSettings(
             precision,
             *clip,
             options.on_nan,
             how,
-            options.remat,
+            options.activation_checkpointing,
             options.batch_size,
             options.accumulate,
             options.global_batch_size,
@@ -72,19 +72,19 @@ def open_strategy(options: Options, task: Task) -> Strategy:
     )
     rng.seed_all(options.seed, strategy.device)
     if not getattr(task, "_configured", False):
-        with strategy.building():
+        with strategy.init_context():
             task.configure_model()
         task.__dict__["_configured"] = True
-    strategy.place(task)
-    if options.rng == "stream" and strategy.data.rank:  # or all ranks would drop out the same units
-        rng.seed_all(rng.mix(options.seed, strategy.data.rank), strategy.device)
+    strategy.setup_module(task)
+    if options.rng == "stream" and strategy.dp.rank:  # or all ranks would drop out the same units
+        rng.seed_all(rng.mix(options.seed, strategy.dp.rank), strategy.device)
     return strategy
 
 
 @contextmanager
 def torch_settings(options: Options) -> Iterator[None]:
     """Inside, torch computes as ``deterministic`` and ``precision`` say; afterwards as before."""
-    with determinism(options.deterministic), multiplying(parse_precision(options.precision)):
+    with determinism(options.deterministic), matmul_precision(parse_precision(options.precision)):
         yield
 
 
@@ -122,7 +122,7 @@ def build_loops(options: Options, task: Task) -> Loops:
                 "micro_batch='auto' begins the default step anew where memory runs out, and "
                 f"{name_of(task)} brings its own step: leave one of them out"
             )
-        kinds["step"] = SplittingStep
+        kinds["step"] = AutoMicroBatchStep
     unknown = [place for place in own if place not in LOOPS]
     if unknown:
         raise TaskError(
@@ -136,10 +136,10 @@ def build_loops(options: Options, task: Task) -> Loops:
     )
 
 
-def reading(options: Options, strategy: Strategy, *, training: bool) -> Reading:
+def reading(options: Options, strategy: Strategy, *, training: bool) -> DataConfig:
     """How the options have training or evaluation data read."""
     limit = options.overfit or (options.limit_train if training else options.limit_eval)
-    return Reading(
+    return DataConfig(
         batch_size=options.batch_size
         if training
         else options.eval_batch_size or options.batch_size,
@@ -147,9 +147,9 @@ def reading(options: Options, strategy: Strategy, *, training: bool) -> Reading:
         seed=options.seed if options.data_seed is None else options.data_seed,
         seeded=options.rng == "counter",
         limit=limit,
-        rank=strategy.data.rank,
-        world=strategy.data.size,
-        teams=strategy.data.size < strategy.world_size,
+        rank=strategy.dp.rank,
+        world=strategy.dp.size,
+        teams=strategy.dp.size < strategy.world_size,
     )
 
 
@@ -167,7 +167,7 @@ def open_eval_sources(
     }
 
 
-def open_feed(task: Task, options: Options, strategy: Strategy) -> Feed:
+def open_train_loader(task: Task, options: Options, strategy: Strategy) -> MicroBatchLoader:
     """The training data in groups for one optimizer step each.
 
     Raises:
@@ -178,9 +178,9 @@ def open_feed(task: Task, options: Options, strategy: Strategy) -> Feed:
     accumulate = options.accumulate
     if options.global_batch_size is not None:
         at_once = (
-            source.step()
+            source.stride()
             if isinstance(source, IndexedSource)
-            else options.batch_size * strategy.data.size
+            else options.batch_size * strategy.dp.size
         )
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
@@ -189,20 +189,20 @@ def open_feed(task: Task, options: Options, strategy: Strategy) -> Feed:
                 "samples that all devices take at once"
             )
     ahead = options.rng == "counter"  # reading ahead would draw from torch's streams out of turn
-    return Feed(
+    return MicroBatchLoader(
         source,
         accumulate,
-        bring_to(strategy.device, strategy.numerics.precision.storage, ahead=ahead),
+        prefetch_to(strategy.device, strategy.settings.precision.storage, ahead=ahead),
     )
 
 
-def make_plan(options: Options, feed: Feed) -> Plan:
+def run_length(options: Options, train_loader: MicroBatchLoader) -> RunLength:
     """How long the run is.
 
     Raises:
         OptionError: nothing ends it.
     """
-    per_epoch = feed.steps_per_epoch()
+    per_epoch = train_loader.steps_per_epoch()
     epochs = options.epochs
     if epochs is None and options.steps is None and options.time is None:
         epochs = 1
@@ -211,10 +211,10 @@ def make_plan(options: Options, feed: Feed) -> Plan:
         limits.append(math.ceil(epochs * per_epoch))
     if epochs is not None and per_epoch is None and epochs != int(epochs):
         raise OptionError(f"epochs={epochs} needs data with a length: give steps=")
-    return Plan(per_epoch, min(limits) if limits else None, epochs, options.seconds())
+    return RunLength(per_epoch, min(limits) if limits else None, epochs, options.seconds())
 
 
-def make_agenda(options: Options, plan: Plan, *, joint: bool) -> Agenda:
+def build_triggers(options: Options, length: RunLength, *, joint: bool) -> Triggers:
     """What happens when; ``joint`` says that several ranks must agree."""
     every: dict[str, Any] = {
         "log": (options.log_every, "log_every"),
@@ -224,14 +224,14 @@ def make_agenda(options: Options, plan: Plan, *, joint: bool) -> Agenda:
     if saves is not None:
         every["save"] = (saves.every, "Checkpoint(every=)")
     cadences = {
-        name: Cadence(Duration.parse(value, option), plan, option)
+        name: Cadence(Duration.parse(value, option), length, option)
         for name, (value, option) in every.items()
     }
     if options.eval_after is not None:
         evaluations = cadences["eval"]
-        evaluations.start = Start.parse(options.eval_after, "eval_after", plan, evaluations.every)
+        evaluations.start = Start.parse(options.eval_after, "eval_after", length, evaluations.every)
     # Step 1 is always logged.
-    return Agenda(cadences, plan.steps, stop_seconds=plan.seconds, joint=joint, first=["log"])
+    return Triggers(cadences, length.steps, stop_seconds=length.seconds, joint=joint, first=["log"])
 
 
 def open_evaluation(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:
@@ -260,8 +260,8 @@ def open_evaluation(task: Task, options: Options, strategy: Strategy) -> dict[st
 def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> Run:
     """A run that trains ``task``, built and placed, at step 0, with no directory yet."""
     strategy = open_strategy(options, task)
-    feed = open_feed(task, options, strategy)
-    plan = make_plan(options, feed)
+    train_loader = open_train_loader(task, options, strategy)
+    length = run_length(options, train_loader)
     evaluation = open_evaluation(task, options, strategy)
     saves = options.saves()
     if saves is not None and saves.best is not None and not evaluation:
@@ -270,7 +270,7 @@ def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> R
             f"the "
             "task an eval_data and an eval_step, and leave eval_every on"
         )
-    optimizers, schedules = build_optimizers(task, plan)
+    optimizers, schedules = build_optimizers(task, length)
     watched = [
         metric for metric in (getattr(s, "watches", None) for s in schedules.values()) if metric
     ]
@@ -284,9 +284,9 @@ def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> R
         *([numerics.Numerics()] if options.debug == "numerics" else []),
         *listeners,
     ]
-    if not strategy.shows_gradients:
-        refuse_looking_at_gradients([task, *hooks], strategy)
-    strategy.adopt(optimizers)
+    if not strategy.exposes_gradients:
+        refuse_gradient_listeners([task, *hooks], strategy)
+    strategy.setup_optimizers(optimizers)
     task.train()
     if options.micro_batch == "auto" and strategy.world_size > 1:
         raise OptionError(
@@ -296,17 +296,17 @@ def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> R
             "the "
             "same maths"
         )
-    agenda = make_agenda(options, plan, joint=strategy.world_size > 1)
+    triggers = build_triggers(options, length, joint=strategy.world_size > 1)
     return Run(
         task=task,
         strategy=strategy,
         options=options,
-        plan=plan,
-        agenda=agenda,
+        length=length,
+        triggers=triggers,
         events=Events([task, *hooks]),
         loops=build_loops(options, task),
         hooks=hooks,
-        feed=feed,
+        train_loader=train_loader,
         evaluation=evaluation,
         optimizers=optimizers,
         schedules=schedules,
@@ -314,7 +314,7 @@ def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> R
     )
 
 
-def refuse_looking_at_gradients(listeners: Iterable[Any], strategy: Strategy) -> None:
+def refuse_gradient_listeners(listeners: Iterable[Any], strategy: Strategy) -> None:
     """Refuse listeners that would be shown gradients where there are none to see.
 
     Raises:
@@ -339,8 +339,8 @@ def build_inference(task: Task, options: Options, listeners: Iterable[Hook]) -> 
         task=task,
         strategy=strategy,
         options=options,
-        plan=Plan(),
-        agenda=Agenda({}),
+        length=RunLength(),
+        triggers=Triggers({}),
         events=Events([task, *hooks]),
         loops=build_loops(options, task),
         hooks=hooks,
@@ -352,7 +352,7 @@ def warn_of_batch_norm(run: Run) -> None:
     """Warn where accumulation cannot be exact: BatchNorm normalises each micro-batch by its own
     statistics.
     """
-    if run.feed is None or run.feed.accumulate == 1:
+    if run.train_loader is None or run.train_loader.accumulate == 1:
         return
     found = [
         name for name, m in run.task.named_modules() if isinstance(m, _BatchNorm) and m.training
@@ -360,7 +360,7 @@ def warn_of_batch_norm(run: Run) -> None:
     if found:
         shown = found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "")
         warnings.warn(
-            f"{run.feed.accumulate} micro-batches make one step, and BatchNorm ({shown}) "
+            f"{run.train_loader.accumulate} micro-batches make one step, and BatchNorm ({shown}) "
             f"normalises each by "
             "itself: the step is not that of one big batch. Take GroupNorm or LayerNorm instead, "
             "freeze it "

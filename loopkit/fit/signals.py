@@ -29,14 +29,18 @@ def signals(run: Run) -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and run.reason is not None and run.reason[0] == "interrupted":
+        if (
+            number == signal.SIGINT
+            and run.requested_end is not None
+            and run.requested_end[0] == "interrupted"
+        ):
             raise KeyboardInterrupt
         run.end("interrupted", signal.Signals(number).name)
-        if run.fetching:  # nothing is half done, and the data may never come
+        if run.waiting_for_data:  # nothing is half done, and the data may never come
             raise Interrupted
 
     def save(number: int, frame: FrameType | None) -> None:
-        run.agenda.ask("save")
+        run.triggers.request("save")
 
     wanted: dict[int, Any] = {signal.SIGINT: end, signal.SIGTERM: end}
     if hasattr(signal, "SIGUSR1"):

@@ -21,14 +21,14 @@ from loopkit.strategies import dtensor
 from loopkit.task import name_of
 
 
-def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
+def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
     """Everything a resume needs, as of this moment, on any number of ranks. Called by all of them.
 
     Tensors are the live ones: copy or write before going on.
     """
     progress, task, world = run.progress, run.task, run.strategy.world
     hparams, unsaved = _plain_hparams(task.hparams)
-    measured = run.measured_at == progress.step
+    measured = run.last_eval_step == progress.step
     meta = {
         "kind": "weights" if weights_only else "full",
         "step": progress.step,
@@ -36,7 +36,7 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
         "samples": progress.samples,
         "strategy": run.strategy.name,
         "world_size": run.strategy.world_size,
-        "precision": run.strategy.numerics.precision.name,
+        "precision": run.strategy.settings.precision.name,
         "versions": {"loopkit": __version__, "torch": str(torch.__version__)},
         "metrics": {name: value for name, value in run.metrics.items() if name.startswith("eval/")}
         if measured
@@ -58,15 +58,17 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
                 "data_seed": run.options.data_seed,
                 "rng": run.options.rng,
             },
-            "data": world.gather(run.data_state) if _data_differs(run) else run.data_state,
-            "running": run.running.state_dict(run.strategy.data.gather),
+            "data": world.all_gather_object(run.data_position)
+            if _data_differs(run)
+            else run.data_position,
+            "running": run.accumulator.state_dict(run.strategy.dp.all_gather_object),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
             "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
             "hooks": {key: hook.state_dict() for key, hook in _keyed(run.hooks).items()},
-            "agenda": run.agenda.state_dict(),
+            "agenda": run.triggers.state_dict(),
             "metrics": run.metrics,
             "best": run.best,
-            "parts": run.parts,
+            "parts": run.micro_batch_splits,
             "streams": _streams(run),
             "training_weights": {
                 n: training[id(p)] for n, p in task.named_parameters() if id(p) in training
@@ -77,7 +79,7 @@ def capture(run: Run, *, weights_only: bool = False) -> Snapshot:
     )
 
 
-def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
+def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     """Put a verified snapshot back into a run that is built like the one it was taken from.
 
     Everything is compared before anything changes.
@@ -101,10 +103,10 @@ def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
     for name, weight in state.get("training_weights", {}).items():
         dtensor.put(run.task.get_parameter(name), weight)
     run.progress.load_state_dict(state["progress"])
-    run.data_state = _own_part(run, state["data"], path) if _data_differs(run) else state["data"]
-    if run.feed is not None and hasattr(run.feed.source, "load_state"):
-        run.feed.source.load_state(run.data_state)
-    run.running.load_state_dict(
+    run.data_position = _own_part(run, state["data"], path) if _data_differs(run) else state["data"]
+    if run.train_loader is not None and hasattr(run.train_loader.source, "load_state"):
+        run.train_loader.source.load_state(run.data_position)
+    run.accumulator.load_state_dict(
         state["running"] if run.strategy.rank == 0 else {}
     )  # all ranks' together
     for name, schedule in run.schedules.items():
@@ -115,14 +117,14 @@ def restore(run: Run, snapshot: Snapshot, path: Path) -> None:
     for key, hook in keyed.items():
         if key in state["hooks"]:
             hook.load_state_dict(state["hooks"][key])
-    run.agenda.load_state_dict(state["agenda"])
-    run.parts = state.get("parts", 1)
+    run.triggers.load_state_dict(state["agenda"])
+    run.micro_batch_splits = state.get("parts", 1)
     run.metrics, run.best = dict(state["metrics"]), dict(state["best"])
     _restore_streams(run, state["streams"])
 
 
 def _data_differs(run: Run) -> bool:
-    return run.feed is not None and run.feed.source.may_differ
+    return run.train_loader is not None and run.train_loader.source.uneven
 
 
 def _own_part(run: Run, saved: Any, path: Path) -> Any:
@@ -139,9 +141,9 @@ def _own_part(run: Run, saved: Any, path: Path) -> Any:
 
 def _streams(run: Run) -> Any:
     """torch's streams: under ``rng="stream"`` every rank has its own."""
-    streams = run.streams or rng.capture(run.strategy.device)
+    streams = run.rng_state_at_commit or rng.get_state(run.strategy.device)
     world = run.strategy.world
-    return world.gather(streams) if run.seed is None and world.size > 1 else streams
+    return world.all_gather_object(streams) if run.seed is None and world.size > 1 else streams
 
 
 def _restore_streams(run: Run, saved: Any) -> None:
@@ -156,10 +158,10 @@ def _restore_streams(run: Run, saved: Any) -> None:
             stacklevel=2,
         )
         rng.seed_all(
-            rng.mix(run.options.seed, run.progress.step, strategy.data.rank), strategy.device
+            rng.mix(run.options.seed, run.progress.step, strategy.dp.rank), strategy.device
         )
     else:
-        rng.restore(each[strategy.rank if run.seed is None else 0], strategy.device)
+        rng.set_state(each[strategy.rank if run.seed is None else 0], strategy.device)
 
 
 def check_model(run: Run, snapshot: Snapshot, path: Path) -> None:

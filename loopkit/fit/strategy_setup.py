@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from loopkit.distributed.communicator import Place, find_place
+from loopkit.distributed.communicator import RankInfo, find_rank_info
 from loopkit.distributed.failures import Failure
-from loopkit.distributed.heartbeat import Pulse
+from loopkit.distributed.heartbeat import Heartbeat
 from loopkit.distributed.launcher import command, die_with_parent, launch
 from loopkit.errors import OptionError, nearest
 from loopkit.options import Options
@@ -27,7 +27,7 @@ STRATEGIES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP, "deepspeed": DeepSpeed}
 _NAMES = ("auto", "single", *STRATEGIES)
 
 
-def gather_ranks(options: Options) -> int:
+def start_ranks(options: Options) -> int:
     """See to it that as many processes run this as the options ask for.
 
     In the first process of a plain ``python train.py`` this starts the others and does not return:
@@ -42,7 +42,7 @@ def gather_ranks(options: Options) -> int:
         OptionError: more devices than there are, or other numbers than the launcher's.
         SystemExit: in the process that only started the others.
     """
-    place, count = find_place(), _wanted(options)
+    place, count = find_rank_info(), _wanted(options)
     if place is None:
         if options.nodes > 1 and _joins(options):
             raise OptionError(
@@ -57,7 +57,7 @@ def gather_ranks(options: Options) -> int:
         raise SystemExit(launch(count, words))
     if place.size > 1 and not isinstance(sys.excepthook, Failure):
         die_with_parent()
-        Failure(place.rank, Pulse(place).diagnose).install()
+        Failure(place.rank, Heartbeat(place).diagnose).install()
     if options.devices != "auto" and _joins(options) and options.devices != place.local_size:
         raise OptionError(
             f"devices={options.devices}, and {place.local_size} processes were started on this "
@@ -71,7 +71,7 @@ def _joins(options: Options) -> bool:
     if options.device_map is not None:
         return False
     if isinstance(options.strategy, Strategy):
-        return options.strategy.joins
+        return options.strategy.multi_process
     return (
         isinstance(options.strategy, TensorParallel)
         or options.strategy in STRATEGIES
@@ -113,7 +113,7 @@ def build_strategy(options: Options) -> Strategy:
             f"object.{hint}"
         )
     if name == "auto":
-        place: Place | None = find_place()
+        place: RankInfo | None = find_rank_info()
         name = "ddp" if place is not None and place.size > 1 else "single"
     if name == "single":
         if options.devices not in ("auto", 1) or options.nodes != 1:

@@ -62,7 +62,7 @@ class EarlyStop(Hook):
         Raises:
             OptionError: the run never evaluates.
         """
-        if run.feed is None:
+        if run.train_loader is None:
             return  # nothing is trained
         if not run.evaluation:
             raise OptionError(
@@ -77,7 +77,7 @@ class EarlyStop(Hook):
         """Keep a run that was stopped stopped."""
         if self.waited >= self.patience:
             run.stopping, run.status = True, "stopped"
-            run.why = (
+            run.reason = (
                 f"{self._why()}; it was stopped before: resume with a larger patience to go on"
             )
 
@@ -87,7 +87,7 @@ class EarlyStop(Hook):
         Raises:
             MetricError: the evaluation gave no such metric.
         """
-        if run.feed is None:
+        if run.train_loader is None:
             return
         if self.metric not in metrics:
             raise MetricError(

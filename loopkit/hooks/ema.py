@@ -13,7 +13,7 @@ from loopkit.checkpoint import load_snapshot
 from loopkit.durations import Cadence, Duration
 from loopkit.errors import CheckpointError, OptionError
 from loopkit.events import Hook
-from loopkit.hooks.weight_averaging import Averages, trained_parameters
+from loopkit.hooks.weight_averaging import AveragedParameters, trained_parameters
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -42,7 +42,7 @@ class EMA(Hook):
         OptionError: an argument that is not accepted.
     """
 
-    steers = False
+    may_request = False
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class EMA(Hook):
             apply_at_end,
         )
         self.updates = 0
-        self._averages: Averages | None = None
+        self._averages: AveragedParameters | None = None
         self._parameters: dict[str, nn.Parameter] = {}
         self._live: dict[str, Tensor] | None = None
         self._loaded: Mapping[str, Any] | None = None
@@ -79,9 +79,9 @@ class EMA(Hook):
             OptionError: ``every`` needs data with a length.
         """
         self._parameters = {}
-        if run.feed is None:
+        if run.train_loader is None:
             return  # nothing is trained: what was averaged before stays
-        self._cadence = Cadence(self._every, run.plan, "EMA(every=)")
+        self._cadence = Cadence(self._every, run.length, "EMA(every=)")
         if not self._cadence.counts_steps:
             raise OptionError(
                 f"EMA(every='{self._every}') needs data with a length: give it in steps"
@@ -89,7 +89,7 @@ class EMA(Hook):
         self._due = self._cadence.next_step(run.progress.step)
         saved, self._loaded, self._live = self._loaded or {}, None, None
         self._parameters = trained_parameters(run)
-        self._averages = Averages(self._parameters, saved.get("averages"), "EMA")
+        self._averages = AveragedParameters(self._parameters, saved.get("averages"), "EMA")
         self.updates = saved.get("updates", 0)
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ class EMA(Hook):
         """Put the averages in the weights' place."""
         if self.evaluate and self._parameters and self._averages is not None:
             self._live = {name: p.detach().clone() for name, p in self._parameters.items()}
-            self._averages.put_into(self._parameters)
+            self._averages.copy_to(self._parameters)
 
     def on_eval_end(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Put the weights back, bit for bit."""
@@ -140,12 +140,14 @@ class EMA(Hook):
                 raise CheckpointError(
                     f"{checkpoint} holds no averages of an EMA: it was saved without one"
                 )
-            averages = Averages({n: p for n, p in parameters.items() if n in saved}, saved, "EMA")
+            averages = AveragedParameters(
+                {n: p for n, p in parameters.items() if n in saved}, saved, "EMA"
+            )
         if averages is None:
             raise CheckpointError(
                 "this EMA has averaged nothing yet: run a task with it, or name a checkpoint"
             )
-        averages.put_into(parameters)
+        averages.copy_to(parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and how often they were updated."""

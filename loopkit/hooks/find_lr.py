@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from loopkit import rng
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
-from loopkit.metrics.accumulator import Running
+from loopkit.metrics.accumulator import MetricAccumulator
 
 if TYPE_CHECKING:
-    from loopkit.data.micro_batches import Batches
+    from loopkit.data.micro_batches import MicroBatches
     from loopkit.run import Run
 
 _SMOOTHING = 0.9
@@ -72,13 +72,13 @@ class FindLR(Hook):
         """
         if run.progress.step or run.resumed_from is not None:
             return
-        if not run.strategy.shows_gradients:
+        if not run.strategy.exposes_gradients:
             raise OptionError(
                 f"FindLR puts the optimizer back as it was, and {type(run.strategy).__name__} "
                 f"keeps its "
                 "state in flat parts: run FindLR under strategy='ddp' or 'fsdp'"
             )
-        source: Any = run.feed.source if run.feed is not None else None
+        source: Any = run.train_loader.source if run.train_loader is not None else None
         if hasattr(source, "batches") and iter(source.batches) is source.batches:
             kind = type(source.batches).__name__
             raise OptionError(
@@ -93,7 +93,7 @@ class FindLR(Hook):
             self._report(run)
         if self._stop:
             run.stopping, run.status = True, "stopped"
-            run.why = f"FindLR: {self._found()}"
+            run.reason = f"FindLR: {self._found()}"
 
     def table(self, lines: int = 12) -> str:
         """About ``lines`` of the rows, evenly spread, as text."""
@@ -133,7 +133,10 @@ def steepest(rows: list[tuple[float, float, float]]) -> float | None:
 @contextmanager
 def _put_back(run: Run) -> Iterator[None]:
     """Inside, the run may be trained with and nobody hears of it; afterwards all is as before."""
-    strategy, loaded = run.strategy, run.feed.source if run.feed is not None else None
+    strategy, loaded = (
+        run.strategy,
+        run.train_loader.source if run.train_loader is not None else None,
+    )
     batches: Any = getattr(loaded, "batches", None)
     own = copy.deepcopy(batches.state_dict()) if hasattr(batches, "load_state_dict") else None
     weights = {name: tensor.detach().clone() for name, tensor in strategy.model_state().items()}
@@ -141,19 +144,19 @@ def _put_back(run: Run) -> Iterator[None]:
         name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in run.optimizers.items()
     }
     scaler = strategy.scaler.state_dict() if strategy.scaler is not None else {}
-    streams = rng.capture(strategy.device)
+    streams = rng.get_state(strategy.device)
     kept = {
         name: getattr(run, name)
         for name in ("events", "running", "schedules", "progress", "timings")
     }
-    run.events, run.running, run.schedules = Events(), Running(), {}
+    run.events, run.accumulator, run.schedules = Events(), MetricAccumulator(), {}
     run.progress, run.timings = type(run.progress)(), type(run.timings)()
     try:
         yield
     finally:
         for name, value in kept.items():
             setattr(run, name, value)
-        strategy.take_bad_steps()
+        strategy.pop_nonfinite_steps()
         strategy.load_model_state(weights)
         for name, optimizer in run.optimizers.items():
             optimizer.load_state_dict(optimizers[name])
@@ -162,7 +165,7 @@ def _put_back(run: Run) -> Iterator[None]:
             strategy.scaler.load_state_dict(scaler)
         if own is not None:
             batches.load_state_dict(own)
-        rng.restore(streams, strategy.device)
+        rng.set_state(streams, strategy.device)
 
 
 def _sweep(run: Run, rates: list[float]) -> Iterator[tuple[float, float]]:
@@ -176,19 +179,19 @@ def _sweep(run: Run, rates: list[float]) -> Iterator[tuple[float, float]]:
             for group, base in zip(optimizer.param_groups, bases[name]):
                 group["lr"] = rate * (base / bases[name][0] if bases[name][0] else 1.0)
         run.loops.step.run(run, next(groups))
-        run.strategy.close_step()
+        run.strategy.finish_step()
         run.progress.step += 1
-        loss = run.running.take().get("train/loss", math.nan)
+        loss = run.accumulator.take().get("train/loss", math.nan)
         if not math.isfinite(loss):
             return
         yield rate, loss
 
 
-def _endless(run: Run) -> Iterator[Batches]:
-    assert run.feed is not None
+def _endless(run: Run) -> Iterator[MicroBatches]:
+    assert run.train_loader is not None
     epoch = 0
     while True:
-        yield from run.feed.open(epoch, 0)
+        yield from run.train_loader.open(epoch, 0)
         epoch += 1
 
 

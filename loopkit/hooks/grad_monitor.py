@@ -35,7 +35,7 @@ class GradMonitor(Hook):
         OptionError: an argument that is not accepted.
     """
 
-    steers = False
+    may_request = False
 
     def __init__(
         self, every: str | int = "50 steps", per: Literal["layer", "all"] = "layer"
@@ -56,8 +56,8 @@ class GradMonitor(Hook):
             OptionError: ``every`` needs data with a length.
         """
         self._before = {}
-        if run.feed is not None:
-            self._cadence = Cadence(self._every, run.plan, "GradMonitor(every=)")
+        if run.train_loader is not None:
+            self._cadence = Cadence(self._every, run.length, "GradMonitor(every=)")
             if not self._cadence.counts_steps:
                 raise OptionError(
                     f"GradMonitor(every='{self._every}') needs data with a length: give it in steps"

@@ -20,17 +20,17 @@ class LRMonitor(Hook):
     optimizers the optimizer's name comes first (``lr/generator/decay``).
     """
 
-    steers = False
+    may_request = False
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
         """Note the rates where a log may follow."""
         # Only at the end of an epoch of unknown length can a log come that the agenda does not know
         # of.
-        if run.progress.step < run.agenda.next and run.plan.steps_per_epoch is not None:
+        if run.progress.step < run.triggers.next and run.length.steps_per_epoch is not None:
             return
         for name, optimizer in run.optimizers.items():
             prefix = f"lr/{name}" if len(run.optimizers) > 1 else "lr"
             for index, group in enumerate(optimizer.param_groups):
                 rate = group["lr"]
                 value = rate.clone() if isinstance(rate, Tensor) else rate
-                run.running.add(f"{prefix}/{group.get('name', index)}", value, reduce="last")
+                run.accumulator.add(f"{prefix}/{group.get('name', index)}", value, reduce="last")

@@ -37,7 +37,7 @@ def model_card(
         "samples": progress.samples,
         "parameters": sum(p.numel() for p in run.task.parameters()),
         "strategy": f"{run.strategy.name} on {run.strategy.world_size} device(s)",
-        "precision": run.strategy.numerics.precision.name,
+        "precision": run.strategy.settings.precision.name,
         "seed": run.options.seed,
         "loopkit": __version__,
         "torch": str(torch.__version__),

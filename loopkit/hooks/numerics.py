@@ -31,7 +31,7 @@ class Numerics(Hook):
     def on_fit_start(self, run: Run) -> None:
         """Listen to every module and every trained parameter."""
         self._release()
-        backward = not run.strategy.numerics.precision.scaled
+        backward = not run.strategy.settings.precision.scaled
         for name, module in run.task.named_modules():
             called = f"{name} ({type(module).__name__})" if name else type(module).__name__
             look = partial(_check_output, called, run, backward)

@@ -43,7 +43,7 @@ class Profiler(Hook):
         OptionError: an argument that is not accepted.
     """
 
-    steers = False
+    may_request = False
 
     def __init__(
         self,

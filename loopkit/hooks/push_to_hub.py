@@ -106,7 +106,7 @@ class PushToHub(Hook):
         """
         if find_spec("huggingface_hub") is None:
             raise missing_extra("huggingface_hub", "hf", "PushToHub")
-        if run.feed is not None and run.saver is None:
+        if run.train_loader is not None and run.checkpointer is None:
             raise OptionError(
                 "PushToHub uploads what is saved, and this run saves nothing: leave "
                 "checkpoint=False out"
@@ -122,14 +122,14 @@ class PushToHub(Hook):
         """Upload the result, wait for it, and tell of what failed."""
         if (
             run.strategy.rank != 0
-            or run.saver is None
-            or run.saver.newest is None
+            or run.checkpointer is None
+            or run.checkpointer.newest is None
             or run.status == "interrupted"
         ):
             self._drop()
             return
-        path = run.best.get("checkpoint") if run.saver.settings.load_best else None
-        path = path or run.saver.newest
+        path = run.best.get("checkpoint") if run.checkpointer.settings.load_best else None
+        path = path or run.checkpointer.newest
         self._submit(run, path, _step(path))
         thread = self._thread
         if thread is not None:

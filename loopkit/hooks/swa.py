@@ -16,7 +16,7 @@ from loopkit import rng
 from loopkit.durations import Cadence, Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
-from loopkit.hooks.weight_averaging import Averages, trained_parameters
+from loopkit.hooks.weight_averaging import AveragedParameters, trained_parameters
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -47,7 +47,7 @@ class SWA(Hook):
         OptionError: an argument that is not accepted.
     """
 
-    steers = False
+    may_request = False
 
     def __init__(
         self, start: Every = "75%", every: Every = "1 epoch", batches: int | None = None
@@ -67,7 +67,7 @@ class SWA(Hook):
             )
         self._batches = batches
         self.count = 0
-        self._averages: Averages | None = None
+        self._averages: AveragedParameters | None = None
         self._loaded: Mapping[str, Any] | None = None
 
     def on_setup(self, run: Run) -> None:
@@ -79,7 +79,7 @@ class SWA(Hook):
                 in the task.
         """
         self._parameters: dict[str, nn.Parameter] = {}
-        if run.feed is None:
+        if run.train_loader is None:
             return
         saves = run.options.saves()
         if saves is not None and saves.load_best:
@@ -87,8 +87,8 @@ class SWA(Hook):
                 "SWA and Checkpoint(load_best=True) both decide which weights a run ends with: "
                 "drop one"
             )
-        first = self._start.in_steps(run.plan, "SWA(start=)")
-        self._cadence = Cadence(self._every, run.plan, "SWA(every=)")
+        first = self._start.in_steps(run.length, "SWA(start=)")
+        self._cadence = Cadence(self._every, run.length, "SWA(every=)")
         if first is None or not self._cadence.counts_steps:
             raise OptionError(
                 f"SWA(start='{self._start}', every='{self._every}') needs data with a length: give "
@@ -96,17 +96,17 @@ class SWA(Hook):
                 "in steps"
             )
         first_step = ceil(first)
-        if run.plan.steps is not None and first_step >= run.plan.steps:
+        if run.length.steps is not None and first_step >= run.length.steps:
             raise OptionError(
                 f"SWA(start='{self._start}') is step {first_step}, and the run ends at "
-                f"{run.plan.steps}: nothing would be averaged"
+                f"{run.length.steps}: nothing would be averaged"
             )
         self._due = self._cadence.next_step(max(run.progress.step, first_step))
         saved, self._loaded = self._loaded or {}, None
         self._parameters = trained_parameters(run)
         self.count = saved.get("count", 0)
         self._averages = (
-            Averages(self._parameters, saved["averages"], "SWA") if self.count else None
+            AveragedParameters(self._parameters, saved["averages"], "SWA") if self.count else None
         )
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ class SWA(Hook):
             return
         self._due = self._cadence.next_step(run.progress.step)
         if self._averages is None:
-            self._averages = Averages(self._parameters)
+            self._averages = AveragedParameters(self._parameters)
         else:
             self._averages.move(self._parameters, 1 / (self.count + 1))
         self.count += 1
@@ -123,7 +123,7 @@ class SWA(Hook):
     def on_fit_end(self, run: Run) -> None:
         """Give the task the averages, and its BatchNorm layers their statistics."""
         if self._averages is not None and run.status != "interrupted":
-            self._averages.put_into(self._parameters)
+            self._averages.copy_to(self._parameters)
             update_statistics(run, self._batches)
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,10 +144,10 @@ def update_statistics(run: Run, batches: int | None = None) -> None:
         batches: how many micro-batches of training data to take; None for one epoch.
     """
     layers = [m for m in run.task.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not layers or run.feed is None:
+    if not layers or run.train_loader is None:
         return
-    strategy, streams = run.strategy, rng.capture(run.strategy.device)
-    step, modes = strategy.method("train_step"), [(m, m.training) for m in run.task.modules()]
+    strategy, streams = run.strategy, rng.get_state(run.strategy.device)
+    step, modes = strategy.step_fn("train_step"), [(m, m.training) for m in run.task.modules()]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -155,9 +155,9 @@ def update_statistics(run: Run, batches: int | None = None) -> None:
     run.task.train()
     try:
         with torch.no_grad():
-            groups = run.feed.open(run.progress.epoch, 0)
+            groups = run.train_loader.open(run.progress.epoch, 0)
             for batch in islice((batch for group in groups for batch in group), batches):
-                with strategy.forward or nullcontext():
+                with strategy.forward_context or nullcontext():
                     step(batch)
                 run.task._logged.clear()
     finally:
@@ -165,4 +165,4 @@ def update_statistics(run: Run, batches: int | None = None) -> None:
             layer.momentum = momentum
         for module, training in modes:
             module.training = training
-        rng.restore(streams, strategy.device)
+        rng.set_state(streams, strategy.device)

@@ -44,7 +44,7 @@ class Throughput(Hook):
         OptionError: an argument that is not accepted.
     """
 
-    steers = False
+    may_request = False
 
     def __init__(
         self,
@@ -69,7 +69,11 @@ class Throughput(Hook):
         self._since: float | None = None
         self._done = (0, 0, 0)
         self.flops_per_step = None
-        if self._count and run.feed is not None and run.strategy.numerics.compile is not None:
+        if (
+            self._count
+            and run.train_loader is not None
+            and run.strategy.settings.compile is not None
+        ):
             warnings.warn(
                 "Throughput(flops=True) cannot see into compiled code and counts nothing: count in "
                 "a short "
@@ -92,7 +96,7 @@ class Throughput(Hook):
             self.flops_per_step = self._counter.get_total_flops()
             self._counter = None
         progress = run.progress
-        if progress.step < run.agenda.next:
+        if progress.step < run.triggers.next:
             return
         if run.strategy.device.type == "cuda":
             torch.cuda.synchronize(run.strategy.device)
@@ -128,7 +132,7 @@ class Throughput(Hook):
             name,
             rate,
         ) in rates.items():  # weighted by time, rates of unequal stretches average exactly
-            run.running.add(f"train/{name}", rate, seconds)
+            run.accumulator.add(f"train/{name}", rate, seconds)
 
 
 def _more_formulas() -> dict[Any, Any]:

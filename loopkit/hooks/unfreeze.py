@@ -39,7 +39,7 @@ class Unfreeze(Hook):
         OptionError: there are no stages, or one is not accepted.
     """
 
-    steers = False
+    may_request = False
 
     def __init__(self, stages: Mapping[str | int, str | Sequence[str]]) -> None:
         if not isinstance(stages, Mapping) or not stages:
@@ -72,11 +72,11 @@ class Unfreeze(Hook):
                 cannot be told.
         """
         self._waiting, self._next = {}, -1
-        if run.feed is None:
+        if run.train_loader is None:
             return
         trained = trained_parameters(run)
         for duration, patterns in self._stages:
-            steps = duration.in_steps(run.plan, "Unfreeze")
+            steps = duration.in_steps(run.length, "Unfreeze")
             if steps is None:
                 raise OptionError(
                     f"Unfreeze({{'{duration}': …}}) needs data with a length: give it in steps"

@@ -23,7 +23,7 @@ def trained_parameters(run: Run) -> dict[str, nn.Parameter]:
     Raises:
         OptionError: the strategy keeps them to itself.
     """
-    if not run.strategy.shows_gradients:
+    if not run.strategy.exposes_gradients:
         raise OptionError(
             f"EMA, SWA, Unfreeze and GradMonitor follow the parameters that the optimizer holds, "
             f"and "
@@ -37,7 +37,7 @@ def trained_parameters(run: Run) -> dict[str, nn.Parameter]:
     return {n: p for n, p in run.task.named_parameters() if id(p) in held and p.is_floating_point()}
 
 
-class Averages:
+class AveragedParameters:
     """Moving averages of parameters, on their devices; in single precision where a parameter's own
     is lower.
 
@@ -87,7 +87,7 @@ class Averages:
         torch._foreach_lerp_(averages, values, weight)
 
     @torch.no_grad()
-    def put_into(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Give the parameters the averages' values.
 
         Raises:

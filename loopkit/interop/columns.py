@@ -109,8 +109,8 @@ def columns_of(data: Any) -> list[str]:
     data = data.dataset if isinstance(data, Loader) else data
     names = getattr(data, "column_names", None)
     if names is None and _sized(data) and len(data):
-        streams = rng.capture()  # a look may draw from them
+        streams = rng.get_state()  # a look may draw from them
         first = data[0]
-        rng.restore(streams)
+        rng.set_state(streams)
         names = list(first) if isinstance(first, Mapping) else None
     return list(names or ())

@@ -225,7 +225,7 @@ class HFTask(Task):
         """Say what is left out of the data; and find out now, not at the first save, whether all
         can be saved.
         """
-        if run.saver is not None:
+        if run.checkpointer is not None:
             self.checkpoint_files()
         if self._selects:
             for data in (each for part in ("train", "eval") for each in sets(self._data[part])):

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import IO, Any
 
 from loopkit.loggers.base import Logger
-from loopkit.loggers.serialize import replace_file, set_aside
+from loopkit.loggers.serialize import rename_aside, replace_file
 
 _PATIENCE = 20
 
@@ -47,7 +47,7 @@ class CsvLogger(Logger):
         self.path = Path(run_dir) / self._given
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if step == 0:
-            set_aside(self.path)
+            rename_aside(self.path)
         self._columns, rows = _read(self.path)
         kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) <= step]
         replace_file(self.path, [_line(self._columns), *map(_line, kept)])

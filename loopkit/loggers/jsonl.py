@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from loopkit.loggers.base import Logger
-from loopkit.loggers.serialize import plain, replace_file, set_aside
+from loopkit.loggers.serialize import plain, rename_aside, replace_file
 
 _ODD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
@@ -114,7 +114,7 @@ def _number(value: Any) -> Any:
 def _resume(path: Path, step: int) -> list[dict[str, Any]]:
     """Cut the file back to ``step``; returns the rows that stay."""
     if step == 0:
-        set_aside(path)
+        rename_aside(path)
     if not path.exists():
         return []
     rows, lines, cut = [], [], False

@@ -97,7 +97,7 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> None:
+def rename_aside(path: Path) -> None:
     """Make way for a fresh ``path``: what an earlier attempt left there gets a number
     (``metrics.1.jsonl``).
     """

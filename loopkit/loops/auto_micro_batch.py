@@ -1,4 +1,4 @@
-"""SplittingStep: micro-batches cut smaller where the device's memory runs out, with the same
+"""AutoMicroBatchStep: micro-batches cut smaller where the device's memory runs out, with the same
 gradient.
 """
 
@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopkit.data.micro_batches import Batches
+from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import LoopkitWarning
 from loopkit.loops.step import StepLoop
-from loopkit.metrics.accumulator import Running
+from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.run import Run
 
 _SIGNS = ("can't allocate memory", "out of memory", "not enough memory")
 
 
-class SplittingStep(StepLoop):
+class AutoMicroBatchStep(StepLoop):
     """One optimizer step, begun anew over micro-batches of half the size when it does not fit into
     memory.
 
@@ -29,43 +29,43 @@ class SplittingStep(StepLoop):
     resumed run cuts alike.
     """
 
-    def run(self, run: Run, batches: Batches) -> Mapping[str, Any]:
+    def run(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
         """Do the step; what it returns goes to ``on_step_end``."""
         out = self._that_fits(run, batches)
         self.update(run)
         return out
 
-    def _that_fits(self, run: Run, batches: Batches) -> Mapping[str, Any]:
+    def _that_fits(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
         while True:
-            cut = cut_up(batches, run.parts)
-            collected, run.running = (
-                run.running,
-                Running(),
+            cut = split_batches(batches, run.micro_batch_splits)
+            collected, run.accumulator = (
+                run.accumulator,
+                MetricAccumulator(),
             )  # what a broken-off attempt logs is not kept
             try:
                 out = self.backward(run, cut)
             except Exception as error:
-                run.running = collected
+                run.accumulator = collected
                 run.task._logged.clear()
                 if not is_out_of_memory(error) or max(cut.sizes) <= 1:
                     raise
                 told = str(error).splitlines()[0]
             else:
-                collected.absorb(run.running)
-                run.running = collected
+                collected.absorb(run.accumulator)
+                run.accumulator = collected
                 return out
             # Only here is the error gone, and with it the frames that hold the activations.
             self._halve(run, told)
 
     def _halve(self, run: Run, told: str) -> None:
-        run.parts *= 2
+        run.micro_batch_splits *= 2
         run.task.zero_grad()
         if run.strategy.device.type == "cuda":
             torch.cuda.empty_cache()
         said = (
             f"step {run.progress.step + 1} does not fit into memory ({told}): it is begun anew, "
             f"and each "
-            f"micro-batch is taken in {run.parts} parts from here on"
+            f"micro-batch is taken in {run.micro_batch_splits} parts from here on"
         )
         warnings.warn(said, LoopkitWarning, stacklevel=3)
 
@@ -77,13 +77,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
-def cut_up(batches: Batches, parts: int) -> Batches:
+def split_batches(batches: MicroBatches, parts: int) -> MicroBatches:
     """The group with each micro-batch in up to ``parts`` slices of about the same number of
     samples.
     """
     if parts == 1:
         return batches
-    cut = Batches(batches.start)
+    cut = MicroBatches(batches.start)
     for batch, size in zip(batches, batches.sizes):
         step = -(-size // parts)
         for low in range(0, size, step):

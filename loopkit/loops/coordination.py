@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopkit.data.micro_batches import Batches
+from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import DataError
 from loopkit.events import listens
 from loopkit.loops.step import StepLoop
@@ -16,15 +16,17 @@ def _ask_all(run: Run, *numbers: float) -> list[float]:
     """Make every rank's requests everyone's; the sums of what else each says. One small sum over
     all ranks.
     """
-    agenda, world = run.agenda, run.strategy.world
-    wishes = agenda.wishes()
-    sums = world.add(*(float(what in wishes) for what in ASKS), *numbers)
+    agenda, world = run.triggers, run.strategy.world
+    wishes = agenda.pop_local_requests()
+    sums = world.all_reduce_sum(*(float(what in wishes) for what in ASKS), *numbers)
     for what, count in zip(ASKS, sums):
         if count:
-            agenda.agree(what)
+            agenda.confirm(what)
     if sums[0]:  # a stop has a reason, which only the rank that asked may know
-        reasons = [reason for reason in world.gather(run.reason) if reason is not None]
-        run.status, run.why = reasons[0] if reasons else ("stopped", "")
+        reasons = [
+            reason for reason in world.all_gather_object(run.requested_end) if reason is not None
+        ]
+        run.status, run.reason = reasons[0] if reasons else ("stopped", "")
     return sums[len(ASKS) :]
 
 
@@ -35,7 +37,7 @@ def spaced(run: Run) -> bool:
     itself what
     the others have: how much, and until when.
     """
-    feed = run.feed
+    feed = run.train_loader
     assert feed is not None
     steering = [who for who in (run.task, *run.hooks) if getattr(who, "steers", True)]
     heard = any(listens(who, event) for who in steering for event in _WITHIN)
@@ -48,16 +50,16 @@ def agree(run: Run) -> bool:
     Returns:
         Whether any rank has collected something to log.
     """
-    collected: float = len(run.running)
+    collected: float = len(run.accumulator)
     if run.strategy.world_size > 1:
         clock = run.progress.seconds if run.strategy.rank == 0 else 0.0
-        late = run.words.take_tokens() * run.strategy.data.counts
+        late = run.sync_schedule.take_tokens() * run.strategy.dp.is_group_leader
         collected, run.progress.seconds, tokens = _ask_all(run, collected, clock, late)
         run.progress.tokens += int(tokens)
     return collected > 0
 
 
-def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | None:
+def join(run: Run, batches: MicroBatches | None, held: MicroBatches | None) -> MicroBatches | None:
     """Between two steps: where a word is due, have all ranks know of all requests, and of all data
     at hand.
 
@@ -73,15 +75,15 @@ def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | N
     Raises:
         DataError: the others have data and this rank never had any.
     """
-    words, step = run.words, run.progress.step
+    words, step = run.sync_schedule, run.progress.step
     if step < words.next:
         if batches is not None:
             words.tokens, batches.tokens = words.tokens + batches.tokens, 0
         return batches
-    first, until = run.strategy.rank == 0, run.agenda.alarm - run.seconds()
+    first, until = run.strategy.rank == 0, run.triggers.next_deadline - run.seconds()
     if first and until <= 0:
-        run.agenda.ask("clock")  # something is due by the clock, which is the first rank's
-    counts = run.strategy.data.counts
+        run.triggers.request("clock")  # something is due by the clock, which is the first rank's
+    counts = run.strategy.dp.is_group_leader
     mine = (0, 0, 0) if batches is None or not counts else (1, batches.samples, batches.tokens)
     space = words.space(step, until) if words.spaced and first else 0
     ranks, samples, tokens, late, space = map(
@@ -89,16 +91,18 @@ def join(run: Run, batches: Batches | None, held: Batches | None) -> Batches | N
     )
     words.next = step + space
     run.progress.tokens += late
-    feed = run.feed
+    feed = run.train_loader
     assert feed is not None
-    if feed.source.may_differ and ranks > 0 and not run.agenda.asked("stop"):
+    if feed.source.uneven and ranks > 0 and not run.triggers.is_requested("stop"):
         batches = _filled(batches, held, feed.accumulate, run.strategy.rank)
     if batches is not None:
         batches.total, batches.tokens = samples, tokens
     return batches
 
 
-def _filled(batches: Batches | None, held: Batches | None, accumulate: int, rank: int) -> Batches:
+def _filled(
+    batches: MicroBatches | None, held: MicroBatches | None, accumulate: int, rank: int
+) -> MicroBatches:
     """A group of as many micro-batches as the other ranks': what is missing stands in, and counts
     for nothing.
     """
@@ -109,7 +113,7 @@ def _filled(batches: Batches | None, held: Batches | None, accumulate: int, rank
             f"leave out "
             "Loader(sharded=True) to have one stream dealt out to all"
         )
-    group = Batches(last.start if batches else last.end)
+    group = MicroBatches(last.start if batches else last.end)
     group.extend(batches or ())
     group.sizes = list(batches.sizes) if batches else []
     group.samples = batches.samples if batches else 0

@@ -13,7 +13,7 @@ from math import inf
 from time import perf_counter
 
 from loopkit import rng
-from loopkit.data.micro_batches import Batches
+from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import DataError, MetricError, nearest
 from loopkit.loops.coordination import agree, join, spaced
 from loopkit.loops.nonfinite import check_finite
@@ -34,20 +34,20 @@ class EpochLoop:
         progress, events, agenda, strategy, timings = (
             run.progress,
             run.events,
-            run.agenda,
+            run.triggers,
             run.strategy,
             run.timings,
         )
-        assert run.feed is not None
+        assert run.train_loader is not None
         step, joint, batches = run.loops.step, strategy.world_size > 1, None
         if events.epoch_start is not None:
             events.epoch_start(run)
-        agenda.look_ahead(progress.step)
-        run.words.spaced = joint and spaced(run)
+        agenda.update_next(progress.step)
+        run.sync_schedule.spaced = joint and spaced(run)
         timed = (
-            not joint and agenda.alarm < inf
+            not joint and agenda.next_deadline < inf
         )  # among ranks the first one's clock is met between two steps
-        groups = iter(run.feed.open(progress.epoch, progress.position))
+        groups = iter(run.train_loader.open(progress.epoch, progress.position))
         while True:
             began = perf_counter()
             held, batches = batches, fetch(run, groups)
@@ -61,18 +61,18 @@ class EpochLoop:
             if events.step_start is not None:
                 events.step_start(run, batches)
             out = step.run(run, batches)
-            bad = strategy.close_step()
+            bad = strategy.finish_step()
             progress.count(batches)
             if bad:
                 check_finite(run)
-            run.data_state = batches.state
+            run.data_position = batches.state
             if events.step_end is not None:
                 events.step_end(run, out)
             timings.steps += 1
             if (
                 progress.step < agenda.next
                 and not batches.last
-                and not (timed and run.seconds() >= agenda.alarm)
+                and not (timed and run.seconds() >= agenda.next_deadline)
             ):
                 if events.commit is not None:
                     events.commit(run)
@@ -94,25 +94,25 @@ class EpochLoop:
         """
         joint = run.strategy.world_size > 1
         left = False
-        if run.agenda.asked("stop") and not (stepped and joint):
+        if run.triggers.is_requested("stop") and not (stepped and joint):
             self.leave(run)
             left = True
-        elif stepped and joint and run.agenda.waiting():
+        elif stepped and joint and run.triggers.has_requests():
             left = self.boundary(run, epoch_is_over=False, between_steps=True)
-        elif joint and run.agenda.waiting():
-            run.agenda.look_ahead(
+        elif joint and run.triggers.has_requests():
+            run.triggers.update_next(
                 run.progress.step
             )  # asked for before the first step: met at its end
-        run.streams = None
+        run.rng_state_at_commit = None
         return left
 
     def leave(self, run: Run) -> None:
         """A signal broke off the wait for data: save the state of the last commit."""
         run.stopping = True
         run.tick()
-        if run.saver is not None:
+        if run.checkpointer is not None:
             check_finite(run)
-            run.saver.save(run)
+            run.checkpointer.save(run)
 
     def boundary(self, run: Run, *, epoch_is_over: bool, between_steps: bool = False) -> bool:
         """Do what is due after the step just counted; returns whether this pass is to be left.
@@ -120,17 +120,17 @@ class EpochLoop:
         ``between_steps`` says that the step was dealt with before, and only then its pass turned
         out to be over.
         """
-        progress, events, agenda = run.progress, run.events, run.agenda
+        progress, events, agenda = run.progress, run.events, run.triggers
         run.tick()
         collected = agree(run)
         ended = progress.epoch + 1 if epoch_is_over else None
-        due = agenda.take(progress.step, progress.seconds, ended, again=between_steps)
+        due = agenda.pop_due(progress.step, progress.seconds, ended, again=between_steps)
         epoch_is_over = epoch_is_over or "end_epoch" in due
         check_finite(run)
-        run.running.compact()
+        run.accumulator.compact()
         if epoch_is_over:
             progress.close_epoch()
-            run.data_state = None
+            run.data_position = None
         run.stopping = run.stopping or "stop" in due
         closing = (
             run.finished() and run.status == "finished"
@@ -144,34 +144,36 @@ class EpochLoop:
         if events.commit is not None and not between_steps:
             events.commit(run)
         agree(run)
-        if run.saver is not None:
-            asked = agenda.forget(
+        if run.checkpointer is not None:
+            asked = agenda.pop(
                 "save"
             )  # by the evaluation just done; what is saved now is that, due or not
-            if asked or "save" in due or run.finished() or agenda.asked("stop"):
-                run.saver.save(run)
-            run.saver.poll(run)
-        run.stopping = run.stopping or agenda.asked("stop")
-        agenda.look_ahead(progress.step)
+            if asked or "save" in due or run.finished() or agenda.is_requested("stop"):
+                run.checkpointer.save(run)
+            run.checkpointer.poll(run)
+        run.stopping = run.stopping or agenda.is_requested("stop")
+        agenda.update_next(progress.step)
         return epoch_is_over or run.finished()
 
 
-def fetch(run: Run, groups: Iterator[Batches]) -> Batches | None:
+def fetch(run: Run, groups: Iterator[MicroBatches]) -> MicroBatches | None:
     """The next group; None when there is none, or a signal broke off the wait for it, where that
     can be told.
     """
-    heard = run.progress.step >= run.words.next  # else the others would go on without this rank
+    heard = (
+        run.progress.step >= run.sync_schedule.next
+    )  # else the others would go on without this rank
     if heard and run.seed is None and run.strategy.world_size > 1:
         # What is asked for by others is met after this, and saved as if nothing had been drawn for
         # it.
-        run.streams = rng.capture(run.strategy.device)
-    run.fetching = heard
+        run.rng_state_at_commit = rng.get_state(run.strategy.device)
+    run.waiting_for_data = heard
     try:
         return next(groups, None)
     except Interrupted:
         return None
     finally:
-        run.fetching = False
+        run.waiting_for_data = False
 
 
 def evaluate(run: Run) -> None:
@@ -182,8 +184,8 @@ def evaluate(run: Run) -> None:
         MetricError: ``Checkpoint(best=)`` names a metric that the evaluation did not give.
     """
     metrics = run.loops.eval.run(run, run.evaluation)
-    run.measured_at = run.progress.step
-    note_best(run, metrics)
+    run.last_eval_step = run.progress.step
+    record_best(run, metrics)
     for schedule in run.schedules.values():
         schedule.after_eval(metrics)
     run.publish(metrics)
@@ -191,7 +193,7 @@ def evaluate(run: Run) -> None:
         run.events.eval_end(run, metrics)
 
 
-def note_best(run: Run, metrics: Mapping[str, float]) -> None:
+def record_best(run: Run, metrics: Mapping[str, float]) -> None:
     """Ask for a checkpoint where the metric that decides is better than ever before."""
     saves = run.options.saves()
     wanted = saves.metric() if saves is not None else None
@@ -213,4 +215,4 @@ def note_best(run: Run, metrics: Mapping[str, float]) -> None:
             "step": run.progress.step,
             "epoch": run.progress.epoch,
         }
-        run.agenda.ask("save")
+        run.triggers.request("save")

@@ -13,7 +13,7 @@ import torch
 
 from loopkit import rng
 from loopkit.data.micro_batches import Source
-from loopkit.data.nested import mover
+from loopkit.data.nested import transfer_fn
 from loopkit.errors import TaskError
 from loopkit.metrics.evaluation import Evaluation
 from loopkit.optim.schedule_free import evaluation_weights
@@ -22,21 +22,21 @@ from loopkit.task import name_of
 
 
 @contextmanager
-def quietly(run: Run) -> Iterator[None]:
+def evaluation_mode(run: Run) -> Iterator[None]:
     """Inside: ``eval()`` mode, weights to evaluate, no gradients; afterwards all of it and every
     stream as before.
     """
     modes = [(module, module.training) for module in run.task.modules()]
-    streams = rng.capture(run.strategy.device)
+    streams = rng.get_state(run.strategy.device)
     run.task.eval()
     try:
         with evaluation_weights(run.optimizers.values()), torch.no_grad():
             yield
     finally:
-        run.strategy.settle()
+        run.strategy.reshard()
         for module, training in modes:
             module.training = training
-        rng.restore(streams, run.strategy.device)
+        rng.set_state(streams, run.strategy.device)
 
 
 class EvalLoop:
@@ -52,10 +52,10 @@ class EvalLoop:
         """
         if run.events.eval_start is not None:
             run.events.eval_start(run)
-        began, samples, world = perf_counter(), 0.0, run.strategy.data
+        began, samples, world = perf_counter(), 0.0, run.strategy.dp
         metrics: dict[str, float] = {}
         arrays: dict[str, Any] = {}
-        with quietly(run):
+        with evaluation_mode(run):
             for name, source in data.items():
                 evaluation = Evaluation(run.task, run.strategy.device, world)
                 samples += self.measure(run, source, evaluation)
@@ -63,9 +63,11 @@ class EvalLoop:
                 metrics |= found
                 arrays |= shaped
         seconds = perf_counter() - began
-        (samples,) = world.add(samples)
+        (samples,) = world.all_reduce_sum(samples)
         metrics |= {"eval/runtime": seconds, "eval/samples_per_second": samples / seconds}
-        metrics = world.share(metrics)  # what is decided by them must be the same everywhere
+        metrics = world.broadcast_object(
+            metrics
+        )  # what is decided by them must be the same everywhere
         run.loggers.log_arrays(arrays, run.progress.step)
         return metrics
 
@@ -77,17 +79,17 @@ class EvalLoop:
             TaskError: ``eval_step`` returned no mapping.
         """
         strategy, seen = run.strategy, run.events.eval_step_end
-        step = strategy.method("eval_step")
-        move = mover(strategy.device, strategy.numerics.precision.storage)
+        step = strategy.step_fn("eval_step")
+        move = transfer_fn(strategy.device, strategy.settings.precision.storage)
         samples = 0
         for number, (batch, size, *_) in enumerate(source.open(0, 0)):
-            if not size and not strategy.lockstep:
+            if not size and not strategy.collective_forward:
                 continue
             if run.seed is not None:
-                turn = number * strategy.data.size + strategy.data.rank
+                turn = number * strategy.dp.size + strategy.dp.rank
                 rng.seed_all(rng.mix(run.seed, turn, 3), strategy.device)
             placed = batch if move is None else move(batch)
-            with strategy.forward or nullcontext():
+            with strategy.forward_context or nullcontext():
                 outputs = step(placed)
             if not isinstance(outputs, Mapping):
                 raise TaskError(

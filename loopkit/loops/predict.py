@@ -11,9 +11,9 @@ from torch import Tensor
 
 from loopkit import rng
 from loopkit.data.micro_batches import Source
-from loopkit.data.nested import map_tensors, mover
-from loopkit.loops.evaluate import quietly
-from loopkit.metrics.sync import in_turn
+from loopkit.data.nested import map_tensors, transfer_fn
+from loopkit.loops.evaluate import evaluation_mode
+from loopkit.metrics.sync import interleave_ranks
 from loopkit.run import Run
 
 Writer = Callable[[Any], None]
@@ -35,33 +35,31 @@ class PredictLoop:
             writer).
         """
         strategy, seen = run.strategy, run.events.predict_step_end
-        step = strategy.method("predict_step")
-        move = mover(strategy.device, strategy.numerics.precision.storage)
+        step = strategy.step_fn("predict_step")
+        move = transfer_fn(strategy.device, strategy.settings.precision.storage)
         kept: list[Any] = []
-        world = strategy.data
-        with quietly(run):
+        world = strategy.dp
+        with evaluation_mode(run):
             for number, (batch, size, *_) in enumerate(source.open(0, 0)):
                 if run.seed is not None:
                     turn = number * world.size + world.rank
                     rng.seed_all(rng.mix(run.seed, turn, 4), strategy.device)
                 outputs = None
-                if size or strategy.lockstep:
+                if size or strategy.collective_forward:
                     placed = batch if move is None else move(batch)
-                    with strategy.forward or nullcontext():
+                    with strategy.forward_context or nullcontext():
                         outputs = step(placed)
                 if seen is not None and size:
                     seen(run, outputs)
                 mine = [map_tensors(lambda tensor: tensor.detach().cpu(), outputs)] if size else []
-                if (
-                    writer is None or source.may_differ
-                ):  # ranks then take different numbers of turns
+                if writer is None or source.uneven:  # ranks then take different numbers of turns
                     kept += mine
                     continue
-                for part in in_turn(world.collect(mine)):
+                for part in interleave_ranks(world.gather_object(mine)):
                     writer(part)
         if writer is None:
-            return join(in_turn(world.gather(kept)))
-        for part in in_turn(world.collect(kept)):
+            return join(interleave_ranks(world.all_gather_object(kept)))
+        for part in interleave_ranks(world.gather_object(kept)):
             writer(part)
         return None
 

@@ -13,7 +13,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from loopkit.data.micro_batches import Batches
+from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import DataError, TaskError
 from loopkit.rng import at_step, mix
 from loopkit.run import Run
@@ -27,7 +27,7 @@ class StepLoop:
     It keeps precision, accumulation, clipping, events and counting, whatever it does in between.
     """
 
-    def run(self, run: Run, batches: Batches) -> Mapping[str, Any]:
+    def run(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
         """Do the step; what it returns goes to ``on_step_end``."""
         out = self.backward(run, batches)
         self.update(run)
@@ -36,7 +36,7 @@ class StepLoop:
     def backward(
         self,
         run: Run,
-        batches: Batches,
+        batches: MicroBatches,
         method: str = "train_step",
         optimizers: Sequence[str] | None = None,
         *,
@@ -61,15 +61,17 @@ class StepLoop:
             TaskError: the step returned no usable loss.
             DataError: the step's weights add up to nothing.
         """
-        strategy, task, running, timings = run.strategy, run.task, run.running, run.timings
-        world, place = strategy.data.size, strategy.data.rank
+        strategy, task, running, timings = run.strategy, run.task, run.accumulator, run.timings
+        world, place = strategy.dp.size, strategy.dp.rank
         # Of all of a run's steps alike, the shorter last one of an epoch too: then ranks can be
         # traded for batches.
         several = (
-            world > 1 or len(batches) > 1 or (run.feed is not None and run.feed.accumulate > 1)
+            world > 1
+            or len(batches) > 1
+            or (run.train_loader is not None and run.train_loader.accumulate > 1)
         )
         micro_step_end = run.events.micro_step_end
-        call, context, step = strategy.method(method), strategy.forward, run.progress.step
+        call, context, step = strategy.step_fn(method), strategy.forward_context, run.progress.step
         seed = (
             run.seed
             if run.seed is None or method == "train_step"
@@ -82,9 +84,9 @@ class StepLoop:
         out: Mapping[str, Any] = {}
         for index, batch in enumerate(batches):
             if seed is not None:
-                strategy.seed(at_step(seed, step, index * world + place))
+                strategy.set_seed(at_step(seed, step, index * world + place))
             if several:
-                strategy.sync(index == count - 1)
+                strategy.set_gradient_sync(index == count - 1)
             began = perf_counter()
             if context is None:
                 returned = call(batch)
@@ -121,9 +123,11 @@ class StepLoop:
         """
         strategy, before_update, schedules = run.strategy, run.events.before_update, run.schedules
         began = perf_counter()
-        norm = strategy.complete(optimizers, run.divisor, want_norm=before_update is not None)
+        norm = strategy.finalize_gradients(
+            optimizers, run.divisor, want_norm=before_update is not None
+        )
         if norm is not None:
-            run.running.add("train/grad_norm", norm, reduce="last")
+            run.accumulator.add("train/grad_norm", norm, reduce="last")
         if before_update is not None:
             before_update(run, norm)
         bound = (
@@ -133,7 +137,7 @@ class StepLoop:
         )
         for schedule in bound:
             schedule.before_update(run.progress.step)
-        strategy.update(optimizers)
+        strategy.optimizer_step(optimizers)
         for schedule in bound:
             schedule.after_update()
         run.timings.update += perf_counter() - began
@@ -197,7 +201,7 @@ def _unit(run: Run, weights: list[Any]) -> Any:
     """
     if run.strategy.world_size > 1:
         if run.unit is None:
-            largest = max(run.strategy.world.gather(float(weights[0])))
+            largest = max(run.strategy.world.all_gather_object(float(weights[0])))
             run.unit = 2.0 ** math.floor(math.log2(max(largest, 1.0)))
         return run.unit
     first = weights[0]
@@ -234,14 +238,14 @@ def _divisor(run: Run, weights: list[Any], count: int, method: str, *, several: 
     total = sum(weights[1:], start=weights[0])
     if strategy.world_size > 1:
         if isinstance(total, Tensor):
-            total = strategy.data.add_tensor(total)
+            total = strategy.dp.all_reduce_tensor(total)
         else:
-            (total,) = strategy.data.add(total)
+            (total,) = strategy.dp.all_reduce_sum(total)
     if not isinstance(total, Tensor) and total <= 0:
         raise DataError(f"{where} returned weight={total!r}: the step has nothing to train on")
     if not several:
         return None
-    return total / _unit(run, weights) / strategy.data.size
+    return total / _unit(run, weights) / strategy.dp.size
 
 
 def freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:
@@ -270,5 +274,7 @@ def freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:
 def _drain(run: Run, size: int, log: bool) -> None:
     logged = run.task._logged
     for name, value, reduce in logged if log else ():
-        run.running.add(name, value.detach() if isinstance(value, Tensor) else value, size, reduce)
+        run.accumulator.add(
+            name, value.detach() if isinstance(value, Tensor) else value, size, reduce
+        )
     logged.clear()

@@ -19,7 +19,7 @@ def _alone(value: Any) -> list[Any]:
     return [value]
 
 
-class Running:
+class MetricAccumulator:
     """Named scalars since the last log. Adding one keeps a reference and costs no device read.
 
     Sums are taken by ``math.fsum`` over the values themselves, so an average does not depend on
@@ -41,7 +41,7 @@ class Running:
             entry = self._pending[name] = (reduce, [])
         entry[1].append((value, weight))
 
-    def absorb(self, other: Running) -> None:
+    def absorb(self, other: MetricAccumulator) -> None:
         """Take in what ``other`` has collected."""
         for name, (reduce, pairs) in other._pending.items():
             for value, weight in pairs:

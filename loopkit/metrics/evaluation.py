@@ -15,8 +15,8 @@ from torch import Tensor
 
 from loopkit.data.nested import map_tensors
 from loopkit.errors import MetricError
-from loopkit.metrics.accumulator import Running
-from loopkit.metrics.sync import Replayed, in_turn, is_torchmetric, merge, widen
+from loopkit.metrics.accumulator import MetricAccumulator
+from loopkit.metrics.sync import ReplayedMetric, interleave_ranks, is_torchmetric, merge, to_float64
 from loopkit.task import Task, name_of, overrides
 
 PADDING = -100
@@ -30,13 +30,13 @@ class Ranks(Protocol):
 
     size: int
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Everyone's value."""
 
-    def collect(self, value: Any) -> list[Any]:
+    def gather_object(self, value: Any) -> list[Any]:
         """Everyone's value, on the first rank."""
 
-    def first(self, function: Callable[[], Any]) -> Any:
+    def run_on_rank_zero(self, function: Callable[[], Any]) -> Any:
         """What the function gives on the first rank."""
 
 
@@ -81,7 +81,7 @@ class Evaluation:
             (name, self._prepared(metric, device), _wanted(name, metric))
             for name, metric in _flat(task.metrics(), "")
         ]
-        self._means = Running()
+        self._means = MetricAccumulator()
         self._whole = overrides(task, "compute_metrics")
         self._kept: dict[str, list[Any]] = {}
 
@@ -89,9 +89,9 @@ class Evaluation:
         metric = metric.to(device) if hasattr(metric, "to") else metric
         if is_torchmetric(metric):
             if device.type != "mps":  # which has no double precision
-                widen(metric)
+                to_float64(metric)
             return metric
-        return Replayed(metric) if self._ranks.size > 1 else metric
+        return ReplayedMetric(metric) if self._ranks.size > 1 else metric
 
     def update(
         self, outputs: Mapping[str, Any], size: int, logged: Sequence[tuple[str, Any, str]] = ()
@@ -115,7 +115,9 @@ class Evaluation:
         for name, metric, (needed, optional) in self._metrics:
             missing = [argument for argument in needed if argument not in outputs]
             if missing:
-                kind = type(metric.metric if isinstance(metric, Replayed) else metric).__name__
+                kind = type(
+                    metric.metric if isinstance(metric, ReplayedMetric) else metric
+                ).__name__
                 raise MetricError(
                     f"the metric {name!r} ({kind}) asks for {missing[0]!r}, and "
                     f"{name_of(self._task)}.eval_step returned {', '.join(map(repr, outputs))}: "
@@ -136,16 +138,18 @@ class Evaluation:
         Raises:
             MetricError: ``compute_metrics`` returned no mapping.
         """
-        gather = self._ranks.gather
+        gather = self._ranks.all_gather_object
         found: dict[str, Any] = dict(self._means.take(gather))
         for name, metric, _ in self._metrics:
             if self._ranks.size > 1 and is_torchmetric(metric):
                 merge(metric, gather)
-            computed = metric.compute(gather) if isinstance(metric, Replayed) else metric.compute()
+            computed = (
+                metric.compute(gather) if isinstance(metric, ReplayedMetric) else metric.compute()
+            )
             found |= dict(_flat_values(computed, name))
         if self._whole:
-            everyones = self._ranks.collect(self._kept)
-            found |= self._ranks.first(lambda: self._of_the_whole(everyones))
+            gathered = self._ranks.gather_object(self._kept)
+            found |= self._ranks.run_on_rank_zero(lambda: self._of_the_whole(gathered))
         scalars, arrays = {}, {}
         for name, value in found.items():
             if isinstance(value, (int, float)):
@@ -154,9 +158,9 @@ class Evaluation:
                 arrays[prefix + name] = value
         return scalars, arrays
 
-    def _of_the_whole(self, everyones: list[dict[str, list[Any]]]) -> dict[str, Any]:
-        keys = dict.fromkeys(key for kept in everyones for key in kept)
-        kept = {key: in_turn([part.get(key, []) for part in everyones]) for key in keys}
+    def _of_the_whole(self, gathered: list[dict[str, list[Any]]]) -> dict[str, Any]:
+        keys = dict.fromkeys(key for kept in gathered for key in kept)
+        kept = {key: interleave_ranks([part.get(key, []) for part in gathered]) for key in keys}
         computed = self._task.compute_metrics(
             EvalOutputs({key: joined(parts) for key, parts in kept.items()})
         )

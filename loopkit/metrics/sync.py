@@ -21,7 +21,7 @@ def is_torchmetric(metric: Any) -> bool:
     return module is not None and isinstance(metric, (module.Metric, module.MetricCollection))
 
 
-def widen(metric: Any) -> None:
+def to_float64(metric: Any) -> None:
     """Have a torchmetrics metric add up in double precision, so that its sums do not depend on
     their order.
 
@@ -31,7 +31,7 @@ def widen(metric: Any) -> None:
         metric.set_dtype(torch.float64)
 
 
-class Replayed:
+class ReplayedMetric:
     """A metric of another kind, whose state cannot be put together: what its updates were given is,
     in their order.
 
@@ -48,7 +48,7 @@ class Replayed:
 
     def compute(self, gather: Gather) -> Any:
         """The metric over all ranks' batches."""
-        for given in in_turn(gather(self._given)):
+        for given in interleave_ranks(gather(self._given)):
             self.metric.update(**given)
         return self.metric.compute()
 
@@ -69,10 +69,10 @@ def merge(metric: Any, gather: Gather) -> None:
         (part._update_count, map_tensors(lambda t: t.detach().cpu(), _state(part)))
         for part in parts
     ]
-    everyones = gather(mine)
+    gathered = gather(mine)
     for number, part in enumerate(parts):
-        counts = [rank[number][0] for rank in everyones]
-        states = [rank[number][1] for rank in everyones if rank[number][0]]
+        counts = [rank[number][0] for rank in gathered]
+        states = [rank[number][1] for rank in gathered if rank[number][0]]
         part.sync_on_compute = part._to_sync = False
         if not states:
             continue
@@ -88,14 +88,14 @@ def _state(metric: Any) -> dict[str, Any]:
 
 def _together(values: list[Any], reduce: Any) -> Any:
     if isinstance(values[0], list):
-        return in_turn(values)
+        return interleave_ranks(values)
     stacked = torch.stack(
         [value if isinstance(value, Tensor) else torch.as_tensor(value) for value in values]
     )
     return stacked if reduce is None else reduce(stacked)
 
 
-def in_turn(parts: list[list[Any]]) -> list[Any]:
+def interleave_ranks(parts: list[list[Any]]) -> list[Any]:
     """Lists of each rank as one, in the order in which batches are dealt out: the first of each,
     the second …
     """

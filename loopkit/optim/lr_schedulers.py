@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
-from loopkit.durations import Plan
+from loopkit.durations import RunLength
 from loopkit.errors import LoopkitWarning, OptionError, nearest
 from loopkit.optim.schedules import Plateau, Schedule, in_steps
 
@@ -34,7 +34,9 @@ class BoundSchedule(Protocol):
         """Take back what ``state_dict`` gave."""
 
 
-def bind(schedule: Schedule | Plateau | Any, optimizer: Optimizer, plan: Plan) -> BoundSchedule:
+def bind(
+    schedule: Schedule | Plateau | Any, optimizer: Optimizer, length: RunLength
+) -> BoundSchedule:
     """A schedule, or a scheduler object of torch's, put to work: for ``run.schedules["main"] =
     bind(...)``.
 
@@ -44,9 +46,9 @@ def bind(schedule: Schedule | Plateau | Any, optimizer: Optimizer, plan: Plan) -
         OptionError: the schedule needs a length that the run does not have.
     """
     if isinstance(schedule, Schedule):
-        return RateSchedule(optimizer, schedule, plan)
+        return RateSchedule(optimizer, schedule, length)
     if isinstance(schedule, Plateau):
-        return PlateauSchedule(optimizer, schedule, plan)
+        return PlateauSchedule(optimizer, schedule, length)
     return TorchSchedule(schedule)
 
 
@@ -55,10 +57,10 @@ class RateSchedule:
     step.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, plan: Plan) -> None:
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, length: RunLength) -> None:
         self.schedule = schedule
-        self.factor = schedule.resolve(plan)
-        self._total = plan.steps
+        self.factor = schedule.resolve(length)
+        self._total = length.steps
         self._optimizer = (
             optimizer  # whose groups are replaced when its state is loaded: keep none of them
         )
@@ -102,14 +104,14 @@ class PlateauSchedule:
     for.
     """
 
-    def __init__(self, optimizer: Optimizer, plateau: Plateau, plan: Plan) -> None:
+    def __init__(self, optimizer: Optimizer, plateau: Plateau, length: RunLength) -> None:
         self.plateau = plateau
         self.watches = plateau.metric.rpartition(":")[0]
         self.factor = 1.0
         self.best: float | None = None
         self.waited = 0
         self.resting = 0
-        self._warmup = in_steps(plateau.warmup, plan, "reduce_on_plateau(warmup=)")
+        self._warmup = in_steps(plateau.warmup, length, "reduce_on_plateau(warmup=)")
         self._optimizer = optimizer
         self._base_rates = base_rates(optimizer)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def switching(optimizers: Iterable[Optimizer]) -> list[Any]:
+def schedule_free_optimizers(optimizers: Iterable[Optimizer]) -> list[Any]:
     """Those that have ``train()`` and ``eval()``."""
     return [
         o
@@ -31,7 +31,7 @@ def evaluation_weights(optimizers: Iterable[Optimizer]) -> Iterator[dict[int, Te
     how often it was looked at; so the weights to train on with are set aside. Yields them by the
     parameter's ``id``: nothing where no optimizer switches.
     """
-    given = switching(optimizers)
+    given = schedule_free_optimizers(optimizers)
     parameters = [
         p for optimizer in given for group in optimizer.param_groups for p in group["params"]
     ]

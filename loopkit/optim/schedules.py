@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from loopkit.durations import Duration, Plan
+from loopkit.durations import Duration, RunLength
 from loopkit.errors import OptionError, nearest
 
 Shape = Callable[..., float]
@@ -50,23 +50,23 @@ class Schedule:
         for name, value in {"warmup": self.warmup, **self.lengths}.items():
             _length(value, f"{self.name}({name}=)")
 
-    def resolve(self, plan: Plan) -> Callable[[int], float]:
+    def resolve(self, length: RunLength) -> Callable[[int], float]:
         """The factor as a function of the number of completed steps, for a run of this length.
 
         Raises:
-            OptionError: the shape needs a total that the plan does not have, or a length is given
+            OptionError: the shape needs a total that the length does not have, or a length is given
                 in time.
         """
-        if self.needs_total and plan.steps is None:
+        if self.needs_total and length.steps is None:
             raise OptionError(
                 f"the schedule {self.name!r} needs to know where the run ends: "
                 "give Fit(steps=...), or data with a length"
             )
-        warmup = in_steps(self.warmup, plan, f"{self.name}(warmup=)")
+        warmup = in_steps(self.warmup, length, f"{self.name}(warmup=)")
         lengths = {
-            k: in_steps(value, plan, f"{self.name}({k}=)") for k, value in self.lengths.items()
+            k: in_steps(value, length, f"{self.name}({k}=)") for k, value in self.lengths.items()
         }
-        total, shape, start = max(1, (plan.steps or 0) - warmup), self.shape, self.start
+        total, shape, start = max(1, (length.steps or 0) - warmup), self.shape, self.start
 
         def factor(step: int) -> float:
             return (
@@ -251,20 +251,22 @@ def warm_restarts(
     return Schedule("warm_restarts", shape, warmup, needs_total=False, lengths={"T_0": T_0})
 
 
-def one_cycle(rise: float = 0.3, start: float = 1 / 25, end: float = 1 / 250_000) -> Schedule:
+def one_cycle(pct_start: float = 0.3, start: float = 1 / 25, end: float = 1 / 250_000) -> Schedule:
     """Up along a cosine to the base rate, then down (Smith and Topin 2018); torch's ``OneCycleLR``
     without momentum.
 
     Args:
-        rise: the share of the run that rises.
+        pct_start: the share of the run that rises.
         start: the first factor.
         end: the last factor.
     """
-    if not 0 < rise < 1:
-        raise OptionError(f"one_cycle(rise={rise!r}): give a share of the run between 0 and 1")
+    if not 0 < pct_start < 1:
+        raise OptionError(
+            f"one_cycle(pct_start={pct_start!r}): give a share of the run between 0 and 1"
+        )
 
     def shape(step: int, total: int) -> float:
-        peak, last = rise * total - 1.0, total - 1.0
+        peak, last = pct_start * total - 1.0, total - 1.0
         if step <= peak:
             return _between(start, 1.0, step / peak)
         return _between(1.0, end, min(1.0, (step - peak) / max(1e-9, last - peak)))
@@ -296,19 +298,19 @@ def reduce_on_plateau(
     return Plateau(metric, factor, patience, threshold, cooldown, floor, warmup)
 
 
-def in_steps(value: object, plan: Plan, option: str) -> int:
+def in_steps(value: object, length: RunLength, option: str) -> int:
     """A length in whole optimizer steps, rounded up; 0 for none.
 
     Raises:
         OptionError: it is given in time, or needs a length that the run does not have.
     """
-    length = _length(value, option)
-    if length is None:
+    given = _length(value, option)
+    if given is None:
         return 0
-    period = length.in_steps(plan, option)
+    period = given.in_steps(length, option)
     if period is None:
         raise OptionError(
-            f"{option[:-1]}'{length}'): give steps, epochs of data with a length, or percent, not "
+            f"{option[:-1]}'{given}'): give steps, epochs of data with a length, or percent, not "
             f"time"
         )
     return math.ceil(period)

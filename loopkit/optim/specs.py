@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopkit.durations import Plan
+from loopkit.durations import RunLength
 from loopkit.errors import OptionError, TaskError, nearest
 from loopkit.foreign_names import SCHEDULE_NAMES
 from loopkit.optim.groups import (
@@ -24,7 +24,7 @@ from loopkit.optim.groups import (
     select,
 )
 from loopkit.optim.lr_schedulers import BoundSchedule, bind
-from loopkit.optim.schedule_free import switching
+from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.optim.schedules import Plateau, Schedule
 from loopkit.task import name_of
 
@@ -201,7 +201,7 @@ def make_optimizers(task: Any) -> dict[str, tuple[Optimizer, Any]]:
 
 
 def build_optimizers(
-    task: Any, plan: Plan
+    task: Any, length: RunLength
 ) -> tuple[dict[str, Optimizer], dict[str, BoundSchedule]]:
     """What ``task.optimizers()`` returned, ready to train: optimizers and bound schedules by name.
 
@@ -211,10 +211,10 @@ def build_optimizers(
     """
     made = make_optimizers(task)
     optimizers = {name: optimizer for name, (optimizer, _) in made.items()}
-    for switcher in switching(optimizers.values()):
+    for switcher in schedule_free_optimizers(optimizers.values()):
         switcher.train()
     schedules = {
-        name: bind(schedule, made[name][0], plan)
+        name: bind(schedule, made[name][0], length)
         for name, (_, schedule) in made.items()
         if schedule
     }

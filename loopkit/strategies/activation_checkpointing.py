@@ -15,14 +15,16 @@ from loopkit.errors import OptionError
 FORMS = "'full', 'every:2', 'select:<regular expression>', 'class:<name>', 'offload', or two joined by '+'"
 
 
-def parse_remat(remat: str | None) -> tuple[tuple[str, str], bool]:
+def parse_activation_checkpointing(
+    activation_checkpointing: str | None,
+) -> tuple[tuple[str, str], bool]:
     """What to compute again, as (way, argument), and whether saved activations move to the CPU.
 
     Raises:
         OptionError: it has none of the accepted forms.
     """
     way, argument, offload = "", "", False
-    for part in (remat or "").split("+") if remat else []:
+    for part in (activation_checkpointing or "").split("+") if activation_checkpointing else []:
         name, _, rest = part.strip().partition(":")
         if name == "offload" and not rest:
             offload = True
@@ -31,22 +33,28 @@ def parse_remat(remat: str | None) -> tuple[tuple[str, str], bool]:
             or (name == "full") != (not rest)
             or name not in ("full", "every", "select", "class")
         ):
-            raise OptionError(f"remat={remat!r} is not known: give {FORMS}")
+            raise OptionError(
+                f"activation_checkpointing={activation_checkpointing!r} is not known: give {FORMS}"
+            )
         else:
             way, argument = name, rest
     if way == "every" and not (argument.isdigit() and int(argument)):
-        raise OptionError(f"remat={remat!r}: give a whole number of at least 1 after 'every:'")
+        raise OptionError(
+            f"activation_checkpointing={activation_checkpointing!r}: give a whole number of at least 1 after 'every:'"
+        )
     if way == "select":
         try:
             re.compile(argument)
         except re.error as error:
             raise OptionError(
-                f"remat={remat!r}: {argument!r} is no regular expression: {error}"
+                f"activation_checkpointing={activation_checkpointing!r}: {argument!r} is no regular expression: {error}"
             ) from error
     return (way, argument), offload
 
 
-def apply_remat(task: nn.Module, remat: str | None) -> list[str]:
+def apply_activation_checkpointing(
+    task: nn.Module, activation_checkpointing: str | None
+) -> list[str]:
     """Have the chosen modules drop their activations and compute them again when they are needed.
 
     The results are the same bit for bit, dropout included; it costs about one more forward pass of
@@ -62,7 +70,7 @@ def apply_remat(task: nn.Module, remat: str | None) -> list[str]:
     """
     from torch.distributed._composable import checkpoint  # type: ignore[attr-defined] # works by hooks, for one device as for many
 
-    (way, argument), _ = parse_remat(remat)
+    (way, argument), _ = parse_activation_checkpointing(activation_checkpointing)
     modules = {name: module for name, module in task.named_modules() if name}
     for module in modules.values():
         if checkpoint.state(module) is not None:
@@ -73,7 +81,8 @@ def apply_remat(task: nn.Module, remat: str | None) -> list[str]:
     if not chosen:
         known = ", ".join(list(modules)[:12])
         raise OptionError(
-            f"remat={remat!r} picks no module of {type(task).__name__}, which has: {known}"
+            f"activation_checkpointing={activation_checkpointing!r} picks no module of "
+            f"{type(task).__name__}, which has: {known}"
         )
     for name, module in chosen.items():
         own = _own(module)

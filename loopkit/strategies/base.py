@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopkit.distributed.communicator import World
+from loopkit.distributed.communicator import Communicator
 from loopkit.strategies.compile import Compile
 from loopkit.strategies.precision import PRECISIONS, Precision
 
 
 @dataclass(frozen=True)
-class Numerics:
+class ComputeSettings:
     """What every strategy must do to the numbers, and how: precision, clipping, non-finite ones,
     memory for time.
 
@@ -34,7 +34,7 @@ class Numerics:
     clip_value: float | None = None
     on_nan: str = "raise"
     compile: Compile | None = None
-    remat: str | None = None
+    activation_checkpointing: str | None = None
     batch_size: int = 1
     accumulate: int = 1
     global_batch_size: int | None = None
@@ -52,7 +52,7 @@ class Strategy(ABC):
         data: the same as seen by the data: ranks that train on the same samples are one member.
         joins: whether it takes several processes.
         sharded: whether parameters are spread over the ranks, which then save together.
-        shows_gradients: whether parameters, their gradients and the optimizers' state are whole and
+        exposes_gradients: whether parameters, their gradients and the optimizers' state are whole and
             at hand between backward and update; what looks at them is refused where they are not.
         lockstep: whether a forward pass is collective, so that a rank without data must run it too.
         forward: the context that every call of a task's step runs in; None for none.
@@ -61,50 +61,50 @@ class Strategy(ABC):
             scaled.
         optimizers: what ``adopt`` was given, by name.
         building: gives the context in which ``Task.configure_model`` makes its parameters.
-        close_step: called when a step is complete; returns whether the host knows already that
+        finish_step: called when a step is complete; returns whether the host knows already that
             something in it was not finite. Where it can only learn that by waiting, the step is
-            counted on the device, for ``take_bad_steps``. An attribute, since what is called in
+            counted on the device, for ``pop_nonfinite_steps``. An attribute, since what is called in
             every step is chosen once.
     """
 
     name: str = "Strategy"
     device: torch.device
-    world: World = World()
-    data: World = World()
+    world: Communicator = Communicator()
+    dp: Communicator = Communicator()
     rank: int = 0
     world_size: int = 1
-    joins: bool = False
+    multi_process: bool = False
     sharded: bool = False
-    shows_gradients: bool = True
-    lockstep: bool = False
-    numerics: Numerics
-    forward: AbstractContextManager[Any] | None
-    seed: Callable[[int], object]
+    exposes_gradients: bool = True
+    collective_forward: bool = False
+    settings: ComputeSettings
+    forward_context: AbstractContextManager[Any] | None
+    set_seed: Callable[[int], object]
     scaler: Any = None
     optimizers: dict[str, Optimizer]
-    building: Callable[[], AbstractContextManager[Any]]
-    close_step: Callable[[], bool]
+    init_context: Callable[[], AbstractContextManager[Any]]
+    finish_step: Callable[[], bool]
 
     @abstractmethod
-    def open(self, numerics: Numerics) -> None:
+    def setup_environment(self, numerics: ComputeSettings) -> None:
         """Join the other processes, if any, and take the device."""
 
     @abstractmethod
-    def place(self, task: nn.Module) -> None:
+    def setup_module(self, task: nn.Module) -> None:
         """Bring the task to the device, wrapped or sharded as need be; its attributes stay the
         user's.
         """
 
     @abstractmethod
-    def adopt(self, optimizers: dict[str, Optimizer]) -> None:
+    def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
         """Take the optimizers, made over the placed parameters."""
 
     @abstractmethod
-    def method(self, name: str) -> Callable[..., Any]:
+    def step_fn(self, name: str) -> Callable[..., Any]:
         """The task's method ``name`` as this strategy runs it."""
 
     @abstractmethod
-    def sync(self, last: bool) -> None:
+    def set_gradient_sync(self, last: bool) -> None:
         """Say, before a forward pass, whether its backward completes the gradients of this step."""
 
     @abstractmethod
@@ -114,7 +114,7 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def complete(
+    def finalize_gradients(
         self,
         names: Sequence[str] | None = None,
         divisor: Tensor | float | None = None,
@@ -130,11 +130,11 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def update(self, names: Sequence[str] | None = None) -> None:
+    def optimizer_step(self, names: Sequence[str] | None = None) -> None:
         """Step the named optimizers (None: all) and clear their gradients."""
 
     @abstractmethod
-    def take_bad_steps(self) -> int:
+    def pop_nonfinite_steps(self) -> int:
         """How many steps since last asked had a loss or gradient that is not finite; reads the
         device.
         """
@@ -171,11 +171,11 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Forward passes without a backward are over: parameters are to be as before them."""
 
     @abstractmethod
-    def close(self, failed: bool = False) -> None:
+    def teardown(self, failed: bool = False) -> None:
         """The run is over. Where it ``failed``, perhaps on this rank alone, no collective may be
         issued.
         """

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from loopkit.distributed.process_group import Joining, spread, tell
+from loopkit.distributed.process_group import ProcessGroupSetup, spread, tell
 from loopkit.errors import OptionError, TaskError
-from loopkit.strategies.base import Numerics
+from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.compression import COMPRESSIONS, compress
 from loopkit.strategies.single import SingleDevice
 
@@ -60,7 +60,7 @@ class DDP(SingleDevice):
             unused parameters.
     """
 
-    joins = True
+    multi_process = True
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class DDP(SingleDevice):
         timeout: float = 600,
     ) -> None:
         super().__init__("cpu")  # until the place among the ranks is known
-        self._join = Joining(accelerator, timeout)
+        self._join = ProcessGroupSetup(accelerator, timeout)
         if compress is not None and not callable(compress) and compress not in COMPRESSIONS:
             raise OptionError(
                 f"DDP(compress={compress!r}): give one of {', '.join(COMPRESSIONS)}, or a function"
@@ -100,20 +100,20 @@ class DDP(SingleDevice):
         self._first = True
         self._late: list[nn.Parameter] = []
 
-    def open(self, numerics: Numerics | None = None) -> None:
+    def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
         """Join the other ranks and take this one's device."""
         self._take(*self._join())
-        super().open(numerics)
+        super().setup_environment(numerics)
         self._wrapped, self._steps, self._first = None, StepForward(), True
 
-    def place(self, task: nn.Module) -> None:
+    def setup_module(self, task: nn.Module) -> None:
         """Move ``task`` to the device, with the first rank's weights on every rank."""
-        super().place(task)
+        super().setup_module(task)
         spread(task, self.world)
 
-    def method(self, name: str) -> Callable[..., Any]:
+    def step_fn(self, name: str) -> Callable[..., Any]:
         """The task's method, through DistributedDataParallel where it trains."""
-        own = super().method(name)
+        own = super().step_fn(name)
         if self.world_size == 1 or name in ("eval_step", "predict_step"):
             return own
         # Wrapped only now, so that what a hook froze at setup is frozen for DistributedDataParallel
@@ -161,11 +161,11 @@ class DDP(SingleDevice):
             compress(wrapped, self._compress)
         return wrapped
 
-    def close(self, failed: bool = False) -> None:
+    def teardown(self, failed: bool = False) -> None:
         """Leave the gradients to themselves."""
         self._wrapped = None
 
-    def sync(self, last: bool) -> None:
+    def set_gradient_sync(self, last: bool) -> None:
         """Average the gradients in the backward pass to come, or leave them to add up."""
         if self._wrapped is not None:
             # A static graph must be seen whole once before anything may be left out of it.
@@ -178,7 +178,7 @@ class DDP(SingleDevice):
             tell(loss) if self._wrapped is not None and self._guard is not None else loss, value
         )
 
-    def complete(
+    def finalize_gradients(
         self,
         names: Sequence[str] | None = None,
         divisor: Tensor | float | None = None,
@@ -192,4 +192,4 @@ class DDP(SingleDevice):
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world_size
-        return super().complete(names, divisor, want_norm=want_norm)
+        return super().finalize_gradients(names, divisor, want_norm=want_norm)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from loopkit.errors import OptionError, TaskError
 from loopkit.rng import torch_seeder
-from loopkit.strategies.base import Numerics
+from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.device_placement import balanced, by_hand, connect
 from loopkit.strategies.precision import Both, forward_context
 from loopkit.strategies.single import SingleDevice, clip_factor, find_device
@@ -78,7 +78,7 @@ def _count(kind: str) -> int:
     return int(getattr(getattr(torch, kind, None), "device_count", int)())
 
 
-def spread(options: Options) -> Spread:
+def spread(options: Options) -> DeviceMapStrategy:
     """The strategy for ``device_map``.
 
     Raises:
@@ -107,7 +107,7 @@ def spread(options: Options) -> Spread:
             f"device_map names the devices, and devices={options.devices!r} is given: leave that "
             f"out"
         )
-    found = Spread(device_map, visible_devices(options.accelerator, options.devices))
+    found = DeviceMapStrategy(device_map, visible_devices(options.accelerator, options.devices))
     if options.rng == "stream" and len({d for d in found.devices if d.type != "cpu"}) > 1:
         raise OptionError(
             "rng='stream' keeps the random stream of one device, and device_map uses several: "
@@ -132,7 +132,7 @@ def visible_devices(accelerator: str = "auto", count: int | str = "auto") -> lis
     return found[: count if isinstance(count, int) else None]
 
 
-class Spread(SingleDevice):
+class DeviceMapStrategy(SingleDevice):
     """The layers of one task over several devices, in one process: one computes after the other.
 
     Batches go to the first device. A layer's inputs are brought to the layer's device, and what the
@@ -159,17 +159,17 @@ class Spread(SingleDevice):
         super().__init__(str(self.devices[0]))
         seeders = [torch_seeder(device) for device in self.devices]
         if len(seeders) > 1:
-            self.seed = lambda value: [seeder(value) for seeder in seeders]
+            self.set_seed = lambda value: [seeder(value) for seeder in seeders]
         self._handles: list[RemovableHandle] = []
 
-    def open(self, numerics: Numerics | None = None) -> None:
+    def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
         """Fix the numerics, for every kind of device."""
-        super().open(numerics)
-        if self.numerics.precision.autocast is not None and self.forward is not None:
+        super().setup_environment(numerics)
+        if self.settings.precision.autocast is not None and self.forward_context is not None:
             for kind in {device.type for device in self.devices} - {self.device.type}:
-                other = forward_context(self.numerics.precision, torch.device(kind))
+                other = forward_context(self.settings.precision, torch.device(kind))
                 assert other is not None
-                self.forward = Both(self.forward, other)
+                self.forward_context = Both(self.forward_context, other)
 
     def _move(self, task: nn.Module) -> None:
         self._disconnect()
@@ -183,7 +183,7 @@ class Spread(SingleDevice):
                 raise OptionError(
                     f"device_map: {name} is on meta and has no values to move: build it on a device"
                 )
-        dtype = self.numerics.precision.storage
+        dtype = self.settings.precision.storage
         for name, module in task.named_modules():
             if name in places:
                 module._apply(_mover(places[name], dtype), recurse=False)
@@ -194,7 +194,7 @@ class Spread(SingleDevice):
         """Add the gradients of ``loss``, wherever it was computed."""
         super().backward(loss.to(self.device), None if value is None else value.to(self.device))
 
-    def complete(
+    def finalize_gradients(
         self,
         names: Sequence[str] | None = None,
         divisor: Tensor | float | None = None,
@@ -214,7 +214,7 @@ class Spread(SingleDevice):
                 "the loss reaches no parameter of "
                 f"{', '.join(names or self._parameters)}: no gradient was computed"
             )
-        numerics, norm = self.numerics, None
+        numerics, norm = self.settings, None
         if divisor is not None:
             for device, held in grads.items():
                 torch._foreach_div_(
@@ -242,10 +242,10 @@ class Spread(SingleDevice):
                 torch._foreach_clamp_max_(held, numerics.clip_value)
         return norm if want_norm or numerics.clip_norm is not None else None
 
-    def close(self, failed: bool = False) -> None:
+    def teardown(self, failed: bool = False) -> None:
         """Take the hooks off the task; its layers stay where they are."""
         self._disconnect()
-        super().close(failed)
+        super().teardown(failed)
 
     def _disconnect(self) -> None:
         for handle in self._handles:

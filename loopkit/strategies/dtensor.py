@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopkit.checkpoint import Part, Pieces
+from loopkit.checkpoint import Shard, ShardedTensor
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -42,7 +42,7 @@ def box(tensor: Any) -> tuple[slice, ...]:
     return tuple(slice(at, at + size) for at, size in zip(offset, shape))
 
 
-def part(tensor: Any) -> Part:
+def part(tensor: Any) -> Shard:
     """What this rank saves of a sharded tensor: its box, unless that is empty or another rank has
     the same.
     """
@@ -56,8 +56,8 @@ def part(tensor: Any) -> Part:
         int(mesh.mesh.min())
     )  # what is not split over teams is the first team's to save
     if any(elsewhere) or not own.numel():
-        return Part(None, (0,) * tensor.ndim, tuple(tensor.shape))
-    return Part(own, tuple(place.start for place in box(tensor)), tuple(tensor.shape))
+        return Shard(None, (0,) * tensor.ndim, tuple(tensor.shape))
+    return Shard(own, tuple(place.start for place in box(tensor)), tuple(tensor.shape))
 
 
 def parts(value: Any) -> Any:
@@ -78,7 +78,7 @@ def like(tensor: Any, pattern: Any) -> Tensor:
     shape; else whole.
     """
     if not is_sharded(pattern) or is_sharded(tensor) or tensor.shape != pattern.shape:
-        return tensor[()] if isinstance(tensor, Pieces) else tensor
+        return tensor[()] if isinstance(tensor, ShardedTensor) else tensor
     cut = tensor[box(pattern)].to(pattern.device, copy=isinstance(tensor, Tensor)).contiguous()
     made: Tensor = type(pattern.data).from_local(
         cut,
@@ -92,7 +92,7 @@ def like(tensor: Any, pattern: Any) -> Tensor:
 
 
 @torch.no_grad()
-def put(target: Any, tensor: Tensor | Pieces) -> None:
+def put(target: Any, tensor: Tensor | ShardedTensor) -> None:
     """Copy a whole tensor, or pieces of one, into ``target``, which may be sharded; no collective."""
     if is_sharded(target):
         local(target).copy_(tensor[box(target)])

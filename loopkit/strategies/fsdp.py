@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopkit.distributed.data_parallel import Teams
-from loopkit.distributed.process_group import Joining, spread, tell
+from loopkit.distributed.data_parallel import DataParallelView
+from loopkit.distributed.process_group import ProcessGroupSetup, spread, tell
 from loopkit.errors import OptionError, TaskError
 from loopkit.strategies.activation_checkpointing import repeated_blocks
-from loopkit.strategies.base import Numerics
+from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.dtensor import align, copies, is_sharded, local, put
-from loopkit.strategies.hollow import fill, is_hollow, take_out
+from loopkit.strategies.hollow import fill, is_on_meta, take_out
 from loopkit.strategies.single import SingleDevice, clip_factor
 from loopkit.strategies.tensor_parallel import TensorParallel
 
@@ -61,8 +61,8 @@ class FSDP(SingleDevice):
         OptionError: a setting that is not accepted.
     """
 
-    joins = True
-    lockstep = True
+    multi_process = True
+    collective_forward = True
     sharded = True
 
     def __init__(
@@ -80,7 +80,7 @@ class FSDP(SingleDevice):
         timeout: float = 600,
     ) -> None:
         super().__init__("cpu")  # until the place among the ranks is known
-        self._join = Joining(accelerator, timeout, alone=True)
+        self._join = ProcessGroupSetup(accelerator, timeout, alone=True)
         if isinstance(wrap, str) and wrap != "auto":
             raise OptionError(
                 f"FSDP(wrap={wrap!r}): give 'auto', a number of parameters, or a list of classes"
@@ -95,49 +95,48 @@ class FSDP(SingleDevice):
         self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
         self.offload, self.replicas, self.tensor = offload, replicas, tensor
 
-    def open(self, numerics: Numerics | None = None) -> None:
+    def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
         """Join the other ranks and take this one's device."""
         self._take(*self._join())
-        super().open(numerics)
+        super().setup_environment(numerics)
         self._team = 1
         if self.tensor is not None:
             self._team = self.tensor.team(self.world_size, self._join.local_size)
-            self.data = Teams(self.world, self._team)
+            self.dp = DataParallelView(self.world, self._team)
             if self.scaler is not None:
                 raise OptionError(
                     "TensorParallel with precision='fp16': the loss scaler takes no layers that "
                     "are "
                     "split: take precision='bf16'"
                 )
-        if self.data.size % self.replicas:
+        if self.dp.size % self.replicas:
             whose = "ranks" if self._team == 1 else f"teams of {self._team} ranks"
             raise OptionError(
-                f"FSDP(replicas={self.replicas}): {self.data.size} {whose} cannot be dealt out "
-                f"evenly"
+                f"FSDP(replicas={self.replicas}): {self.dp.size} {whose} cannot be dealt out evenly"
             )
         # Ranks that share no data with others only split layers.
-        self._fully = self.data.size > 1 or self._team == 1
+        self._fully = self.dp.size > 1 or self._team == 1
         if self._team > 1:
             self.name = "FSDP and TensorParallel" if self._fully else "TensorParallel"
         # On the first rank a model is made on the CPU; on the others without memory, to be filled
         # from there.
-        self.building = nullcontext if self.rank == 0 else lambda: torch.device("meta")
+        self.init_context = nullcontext if self.rank == 0 else lambda: torch.device("meta")
 
-    def place(self, task: nn.Module) -> None:
+    def setup_module(self, task: nn.Module) -> None:
         """Shard ``task`` in place, with the first rank's weights; one that is sharded already stays
         so.
         """
         self._task = task
         if any(is_sharded(parameter) for parameter in task.parameters()):
             return
-        if any(self.world.gather(is_hollow(task))):
-            full = take_out(task, self.numerics.precision.storage)
+        if any(self.world.all_gather_object(is_on_meta(task))):
+            full = take_out(task, self.settings.precision.storage)
             self._equip(task)
             self._shard(task)
             home = torch.device("cpu") if self.offload else self.device
             fill(task, full if self.rank == 0 else {}, self.device, home)
         else:
-            super().place(task)
+            super().setup_module(task)
             spread(task, self.world)
             self._shard(task)
 
@@ -152,7 +151,7 @@ class FSDP(SingleDevice):
 
         shape = {
             "replicate": self.replicas,
-            "shard": self.data.size // self.replicas,
+            "shard": self.dp.size // self.replicas,
             "tensor": self._team,
         }
         kept = {
@@ -167,7 +166,7 @@ class FSDP(SingleDevice):
             return
         if self._team > 1:
             mesh = mesh[("replicate", "shard") if self.replicas > 1 else "shard"]
-        precision = self.numerics.precision
+        precision = self.settings.precision
         reduce = torch.float32 if precision.autocast is not None else None
         policy = MixedPrecisionPolicy(
             self.param_dtype or precision.autocast, self.reduce_dtype or reduce
@@ -229,7 +228,7 @@ class FSDP(SingleDevice):
                 order[max(0, number - self.prefetch) : number][::-1]
             )
 
-    def adopt(self, optimizers: dict[str, Optimizer]) -> None:
+    def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
         """Take the optimizers, without torch's fused and foreach kernels where those do not take
         sharded tensors.
 
@@ -245,17 +244,17 @@ class FSDP(SingleDevice):
                     )  # one mesh only
                 elif group.get("fused") and type(optimizer) not in _FUSED:
                     group["fused"] = False
-        super().adopt(optimizers)
+        super().setup_optimizers(optimizers)
 
-    def method(self, name: str) -> Callable[..., Any]:
+    def step_fn(self, name: str) -> Callable[..., Any]:
         """The task's method, in which parameters are whole."""
         if self._fully and name not in vars(self._task):
             from torch.distributed.fsdp import register_fsdp_forward_method
 
             register_fsdp_forward_method(self._task, name)
-        return super().method(name)
+        return super().step_fn(name)
 
-    def sync(self, last: bool) -> None:
+    def set_gradient_sync(self, last: bool) -> None:
         """Add up gradients over the ranks in the backward pass to come, or leave them to add up on
         each.
         """
@@ -267,7 +266,7 @@ class FSDP(SingleDevice):
         """Add the gradients of ``loss``; see ``Strategy.backward``."""
         super().backward(tell(loss) if self._guard is not None else loss, value)
 
-    def complete(
+    def finalize_gradients(
         self,
         names: Sequence[str] | None = None,
         divisor: Tensor | float | None = None,
@@ -300,7 +299,7 @@ class FSDP(SingleDevice):
         if self.scaler is not None:
             for name in names or self.optimizers:
                 self.scaler.unscale_(self.optimizers[name])
-        numerics, norm = self.numerics, None
+        numerics, norm = self.settings, None
         guarded = self._guard is not None and self.scaler is None
         if numerics.clip_norm is not None or want_norm or guarded:
             norm = self._norm(sharded, own)
@@ -329,7 +328,7 @@ class FSDP(SingleDevice):
         total = total + _squares(own, self.device)
         return total.sqrt().to((sharded or own)[0].dtype)
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Shard again what an evaluation gathered; without a backward pass nobody else does."""
         from torch.distributed.fsdp import FSDPModule
 

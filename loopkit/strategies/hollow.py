@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from loopkit.strategies.dtensor import put
 
 
-def is_hollow(task: nn.Module) -> bool:
+def is_on_meta(task: nn.Module) -> bool:
     """Whether any parameter or buffer has no memory."""
     return any(tensor.is_meta for tensor in named(task).values())
 

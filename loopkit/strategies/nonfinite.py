@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-GUARDS = ("raise", "skip", "ignore")
+ON_NAN = ("raise", "skip", "ignore")
 
 
-class Guard:
+class NonFiniteGuard:
     """Watches what a step is about to use.
 
     On a CPU the flag lies in memory that the host sees, and a bad step is known before its update.
@@ -75,7 +75,7 @@ class Guard:
         """Raise the flag where any rank's is up; collective, and without a wait on an accelerator."""
         dist.all_reduce(self._found.view(1), op=dist.ReduceOp.MAX)
 
-    def close_step(self) -> bool:
+    def finish_step(self) -> bool:
         """The step is over: count it if it was bad; returns whether the host knows that it was."""
         if self._host is not None:
             if not self._host[()]:
@@ -95,7 +95,7 @@ class Guard:
         """
         return loss * torch.where(self._found > 0, torch.nan, 1.0)
 
-    def take_bad_steps(self) -> int:
+    def pop_nonfinite_steps(self) -> int:
         """How many steps were bad since last asked; reads the device."""
         bad = int(self._bad_steps)
         if bad:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopkit.checkpoint import Pieces
+from loopkit.checkpoint import ShardedTensor
 from loopkit.errors import CheckpointError
 from loopkit.strategies import dtensor
 
@@ -89,7 +89,7 @@ def loading(
                 number = numbers[parameter]
                 own = (
                     dtensor.like(value, held[number])
-                    if isinstance(value, (Tensor, Pieces))
+                    if isinstance(value, (Tensor, ShardedTensor))
                     else value
                 )
                 state.setdefault(number, {})[key] = own

@@ -62,7 +62,7 @@ def parse_precision(name: object) -> Precision:
 
 
 @contextmanager
-def multiplying(precision: Precision) -> Iterator[None]:
+def matmul_precision(precision: Precision) -> Iterator[None]:
     """Inside, float32 matrix products and convolutions run in TF32 if ``precision`` says so;
     afterwards as before.
 

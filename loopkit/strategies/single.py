@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopkit.distributed.communicator import World
+from loopkit.distributed.communicator import Communicator
 from loopkit.errors import OptionError, TaskError
 from loopkit.optim.fused import stepper
 from loopkit.rng import torch_seeder
 from loopkit.strategies import optimizer_state
-from loopkit.strategies.activation_checkpointing import apply_remat, parse_remat
-from loopkit.strategies.base import Numerics, Strategy
+from loopkit.strategies.activation_checkpointing import (
+    apply_activation_checkpointing,
+    parse_activation_checkpointing,
+)
+from loopkit.strategies.base import ComputeSettings, Strategy
 from loopkit.strategies.compile import compile_blocks, compiled
-from loopkit.strategies.nonfinite import Guard
+from loopkit.strategies.nonfinite import NonFiniteGuard
 from loopkit.strategies.precision import forward_context
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
@@ -73,31 +76,33 @@ class SingleDevice(Strategy):
         self._steppers: dict[str, Callable[[], Any]] = {}
         self._losses: list[Tensor] = []
         self._blocked = False
-        self._guard: Guard | None = None
+        self._guard: NonFiniteGuard | None = None
         self.scaler: Any = None
         self._compiled: dict[str, Callable[..., Any]] = {}
-        self.building, self.close_step = nullcontext, _unknown
+        self.init_context, self.finish_step = nullcontext, _unknown
 
-    def _take(self, device: torch.device, world: World | None = None) -> None:
+    def _take(self, device: torch.device, world: Communicator | None = None) -> None:
         self.device = device
-        self.seed = torch_seeder(device)
+        self.set_seed = torch_seeder(device)
         if world is not None:
             self.world, self.rank, self.world_size = world, world.rank, world.size
-            self.data = world
+            self.dp = world
 
-    def open(self, numerics: Numerics | None = None) -> None:
+    def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
         """Fix the numerics; the device is this process's already."""
-        self.numerics = numerics or Numerics()
-        _, offload = parse_remat(self.numerics.remat)
-        self.forward = forward_context(self.numerics.precision, self.device, offload=offload)
+        self.settings = numerics or ComputeSettings()
+        _, offload = parse_activation_checkpointing(self.settings.activation_checkpointing)
+        self.forward_context = forward_context(
+            self.settings.precision, self.device, offload=offload
+        )
         self.scaler = (
-            torch.amp.GradScaler(self.device.type) if self.numerics.precision.scaled else None
+            torch.amp.GradScaler(self.device.type) if self.settings.precision.scaled else None
         )
         self._guard, self._blocked = None, False  # nothing of an earlier run with this object
         self._losses.clear()
-        self.close_step = _unknown
+        self.finish_step = _unknown
 
-    def place(self, task: nn.Module) -> None:
+    def setup_module(self, task: nn.Module) -> None:
         """Move ``task`` to the device, in the precision's dtype; compile or recompute its blocks if
         asked to.
         """
@@ -108,15 +113,15 @@ class SingleDevice(Strategy):
     def _equip(self, task: nn.Module) -> None:
         """Have blocks compiled or computed again, as the numerics say."""
         self._compiled = {}
-        apply_remat(task, self.numerics.remat)
-        how = self.numerics.compile
+        apply_activation_checkpointing(task, self.settings.activation_checkpointing)
+        how = self.settings.compile
         if how is not None and how.scope == "blocks":
             compile_blocks(task, how)
 
     def _move(self, task: nn.Module) -> None:
-        task.to(self.device, self.numerics.precision.storage)
+        task.to(self.device, self.settings.precision.storage)
 
-    def adopt(self, optimizers: dict[str, Optimizer]) -> None:
+    def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
         """Take the optimizers, made over the placed parameters."""
         self.optimizers = optimizers
         self._steppers = {name: stepper(optimizer) for name, optimizer in optimizers.items()}
@@ -124,25 +129,27 @@ class SingleDevice(Strategy):
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in optimizers.items()
         }
-        if self.numerics.on_nan != "ignore":
+        if self.settings.on_nan != "ignore":
             watched = () if self.scaler is not None else optimizers.values()
             # Gradients have the dtype of their parameters; a loss may be made in another one.
             dtypes = {p.dtype for parameters in self._parameters.values() for p in parameters}
-            uniform = dtypes == {torch.float32} and self.numerics.precision.storage is None
-            self._guard = Guard(self.numerics.on_nan, self.device, watched, uniform=uniform)
-            self.close_step = self._guard.close_step
+            uniform = dtypes == {torch.float32} and self.settings.precision.storage is None
+            self._guard = NonFiniteGuard(
+                self.settings.on_nan, self.device, watched, uniform=uniform
+            )
+            self.finish_step = self._guard.finish_step
 
-    def method(self, name: str) -> Callable[..., Any]:
+    def step_fn(self, name: str) -> Callable[..., Any]:
         """The task's own bound method, compiled if asked to: nothing stands between the loop and
         the task.
         """
-        if self.numerics.compile is None or self.numerics.compile.scope == "blocks":
+        if self.settings.compile is None or self.settings.compile.scope == "blocks":
             return getattr(self._task, name)  # type: ignore[no-any-return]
         if name not in self._compiled:
-            self._compiled[name] = compiled(getattr(self._task, name), self.numerics.compile)
+            self._compiled[name] = compiled(getattr(self._task, name), self.settings.compile)
         return self._compiled[name]
 
-    def sync(self, last: bool) -> None:
+    def set_gradient_sync(self, last: bool) -> None:
         """Nothing to synchronise."""
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
@@ -156,7 +163,7 @@ class SingleDevice(Strategy):
             self._losses.append(loss.detach() if value is None else value)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def complete(
+    def finalize_gradients(
         self,
         names: Sequence[str] | None = None,
         divisor: Tensor | float | None = None,
@@ -179,7 +186,7 @@ class SingleDevice(Strategy):
         if self.scaler is not None:
             for name in names or self.optimizers:
                 self.scaler.unscale_(self.optimizers[name])
-        numerics, norm = self.numerics, None
+        numerics, norm = self.settings, None
         if numerics.clip_norm is not None or want_norm:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if (
@@ -196,7 +203,7 @@ class SingleDevice(Strategy):
             torch._foreach_clamp_max_(grads, numerics.clip_value)
         return norm
 
-    def update(self, names: Sequence[str] | None = None) -> None:
+    def optimizer_step(self, names: Sequence[str] | None = None) -> None:
         """Step the named optimizers (None: all) and clear their gradients."""
         scaler, blocked = self.scaler, self._blocked
         for name in names or self.optimizers:
@@ -209,9 +216,13 @@ class SingleDevice(Strategy):
         if scaler is not None:
             scaler.update()
 
-    def take_bad_steps(self) -> int:
+    def pop_nonfinite_steps(self) -> int:
         """How many steps since last asked were not finite, on any rank; reads the device."""
-        return max(self.world.gather(0 if self._guard is None else self._guard.take_bad_steps()))
+        return max(
+            self.world.all_gather_object(
+                0 if self._guard is None else self._guard.pop_nonfinite_steps()
+            )
+        )
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers by the user's names."""
@@ -235,10 +246,10 @@ class SingleDevice(Strategy):
         """What loads a saved state that fits; see ``Strategy.load_optimizer_state``."""
         return optimizer_state.loading(self.optimizers, self._task, tensors, plain, path)
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Nothing was gathered for a forward pass."""
 
-    def close(self, failed: bool = False) -> None:
+    def teardown(self, failed: bool = False) -> None:
         """Nothing to leave."""
 
 

@@ -58,7 +58,7 @@ def alike(a: Any, b: Any) -> bool:
         metas = [{k: v for k, v in s.meta.items() if k != "generation"} for s in (a, b)]
         return (
             a.tensors.keys() == b.tensors.keys()
-            and all(alike_tensors(a.tensors[stem], b.tensors[stem]) for stem in a.tensors)
+            and all(alike_tensors(a.tensors[prefix], b.tensors[prefix]) for prefix in a.tensors)
             and alike(a.state, b.state)
             and metas[0] == metas[1]
             and a.files == b.files

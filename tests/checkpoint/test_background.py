@@ -18,7 +18,7 @@ from loopkit.checkpoint import (
     Store,
     apply,
     load_newest,
-    newest_good,
+    newest_valid,
     read,
     write,
 )
@@ -71,7 +71,7 @@ def test_submit_returns_while_the_save_is_in_flight_and_poll_does_not_wait(tmp_p
     assert store.reached.wait(30)
     assert writer.busy
     assert writer.poll() == []
-    assert newest_good(Store(), tmp_path) is None
+    assert newest_valid(Store(), tmp_path) is None
     store.open_gate.set()
     assert [path.name for path in writer.wait()] == ["step-000000000001"]
     assert writer.poll() == []
@@ -85,7 +85,7 @@ def test_a_second_submit_waits_for_the_first(tmp_path):
     writer.submit(make(1))
     threading.Timer(0.2, store.open_gate.set).start()
     writer.submit(make(2))
-    assert newest_good(Store(), tmp_path).name >= "step-000000000001"
+    assert newest_valid(Store(), tmp_path).name >= "step-000000000001"
     assert [path.name for path in writer.close()] == ["step-000000000001", "step-000000000002"]
 
 
@@ -148,7 +148,7 @@ def test_after_runs_in_the_thread_once_the_checkpoint_is_durable(tmp_path):
         seen.append(
             (
                 threading.current_thread() is not threading.main_thread(),
-                newest_good(Store(), tmp_path) == path,
+                newest_valid(Store(), tmp_path) == path,
             )
         )
         apply(Store(), tmp_path, keep=1)

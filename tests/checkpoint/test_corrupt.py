@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from snapshots import alike, make
 
-from loopkit.checkpoint import Store, load_newest, newest_good, read, verify, write
+from loopkit.checkpoint import Store, load_newest, newest_valid, read, verify, write
 from loopkit.checkpoint.format import dump_json
 from loopkit.checkpoint.manifest import checksum
 from loopkit.errors import (
@@ -183,7 +183,7 @@ def test_an_edited_manifest_is_found(run_dir, edit):
     path.write_bytes(dump_json(manifest))
     with pytest.raises(CorruptCheckpointError, match="edited or damaged"):
         read(Store(), newest(run_dir))
-    assert newest_good(Store(), run_dir, warn=lambda text: None).name == "step-000000000002"
+    assert newest_valid(Store(), run_dir, warn=lambda text: None).name == "step-000000000002"
 
 
 def test_a_manifest_written_in_another_way_is_found(run_dir):
@@ -197,7 +197,7 @@ def test_a_checkpoint_under_another_step_s_name_is_found(run_dir):
         run_dir / "checkpoints" / "step-000000000009"
     )
     told: list[str] = []
-    assert newest_good(Store(), run_dir, warn=told.append).name == "step-000000000003"
+    assert newest_valid(Store(), run_dir, warn=told.append).name == "step-000000000003"
     assert "is that of step-000000000002" in told[0]
 
 
@@ -219,7 +219,7 @@ def test_files_that_are_not_listed_are_left_alone(run_dir):
 def test_a_garbage_latest_is_named_and_ignored(run_dir, content):
     (run_dir / "checkpoints" / "latest").write_bytes(content)
     told: list[str] = []
-    assert newest_good(Store(), run_dir, warn=told.append) == newest(run_dir)
+    assert newest_valid(Store(), run_dir, warn=told.append) == newest(run_dir)
     assert len(told) == 1
     assert "latest is damaged and ignored" in told[0]
 
@@ -233,7 +233,7 @@ def test_a_latest_that_is_a_link_or_huge_is_ignored(run_dir):
         latest.unlink()
         make_it()
         told: list[str] = []
-        assert newest_good(Store(), run_dir, warn=told.append) == newest(run_dir)
+        assert newest_valid(Store(), run_dir, warn=told.append) == newest(run_dir)
         assert "ignored" in told[0]
 
 
@@ -245,20 +245,20 @@ def _touch(path: Path) -> Path:
 def test_a_missing_newest_checkpoint_is_told_from_latest(run_dir):
     shutil.rmtree(newest(run_dir))
     told: list[str] = []
-    assert newest_good(Store(), run_dir, warn=told.append).name == "step-000000000002"
+    assert newest_valid(Store(), run_dir, warn=told.append).name == "step-000000000002"
     assert "names step-000000000003, which is not there" in told[0]
 
 
 def test_without_a_callback_a_warning_is_given(run_dir):
     flip(newest(run_dir) / "state.json", 5)
     with pytest.warns(LoopkitWarning, match=r"corrupt checkpoint: .*state\.json"):
-        newest_good(Store(), run_dir)
+        newest_valid(Store(), run_dir)
 
 
 def test_a_second_corrupt_one_of_the_same_step_gets_the_next_number(run_dir):
     for _ in range(2):
         flip(newest(run_dir) / "state.json", 5)
-        newest_good(Store(), run_dir, warn=lambda text: None)
+        newest_valid(Store(), run_dir, warn=lambda text: None)
         write(Store(), run_dir, make(3))
     assert sorted(p.name for p in (run_dir / "checkpoints").glob("*3*")) == [
         "step-000000000003",
@@ -272,7 +272,7 @@ def test_looking_without_quarantine_changes_nothing(run_dir):
     flip(newest(run_dir) / "state.json", 5)
     before = sorted(os.listdir(run_dir / "checkpoints"))
     assert (
-        newest_good(Store(), run_dir, warn=lambda text: None, quarantine=False).name
+        newest_valid(Store(), run_dir, warn=lambda text: None, quarantine=False).name
         == "step-000000000002"
     )
     assert sorted(os.listdir(run_dir / "checkpoints")) == before
@@ -283,7 +283,7 @@ def test_all_bad_lists_each_with_its_reason_again_and_again(run_dir):
         flip(path / "state.json", 5)
     for _ in range(2):
         with pytest.raises(NoGoodCheckpointError) as caught:
-            newest_good(Store(), run_dir, warn=lambda text: None)
+            newest_valid(Store(), run_dir, warn=lambda text: None)
         assert caught.value.exit_code == 65
         for step in (1, 2, 3):
             assert f"step-00000000000{step}: " in str(caught.value)
@@ -295,7 +295,7 @@ def test_only_quarantined_ones_are_never_a_silent_start_from_zero(run_dir):
         path.rename(path.with_name(path.name + ".corrupt-1"))
     (run_dir / "checkpoints" / "latest").unlink()
     with pytest.raises(NoGoodCheckpointError, match="set aside before"):
-        newest_good(Store(), run_dir)
+        newest_valid(Store(), run_dir)
 
 
 def test_a_run_that_can_only_be_read_is_read_all_the_same(run_dir):
@@ -305,7 +305,7 @@ def test_a_run_that_can_only_be_read_is_read_all_the_same(run_dir):
 
     flip(newest(run_dir) / "state.json", 5)
     told: list[str] = []
-    assert newest_good(ReadOnly(), run_dir, warn=told.append).name == "step-000000000002"
+    assert newest_valid(ReadOnly(), run_dir, warn=told.append).name == "step-000000000002"
     assert "kept as step-000000000003;" in told[0]
 
 
@@ -316,7 +316,7 @@ def test_what_cannot_be_read_for_another_reason_is_not_called_corrupt(run_dir):
                 raise PermissionError(13, "Permission denied")
 
     with pytest.raises(CheckpointError, match="Permission denied") as caught:
-        newest_good(Denied(), run_dir)
+        newest_valid(Denied(), run_dir)
     assert not isinstance(caught.value, CorruptCheckpointError | NoGoodCheckpointError)
     assert newest(run_dir).exists()
 
@@ -325,8 +325,8 @@ def test_a_kind_of_checkpoint_can_be_asked_for(run_dir):
     weights = make(5)
     weights.meta["kind"] = "weights"
     path = write(Store(), run_dir, weights)
-    assert newest_good(Store(), run_dir) == path
-    assert newest_good(Store(), run_dir, kind="full") == newest(run_dir)
+    assert newest_valid(Store(), run_dir) == path
+    assert newest_valid(Store(), run_dir, kind="full") == newest(run_dir)
 
 
 def test_a_manifest_that_lies_with_a_right_checksum_is_found(run_dir):

@@ -20,7 +20,7 @@ from loopkit.checkpoint import (
     Snapshot,
     Store,
     apply,
-    newest_good,
+    newest_valid,
     plan,
     read,
     write,
@@ -114,7 +114,7 @@ def test_apply_reads_back_what_it_counts(tmp_path):
     trusted: set[Path] = set()
     assert apply(Store(), tmp_path, keep=1, trusted=trusted) == [paths[0]]
     assert trusted == {paths[1]}
-    assert newest_good(Store(), tmp_path, warn=lambda text: None) == paths[1]
+    assert newest_valid(Store(), tmp_path, warn=lambda text: None) == paths[1]
 
 
 def test_apply_does_not_read_again_what_is_trusted(tmp_path):
@@ -350,4 +350,4 @@ def test_export_overwrites_nothing_and_verifies_first(tmp_path):
     with pytest.raises(CorruptCheckpointError):
         export(path, tmp_path / "bad")
     assert sorted(os.listdir(tmp_path)) == before
-    assert read(Store(), newest_good(Store(), tmp_path)).meta["step"] == 9
+    assert read(Store(), newest_valid(Store(), tmp_path)).meta["step"] == 9

@@ -18,9 +18,9 @@ from loopkit.checkpoint import (
     Snapshot,
     Store,
     clean,
-    leave_behind,
+    detach_after,
     load_newest,
-    newest_good,
+    newest_valid,
     read,
     scan,
     verify,
@@ -184,8 +184,8 @@ def test_the_same_step_again_gets_the_next_generation_and_is_newer(tmp_path):
     store = Store()
     names = [write(store, tmp_path, make(seed, step=10)).name for seed in range(12)]
     assert names[:3] == ["step-000000000010", "step-000000000010-g2", "step-000000000010-g3"]
-    assert newest_good(store, tmp_path).name == "step-000000000010-g12"
-    assert alike(read(store, newest_good(store, tmp_path)), make(11, step=10))
+    assert newest_valid(store, tmp_path).name == "step-000000000010-g12"
+    assert alike(read(store, newest_valid(store, tmp_path)), make(11, step=10))
     assert [entry.generation for entry in scan(store, tmp_path)] == list(range(1, 13))
 
 
@@ -198,8 +198,8 @@ def test_latest_names_the_checkpoint_and_its_manifest(tmp_path):
 
 
 def test_no_checkpoints_at_all_is_none(tmp_path):
-    assert newest_good(Store(), tmp_path) is None
-    assert newest_good(Store(), tmp_path / "nowhere") is None
+    assert newest_valid(Store(), tmp_path) is None
+    assert newest_valid(Store(), tmp_path / "nowhere") is None
     assert scan(Store(), tmp_path) == []
 
 
@@ -222,7 +222,7 @@ def test_order_goes_by_step_whatever_the_clock_said(tmp_path):
     for step in (30, 10, 20):
         path = write(Store(), tmp_path, make(step))
         os.utime(path, (2e9 - step, 2e9 - step * 1000))
-    assert newest_good(Store(), tmp_path).name == "step-000000000030"
+    assert newest_valid(Store(), tmp_path).name == "step-000000000030"
 
 
 def test_a_run_directory_with_an_odd_name(tmp_path):
@@ -300,12 +300,12 @@ def test_a_tensor_in_chunks_is_put_together(tmp_path):
     path = write(
         Store(),
         tmp_path,
-        Snapshot({stem: {"w": part} for stem, (_, part) in parts.items()}, {}, {"step": 1}),
+        Snapshot({prefix: {"w": part} for prefix, (_, part) in parts.items()}, {}, {"step": 1}),
     )
     manifest = parse((path / "MANIFEST.json").read_bytes())
     chunks = []
-    for stem, (offset, _) in parts.items():
-        (chunk,) = manifest.tensors.pop(stem)["w"].chunks
+    for prefix, (offset, _) in parts.items():
+        (chunk,) = manifest.tensors.pop(prefix)["w"].chunks
         chunks.append(Chunk(chunk.file, offset, chunk.shape, chunk.crc32))
     manifest.tensors["model"] = {"w": TensorRecord("F32", (4, 6), tuple(chunks))}
     (path / "MANIFEST.json").write_bytes(manifest.dump())
@@ -371,7 +371,7 @@ def test_a_version_too_new_is_named_and_not_quarantined(tmp_path):
     path = write(Store(), tmp_path, make(2))
     (path / "MANIFEST.json").write_bytes(_as_version(path, version=9, min_reader=8))
     before = sorted(os.listdir(tmp_path / "checkpoints"))
-    for ask in (lambda: newest_good(Store(), tmp_path), lambda: read(Store(), path)):
+    for ask in (lambda: newest_valid(Store(), tmp_path), lambda: read(Store(), path)):
         with pytest.raises(CheckpointError, match="needs a reader of version 8"):
             ask()
     assert sorted(os.listdir(tmp_path / "checkpoints")) == before
@@ -429,16 +429,16 @@ def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
 def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(tmp_path):
     store = Store()
     paths = [write(store, tmp_path, make(step)) for step in (1, 2, 3)]
-    assert [path.name for path in leave_behind(store, tmp_path, paths[0])] == [
+    assert [path.name for path in detach_after(store, tmp_path, paths[0])] == [
         "step-000000000003.left-1",
         "step-000000000002.left-1",
     ]
-    assert newest_good(store, tmp_path) == paths[0]
+    assert newest_valid(store, tmp_path) == paths[0]
     assert write(store, tmp_path, make(4, step=2)).name == "step-000000000002"
     assert alike(load_newest(store, tmp_path)[1], make(4, step=2))
-    assert [path.name for path in leave_behind(store, tmp_path, paths[0])] == [
+    assert [path.name for path in detach_after(store, tmp_path, paths[0])] == [
         "step-000000000002.left-2"
     ]
-    assert leave_behind(store, tmp_path, paths[0]) == []
+    assert detach_after(store, tmp_path, paths[0]) == []
     with pytest.raises(OptionError, match="no checkpoint of"):
-        leave_behind(store, tmp_path, tmp_path / "elsewhere" / "step-000000000001")
+        detach_after(store, tmp_path, tmp_path / "elsewhere" / "step-000000000001")

@@ -133,11 +133,16 @@ def test_a_grid_has_a_line_for_every_combination_and_shows_what_remat_saves(
     )
     rows, _ = measured(tmp_path / "g.json")
     assert list(rows) == [("none", "1"), ("none", "2"), ("full", "1"), ("full", "2")]
-    for (remat, accumulate), row in rows.items():
+    for (activation_checkpointing, accumulate), row in rows.items():
         assert row["samples_per_second"] * row["step_ms"] / 1e3 == pytest.approx(
             1024 * int(accumulate)
         )
-        line = [remat, accumulate, f"{row['step_ms']:,.2f}", f"{row['samples_per_second']:,.0f}"]
+        line = [
+            activation_checkpointing,
+            accumulate,
+            f"{row['step_ms']:,.2f}",
+            f"{row['samples_per_second']:,.0f}",
+        ]
         assert line in [text.split()[:4] for text in out.splitlines()]
     # Each of eight blocks keeps nine tensors of 1024 x 256 floats, or with remat only its input.
     assert rows["full", "1"]["peak_bytes"] < 0.7 * rows["none", "1"]["peak_bytes"]

@@ -11,7 +11,7 @@ from loopkit import Checkpoint, Fit, Loader
 from loopkit.cli.convert_args import SCHEDULES, convert
 from loopkit.cli.main import main
 from loopkit.errors import OptionError
-from loopkit.foreign_names import TRAINER_NAMES, WITHOUT
+from loopkit.foreign_names import FOREIGN_NAMES, WITHOUT
 from tests.support import points
 
 GUIDE = {
@@ -47,7 +47,12 @@ def test_the_guides_arguments_become_a_fit_that_can_be_built(tmp_path, capsys):
         8,
         4,
     )
-    assert (options.precision, options.remat, options.clip_norm, options.seed) == (
+    assert (
+        options.precision,
+        options.activation_checkpointing,
+        options.clip_norm,
+        options.seed,
+    ) == (
         "fp16",
         "full",
         0.5,
@@ -323,7 +328,7 @@ def test_all_114_fields_are_known_to_the_checker():
     for name in FIELDS:
         if name in options or name == "debug":
             continue
-        text = TRAINER_NAMES.get(name) or WITHOUT[name]
+        text = FOREIGN_NAMES.get(name) or WITHOUT[name]
         with pytest.raises(OptionError, match=f"Fit has no option '{name}'") as error:
             Fit(**{name: True})
         assert text in str(error.value)

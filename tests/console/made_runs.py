@@ -11,10 +11,10 @@ from torch import nn
 from loopkit.durations import Plan
 from loopkit.events import Events, Hook
 from loopkit.run import Loops, Run
-from loopkit.strategies.base import Numerics
+from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.single import SingleDevice
 from loopkit.task import Task
-from loopkit.triggers import Agenda
+from loopkit.triggers import Triggers
 
 
 class Digits(Task):
@@ -37,7 +37,7 @@ class Clock:
 def made_run(*hooks: Hook, plan: Plan | None = None, rank: int = 0, **fields: Any) -> Run:
     """A run of ``Digits`` on the CPU that nothing drives: 4 epochs of 100 steps."""
     strategy = SingleDevice("cpu")
-    strategy.open(Numerics())
+    strategy.setup_environment(ComputeSettings())
     strategy.rank = rank
     fields.setdefault("run_dir", Path("runs/digits/3"))
     return Run(
@@ -45,7 +45,7 @@ def made_run(*hooks: Hook, plan: Plan | None = None, rank: int = 0, **fields: An
         strategy=strategy,
         options=None,
         plan=plan or Plan(100, 400, 4),
-        agenda=Agenda({}),
+        agenda=Triggers({}),
         events=Events(hooks),
         loops=Loops(None, None, None, None),
         evaluation={"": SimpleNamespace(batches_per_epoch=lambda: 8)},

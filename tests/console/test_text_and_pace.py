@@ -5,7 +5,7 @@ import math
 import pytest
 from made_runs import made_run
 
-from loopkit.console.eta import Pace, epoch_text, outlook
+from loopkit.console.eta import SpeedEstimate, epoch_text, outlook
 from loopkit.console.text import columns, cut, duration, megabytes, number, pad, rate, width
 from loopkit.durations import Plan
 
@@ -75,7 +75,7 @@ def test_wide_and_combining_characters_count_as_the_terminal_shows_them():
 
 
 def test_the_pace_follows_a_change_of_speed_within_seconds():
-    pace = Pace()
+    pace = SpeedEstimate()
     pace.tick(0, 0.0)
     assert pace.rate is None
     now, step = 0.0, 0
@@ -90,7 +90,7 @@ def test_the_pace_follows_a_change_of_speed_within_seconds():
 
 
 def test_time_spent_evaluating_does_not_slow_the_pace():
-    pace = Pace()
+    pace = SpeedEstimate()
     pace.restart(0, 0.0)
     pace.tick(10, 1.0)
     pace.restart(10, 500.0)

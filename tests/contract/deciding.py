@@ -63,7 +63,7 @@ def asks(what: str, rank: int, place: Path) -> dict[str, Any]:
     return {
         "notes": notes.notes,
         "done": (seen, 3) in notes.notes,
-        "result": (result.status, result.why, result.step),
+        "result": (result.status, result.reason, result.step),
     }
 
 
@@ -76,7 +76,7 @@ def asks_after_evaluation(place: Path) -> tuple[str, str, int]:
         "eval_end", lambda run, metrics: run.stop("good enough") if run.strategy.rank == 1 else None
     )
     result = fit.run(Tiny())
-    return result.status, result.why, result.step
+    return result.status, result.reason, result.step
 
 
 class Odd(Tiny):
@@ -297,8 +297,8 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
 class Counts(Hook):
     """Sees each step; ``steers`` says whether it might ask for anything."""
 
-    def __init__(self, steers: bool) -> None:
-        self.steers, self.steps = steers, 0
+    def __init__(self, may_request: bool) -> None:
+        self.may_request, self.steps = may_request, 0
 
     def on_step_end(self, run: Any, out: Any) -> None:
         self.steps += 1
@@ -317,22 +317,22 @@ class Spoken(Tiny):
         return self.net(batch["x"]).square().mean()
 
 
-def words(steers: bool, **options: Any) -> tuple[int, int, int, int]:
+def words(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
     """How many sums over the ranks a run of 21 steps takes where a second is never over; tokens at
     its end.
     """
     from loopkit import triggers
     from loopkit.distributed.communicator import Group
 
-    kept, count, spacing = Group.add, [0], triggers.SPACING
-    triggers.SPACING = 1e9
+    kept, count, spacing = Group.add, [0], triggers.SYNC_INTERVAL
+    triggers.SYNC_INTERVAL = 1e9
 
     def add(self: Any, *numbers: float) -> list[float]:
         count[0] += 1
         return kept(self, *numbers)
 
     Group.add = add  # type: ignore[method-assign]
-    counts, said = Counts(steers), []
+    counts, said = Counts(may_request), []
     fit = quiet(
         strategy="ddp",
         epochs=1,
@@ -345,7 +345,7 @@ def words(steers: bool, **options: Any) -> tuple[int, int, int, int]:
         fit.run(Spoken())
         return count[0], counts.steps, *said[0]
     finally:
-        Group.add, triggers.SPACING = kept, spacing  # type: ignore[method-assign]
+        Group.add, triggers.SYNC_INTERVAL = kept, spacing  # type: ignore[method-assign]
 
 
 def signal_between_words(rank: int, at: int, place: Path) -> tuple[str, list[int]]:
@@ -359,7 +359,7 @@ def signal_between_words(rank: int, at: int, place: Path) -> tuple[str, list[int
             if self.steps == at and run.strategy.rank == rank:
                 signal.raise_signal(signal.SIGTERM)
 
-    struck = Struck(steers=False)
+    struck = Struck(may_request=False)
     fit = quiet(
         strategy="ddp",
         batch_size=1,

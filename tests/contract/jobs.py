@@ -67,8 +67,8 @@ def train(
 
     def state(run: Any) -> dict[str, Any]:
         tensors, plain = run.strategy.optimizer_state()
-        model = everyones(run, run.strategy.model_state())
-        return {"model": model, "optimizer": everyones(run, tensors), "plain": repr(plain)}
+        model = gathered(run, run.strategy.model_state())
+        return {"model": model, "optimizer": gathered(run, tensors), "plain": repr(plain)}
 
     @fit.on("load")
     def keep_loaded(run: Any, path: Path) -> None:
@@ -91,7 +91,7 @@ def train(
         "losses": recorder.losses,
         "rows": rows,
         "status": result.status,
-        "why": result.why,
+        "why": result.reason,
         "step": result.step,
         "checkpoint": result.checkpoint,
         "names": list(made.state_dict()),
@@ -99,10 +99,12 @@ def train(
     }
 
 
-def everyones(run: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def gathered(run: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Whole copies; of what is gathered on the first rank alone, that one's."""
     copies = {name: whole(t).detach().clone() for name, t in tensors.items()}
-    given = run.strategy.world.share({name: t for name, t in copies.items() if not t.is_meta})
+    given = run.strategy.world.broadcast_object(
+        {name: t for name, t in copies.items() if not t.is_meta}
+    )
     return {name: given[name] if t.is_meta else t for name, t in copies.items()}
 
 

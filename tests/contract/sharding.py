@@ -15,13 +15,16 @@ from torch import nn
 from loopkit import FSDP, Checkpoint, Compile, Task
 from loopkit.strategies.dtensor import local, whole
 from tests.contract import jobs
-from tests.contract.tasks import Block, Words
+from tests.contract.tasks import Block, SyncSchedule
 from tests.support import Tiny, digest, quiet
 
 
 def sizes() -> dict[str, Any]:
     """How many numbers this rank holds, of parameters and of optimizer state."""
-    task, found = Words(width=32), {"whole": sum(p.numel() for p in Words(width=32).parameters())}
+    task, found = (
+        SyncSchedule(width=32),
+        {"whole": sum(p.numel() for p in SyncSchedule(width=32).parameters())},
+    )
     fit = quiet(strategy="fsdp", batch_size=4, steps=3, eval_every="2 steps")
 
     @fit.on("fit_end")
@@ -45,7 +48,7 @@ def sizes() -> dict[str, Any]:
     return found
 
 
-class Late(Words):
+class Late(SyncSchedule):
     """Makes its layers in configure_model, two of them tied, and notes where."""
 
     def __init__(self) -> None:
@@ -132,7 +135,9 @@ def disk_full(place: Path, rank: int, background: bool) -> tuple[str, list[str]]
     told = ""
     try:
         save = Checkpoint(every="2 steps", background=background)
-        quiet(strategy="fsdp", batch_size=4, epochs=3, checkpoint=save, run_dir=place).run(Words())
+        quiet(strategy="fsdp", batch_size=4, epochs=3, checkpoint=save, run_dir=place).run(
+            SyncSchedule()
+        )
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
     finally:
@@ -162,7 +167,7 @@ def with_hook(name: str, strategy: str, place: Path) -> dict[str, float]:
         strategy=strategy, **{**options, "hooks": [getattr(hooks, name)(**arguments.get(name, {}))]}
     )
     fit.on("log", lambda run, values: rows.update(values))
-    fit.run(Words())
+    fit.run(SyncSchedule())
     return {
         name: value for name, value in rows.items() if "per_second" not in name and name != "mfu"
     }
@@ -171,7 +176,7 @@ def with_hook(name: str, strategy: str, place: Path) -> dict[str, float]:
 def bad_wrap() -> str:
     """A class that the task does not have."""
     try:
-        quiet(strategy=FSDP(wrap=["Blok"]), steps=1).run(Words())
+        quiet(strategy=FSDP(wrap=["Blok"]), steps=1).run(SyncSchedule())
     except Exception as error:
         return str(error)
     return ""
@@ -187,7 +192,7 @@ def compiled(wanted: bool, strategy: str = "fsdp", **options: Any) -> Any:
     )
 
 
-class Named(Words):
+class Named(SyncSchedule):
     """The words' task with an optimizer by name."""
 
     def __init__(self, name: str) -> None:
@@ -253,13 +258,13 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
     from loopkit.checkpoint import Store
     from loopkit.fit import resuming
 
-    task, seen, over, kept = Wide(), [], threading.Event(), resuming.open_saving
+    task, seen, over, kept = Wide(), [], threading.Event(), resuming.open_checkpointer
 
     def watch() -> None:
         while not over.wait(0.001):
             seen.append(own_memory())
 
-    def open_saving(run: Any) -> None:
+    def open_checkpointer(run: Any) -> None:
         thread = threading.Thread(target=watch)
         ctypes.CDLL(None).malloc_trim(
             0
@@ -272,13 +277,13 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
 
     import loopkit.fit.fit
 
-    loopkit.fit.fit.open_saving, init = open_saving, Store.__init__
+    loopkit.fit.fit.open_checkpointer, init = open_checkpointer, Store.__init__
     if not maps:
         Store.__init__ = lambda self, *, maps=False: None  # type: ignore[method-assign,misc]
     try:
         quiet(strategy="fsdp", epochs=1, resume="auto", checkpoint=True, run_dir=place).run(task)
     finally:
-        loopkit.fit.fit.open_saving, Store.__init__ = kept, init  # type: ignore[method-assign]
+        loopkit.fit.fit.open_checkpointer, Store.__init__ = kept, init  # type: ignore[method-assign]
     return max(seen) - seen[0], digest({name: whole(t) for name, t in task.state_dict().items()})
 
 
@@ -295,7 +300,7 @@ def own_memory() -> int:
 
 def dry_run() -> bool:
     """Whether a dry run left the weights."""
-    task = Words()
+    task = SyncSchedule()
     before = {name: t.clone() for name, t in task.state_dict().items()}
     quiet(strategy="fsdp", batch_size=4, dry_run=True).run(task)
     return all(torch.equal(whole(t), before[name]) for name, t in task.state_dict().items())

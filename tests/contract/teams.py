@@ -11,7 +11,7 @@ from torch import nn
 from loopkit import Loader, Task, TensorParallel
 from loopkit.strategies.dtensor import local, whole
 from tests.contract.jobs import TINY, WORDS, make
-from tests.contract.tasks import Words
+from tests.contract.tasks import SyncSchedule
 from tests.support import Tiny, digest, quiet
 
 
@@ -61,7 +61,7 @@ def split_sequence() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def parts(strategy: Any) -> dict[str, int]:
     """Elements of a layer that is split and of one that is not: on this rank, and in all."""
-    task = Words()
+    task = SyncSchedule()
     quiet(strategy=make(strategy), batch_size=8, steps=1).run(task)
     up, norm = task.blocks[0].up.weight, task.blocks[0].norm.weight
     return {
@@ -90,7 +90,9 @@ def refused(case: str) -> str:
         "auto": "auto",
         "tied": {"embed": "rowwise_rep"},
     }
-    task: Task = Sharded() if case == "sharded" else Sequence() if case == "tied" else Words()
+    task: Task = (
+        Sharded() if case == "sharded" else Sequence() if case == "tied" else SyncSchedule()
+    )
     if isinstance(task, Sequence):
         task.head.weight = task.embed.weight
     try:
@@ -101,7 +103,7 @@ def refused(case: str) -> str:
     return "nothing"
 
 
-class Late(Words):
+class Late(SyncSchedule):
     """Makes its layers where the strategy says."""
 
     def __init__(self) -> None:
@@ -109,7 +111,7 @@ class Late(Words):
         self.count = 24
 
     def configure_model(self) -> None:
-        made = Words(dropout=0.0)
+        made = SyncSchedule(dropout=0.0)
         for name, module in made.named_children():
             setattr(self, name, module)
 
@@ -130,4 +132,4 @@ def built_late() -> tuple[str, str]:
 
 def built_late_alone() -> str:
     """The same of one process."""
-    return digest(Words(dropout=0.0).state_dict())
+    return digest(SyncSchedule(dropout=0.0).state_dict())

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from loopkit import Checkpoint, DeepSpeed, Fit
 from loopkit.checkpoint.tools import export
 from loopkit.errors import MissingExtraError, OptionError
-from loopkit.strategies.base import Numerics
+from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.deepspeed.config import ZeroSettings, resolve
-from loopkit.strategies.deepspeed.engine import bring_in
+from loopkit.strategies.deepspeed.engine import import_deepspeed
 from loopkit.strategies.precision import PRECISIONS
 from tests.contract import deciding, jobs, zero
-from tests.contract.tasks import Words
+from tests.contract.tasks import SyncSchedule
 from tests.contract.test_training import distance
 
 ZERO = ["zero1", "zero2", "zero3"]
@@ -43,8 +43,8 @@ def test_arguments_are_checked_at_once(arguments, told):
         DeepSpeed(**arguments)
 
 
-def numerics(**more) -> Numerics:
-    return Numerics(**{"batch_size": 8, "accumulate": 2, "clip_norm": 0.5, **more})
+def numerics(**more) -> ComputeSettings:
+    return ComputeSettings(**{"batch_size": 8, "accumulate": 2, "clip_norm": 0.5, **more})
 
 
 def test_auto_is_what_fit_says_and_what_is_left_out_too():
@@ -119,7 +119,7 @@ def test_the_engine_that_begins_with_a_step_of_its_own_is_refused():
 def test_what_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'loopkit\[deepspeed\]'"):
-        bring_in(torch.device("cpu"))
+        import_deepspeed(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -232,9 +232,9 @@ def test_a_checkpoint_is_one_of_ours_and_opens_without_deepspeed(
     saved = load_file(tmp_path / "out" / "model.safetensors")
     assert distance(saved, first["model"]) == 0
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
-    assert distance(Words.load(first["checkpoint"]).state_dict(), first["model"]) == 0
+    assert distance(SyncSchedule.load(first["checkpoint"]).state_dict(), first["model"]) == 0
     found = Fit(progress=False, batch_size=4, precision=precision).evaluate(
-        Words(), checkpoint=tmp_path
+        SyncSchedule(), checkpoint=tmp_path
     )
     assert found["eval/loss"] == pytest.approx(
         first["rows"][-1]["eval/loss"], rel=1e-6 if precision == "fp32" else 1e-2
@@ -260,7 +260,7 @@ def test_an_evaluation_of_a_checkpoint_sees_its_weights(pair, tmp_path, strategy
     assert (
         first["left"]
         == second["left"]
-        == jobs.digest(Words.load(first["best"]["checkpoint"]).state_dict())
+        == jobs.digest(SyncSchedule.load(first["best"]["checkpoint"]).state_dict())
     )
 
 
@@ -280,7 +280,7 @@ def test_frozen_parameters_scalars_and_buffers_are_kept_and_resumed(pair, tmp_pa
     assert whole["digest"] == other["digest"]
     plain, _ = pair.call(jobs.train, "ddp", "part frozen", run_dir=tmp_path / "ddp", **options)
     assert distance(whole["model"], plain["model"]) < 1e-6
-    assert torch.equal(whole["model"]["embed.weight"], Words().embed.weight)
+    assert torch.equal(whole["model"]["embed.weight"], SyncSchedule().embed.weight)
     pair.call(jobs.train, strategy, "part frozen", run_dir=tmp_path / "run", stop_at=3, **options)
     assert (
         pair.call(jobs.train, strategy, "part frozen", run_dir=tmp_path / "run", **options)[0][

@@ -14,7 +14,7 @@ import torch
 from loopkit import Checkpoint
 from loopkit.optim import AdamW
 from loopkit.strategies.dtensor import whole
-from tests.contract.jobs import everyones, make
+from tests.contract.jobs import gathered, make
 from tests.support import quiet
 
 pytest.importorskip("transformers")
@@ -59,7 +59,7 @@ def train(
         **options,
     )
     fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None)
-    fit.on("fit_end", lambda run: found.update(everyones(run, run.strategy.model_state())))
+    fit.on("fit_end", lambda run: found.update(gathered(run, run.strategy.model_state())))
     result = fit.run(task)
     weights = {name: whole(tensor).clone() for name, tensor in found.items()}
     return {

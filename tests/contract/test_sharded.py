@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from loopkit import Checkpoint, Fit
 from loopkit.checkpoint import load_snapshot
 from tests.contract import jobs, sharding
-from tests.contract.tasks import Words
+from tests.contract.tasks import SyncSchedule
 from tests.contract.test_training import distance
 
 
@@ -91,14 +91,14 @@ def test_a_checkpoint_has_a_file_for_each_rank_and_opens_anywhere(pair, tmp_path
     assert manifest["strategy"] == "FSDP"
     snapshot = load_snapshot(first["checkpoint"])
     assert distance(snapshot.tensors["model"], first["model"]) == 0
-    assert distance(Words.load(first["checkpoint"]).state_dict(), first["model"]) == 0
+    assert distance(SyncSchedule.load(first["checkpoint"]).state_dict(), first["model"]) == 0
     out = tmp_path / "out"
     from loopkit.checkpoint.tools import export
 
     export(first["checkpoint"], out)
     assert distance(load_file(out / "model.safetensors"), first["model"]) == 0
     assert (
-        Fit(progress=False, batch_size=4).evaluate(Words(), checkpoint=tmp_path)["eval/loss"]
+        Fit(progress=False, batch_size=4).evaluate(SyncSchedule(), checkpoint=tmp_path)["eval/loss"]
         == first["rows"][-1]["eval/loss"]
     )
 
@@ -132,8 +132,14 @@ def test_a_block_that_is_not_there_is_named(pair):
 
 @pytest.mark.parametrize("remat", ["full", None])
 @pytest.mark.parametrize("compile", [True, False])
-def test_remat_and_compile_change_nothing(pair, remat, compile):
-    options = {"batch_size": 4, "epochs": 1, "remat": remat, "eval_every": "never", "steps": 3}
+def test_remat_and_compile_change_nothing(pair, activation_checkpointing, compile):
+    options = {
+        "batch_size": 4,
+        "epochs": 1,
+        "remat": activation_checkpointing,
+        "eval_every": "never",
+        "steps": 3,
+    }
     plain, _ = pair.call(jobs.train, "fsdp", "words", **{**options, "remat": None})
     first, _ = pair.call(sharding.compiled, compile, **options)
     assert distance(first["model"], plain["model"]) < 1e-5

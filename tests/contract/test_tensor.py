@@ -8,7 +8,7 @@ import torch
 from loopkit import Checkpoint
 from loopkit.checkpoint import load_snapshot
 from tests.contract import jobs, teams
-from tests.contract.tasks import Words
+from tests.contract.tasks import SyncSchedule
 from tests.contract.test_training import distance
 
 SAVE = Checkpoint(every="1000 steps", background=False)
@@ -107,7 +107,7 @@ def test_a_checkpoint_holds_each_part_once_and_opens_anywhere(pool, tmp_path):
     )[0]
     snapshot = load_snapshot(first["checkpoint"])
     assert distance(snapshot.tensors["model"], first["model"]) == 0
-    assert distance(Words.load(first["checkpoint"]).state_dict(), first["model"]) == 0
+    assert distance(SyncSchedule.load(first["checkpoint"]).state_dict(), first["model"]) == 0
     written = sum(p.stat().st_size for p in first["checkpoint"].rglob("*model*.safetensors"))
     assert (
         written < 1.5 * sum(t.numel() * t.element_size() for t in first["model"].values()) + 20_000

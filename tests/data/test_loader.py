@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from loopkit import Loader
 from loopkit.data import Padded, mixed
 from loopkit.data.loader import IndexedSource
-from loopkit.data.micro_batches import Reading, open_source
+from loopkit.data.micro_batches import DataConfig, open_source
 from loopkit.data.sampler import Sharding, order
 from loopkit.errors import DataError, OptionError
 from tests.support import Noisy, Tiny, digest, points, quiet
@@ -23,7 +23,7 @@ from tests.support import Noisy, Tiny, digest, points, quiet
 
 def source(data: Any, **reading: Any) -> Any:
     how = {"batch_size": 4, "shuffle": True, "seed": 0, "seeded": True, **reading}
-    return open_source(data, Reading(**how), "data")
+    return open_source(data, DataConfig(**how), "data")
 
 
 def ids(data: Any, epoch: int = 0, start: int = 0, **reading: Any) -> list[list[int]]:
@@ -76,7 +76,7 @@ def test_drop_last_and_sizes_that_do_not_divide():
     assert Sharding(10, 4, drop_last=True).end == 8
 
 
-class Words(torch.utils.data.Dataset):
+class SyncSchedule(torch.utils.data.Dataset):
     """Samples of every length from 1 to 40, as token lists."""
 
     def __len__(self) -> int:
@@ -100,10 +100,10 @@ def padding(loader: Loader) -> float:
     "lengths", [True, "labels", [1 + (i * 7) % 40 for i in range(800)]], ids=["ids", "key", "list"]
 )
 def test_grouping_by_length_saves_padding_and_still_takes_each_sample_once(lengths):
-    loader = Loader(Words(), collate=Padded({"labels": -100}), group_by_length=lengths)
+    loader = Loader(SyncSchedule(), collate=Padded({"labels": -100}), group_by_length=lengths)
     seen = [int(i) for batch, *_ in source(loader).open(1, 0) for i in batch["id"]]
     assert sorted(seen) == list(range(800))
-    assert padding(loader) < 0.05 < 0.3 < padding(Loader(Words(), collate=Padded()))
+    assert padding(loader) < 0.05 < 0.3 < padding(Loader(SyncSchedule(), collate=Padded()))
     first = next(iter(source(loader).open(0, 0)))[0]
     assert first["input_ids"].shape[1] == 40, "the longest comes first"
 
@@ -145,7 +145,7 @@ def test_padding_by_key_side_and_multiple():
 
 
 def test_columns_keep_what_is_named():
-    loader = Loader(Words(), columns=["id"], batch_size=2)
+    loader = Loader(SyncSchedule(), columns=["id"], batch_size=2)
     assert list(next(iter(source(loader).open(0, 0)))[0]) == ["id"]
 
 

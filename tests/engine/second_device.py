@@ -21,7 +21,7 @@ from loopkit import Checkpoint
 from loopkit.errors import NotFiniteError
 from loopkit.hooks import EMA, GradMonitor
 from loopkit.optim import AdamW
-from loopkit.strategies.device_map import Spread
+from loopkit.strategies.device_map import DeviceMapStrategy
 from tests.engine.test_device_map import Deep
 from tests.support import Recorder, digest, quiet
 
@@ -175,7 +175,10 @@ if __name__ == "__main__":
                 "resumed": resumed(MAPS["blocks"]),
                 "poisoned": poisoned(MAPS["blocks"]),
                 "auto": trained(
-                    None, strategy=Spread("auto", [torch.device("cpu"), torch.device("second", 0)])
+                    None,
+                    strategy=DeviceMapStrategy(
+                        "auto", [torch.device("cpu"), torch.device("second", 0)]
+                    ),
                 ),
                 "hooked": [hooked(None), hooked(MAPS["mixed"])],
             }

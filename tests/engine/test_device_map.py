@@ -17,7 +17,7 @@ from torch import nn
 from loopkit import SingleDevice, Task
 from loopkit.errors import OptionError
 from loopkit.optim import SGD
-from loopkit.strategies.device_map import Spread
+from loopkit.strategies.device_map import DeviceMapStrategy
 from loopkit.strategies.device_placement import balanced, by_hand, connect, divide
 from tests.support import Recorder, Tiny, digest, points, quiet
 
@@ -253,10 +253,10 @@ def test_what_a_layer_returns_keeps_its_class():
 
 
 def test_hooks_are_gone_when_the_run_is_over():
-    strategy = Spread({"": "cpu"})
+    strategy = DeviceMapStrategy({"": "cpu"})
     strategy._handles = connect(task := Deep(), {"out": CPU, "model.embed": META}, CPU)
     assert any(m._forward_pre_hooks for m in task.modules())
-    strategy.close()
+    strategy.teardown()
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in task.modules())
 
 

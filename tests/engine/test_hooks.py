@@ -182,7 +182,7 @@ def test_stop_ends_the_run_with_its_reason():
     fit = quiet(epochs=5, batch_size=10)
     fit.on("step_end", lambda run, out: run.stop("enough") if run.progress.step == 7 else None)
     result = fit.run(Tiny())
-    assert (result.status, result.why, result.step) == ("stopped", "enough", 7)
+    assert (result.status, result.reason, result.step) == ("stopped", "enough", 7)
 
 
 class Counts(Hook):

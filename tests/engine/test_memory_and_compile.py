@@ -72,23 +72,31 @@ def trained(**options: Any) -> tuple[Deep, str]:
     ],
 )
 @pytest.mark.parametrize("rng", ["counter", "stream"])
-def test_remat_saves_memory_on_a_12_layer_model_and_changes_no_bit(remat, most, rng):
+def test_remat_saves_memory_on_a_12_layer_model_and_changes_no_bit(
+    activation_checkpointing, most, rng
+):
     plain, before = trained(rng=rng)
-    lean, after = trained(rng=rng, remat=remat)
+    lean, after = trained(rng=rng, activation_checkpointing=activation_checkpointing)
     assert after == before
     assert list(lean.state_dict()) == list(plain.state_dict())
     assert lean.saved < most * plain.saved
 
 
 def test_offload_changes_no_bit():
-    assert trained(remat="offload")[1] == trained()[1] == trained(remat="full+offload")[1]
+    assert (
+        trained(activation_checkpointing="offload")[1]
+        == trained()[1]
+        == trained(activation_checkpointing="full+offload")[1]
+    )
 
 
 def test_the_next_run_replaces_the_choice():
     task = Deep()
     sizes = []
-    for remat in ("full", None, "every:3", "full"):
-        quiet(steps=1, eval_every="never", remat=remat).run(task)
+    for activation_checkpointing in ("full", None, "every:3", "full"):
+        quiet(steps=1, eval_every="never", activation_checkpointing=activation_checkpointing).run(
+            task
+        )
         sizes.append(task.saved)
     assert sizes[0] == sizes[3] < sizes[2] < sizes[1]
 
@@ -102,7 +110,7 @@ def test_a_models_own_checkpointing_is_asked_for():
 
     task = Tiny()
     task.net[0] = Own(8, 16)
-    quiet(steps=1, remat="full").run(task)
+    quiet(steps=1, activation_checkpointing="full").run(task)
     assert task.net[0].asked == {"use_reentrant": False}
 
 
@@ -116,14 +124,14 @@ def test_a_models_own_checkpointing_is_asked_for():
         ("full+every:2", "is not known"),
     ],
 )
-def test_a_bad_remat_is_named(remat, text):
+def test_a_bad_remat_is_named(activation_checkpointing, text):
     with pytest.raises(OptionError, match=text):
-        quiet(remat=remat)
+        quiet(activation_checkpointing=activation_checkpointing)
 
 
 def test_a_remat_that_picks_nothing_lists_what_there_is():
     with pytest.raises(OptionError, match=r"picks no module of Tiny, which has: net, net\.0"):
-        quiet(remat="select:attention").run(Tiny())
+        quiet(activation_checkpointing="select:attention").run(Tiny())
 
 
 class Blocks(Tiny):

@@ -20,7 +20,7 @@ from loopkit.checkpoint import (
     apply,
     clean,
     load_newest,
-    newest_good,
+    newest_valid,
     read,
     scan,
     verify,
@@ -72,7 +72,7 @@ def first_save() -> int:
     def check(run_dir: Path) -> None:
         settle(run_dir)
         only_whole(run_dir)
-        newest_good(Store(), run_dir)
+        newest_valid(Store(), run_dir)
 
     return kill_at_every_operation(
         prepare=lambda run_dir: None,
@@ -93,7 +93,7 @@ def retention() -> int:
         names = settle(run_dir)
         only_whole(run_dir)
         assert {"step-000000000006", "step-000000000008"} <= set(names)
-        assert newest_good(Store(), run_dir).name == "step-000000000008"
+        assert newest_valid(Store(), run_dir).name == "step-000000000008"
 
     return kill_at_every_operation(prepare, act, check)
 
@@ -107,7 +107,7 @@ def quarantine() -> int:
                 file.write(b"\x7f")
 
     def act(store: Store, run_dir: Path) -> None:
-        assert newest_good(store, run_dir, warn=lambda text: None).name == "step-000000000001"
+        assert newest_valid(store, run_dir, warn=lambda text: None).name == "step-000000000001"
 
     def check(run_dir: Path) -> None:
         settle(run_dir)

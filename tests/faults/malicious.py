@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
 import torch
 from snapshots import alike, make
 
-from loopkit.checkpoint import Snapshot, Store, load_newest, newest_good, read, verify, write
+from loopkit.checkpoint import Snapshot, Store, load_newest, newest_valid, read, verify, write
 from loopkit.checkpoint.format import dump_json
 from loopkit.checkpoint.manifest import checksum
 from loopkit.errors import CheckpointError, CorruptCheckpointError
@@ -341,7 +341,7 @@ def attempt(run_dir: Path, path: Path, skip_verify: bool = False) -> str:
             newest = (
                 None
                 if skip_verify
-                else newest_good(Store(), run_dir, warn=lambda text: None, quarantine=False)
+                else newest_valid(Store(), run_dir, warn=lambda text: None, quarantine=False)
             )
         except CheckpointError:
             newest = None

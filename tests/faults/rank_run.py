@@ -42,7 +42,7 @@ def fail() -> None:
         sys.exit(3)
 
 
-class Reading:
+class DataConfig:
     """Points that fail to be read at the 40th."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Failing(Tiny):
     steps = 0
 
     def train_data(self) -> Any:
-        return Reading()
+        return DataConfig()
 
     def train_step(self, batch: Any) -> Any:
         self.steps += 1
@@ -112,7 +112,7 @@ def main() -> None:
     if hasattr(next(iter(weights.values())), "full_tensor"):
         weights = {name: t.full_tensor() for name, t in weights.items()}
     if ME == 0:
-        print("end", result.status, result.why, result.step, digest(weights), flush=True)
+        print("end", result.status, result.reason, result.step, digest(weights), flush=True)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main(run_dir: str, block: str = "") -> None:
     fit.on("step_end", lambda run, out: print("step", run.progress.step, flush=True))
     fit.on("save", lambda run, path: print("saved", path.name, flush=True))
     result = fit.run(task)
-    print("end", result.status, result.why, result.step, digest(task.state_dict()), flush=True)
+    print("end", result.status, result.reason, result.step, digest(task.state_dict()), flush=True)
 
 
 if __name__ == "__main__":

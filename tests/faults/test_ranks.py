@@ -267,7 +267,7 @@ def test_the_others_go_on_after_a_kill_too(tmp_path, under):
 
 
 def test_slurms_variables_give_a_place():
-    from loopkit.distributed.communicator import find_place
+    from loopkit.distributed.communicator import find_rank_info
 
     env = {
         "SLURM_STEP_ID": "0",
@@ -278,10 +278,10 @@ def test_slurms_variables_give_a_place():
         "SLURM_STEP_NODELIST": "node[07-08]",
         "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
     }
-    place = find_place(env)
+    place = find_rank_info(env)
     assert (place.rank, place.size, place.local_rank, place.local_size) == (11, 16, 3, 8)
     assert (place.host, place.port, place.hosted) == ("node07", 15000 + 70042 % 20000, False)
-    assert find_place({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16"}) is None, (
+    assert find_rank_info({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16"}) is None, (
         "a job's own shell is not a step"
     )
 

@@ -34,7 +34,7 @@ def test_it_stops_after_patience_evaluations_without_a_gain_and_says_why():
     result, hook = scripted("eval/score:min", 3)
     assert (result.status, result.step) == ("stopped", 5)
     assert (hook.best, hook.best_step, hook.waited) == (2.0, 2, 3)
-    assert "eval/score has not improved for 3 evaluations; its best is 2 at step 2" in result.why
+    assert "eval/score has not improved for 3 evaluations; its best is 2 at step 2" in result.reason
 
 
 def test_patience_can_outlast_a_plateau():

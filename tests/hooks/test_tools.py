@@ -256,12 +256,12 @@ def test_the_losses_are_those_of_the_rates_and_it_stops(tmp_path, capsys):
     assert 0.02 < finder.suggestion < 0.6
     assert (result.status, result.step, float(task.net[0].detach())) == ("stopped", 0, 1.0)
     assert (
-        result.why
+        result.reason
         == f"FindLR: the loss falls fastest at a learning rate of {finder.suggestion:.2g}"
     )
     err = capsys.readouterr().err
     assert finder.table() in err
-    assert result.why in err
+    assert result.reason in err
     rows = (tmp_path / "find_lr.csv").read_text().splitlines()
     assert rows[0] == "rate,loss,smoothed"
     assert [tuple(map(float, row.split(","))) for row in rows[1:]] == finder.rows

@@ -98,11 +98,11 @@ def test_adapters_alone_train_and_are_saved(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["BertForSequenceClassification", "LlamaForCausalLM"])
 def test_stopped_and_resumed_is_bit_identical(kind, tmp_path):
     whole = task_of(kind)
-    trained(whole, tmp_path / "whole", remat="full")
+    trained(whole, tmp_path / "whole", activation_checkpointing="full")
     for stop in (1, 4):
-        trained(task_of(kind), tmp_path / str(stop), stop, remat="full")
+        trained(task_of(kind), tmp_path / str(stop), stop, activation_checkpointing="full")
         again = task_of(kind)
-        assert trained(again, tmp_path / str(stop), remat="full").step == 6
+        assert trained(again, tmp_path / str(stop), activation_checkpointing="full").step == 6
         assert digest(dict(again.model.named_parameters())) == digest(
             dict(whole.model.named_parameters())
         )

@@ -197,7 +197,7 @@ def test_stopped_and_resumed_is_bit_identical(kind, tmp_path):
             accumulate=2,
             run_dir=run_dir,
             resume="auto",
-            remat="full",
+            activation_checkpointing="full",
             checkpoint=Checkpoint(every="100 steps"),
             eval_every="never",
         )
@@ -214,11 +214,16 @@ def test_stopped_and_resumed_is_bit_identical(kind, tmp_path):
 
 def test_rematerialisation_is_the_models_own_and_changes_no_bit():
     ends = []
-    for remat in (None, "full"):
+    for activation_checkpointing in (None, "full"):
         task = task_of("LlamaForCausalLM")
-        quiet(steps=3, batch_size=8, remat=remat, eval_every="never").run(task)
+        quiet(
+            steps=3,
+            batch_size=8,
+            activation_checkpointing=activation_checkpointing,
+            eval_every="never",
+        ).run(task)
         assert any(getattr(m, "gradient_checkpointing", False) for m in task.modules()) == (
-            remat is not None
+            activation_checkpointing is not None
         )
         ends.append(digest(task.state_dict()))
     assert ends[0] == ends[1]
@@ -260,12 +265,12 @@ def test_metrics_of_both_kinds_are_computed(tmp_path):
 
 
 def test_without_a_function_over_the_whole_set_outputs_are_not_kept():
-    from loopkit.distributed.communicator import World
+    from loopkit.distributed.communicator import Communicator
     from loopkit.metrics.evaluation import Evaluation
 
     for given, kept in ((None, False), (lambda outputs: {}, True)):
         task = task_of("BertForSequenceClassification", compute_metrics=given)
-        evaluation = Evaluation(task, torch.device("cpu"), World())
+        evaluation = Evaluation(task, torch.device("cpu"), Communicator())
         evaluation.update(task.eval_step(batch_of("BertForSequenceClassification")), 8)
         assert bool(evaluation._kept) == kept
 

@@ -127,7 +127,7 @@ TORCH = {
         lambda o: lr_scheduler.OneCycleLR(o, 1.0, TOTAL, cycle_momentum=False),
     ),
     "another cycle": (
-        one_cycle(rise=0.15, start=0.1, end=0.01),
+        one_cycle(pct_start=0.15, start=0.1, end=0.01),
         lambda o: lr_scheduler.OneCycleLR(
             o, 1.0, TOTAL, pct_start=0.15, div_factor=10, final_div_factor=10, cycle_momentum=False
         ),
@@ -192,9 +192,9 @@ def test_a_schedule_can_be_swapped_during_a_run():
     def swap(run, out):
         rates.append(run.optimizers["main"].param_groups[0]["lr"])
         if run.progress.step == 6:
-            run.schedules["main"] = bind(constant(), run.optimizers["main"], run.plan)
+            run.schedules["main"] = bind(constant(), run.optimizers["main"], run.length)
         if run.progress.step == 9:
-            run.schedules["main"] = bind(linear(), run.optimizers["main"], run.plan)
+            run.schedules["main"] = bind(linear(), run.optimizers["main"], run.length)
 
     fit.run(Scheduled(linear(), lr=0.1))
     assert rates == pytest.approx(
@@ -355,7 +355,7 @@ def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
             r"cosine_restarts\(cycles=0\): give a number of at least 1",
         ),
         (lambda: warm_restarts(10, T_mult=0.5), r"warm_restarts\(T_mult=0.5\)"),
-        (lambda: one_cycle(rise=1.5), r"one_cycle\(rise=1.5\)"),
+        (lambda: one_cycle(pct_start=1.5), r"one_cycle\(rise=1.5\)"),
         (lambda: polynomial(power=-1), r"polynomial\(power=-1\)"),
         (
             lambda: reduce_on_plateau("eval/loss"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from loopkit.cli.args.signature import Argument
 from loopkit.errors import OptionError, nearest
-from loopkit.foreign_names import TRAINER_NAMES
+from loopkit.foreign_names import FOREIGN_NAMES
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Names:
 
 def _translated(name: str, dashes: str) -> str:
     """What a name of another trainer is here; empty for any other name."""
-    meant = TRAINER_NAMES.get(name)
+    meant = FOREIGN_NAMES.get(name)
     if meant is None:
         return ""
     if not dashes:

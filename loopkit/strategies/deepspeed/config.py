@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loopkit.errors import OptionError
-from loopkit.strategies.base import Numerics
+from loopkit.strategies.base import ComputeSettings
 
 STAGES = (1, 2, 3)
 
@@ -40,7 +40,7 @@ class ZeroSettings:
     offload_parameters: bool = False
 
 
-def check_numerics(numerics: Numerics, stage: int) -> None:
+def check_numerics(numerics: ComputeSettings, stage: int) -> None:
     """Refuse what DeepSpeed has not.
 
     Raises:
@@ -131,7 +131,7 @@ def choose_stage(config: Mapping[str, Any], settings: ZeroSettings) -> int:
 def resolve(
     config: Mapping[str, Any],
     settings: ZeroSettings,
-    numerics: Numerics,
+    numerics: ComputeSettings,
     world_size: int,
     *,
     pin: bool,
@@ -211,7 +211,9 @@ def _agree(config: Mapping[str, Any], key: str, ours: Any, who: str) -> None:
         )
 
 
-def _batches(config: Mapping[str, Any], numerics: Numerics, world_size: int) -> dict[str, int]:
+def _batches(
+    config: Mapping[str, Any], numerics: ComputeSettings, world_size: int
+) -> dict[str, int]:
     """The sizes that DeepSpeed wants told, of which one follows from the others."""
     size, accumulate = numerics.batch_size, numerics.accumulate
     who = f"Fit(batch_size={size}, accumulate={accumulate}) on {world_size} rank(s)"
@@ -228,7 +230,7 @@ def _batches(config: Mapping[str, Any], numerics: Numerics, world_size: int) -> 
     return sizes
 
 
-def _set_precision(config: dict[str, Any], numerics: Numerics) -> None:
+def _set_precision(config: dict[str, Any], numerics: ComputeSettings) -> None:
     wanted = _PRECISIONS.get(numerics.precision.name)
     for section in ("bf16", "fp16"):
         part = config.setdefault(section, {})

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from loopkit.distributed.communicator import find_place
+from loopkit.distributed.communicator import find_rank_info
 from loopkit.errors import OptionError, missing_extra
-from loopkit.optim.schedule_free import switching
-from loopkit.strategies.deepspeed.zero_state import shape_of
+from loopkit.optim.schedule_free import schedule_free_optimizers
+from loopkit.strategies.deepspeed.zero_state import full_shape
 
 # A part of a flat tensor cannot be stepped by what looks at a parameter's shape, or at all of its
 # elements.
@@ -47,7 +47,7 @@ class Scaler:
             self._inner.cur_scale = state["scale"]
 
 
-def bring_in(device: torch.device, *, fp16: bool = False) -> Any:
+def import_deepspeed(device: torch.device, *, fp16: bool = False) -> Any:
     """The package deepspeed, told beforehand what it would otherwise find out by building or by
     warning.
 
@@ -55,7 +55,7 @@ def bring_in(device: torch.device, *, fp16: bool = False) -> Any:
         MissingExtraError: it is not installed.
         OptionError: it was imported for another kind of device, or finds no ``fp16`` on this one.
     """
-    place = find_place()
+    place = find_rank_info()
     os.environ.setdefault(
         "LOCAL_RANK", str(place.local_rank if place else 0)
     )  # it asks for this one
@@ -89,7 +89,7 @@ def bring_in(device: torch.device, *, fp16: bool = False) -> Any:
     return deepspeed
 
 
-def the_one(optimizers: Mapping[str, Optimizer]) -> tuple[str, Optimizer]:
+def single_optimizer(optimizers: Mapping[str, Optimizer]) -> tuple[str, Optimizer]:
     """The one optimizer there may be, and its name.
 
     Raises:
@@ -105,7 +105,7 @@ def the_one(optimizers: Mapping[str, Optimizer]) -> tuple[str, Optimizer]:
     if (
         kind.__name__ in _OF_WHOLE
         or kind.__module__.startswith("bitsandbytes")
-        or switching(optimizers.values())
+        or schedule_free_optimizers(optimizers.values())
     ):
         raise OptionError(
             f"DeepSpeed steps parts of flat tensors, and {kind.__name__} needs each parameter "
@@ -122,7 +122,7 @@ def check_parameters(task: nn.Module) -> None:
     Raises:
         OptionError: with the first scalar parameter.
     """
-    scalars = [name for name, p in task.named_parameters() if not len(shape_of(p))]
+    scalars = [name for name, p in task.named_parameters() if not len(full_shape(p))]
     if scalars:
         raise OptionError(
             f"the parameter {scalars[0]} has no dimension, and DeepSpeed's stage 3 cannot send "

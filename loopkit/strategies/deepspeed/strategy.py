@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopkit.distributed.process_group import Joining, spread, tell
+from loopkit.distributed.process_group import ProcessGroupSetup, spread, tell
 from loopkit.errors import DataError, TaskError
 from loopkit.strategies import optimizer_state
-from loopkit.strategies.base import Numerics
+from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.ddp import StepForward
 from loopkit.strategies.deepspeed.config import (
     ZeroSettings,
@@ -25,13 +25,18 @@ from loopkit.strategies.deepspeed.config import (
     read_config,
     resolve,
 )
-from loopkit.strategies.deepspeed.engine import Scaler, bring_in, check_parameters, the_one
+from loopkit.strategies.deepspeed.engine import (
+    Scaler,
+    check_parameters,
+    import_deepspeed,
+    single_optimizer,
+)
 from loopkit.strategies.deepspeed.zero_state import (
-    Marks,
+    AttributeSnapshot,
     ZeroState,
+    full_shape,
     is_partitioned,
-    not_sent,
-    shape_of,
+    skip_scalar_broadcast,
 )
 from loopkit.strategies.precision import Precision
 from loopkit.strategies.single import SingleDevice
@@ -64,8 +69,8 @@ class DeepSpeed(SingleDevice):
         OptionError: a setting that is not accepted.
     """
 
-    joins = True
-    shows_gradients = False
+    multi_process = True
+    exposes_gradients = False
 
     def __init__(
         self,
@@ -78,15 +83,15 @@ class DeepSpeed(SingleDevice):
         timeout: float = 600,
     ) -> None:
         super().__init__("cpu")  # until the place among the ranks is known
-        self._join = Joining(accelerator, timeout, alone=True)
+        self._join = ProcessGroupSetup(accelerator, timeout, alone=True)
         self._settings = ZeroSettings(stage, offload_optimizer, offload_parameters)
         self._config = read_config(config)
         self.stage = choose_stage(self._config, self._settings)
-        self.lockstep = self.stage == 3
+        self.collective_forward = self.stage == 3
         self._engine: Any = None
         self._state: ZeroState | None = None
 
-    def open(self, numerics: Numerics | None = None) -> None:
+    def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
         """Join the other ranks and take this one's device.
 
         Raises:
@@ -94,30 +99,32 @@ class DeepSpeed(SingleDevice):
                 configuration.
             MissingExtraError: deepspeed is not installed.
         """
-        numerics = numerics or Numerics()
+        numerics = numerics or ComputeSettings()
         check_numerics(numerics, self.stage)
         self._take(*self._join())
         # DeepSpeed's fp16 has parameters of that type, no autocast, and a scaler of its own.
         fp16 = numerics.precision.name == "fp16"
-        super().open(dataclasses.replace(numerics, precision=FP16) if fp16 else numerics)
+        super().setup_environment(
+            dataclasses.replace(numerics, precision=FP16) if fp16 else numerics
+        )
         self.scaler = None
         pin = self.device.type == "cuda"
         self._whole_config = resolve(
             self._config, self._settings, numerics, self.world_size, pin=pin
         )
-        self._deepspeed = bring_in(self.device, fp16=fp16)
+        self._deepspeed = import_deepspeed(self.device, fp16=fp16)
         self._deepspeed.init_distributed(
             auto_mpi_discovery=False, dist_init_required=False
         )  # takes ours
         if self.stage == 3:  # what configure_model makes is dealt out while it is made
-            self.building = lambda: self._deepspeed.zero.Init(
+            self.init_context = lambda: self._deepspeed.zero.Init(
                 config_dict_or_path=self._whole_config
             )
         self._bad, self._skipped = 0, False
         self._divisor: float | None = None
         self._norm: Tensor | None = None
 
-    def place(self, task: nn.Module) -> None:
+    def setup_module(self, task: nn.Module) -> None:
         """Move ``task`` to the device, with the first rank's weights on every rank; sharding comes
         with ``adopt``.
 
@@ -130,24 +137,24 @@ class DeepSpeed(SingleDevice):
                 "with the "
                 "weights of a checkpoint by its class's load()"
             )
-        super().place(task)
+        super().setup_module(task)
         spread(task, self.world)  # of what is in parts already nothing is sent
 
-    def adopt(self, optimizers: dict[str, Optimizer]) -> None:
+    def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
         """Take the optimizer, made over the placed parameters, into DeepSpeed's engine.
 
         Raises:
             OptionError: there are several, or one that cannot step parts of flat tensors.
         """
-        self._name, optimizer = the_one(optimizers)
+        self._name, optimizer = single_optimizer(optimizers)
         self.optimizers = optimizers
         names = {id(parameter): name for name, parameter in self._task.named_parameters()}
         self._held = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
         self._start(optimizer)
         self._state = ZeroState(self._engine.optimizer, names, self.rank, self.world_size)
-        if self.numerics.precision.scaled:
+        if self.settings.precision.scaled:
             self.scaler = Scaler(self._engine.optimizer.loss_scaler)
-        self.close_step = self._close_step
+        self.finish_step = self._close_step
         self._engine.set_gradient_accumulation_boundary(True)
 
     def _start(self, optimizer: Optimizer | None) -> None:
@@ -160,16 +167,16 @@ class DeepSpeed(SingleDevice):
             check_parameters(self._task)
         self._steps = StepForward()
         self._steps.task = self._task
-        self._marks = Marks(self._steps)
+        self._marks = AttributeSnapshot(self._steps)
         given = {"optimizer": optimizer} if optimizer is not None else {}
-        with not_sent(self._task):
+        with skip_scalar_broadcast(self._task):
             self._engine, *_ = self._deepspeed.initialize(
                 model=self._steps, config=self._whole_config, dist_init_required=False, **given
             )
 
-    def method(self, name: str) -> Callable[..., Any]:
+    def step_fn(self, name: str) -> Callable[..., Any]:
         """The task's method, through DeepSpeed's engine where it trains, and under stage 3 always."""
-        own = super().method(name)
+        own = super().step_fn(name)
         if self.stage != 3 and (self._engine is None or name in ("eval_step", "predict_step")):
             return own
         if self._engine is None:
@@ -178,7 +185,7 @@ class DeepSpeed(SingleDevice):
         steps.methods[name] = own
         return lambda batch: engine(name, batch)
 
-    def sync(self, last: bool) -> None:
+    def set_gradient_sync(self, last: bool) -> None:
         """Say whether the backward pass to come is the last one before the update."""
         self._engine.set_gradient_accumulation_boundary(last)
 
@@ -186,7 +193,7 @@ class DeepSpeed(SingleDevice):
         """Add the gradients of ``loss``, which are not finite on any rank if it is not."""
         self._engine.backward(tell(loss), scale_wrt_gas=False)
 
-    def complete(
+    def finalize_gradients(
         self,
         names: Sequence[str] | None = None,
         divisor: Tensor | float | None = None,
@@ -204,7 +211,7 @@ class DeepSpeed(SingleDevice):
         """
         self._divisor = None
         if divisor is not None:
-            if self.numerics.precision.scaled:
+            if self.settings.precision.scaled:
                 raise TaskError(
                     "train_step gives a 'weight', which is divided out of the gradients; "
                     "DeepSpeed's fp16 "
@@ -218,10 +225,10 @@ class DeepSpeed(SingleDevice):
                     f"the weights of this step add up to {self._divisor:g}: it has nothing to "
                     f"train on"
                 )
-        self._norm = torch.zeros(()) if self.numerics.clip_norm is not None else None
+        self._norm = torch.zeros(()) if self.settings.clip_norm is not None else None
         return self._norm
 
-    def update(self, names: Sequence[str] | None = None) -> None:
+    def optimizer_step(self, names: Sequence[str] | None = None) -> None:
         """Clip, step the optimizer and clear the gradients; DeepSpeed leaves a step out that is not
         finite.
         """
@@ -242,14 +249,14 @@ class DeepSpeed(SingleDevice):
 
     def _close_step(self) -> bool:
         """Whether the step was left out; under fp16 that is the scaler's everyday business."""
-        bad, self._skipped = self._skipped and not self.numerics.precision.scaled, False
+        bad, self._skipped = self._skipped and not self.settings.precision.scaled, False
         self._bad += bad
-        return bad and self.numerics.on_nan != "ignore"
+        return bad and self.settings.on_nan != "ignore"
 
-    def take_bad_steps(self) -> int:
+    def pop_nonfinite_steps(self) -> int:
         """How many steps since last asked were left out, which all ranks know alike."""
         bad, self._bad = self._bad, 0
-        return bad if self.numerics.on_nan != "ignore" else 0
+        return bad if self.settings.on_nan != "ignore" else 0
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers by the user's names; collective.
@@ -288,7 +295,7 @@ class DeepSpeed(SingleDevice):
                 self._state.set_weight(tensor, value)
             if is_partitioned(tensor):
                 with self._deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
-                    tensor.copy_(value.reshape(shape_of(tensor)))
+                    tensor.copy_(value.reshape(full_shape(tensor)))
             else:
                 tensor.copy_(value)
 
@@ -319,12 +326,12 @@ class DeepSpeed(SingleDevice):
 
         return load
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Give up whole parameters that an evaluation gathered; without a backward pass some stay."""
         if self._engine is not None and self.stage == 3:
             self._engine.empty_partition_cache()
 
-    def close(self, failed: bool = False) -> None:
+    def teardown(self, failed: bool = False) -> None:
         """Give the task back, an ordinary module with whole parameters on every rank.
 
         Under stage 3 that is collective, and a task that fails is left in parts.

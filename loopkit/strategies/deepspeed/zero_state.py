@@ -19,7 +19,7 @@ def is_partitioned(parameter: Any) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def shape_of(parameter: Any) -> torch.Size:
+def full_shape(parameter: Any) -> torch.Size:
     """The whole shape."""
     return torch.Size(parameter.ds_shape) if is_partitioned(parameter) else parameter.shape
 
@@ -159,7 +159,7 @@ class ZeroState:
             for parameter in parameters
             for key, value in saved.get(self.names[id(parameter)], {}).items()
             if not isinstance(value, Tensor)
-            or (not value.ndim and (key == "step" or len(shape_of(parameter))))
+            or (not value.ndim and (key == "step" or len(full_shape(parameter))))
         }
 
     def _link(self, parameters: list[nn.Parameter], flat: Tensor) -> None:
@@ -183,7 +183,7 @@ class ZeroState:
 
 
 @contextmanager
-def not_sent(task: nn.Module) -> Iterator[None]:
+def skip_scalar_broadcast(task: nn.Module) -> Iterator[None]:
     """Inside, DeepSpeed does not send scalar parameters, which it can only send as vectors; all
     ranks have them.
     """
@@ -195,7 +195,7 @@ def not_sent(task: nn.Module) -> Iterator[None]:
         del parameter.ds_optim_param
 
 
-class Marks:
+class AttributeSnapshot:
     """What modules and parameters carried before DeepSpeed, so that what it leaves on them can be
     taken off.
     """
