@@ -16,7 +16,7 @@ from loopkit.checkpoint import (
     BackgroundWriter,
     Snapshot,
     Store,
-    apply,
+    apply_retention,
     load_newest,
     newest_valid,
     read,
@@ -151,7 +151,7 @@ def test_after_runs_in_the_thread_once_the_checkpoint_is_durable(tmp_path):
                 newest_valid(Store(), tmp_path) == path,
             )
         )
-        apply(Store(), tmp_path, keep=1)
+        apply_retention(Store(), tmp_path, keep=1)
 
     with BackgroundWriter(Store(), tmp_path, after=after) as writer:
         for seed in (1, 2, 3):

@@ -19,9 +19,9 @@ from loopkit.checkpoint import (
     RunLock,
     Snapshot,
     Store,
-    apply,
+    apply_retention,
     newest_valid,
-    plan,
+    to_delete,
     read,
     write,
 )
@@ -50,7 +50,7 @@ def entry(
 
 
 def left(entries: list[Entry], **rule: object) -> list[int]:
-    gone = set(plan(entries, **rule))
+    gone = set(to_delete(entries, **rule))
     return [e.step for e in entries if e.path not in gone]
 
 
@@ -89,7 +89,7 @@ def test_the_newest_of_each_kind_is_kept():
 
 def test_a_later_generation_is_newer():
     entries = [entry(1), entry(1, generation=2), entry(1, generation=10)]
-    assert plan(entries, keep=1) == [Path("1-1-full"), Path("1-2-full")]
+    assert to_delete(entries, keep=1) == [Path("1-1-full"), Path("1-2-full")]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_later_generation_is_newer():
 )
 def test_a_rule_that_makes_no_sense_is_refused(rule):
     with pytest.raises(OptionError):
-        plan(STEPS, **rule)
+        to_delete(STEPS, **rule)
 
 
 def test_apply_reads_back_what_it_counts(tmp_path):
@@ -112,7 +112,7 @@ def test_apply_reads_back_what_it_counts(tmp_path):
     data[-1] ^= 1
     (paths[2] / "model.safetensors").write_bytes(data)
     trusted: set[Path] = set()
-    assert apply(Store(), tmp_path, keep=1, trusted=trusted) == [paths[0]]
+    assert apply_retention(Store(), tmp_path, keep=1, trusted=trusted) == [paths[0]]
     assert trusted == {paths[1]}
     assert newest_valid(Store(), tmp_path, warn=lambda text: None) == paths[1]
 
@@ -126,7 +126,7 @@ def test_apply_does_not_read_again_what_is_trusted(tmp_path):
 
     paths = {write(Store(), tmp_path, make(step)) for step in (1, 2)}
     store = Reads()
-    assert apply(store, tmp_path, keep=5, trusted=paths) == []
+    assert apply_retention(store, tmp_path, keep=5, trusted=paths) == []
     assert store.count == 0
 
 
@@ -138,7 +138,7 @@ def test_apply_does_not_touch_what_is_not_a_checkpoint(tmp_path):
     (parent / "step-7").mkdir()
     (parent / "step-000000000000.corrupt-1").mkdir()
     (parent / "step-000000000000").symlink_to(parent / "mine")
-    apply(Store(), tmp_path, keep=1)
+    apply_retention(Store(), tmp_path, keep=1)
     assert sorted(os.listdir(parent)) == [
         "latest",
         "mine",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from loopkit.durations import Plan
+from loopkit.durations import RunLength
 from loopkit.events import Events, Hook
 from loopkit.run import Loops, Run
 from loopkit.strategies.base import ComputeSettings
@@ -34,7 +34,7 @@ class Clock:
         return self.now
 
 
-def made_run(*hooks: Hook, plan: Plan | None = None, rank: int = 0, **fields: Any) -> Run:
+def made_run(*hooks: Hook, length: RunLength | None = None, rank: int = 0, **fields: Any) -> Run:
     """A run of ``Digits`` on the CPU that nothing drives: 4 epochs of 100 steps."""
     strategy = SingleDevice("cpu")
     strategy.setup_environment(ComputeSettings())
@@ -44,8 +44,8 @@ def made_run(*hooks: Hook, plan: Plan | None = None, rank: int = 0, **fields: An
         task=Digits(),
         strategy=strategy,
         options=None,
-        plan=plan or Plan(100, 400, 4),
-        agenda=Triggers({}),
+        length=length or RunLength(100, 400, 4),
+        triggers=Triggers({}),
         events=Events(hooks),
         loops=Loops(None, None, None, None),
         evaluation={"": SimpleNamespace(batches_per_epoch=lambda: 8)},

@@ -11,7 +11,7 @@ from made_runs import Clock, evaluate, made_run, take_step
 from loopkit.console import build_progress
 from loopkit.console.plain_progress import PlainProgress
 from loopkit.console.table import EpochTable
-from loopkit.durations import Plan
+from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 
 
@@ -155,7 +155,7 @@ def test_the_table_keeps_to_six_metrics_and_to_the_width_of_the_screen():
 
 
 def test_an_epoch_in_part_is_a_fraction_and_a_loss_not_logged_yet_a_dash():
-    run = made_run(plan=Plan(100, 400, 4))
+    run = made_run(length=RunLength(100, 400, 4))
     run.progress.step = run.progress.step_in_epoch = 25
     assert EpochTable().lines(run, {"eval/loss": 1.0})[2].split() == ["0.25", "25", "-", "1.0000"]
 

@@ -16,7 +16,7 @@ from made_runs import Clock, evaluate, made_run, take_step
 
 import loopkit
 from loopkit.console.rich_progress import RichProgress, Screen
-from loopkit.durations import Plan
+from loopkit.durations import RunLength
 
 
 def shown(clock: Clock, width: int = 100, **fields: object) -> tuple[object, io.StringIO]:
@@ -104,11 +104,17 @@ def test_no_frame_is_wider_than_the_screen():
 
 
 @pytest.mark.parametrize(
-    "plan", [Plan(), Plan(None, None, 3), Plan(None, None, None, 60.0), Plan(10, 5, 0.5)]
+    "plan",
+    [
+        RunLength(),
+        RunLength(None, None, 3),
+        RunLength(None, None, None, 60.0),
+        RunLength(10, 5, 0.5),
+    ],
 )
 def test_any_plan_can_be_drawn(plan):
     clock = Clock()
-    run, _ = shown(clock, plan=plan)
+    run, _ = shown(clock, length=plan)
     run.events.fit_start(run)
     for _ in range(20):
         take_step(run, clock, 0.5)
@@ -191,8 +197,8 @@ def script(folder: Path, kind: str, ending: str = "run.events.fit_end(run)") -> 
         sys.path[:0] = {[str(Path(__file__).parent), str(Path(loopkit.__file__).parents[1])]!r}
         from made_runs import made_run
         from loopkit.console import build_progress
-        from loopkit.durations import Plan
-        run = made_run(build_progress({kind!r}), plan=Plan(50, 100, 2), metrics={{"train/loss": 0.5}})
+        from loopkit.durations import RunLength
+        run = made_run(build_progress({kind!r}), length=RunLength(50, 100, 2), metrics={{"train/loss": 0.5}})
         run.events.fit_start(run)
         for step in range(100):
             time.sleep(0.005)

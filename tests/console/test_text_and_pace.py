@@ -7,7 +7,7 @@ from made_runs import made_run
 
 from loopkit.console.eta import SpeedEstimate, epoch_text, outlook
 from loopkit.console.text import columns, cut, duration, megabytes, number, pad, rate, width
-from loopkit.durations import Plan
+from loopkit.durations import RunLength
 
 
 @pytest.mark.parametrize(
@@ -101,15 +101,15 @@ def test_time_spent_evaluating_does_not_slow_the_pace():
 @pytest.mark.parametrize(
     ("plan", "total", "done", "left"),
     [
-        (Plan(100, 400, 4), 400, 0.5, 20.0),
-        (Plan(100, None, 2.5), 250, 0.8, 5.0),
-        (Plan(None, None, None, 600.0), None, 0.1, 540.0),
-        (Plan(100, 400, 4, 65.0), 400, 60 / 65, 5.0),
-        (Plan(None, None, 3), None, None, None),
+        (RunLength(100, 400, 4), 400, 0.5, 20.0),
+        (RunLength(100, None, 2.5), 250, 0.8, 5.0),
+        (RunLength(None, None, None, 600.0), None, 0.1, 540.0),
+        (RunLength(100, 400, 4, 65.0), 400, 60 / 65, 5.0),
+        (RunLength(None, None, 3), None, None, None),
     ],
 )
 def test_the_limit_reached_first_tells_how_long_it_takes(plan, total, done, left):
-    run = made_run(plan=plan)
+    run = made_run(length=plan)
     run.progress.step, run.progress.seconds = 200, 60.0
     seen = outlook(run, 10.0)
     assert (seen.total, seen.done, seen.left) == (
@@ -122,14 +122,14 @@ def test_the_limit_reached_first_tells_how_long_it_takes(plan, total, done, left
 @pytest.mark.parametrize(
     ("plan", "epoch", "text"),
     [
-        (Plan(100, 400, 4), 0, "1/4"),
-        (Plan(100, 400, 4), 4, "4/4"),
-        (Plan(100, 250), 2, "3/3"),
-        (Plan(None, 1000), 2, "3"),
-        (Plan(100, None, 2.5), 1, "2/3"),
+        (RunLength(100, 400, 4), 0, "1/4"),
+        (RunLength(100, 400, 4), 4, "4/4"),
+        (RunLength(100, 250), 2, "3/3"),
+        (RunLength(None, 1000), 2, "3"),
+        (RunLength(100, None, 2.5), 1, "2/3"),
     ],
 )
 def test_the_epoch_under_way_is_counted_from_one(plan, epoch, text):
-    run = made_run(plan=plan)
+    run = made_run(length=plan)
     run.progress.epoch = epoch
     assert epoch_text(run) == text

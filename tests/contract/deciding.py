@@ -272,7 +272,7 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
 
     from loopkit.distributed.communicator import Group
 
-    kept, words, seen = Group.add, [0], [0]
+    kept, words, seen = Group.all_reduce_sum, [0], [0]
 
     def add(self: Any, *numbers: float) -> list[float]:
         sums = kept(self, *numbers)
@@ -281,7 +281,7 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
             signal.raise_signal(signal.SIGTERM)
         return sums
 
-    Group.add = add  # type: ignore[method-assign]
+    Group.all_reduce_sum = add  # type: ignore[method-assign]
     fit = quiet(strategy="ddp", batch_size=4, epochs=2, eval_every="3 steps", log_every="3 steps")
     fit.on(
         "step_end", lambda run, out: seen.__setitem__(0, run.progress.step)
@@ -291,7 +291,7 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
     except SystemExit as error:
         return f"exit {error.code}", seen[0]
     finally:
-        Group.add = kept  # type: ignore[method-assign]
+        Group.all_reduce_sum = kept  # type: ignore[method-assign]
 
 
 class Counts(Hook):
@@ -324,14 +324,14 @@ def words(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
     from loopkit import triggers
     from loopkit.distributed.communicator import Group
 
-    kept, count, spacing = Group.add, [0], triggers.SYNC_INTERVAL
+    kept, count, spacing = Group.all_reduce_sum, [0], triggers.SYNC_INTERVAL
     triggers.SYNC_INTERVAL = 1e9
 
     def add(self: Any, *numbers: float) -> list[float]:
         count[0] += 1
         return kept(self, *numbers)
 
-    Group.add = add  # type: ignore[method-assign]
+    Group.all_reduce_sum = add  # type: ignore[method-assign]
     counts, said = Counts(may_request), []
     fit = quiet(
         strategy="ddp",
@@ -345,7 +345,7 @@ def words(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
         fit.run(Spoken())
         return count[0], counts.steps, *said[0]
     finally:
-        Group.add, triggers.SYNC_INTERVAL = kept, spacing  # type: ignore[method-assign]
+        Group.all_reduce_sum, triggers.SYNC_INTERVAL = kept, spacing  # type: ignore[method-assign]
 
 
 def signal_between_words(rank: int, at: int, place: Path) -> tuple[str, list[int]]:

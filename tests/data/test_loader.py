@@ -16,7 +16,7 @@ from loopkit import Loader
 from loopkit.data import Padded, mixed
 from loopkit.data.loader import IndexedSource
 from loopkit.data.micro_batches import DataConfig, open_source
-from loopkit.data.sampler import Sharding, order
+from loopkit.data.sampler import Sharding, permutation
 from loopkit.errors import DataError, OptionError
 from tests.support import Noisy, Tiny, digest, points, quiet
 
@@ -62,12 +62,12 @@ def test_any_position_opens_at_once_and_gives_the_same_batches():
 
 def test_epochs_differ_and_seeds_differ():
     orders = [
-        tuple(order(100, seed=s, epoch=e, shuffle=True).tolist())
+        tuple(permutation(100, seed=s, epoch=e, shuffle=True).tolist())
         for s in range(3)
         for e in range(3)
     ]
     assert len(set(orders)) == 9
-    assert list(order(5, seed=0, epoch=0, shuffle=False)) == [0, 1, 2, 3, 4]
+    assert list(permutation(5, seed=0, epoch=0, shuffle=False)) == [0, 1, 2, 3, 4]
 
 
 def test_drop_last_and_sizes_that_do_not_divide():

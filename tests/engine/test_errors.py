@@ -251,9 +251,9 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_update(what, cli
         if what == "loss"
         else ("finite, but its gradient is not" in text)
     )
-    from loopkit.data.sampler import order
+    from loopkit.data.sampler import permutation
 
-    ids = [int(i) for i in order(60, seed=0, epoch=0, shuffle=True)[16:20]]
+    ids = [int(i) for i in permutation(60, seed=0, epoch=0, shuffle=True)[16:20]]
     assert f"Samples: {', '.join(map(str, ids))}." in text
     for name, parameter in task.named_parameters():
         assert torch.equal(parameter, task.before[name])

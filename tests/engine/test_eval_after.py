@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch.utils.data import IterableDataset
 
-from loopkit.durations import Cadence, Duration, Plan, Start
+from loopkit.durations import Cadence, Duration, RunLength, Start
 from loopkit.errors import OptionError
 from loopkit.optim import AdamW
 from tests.support import Tiny, points, quiet
@@ -84,20 +84,20 @@ def test_the_first_evaluation_and_one_asked_for_stay():
 
 
 def test_by_the_clock_what_falls_due_before_is_not_put_off_until_then():
-    clock = Cadence(Duration.parse("30 min", "eval_every"), Plan(), "eval_every")
-    clock.start = Start.parse("45 min", "eval_after", Plan(), clock.every)
+    clock = Cadence(Duration.parse("30 min", "eval_every"), RunLength(), "eval_every")
+    clock.start = Start.parse("45 min", "eval_after", RunLength(), clock.every)
     minutes = [
         minute for minute in range(0, 121, 5) if clock.is_due(minute + 1, minute * 60.0, None)
     ]
     assert minutes == [60, 90, 120]
-    steps = Cadence(Duration.parse("10 steps", "eval_every"), Plan(), "eval_every")
-    steps.start = Start.parse("45 min", "eval_after", Plan(), steps.every)
+    steps = Cadence(Duration.parse("10 steps", "eval_every"), RunLength(), "eval_every")
+    steps.start = Start.parse("45 min", "eval_after", RunLength(), steps.every)
     assert [step for step in range(1, 51) if steps.is_due(step, step * 120.0, None)] == [30, 40, 50]
 
 
 def test_nothing_before_it_is_looked_at_again():
-    cadence = Cadence(Duration.parse("4 steps", "eval_every"), Plan(steps=100), "eval_every")
-    cadence.start = Start.parse("50%", "eval_after", Plan(steps=100), cadence.every)
+    cadence = Cadence(Duration.parse("4 steps", "eval_every"), RunLength(steps=100), "eval_every")
+    cadence.start = Start.parse("50%", "eval_after", RunLength(steps=100), cadence.every)
     assert [cadence.next_step(step) for step in (0, 30, 51, 52, 97)] == [52, 52, 52, 56, 100]
 
 

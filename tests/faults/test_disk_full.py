@@ -24,7 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
 from snapshots import alike, make
 from store_faults import MEMORY, Counting, FailAt, in_fork
 
-from loopkit.checkpoint import BackgroundWriter, RunLock, Snapshot, Store, apply, load_newest, write
+from loopkit.checkpoint import (
+    BackgroundWriter,
+    RunLock,
+    Snapshot,
+    Store,
+    apply_retention,
+    load_newest,
+    write,
+)
 from loopkit.checkpoint.tools import export
 from loopkit.errors import CheckpointError, DiskFullError, LoopkitError, RunDirError
 
@@ -126,7 +134,7 @@ def test_retention_that_fails_at_any_operation_deletes_nothing_it_should_keep(tm
         return Path(shutil.copytree(tmp_path / "made", run_dir))
 
     store = Counting()
-    apply(store, prepare(tmp_path / "count"), keep=1)
+    apply_retention(store, prepare(tmp_path / "count"), keep=1)
     for count in range(1, len(store.log) + 1):
         run_dir = prepare(tmp_path / str(count))
         with suppress(LoopkitError):

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
 from snapshots import alike, make
 from store_faults import MEMORY
 
-from loopkit.checkpoint import Store, apply, clean, load_newest, scan, write
+from loopkit.checkpoint import Store, apply_retention, clean, load_newest, scan, write
 from loopkit.errors import CheckpointError
 
 Operation = tuple[str, Path, Any]
@@ -138,7 +138,7 @@ def story(tmp_path_factory):
     for step in (1, 2, 3):
         write(store, run_dir, make(step))
         promised[len(store.log)] = step
-        apply(store, run_dir, keep=1)
+        apply_retention(store, run_dir, keep=1)
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
         "latest",
         "step-000000000003",

@@ -11,7 +11,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from loopkit import Checkpoint
-from loopkit.durations import Plan
+from loopkit.durations import RunLength
 from loopkit.errors import LoopkitWarning, OptionError
 from loopkit.optim import (
     SGD,
@@ -98,7 +98,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_schedule_is_the_published_formula(name):
     schedule, formula = PUBLISHED[name]
-    factor = schedule.resolve(Plan(steps_per_epoch=20, steps=TOTAL))
+    factor = schedule.resolve(RunLength(steps_per_epoch=20, steps=TOTAL))
     for step in range(TOTAL + 1):
         assert factor(step) == pytest.approx(formula(step), abs=1e-12), step
 
@@ -141,7 +141,7 @@ TORCH = {
 @pytest.mark.parametrize("name", TORCH)
 def test_a_schedule_is_torchs_own(name):
     schedule, make = TORCH[name]
-    factor = schedule.resolve(Plan(steps=TOTAL))
+    factor = schedule.resolve(RunLength(steps=TOTAL))
     assert [factor(step) for step in range(TOTAL)] == pytest.approx(torch_rates(make), abs=1e-12)
 
 
@@ -180,7 +180,7 @@ def test_rates_are_the_same_at_any_accumulation(accumulate):
     rates = rates_of(
         Scheduled(schedule, 0.01), batch_size=16 // accumulate, global_batch_size=16, epochs=5
     )
-    factor = schedule.resolve(Plan(steps=20))
+    factor = schedule.resolve(RunLength(steps=20))
     assert rates == [0.01 * factor(step) for step in range(20)]
 
 
@@ -371,10 +371,10 @@ def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
             r"give one of loopkit.optim's, cosine_restarts\(cycles=...\)",
         ),
         (
-            lambda: cosine("1 min").resolve(Plan(steps=3)),
+            lambda: cosine("1 min").resolve(RunLength(steps=3)),
             r"cosine\(warmup='60 seconds'\): give steps, epochs of data with a length, or percent",
         ),
-        (lambda: cosine().resolve(Plan()), "'cosine' needs to know where the run ends"),
+        (lambda: cosine().resolve(RunLength()), "'cosine' needs to know where the run ends"),
     ],
 )
 def test_a_bad_value_is_an_error_that_names_it(make, said):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loopkit.durations import Plan
+from loopkit.durations import RunLength
 from loopkit.optim import (
     constant,
     cosine,
@@ -75,7 +75,7 @@ def test_a_schedule_is_the_one_that_the_trainer_calls_so(name, warmup):
     theirs, arguments, ours = SAME[name]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
     scheduler = get_scheduler(theirs, optimizer, warmup, TOTAL, scheduler_specific_kwargs=arguments)
-    factor = ours(warmup).resolve(Plan(steps=TOTAL))
+    factor = ours(warmup).resolve(RunLength(steps=TOTAL))
     for step in range(TOTAL):
         assert LR * factor(step) == pytest.approx(
             optimizer.param_groups[0]["lr"], rel=0, abs=1e-12
