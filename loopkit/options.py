@@ -122,7 +122,7 @@ class Options:
             "trackio") or Logger objects.
         progress: "auto", "rich", "plain" or False.
         compile: True, or a Compile with its settings.
-        remat: compute activations again in the backward pass, to save memory: "full" (every block),
+        activation_checkpointing: compute activations again in the backward pass, to save memory: "full" (every block),
             "every:2", "select:<regular expression>", "class:<name>"; "offload" keeps them on the
             CPU; joined by "+".
         seed: of everything random.

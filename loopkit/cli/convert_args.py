@@ -121,7 +121,7 @@ def convert(given: Mapping[str, Any]) -> Conversion:
         if args.get(name):
             found.fit["precision"] = repr(name)
     if args.get("gradient_checkpointing"):
-        found.fit["remat"] = "'full'"
+        found.fit["activation_checkpointing"] = "'full'"
     if args.get("disable_tqdm"):
         found.fit["progress"] = "False"
     _cadences(args, found)

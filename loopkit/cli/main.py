@@ -21,13 +21,13 @@ INTERRUPTED = 130
 
 # Commands are imported when they are run, so that help comes without waiting for torch.
 COMMANDS = {
-    "fit": ("train", "train a task"),
-    "evaluate": ("assess", "measure a task on its evaluation data"),
+    "fit": ("fit", "train a task"),
+    "evaluate": ("evaluate", "measure a task on its evaluation data"),
     "predict": ("forecast", "write a task's predictions"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
-    "bench": ("bench", "time and memory of a task by precision, or over a grid of options"),
+    "bench": ("bench.bench", "time and memory of a task by precision, or over a grid of options"),
     "report": ("report", "what a run did, from its files"),
-    "convert-args": ("convert", "the Fit for a Hugging Face Trainer's arguments"),
+    "convert-args": ("convert_args", "the Fit for a Hugging Face Trainer's arguments"),
     "doctor": ("doctor", "what this machine has: versions, devices, extras"),
 }
 ALIASES = {

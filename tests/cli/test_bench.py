@@ -125,7 +125,7 @@ def test_a_grid_has_a_line_for_every_combination_and_shows_what_remat_saves(
         "bench",
         "grid",
         f"{heavy}:Heavy",
-        "remat=none,full",
+        "activation_checkpointing=none,full",
         "accumulate=1,2",
         *words,
         "--json",
@@ -144,7 +144,7 @@ def test_a_grid_has_a_line_for_every_combination_and_shows_what_remat_saves(
             f"{row['samples_per_second']:,.0f}",
         ]
         assert line in [text.split()[:4] for text in out.splitlines()]
-    # Each of eight blocks keeps nine tensors of 1024 x 256 floats, or with remat only its input.
+    # Each of eight blocks keeps nine tensors of 1024 x 256 floats, or with activation_checkpointing only its input.
     assert rows["full", "1"]["peak_bytes"] < 0.7 * rows["none", "1"]["peak_bytes"]
 
 
@@ -189,13 +189,19 @@ def test_a_run_that_takes_too_long_is_given_up(heavy):
         ("precision", "give the target first: loopkit bench precision TARGET"),
         ("grid shapes.py", "say after TARGET what to vary, as in accumulate=2,4,8"),
         ("grid shapes.py accumulate", "'accumulate' is no name=a,b"),
-        ("grid shapes.py remat=full remat=none", "remat is given twice"),
+        (
+            "grid shapes.py activation_checkpointing=full activation_checkpointing=none",
+            "activation_checkpointing is given twice",
+        ),
         (
             "grid shapes.py acumulate=2",
             "there is no option --acumulate. Did you mean '--accumulate'?",
         ),
         ("grid shapes.py accumulate=1,two", "accumulate: 'two' is not accepted: give int"),
-        ("grid shapes.py remat=none,some", "remat='some' is not known: give 'full'"),
+        (
+            "grid shapes.py activation_checkpointing=none,some",
+            "activation_checkpointing='some' is not known: give 'full'",
+        ),
         ("grid shapes.py epochs=1,2", "bench grid: epochs is not for a measured run"),
         (
             "memory shapes.py --checkpoint.every 1",

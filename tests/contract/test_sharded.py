@@ -130,17 +130,19 @@ def test_a_block_that_is_not_there_is_named(pair):
         assert "no module is of class 'Blok'; there are Block, " in told
 
 
-@pytest.mark.parametrize("remat", ["full", None])
+@pytest.mark.parametrize("activation_checkpointing", ["full", None])
 @pytest.mark.parametrize("compile", [True, False])
 def test_remat_and_compile_change_nothing(pair, activation_checkpointing, compile):
     options = {
         "batch_size": 4,
         "epochs": 1,
-        "remat": activation_checkpointing,
+        "activation_checkpointing": activation_checkpointing,
         "eval_every": "never",
         "steps": 3,
     }
-    plain, _ = pair.call(jobs.train, "fsdp", "words", **{**options, "remat": None})
+    plain, _ = pair.call(
+        jobs.train, "fsdp", "words", **{**options, "activation_checkpointing": None}
+    )
     first, _ = pair.call(sharding.compiled, compile, **options)
     assert distance(first["model"], plain["model"]) < 1e-5
 

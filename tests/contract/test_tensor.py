@@ -164,7 +164,13 @@ def test_what_cannot_be_split_is_refused_with_the_reason(pair, case):
 
 
 @pytest.mark.parametrize(
-    "options", [{"remat": "full"}, {"precision": "bf16"}, {"on_nan": "skip"}, {"clip_value": 0.01}]
+    "options",
+    [
+        {"activation_checkpointing": "full"},
+        {"precision": "bf16"},
+        {"on_nan": "skip"},
+        {"clip_value": 0.01},
+    ],
 )
 def test_other_options_work_on_split_layers(pair, options):
     first, second = pair.call(jobs.train, "tensor", "words", batch_size=4, steps=4, **options)

@@ -196,7 +196,12 @@ def evaluate(strategy: str, checkpoint: Path) -> float:
 def equipped(wanted: bool) -> dict[str, Any]:
     """Train with blocks compiled (without code generation) and computed again, or not."""
     more = (
-        {"compile": Compile(scope="blocks", backend="aot_eager"), "remat": "full"} if wanted else {}
+        {
+            "compile": Compile(scope="blocks", backend="aot_eager"),
+            "activation_checkpointing": "full",
+        }
+        if wanted
+        else {}
     )
     return jobs.train("zero2", "words", batch_size=4, epochs=1, steps=3, eval_every="never", **more)
 

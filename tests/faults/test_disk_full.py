@@ -138,7 +138,7 @@ def test_retention_that_fails_at_any_operation_deletes_nothing_it_should_keep(tm
     for count in range(1, len(store.log) + 1):
         run_dir = prepare(tmp_path / str(count))
         with suppress(LoopkitError):
-            apply(FailAt(count, errno.EIO), run_dir, keep=1)
+            apply_retention(FailAt(count, errno.EIO), run_dir, keep=1)
         assert alike(load_newest(Store(), run_dir)[1], make(2))
         shutil.rmtree(run_dir)
 

@@ -355,7 +355,7 @@ def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
             r"cosine_restarts\(cycles=0\): give a number of at least 1",
         ),
         (lambda: warm_restarts(10, T_mult=0.5), r"warm_restarts\(T_mult=0.5\)"),
-        (lambda: one_cycle(pct_start=1.5), r"one_cycle\(rise=1.5\)"),
+        (lambda: one_cycle(pct_start=1.5), r"one_cycle\(pct_start=1.5\)"),
         (lambda: polynomial(power=-1), r"polynomial\(power=-1\)"),
         (
             lambda: reduce_on_plateau("eval/loss"),

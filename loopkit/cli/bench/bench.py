@@ -140,7 +140,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if not axes:
         raise OptionError(
-            "bench grid: say after TARGET what to vary, as in accumulate=2,4,8 remat=none,full"
+            "bench grid: say after TARGET what to vary, as in accumulate=2,4,8 activation_checkpointing=none,full"
         )
     bench = Bench(
         request, words[0], _number(own, "steps", int, 20), _number(own, "limit", float, 120.0)

@@ -178,8 +178,8 @@ def rehearse(options: Mapping[str, Any]) -> None:
     the task's.
     """
     alike = {name: options[name] for name in ("precision", "accelerator") if name in options}
-    if options.get("remat"):
-        alike["remat"] = "full"
+    if options.get("activation_checkpointing"):
+        alike["activation_checkpointing"] = "full"
     Fit(**FIXED | alike, steps=2, batch_size=4, run_dir=options["run_dir"]).run(_Rehearsal())
 
 
