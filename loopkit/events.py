@@ -30,7 +30,7 @@ class Hook:
     hooks.
 
     Attributes:
-        steers: whether it may ask for anything (``run.stop``, ``run.request``) within a step: False
+        may_request: whether it may ask for anything (``run.stop``, ``run.request``) within a step: False
             lets several ranks train on for about a second without telling each other what is asked
             for.
     """
@@ -163,6 +163,31 @@ class Events:
     if TYPE_CHECKING:
 
         def __getattr__(self, event: str) -> Callable[..., None] | None: ...
+
+
+class _LoggingTask:
+    """The events of a task. Values that the task logs in them go to the run's accumulator."""
+
+    def __init__(self, task: Any) -> None:
+        for event in EVENTS:
+            if listens(task, event):
+                setattr(self, f"on_{event}", self._collecting(task, getattr(task, f"on_{event}")))
+
+    @staticmethod
+    def _collecting(task: Any, method: Callable[..., None]) -> Callable[..., None]:
+        def emit(run: Run, *args: Any) -> None:
+            with task.log_collector as logged:
+                method(run, *args)
+            for name, value, reduce in logged:
+                run.accumulator.add(name, value, reduce=reduce)
+
+        return emit
+
+
+def logging_to_accumulator(task: object) -> object:
+    """Return a listener that calls the events of ``task`` and logs what it logs in them."""
+    _refuse_unknown_events(task)
+    return _LoggingTask(task)
 
 
 def listens(listener: object, event: str) -> bool:

@@ -47,19 +47,19 @@ class Result:
     @classmethod
     def of(cls, run: Run) -> Result:
         """The result of a run that is over."""
-        progress = run.progress
+        record, checkpointer = run.record, run.checkpointer
         return cls(
-            run.status,
-            run.reason,
-            progress.step,
-            progress.epoch,
-            dict(run.metrics),
-            dict(run.best),
-            list(run.history),
-            run.checkpointer.newest if run.checkpointer is not None else None,
-            run.run_dir,
-            run.timings.per_step(),
-            progress,
+            status=run.outcome.status,
+            reason=run.outcome.reason,
+            step=run.progress.step,
+            epoch=run.progress.epoch,
+            metrics=dict(record.metrics),
+            best=dict(record.best),
+            history=list(record.history),
+            checkpoint=None if checkpointer is None else checkpointer.newest,
+            run_dir=run.run_dir,
+            timings=record.timings.per_step(),
+            progress=run.progress,
         )
 
     def summary(self) -> str:

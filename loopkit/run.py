@@ -1,4 +1,4 @@
-"""Run: everything alive during one run, passed to loops and hooks; and Progress, what is completed."""
+"""Run: everything alive during one run, passed to loops and hooks; Progress: completed work."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader
+from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader, Source
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
 from loopkit.loggers.base import Loggers
 from loopkit.metrics.accumulator import MetricAccumulator
+from loopkit.options import Options
 from loopkit.strategies.base import Strategy
 from loopkit.task import Task
-from loopkit.triggers import SyncSchedule, Triggers
+from loopkit.triggers import Triggers
 
 if TYPE_CHECKING:
+    from loopkit.fit.checkpointer import Checkpointer
+    from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
+    from loopkit.loops.coordination import Coordinator
     from loopkit.optim.lr_schedulers import BoundSchedule
 
 Request = Literal["eval", "save", "log", "end_epoch"]
@@ -28,22 +32,23 @@ REQUESTS = ("eval", "save", "log", "end_epoch")
 
 
 class Interrupted(BaseException):
-    """A signal came while the run waited for data; everything stands as of the last committed step."""
+    """Raised by a signal while the run waits for data; all state is that of the last commit."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """Counters of completed things only.
+    """Count completed work only.
 
     Attributes:
         epoch: complete passes over the data.
         step: optimizer steps.
         step_in_epoch: optimizer steps since the pass began.
-        position: how far into the pass the data is read, in samples (in batches for iterables), all
-            ranks.
-        samples, tokens: seen in all; tokens where batches carry ``input_ids``, those of other ranks
-            as of the last log, evaluation or save at the latest.
-        seconds: spent training, evaluation and saving included, over all resumes.
+        position: the position in the data of this pass, over all ranks, in samples (in batches for
+            iterables).
+        samples: samples seen on all ranks.
+        tokens: tokens seen on all ranks, where batches carry ``input_ids``. Those of other ranks
+            are included at the latest at the next log, evaluation or save.
+        seconds: seconds of training over all resumes, with evaluating and saving.
     """
 
     epoch: int = 0
@@ -55,7 +60,7 @@ class Progress:
     seconds: float = 0.0
 
     def count(self, batches: MicroBatches) -> None:
-        """One optimizer step over ``batches`` is complete."""
+        """Count one optimizer step over ``batches``."""
         self.step += 1
         self.step_in_epoch += 1
         self.position = batches.end
@@ -63,25 +68,54 @@ class Progress:
         self.tokens += batches.tokens
 
     def close_epoch(self) -> None:
-        """A pass is complete: the end of an epoch is the start of the next."""
+        """Count one pass: the end of an epoch is the start of the next."""
         self.epoch += 1
         self.step_in_epoch = 0
         self.position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters by name."""
+        """Return the counters by name."""
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore the counters that ``state_dict`` returned."""
         for counter in fields(self):
             setattr(self, counter.name, state[counter.name])
 
 
 @dataclass(slots=True)
+class Stopwatch:
+    """Measure the seconds of training; it stands still until ``start``."""
+
+    read: Callable[[], float] = time.perf_counter
+    _started: float | None = None
+
+    def start(self) -> None:
+        """Start measuring."""
+        self._started = self.read()
+
+    def elapsed(self) -> float:
+        """Return the seconds since the last ``start`` or ``lap``; 0 before the first start."""
+        return 0.0 if self._started is None else self.read() - self._started
+
+    def lap(self) -> float:
+        """Return the seconds since the last ``start`` or ``lap``, and start again."""
+        now = self.read()
+        elapsed = 0.0 if self._started is None else now - self._started
+        self._started = now
+        return elapsed
+
+
+@dataclass(slots=True)
 class Timings:
-    """Host seconds of a run's steps, in all and by part: the data, the user's step with its
-    backward, the update.
+    """Host seconds of a run's steps, in total and by part.
+
+    Attributes:
+        data: seconds of waiting for batches.
+        compute: seconds of the user's step and its backward pass.
+        update: seconds of the optimizer step.
+        total: seconds of whole steps.
+        steps: the number of steps measured.
     """
 
     data: float = 0.0
@@ -91,135 +125,216 @@ class Timings:
     steps: int = 0
 
     def per_step(self) -> dict[str, float]:
-        """Microseconds per step by part; "framework" is what is left of "step", the whole."""
+        """Return microseconds per step by part; "framework" is the rest of "step", the whole."""
         each = 1e6 / max(1, self.steps)
-        parts = {
-            "data": self.data * each,
-            "compute": self.compute * each,
-            "update": self.update * each,
-        }
+        parts = {"data": self.data, "compute": self.compute, "update": self.update}
+        parts = {name: seconds * each for name, seconds in parts.items()}
         whole = self.total * each
         return parts | {"framework": whole - sum(parts.values()), "step": whole}
 
 
 @dataclass
 class Loops:
-    """The four loops of a run, each replaceable."""
+    """The four loops of a run. Each can be replaced by any object with the same ``run`` method."""
 
-    step: Any
-    epoch: Any
-    eval: Any
-    predict: Any
+    step: StepLoop
+    epoch: EpochLoop
+    eval: EvalLoop
+    predict: PredictLoop
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the loops that keep any, by name."""
+        stateful = {name: loop for name, loop in vars(self).items() if hasattr(loop, "state_dict")}
+        return {name: loop.state_dict() for name, loop in stateful.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that ``state_dict`` returned."""
+        for name, saved in state.items():
+            loop = getattr(self, name)
+            if hasattr(loop, "load_state_dict"):
+                loop.load_state_dict(saved)
+
+
+@dataclass
+class Record:
+    """Everything that a run has measured.
+
+    Attributes:
+        metrics: the latest value of every name that was logged.
+        history: one row of values per log and evaluation, each with its "step".
+        best: metric, value, step and epoch of the best evaluation; empty before the first.
+        last_eval_step: the step of the last evaluation; -1 before the first.
+        timings: host seconds of the steps.
+        resumed_from: the checkpoint that the run was resumed from.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    last_eval_step: int = -1
+    timings: Timings = field(default_factory=Timings)
+    resumed_from: Path | None = None
+
+
+@dataclass
+class Committed:
+    """The state as of the last commit that the counters do not tell.
+
+    Attributes:
+        data: the data source's own state after the last step, for sources that have one.
+        rng_state: torch's random state as of the last commit, where the fetch of the next batches
+            has drawn from it since.
+        waiting_for_data: whether the run waits for batches. All state is that of the last commit.
+    """
+
+    data: Any = None
+    rng_state: dict[str, Any] | None = None
+    waiting_for_data: bool = False
+
+
+@dataclass
+class Outcome:
+    """The end of a run.
+
+    Attributes:
+        status: "finished", "stopped" or "interrupted".
+        reason: the reason of a stop, in words.
+        ending: whether the run ends at the next boundary between steps.
+    """
+
+    status: str = "finished"
+    reason: str = ""
+    ending: bool = False
 
 
 @dataclass
 class Run:
-    """Everything alive during one run. Loops and hooks get it as an argument; nothing stores it."""
+    """Everything alive during one run. Loops and hooks get it as an argument; nothing stores it.
+
+    Attributes:
+        task, strategy, options: what the user gave, and the strategy that the options name.
+        length: how long the run is, as far as it is known.
+        triggers: which action is due at which step.
+        coordinator: exchanges requests with the other ranks.
+        events: the listeners of each event.
+        loops: the step, epoch, eval and predict loop.
+        hooks: the listeners in order, those of loopkit itself last.
+        loggers: the loggers of this rank; only rank 0 has any.
+        loader: the training data; None in a run that only evaluates or predicts.
+        eval_data: the evaluation sets by name; the only one may be called "".
+        optimizers, schedules: by name.
+        checkpointer: saves checkpoints; None where nothing is saved.
+        run_dir: the directory of the run; None in a run that only evaluates or predicts.
+        seed: the seed under ``rng="counter"``; None under ``rng="stream"``.
+        progress: completed work.
+        accumulator: values logged since the last log.
+        stopwatch: measures the seconds of training.
+        record: everything measured.
+        committed: the state as of the last commit that the counters do not tell.
+        outcome: the end of the run.
+    """
 
     task: Task
     strategy: Strategy
-    options: Any
+    options: Options
     length: RunLength
     triggers: Triggers
+    coordinator: Coordinator
     events: Events
     loops: Loops
     hooks: list[Hook] = field(default_factory=list)
     loggers: Loggers = field(default_factory=Loggers)
-    train_loader: MicroBatchLoader | None = None
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    loader: MicroBatchLoader | None = None
+    eval_data: Mapping[str, Source] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     schedules: dict[str, BoundSchedule] = field(default_factory=dict)
-    checkpointer: Any = None
+    checkpointer: Checkpointer | None = None
     run_dir: Path | None = None
     seed: int | None = None
     progress: Progress = field(default_factory=Progress)
     accumulator: MetricAccumulator = field(default_factory=MetricAccumulator)
-    sync_schedule: SyncSchedule = field(default_factory=SyncSchedule)
-    timings: Timings = field(default_factory=Timings)
-    metrics: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Any] = field(default_factory=dict)
-    resumed_from: Path | None = None
-    waiting_for_data: bool = False  # waiting for data, with all state as of the last commit
-    last_eval_step: int = -1  # the step of the last evaluation
-    status: str = "finished"
-    reason: str = ""
-    requested_end: tuple[str, str] | None = (
-        None  # the status and reason of a stop that this rank asked for
-    )
-    stopping: bool = False
-    data_position: Any = None
-    rng_state_at_commit: dict[str, Any] | None = (
-        None  # torch's streams as of the last commit, where data was drawn since
-    )
-    micro_batch_splits: int = (
-        1  # in how many parts a micro-batch is taken, under micro_batch="auto"
-    )
-    unit: float | None = None  # what all ranks' weights are taken relative to
-    divisor: Any = None  # what the gradients of the step under way are still to be divided by
-    _clock: Callable[[], float] = time.perf_counter
-    _started: float = 0.0
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    record: Record = field(default_factory=Record)
+    committed: Committed = field(default_factory=Committed)
+    outcome: Outcome = field(default_factory=Outcome)
+
+    @property
+    def train_loader(self) -> MicroBatchLoader:
+        """The training data.
+
+        Raises:
+            RuntimeError: the run only evaluates or predicts.
+        """
+        if self.loader is None:
+            raise RuntimeError("this run has no training data: it only evaluates or predicts")
+        return self.loader
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The latest value of every name that was logged."""
+        return self.record.metrics
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row of values per log and evaluation, each with its "step"."""
+        return self.record.history
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Log scalars (numbers or scalar tensors) under their full names, at the next log, averaged
-        until then.
+        """Log scalars under their full names. The next log shows their mean.
+
+        Args:
+            values: numbers or scalar tensors by name.
         """
         for name, value in values.items():
             self.accumulator.add(name, value)
 
     def stop(self, reason: str) -> None:
-        """End training after this step, with a last evaluation left out and the last checkpoint
-        saved.
-        """
+        """End training after this step. The state is saved; no last evaluation is done."""
         self.end("stopped", reason)
 
-    def end(self, status: str, reason: str) -> None:
-        """As ``stop``, with the status that the result is to have."""
-        self.requested_end = status, reason
-        if self.strategy.world_size == 1:  # else it holds once all ranks know of it
-            self.status, self.reason = status, reason
-        self.triggers.request("stop")
+    def end(self, status: str, reason: str, *, agreed: bool = False) -> None:
+        """End training after this step with ``status`` and ``reason``.
+
+        Args:
+            status: "stopped" or "interrupted".
+            reason: the reason, in words.
+            agreed: True if every rank makes this call at the same point. The run then ends without
+                a control message.
+        """
+        if agreed:
+            self.outcome = Outcome(status, reason, ending=True)
+        else:
+            self.coordinator.request_end(self, status, reason)
 
     def request(self, what: Request) -> None:
-        """Ask for an evaluation, a checkpoint, a log or the end of the epoch at the end of this
-        step.
+        """Request an evaluation, a checkpoint, a log or the end of the epoch after this step.
 
         Raises:
-            OptionError: nothing of that name can be asked for.
+            OptionError: ``what`` is unknown, or the run has nothing to evaluate on.
         """
         if what not in REQUESTS:
             raise OptionError(f"run.request({what!r}): give one of {', '.join(REQUESTS)}")
-        if what == "eval" and not self.evaluation:
+        if what == "eval" and not self.eval_data:
             raise OptionError(
                 "run.request('eval'): nothing to evaluate on: define eval_data and eval_step "
                 "on the task, and leave eval_every='never' out"
             )
-        self.triggers.request(what)
+        self.coordinator.request(self, what)
 
     def seconds(self) -> float:
-        """Seconds of training so far, this moment included."""
-        return self.progress.seconds + (self._clock() - self._started if self._started else 0.0)
-
-    def start_clock(self) -> None:
-        """Training starts now."""
-        self._started = self._clock()
-
-    def tick(self) -> None:
-        """Bring ``progress.seconds`` up to this moment."""
-        self.progress.seconds, self._started = self.seconds(), self._clock()
+        """Return the seconds of training so far, including the current step."""
+        return self.progress.seconds + self.stopwatch.elapsed()
 
     def publish(self, values: Mapping[str, float]) -> None:
-        """Hand plain numbers to the hooks and loggers as a row of the present step."""
-        self.metrics.update(values)
-        self.history.append({**values, "step": self.progress.step})
+        """Give plain numbers to the hooks and loggers, as a row of the current step."""
+        self.record.metrics.update(values)
+        self.record.history.append({**values, "step": self.progress.step})
         if self.events.log is not None:
             self.events.log(self, values)
         self.loggers.log(values, self.progress.step)
 
     def log_now(self) -> None:
-        """Publish what has been collected since the last log: averages, learning rates, the epoch
-        as a number.
-        """
+        """Publish the means since the last log, the learning rates, and the epoch as a number."""
         values = self.accumulator.take(self.strategy.dp.all_gather_object)
         rates = {
             f"lr/{name}": optimizer.param_groups[0]["lr"]
@@ -227,26 +342,19 @@ class Run:
         }
         values |= {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
         per_epoch, progress = self.length.steps_per_epoch, self.progress
-        values["epoch"] = progress.epoch + (
-            progress.step_in_epoch / per_epoch if per_epoch else 0.0
-        )
+        part = progress.step_in_epoch / per_epoch if per_epoch else 0.0
+        values["epoch"] = progress.epoch + part
         self.publish(values)
 
     def finished(self) -> bool:
-        """Whether the run has come to its end: by its length, its time or a request."""
+        """Return whether the run is at its end: by its length, its time limit or a request."""
         length, progress = self.length, self.progress
-        return (
-            self.stopping
-            or (length.steps is not None and progress.step >= length.steps)
-            # Where an epoch's length is known, epochs are counted in steps.
-            or (
-                length.epochs is not None
-                and None in (length.steps, length.steps_per_epoch)
-                and progress.epoch >= length.epochs
-            )
-            or (
-                length.seconds is not None
-                and progress.step > 0
-                and progress.seconds >= length.seconds
-            )
-        )
+        if self.outcome.ending:
+            return True
+        if length.steps is not None and progress.step >= length.steps:
+            return True
+        if length.seconds is not None and progress.step > 0 and progress.seconds >= length.seconds:
+            return True
+        if length.epochs is None or None not in (length.steps, length.steps_per_epoch):
+            return False  # an epoch of known length is counted in steps
+        return progress.epoch >= length.epochs

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from loopkit.checkpoint import load_snapshot
@@ -15,6 +15,32 @@ from loopkit.errors import CheckpointError, OptionError, TaskError
 
 Reduce = Literal["mean", "sum", "max", "min", "last"]
 REDUCTIONS = ("mean", "sum", "max", "min", "last")
+Logged = tuple[str, Any, str]
+
+
+class LogCollector:
+    """Collects the values that a task logs while a loop calls one of its methods.
+
+    As a context it gives the list of (name, value, reduction). Outside of it values are dropped: a
+    task that is called by hand keeps none.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[list[Logged]] = []
+
+    def __enter__(self) -> list[Logged]:
+        logged: list[Logged] = []
+        self._open.append(logged)
+        return logged
+
+    def __exit__(self, *error: object) -> None:
+        self._open.pop()
+
+    def add(self, name: str, value: Any, reduce: str) -> None:
+        """Collect one value; drop it where no loop collects."""
+        if self._open:
+            detached = value.detach() if isinstance(value, Tensor) else value
+            self._open[-1].append((name, detached, reduce))
 
 
 class Task(nn.Module):
@@ -30,7 +56,7 @@ class Task(nn.Module):
     """
 
     hparams: dict[str, Any]
-    _logged: list[tuple[str, Any, str]]
+    log_collector: LogCollector
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Record the constructor's arguments; ``__init__`` itself reports arguments that do not
@@ -38,7 +64,7 @@ class Task(nn.Module):
         """
         self = super().__new__(cls)
         self.__dict__["hparams"] = _arguments(cls, args, kwargs)
-        self.__dict__["_logged"] = []
+        self.__dict__["log_collector"] = LogCollector()
         return self
 
     def train_step(self, batch: Any) -> Any:
@@ -125,7 +151,7 @@ class Task(nn.Module):
             raise OptionError(
                 f"log({name!r}, reduce={reduce!r}): give one of {', '.join(REDUCTIONS)}"
             )
-        self._logged.append((name, value, reduce))
+        self.log_collector.add(name, value, reduce)
 
     def checkpoint_files(self) -> Mapping[str, bytes]:
         """Further files for its checkpoints and exports, by name: small ones that let others open

@@ -1,84 +1,52 @@
-"""Agenda: everything that happens now and then, folded into one number that a plain step compares
-itself with.
-"""
+"""Triggers: everything that is not done at every step, folded into one number per step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 from loopkit.durations import Cadence
 
 _NEVER = 1 << 62
-SYNC_INTERVAL = 1.0
 
 
 @dataclass(slots=True)
-class SyncSchedule:
-    """When the ranks next tell each other what is asked for: before every step, or about once a
-    second.
+class Due:
+    """The actions between two steps. Every rank computes the same value.
 
     Attributes:
-        spaced: whether once a second will do, since nothing but a signal can ask for anything
-            within a step.
-        next: the first step before which they do.
-        tokens: those of this rank's batches that the others have not heard of.
+        log, eval, save: log the collected values, evaluate, save a checkpoint.
+        end_epoch: close the epoch, because its data is used up or because somebody asked for it.
+        stop: end the run, because somebody asked for it.
     """
 
-    spaced: bool = False
-    next: int = 0
-    tokens: int = 0
-    _step: int = 0
-    _time: float | None = None
-
-    def take_tokens(self) -> int:
-        """The tokens to tell of now."""
-        tokens, self.tokens = self.tokens, 0
-        return tokens
-
-    def space(self, step: int, most: float) -> int:
-        """How many steps from ``step`` on take about a second, or ``most`` of them; by those since
-        last asked.
-        """
-        now, began, steps = perf_counter(), self._time, step - self._step
-        self._step, self._time = step, now
-        if began is None or steps < 1:
-            return 1
-        return max(1, int(min(SYNC_INTERVAL, most) * steps / max(now - began, 1e-9)))
+    log: bool = False
+    eval: bool = False
+    save: bool = False
+    end_epoch: bool = False
+    stop: bool = False
 
 
 class Triggers:
-    """What is due at which step.
+    """Decide which actions are due at which step.
+
+    Most steps have no action: a step compares its number with ``next`` and continues.
 
     Attributes:
-        next: the first step at whose end anything is due; a step below it has nothing to do, but
-            for the clock.
-        alarm: after how many seconds of training anything is due; infinite where nothing goes by a
-            clock.
-        cadences: what repeats, by name ("log", "eval", "save").
+        next: the first step after which an action is due, as far as step numbers tell.
+        next_deadline: seconds of training after which an action is due; infinite without a clock.
+        cadences: the repeated actions, by name ("log", "eval", "save").
 
     Args:
-        stop_step: the last step.
-        stop_seconds: after how many seconds of training it ends.
-        joint: whether other ranks must hear of a request before it is met. Until then it is wished
-            for, which changes nothing: a signal may come at any moment, and what it asks for must
-            not show on one rank alone.
-        first: what is due at the end of the first step.
+        cadences: the repeated actions, by name.
+        stop_step: the last step of the run; None where the number of steps is not known.
+        stop_seconds: seconds of training after which the run ends; None without a time limit.
+        first: the actions to do after the first step.
     """
 
-    __slots__ = (
-        "_distributed",
-        "_local_requests",
-        "_requests",
-        "_stop_seconds",
-        "_stop_step",
-        "cadences",
-        "next",
-        "next_deadline",
-    )
+    __slots__ = ("_requests", "_stop_seconds", "_stop_step", "cadences", "next", "next_deadline")
 
     def __init__(
         self,
@@ -86,89 +54,77 @@ class Triggers:
         stop_step: int | None = None,
         *,
         stop_seconds: float | None = None,
-        joint: bool = False,
         first: Iterable[str] = (),
     ) -> None:
         self.cadences = dict(cadences)
-        self.next, self.next_deadline = 0, math.inf
-        self._distributed = joint
+        self.next = 0
+        self.next_deadline = math.inf
         self._stop_step = stop_step
         self._stop_seconds = stop_seconds
         self._requests: set[str] = set(first)
-        self._local_requests: set[str] = set()
 
     def request(self, what: str) -> None:
-        """Have ``what`` done at the end of the step under way (of the next one, between steps)."""
-        if self._distributed:
-            self._local_requests.add(what)
-            return
+        """Make ``what`` due at the end of the current step; between steps, of the next one."""
         self._requests.add(what)
         self.next = 0
 
-    def pop_local_requests(self) -> set[str]:
-        """What this rank wishes for and the others have not heard of; it is theirs to hear now, and
-        forgotten.
-        """
-        wished = set(self._local_requests)
-        self._local_requests -= wished
-        return wished
-
-    def confirm(self, what: str) -> None:
-        """All ranks know that ``what`` is asked for."""
-        self._requests.add(what)
-
     def is_requested(self, what: str) -> bool:
-        """Whether ``what`` is asked for and not yet done."""
+        """Return whether ``what`` was requested and is not done yet."""
         return what in self._requests
 
     def has_requests(self) -> bool:
-        """Whether anything is asked for and not yet done."""
+        """Return whether any request is not done yet."""
         return bool(self._requests)
 
     def pop(self, what: str) -> bool:
-        """Whether ``what`` was asked for; it is no longer."""
-        asked = what in self._requests
+        """Remove one request; return whether it was there."""
+        requested = what in self._requests
         self._requests.discard(what)
-        return asked
+        return requested
 
     def pop_due(
-        self, step: int, seconds: float, epoch_ended: int | None, *, again: bool = False
-    ) -> set[str]:
-        """What is due now that ``step`` is complete, requests included; they are forgotten.
+        self, step: int, seconds: float, epoch: int | None, *, counted: bool = False
+    ) -> Due:
+        """Return the actions that are due after ``step``, and remove all requests.
 
-        ``again`` is for an epoch whose end shows only after its last step was dealt with: what is
-        due by the count of steps was done then.
+        Args:
+            step: optimizer steps completed.
+            seconds: seconds of training.
+            epoch: the number of completed epochs if this step closes one; None otherwise.
+            counted: True if the actions of this step were done already, and only then its data
+                turned out to be the last of the epoch. Cadences in steps are not looked at again.
         """
-        cadences = {n: c for n, c in self.cadences.items() if not (again and c.counts_steps)}
-        due = {
-            name for name, cadence in cadences.items() if cadence.is_due(step, seconds, epoch_ended)
-        }
-        due |= self._requests
+        due = set(self._requests)
         self._requests = set()
-        return due
+        for name, cadence in self.cadences.items():
+            if not (counted and cadence.counts_steps) and cadence.is_due(step, seconds, epoch):
+                due.add(name)
+        return Due(
+            log="log" in due,
+            eval="eval" in due,
+            save="save" in due,
+            end_epoch=epoch is not None or "end_epoch" in due,
+            stop="stop" in due,
+        )
+
+    def update_next(self, step: int) -> None:
+        """Compute ``next`` and ``next_deadline`` as seen from ``step``."""
+        cadences = self.cadences.values()
+        steps = [cadence.next_step(step) for cadence in cadences if cadence.next_seconds is None]
+        steps += [self._stop_step, step + 1 if self._requests else None]
+        self.next = min((at for at in steps if at is not None), default=_NEVER)
+        deadlines = [*(cadence.next_seconds for cadence in cadences), self._stop_seconds]
+        self.next_deadline = min((at for at in deadlines if at is not None), default=math.inf)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is asked for and not done, and the clocks of cadences in time."""
+        """Return the open requests and the clocks of cadences in seconds."""
         clocks = {name: cadence.last_seconds for name, cadence in self.cadences.items()}
-        return {
-            "is_requested": sorted(self._requests - {"stop", "save", "clock"}),
-            "clocks": clocks,
-        }
+        requests = sorted(self._requests - {"stop", "save", "clock"})
+        return {"requests": requests, "clocks": clocks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
-        self._requests = set(state["is_requested"])
+        """Restore the state that ``state_dict`` returned."""
+        self._requests = set(state["requests"])
         for name, seconds in state["clocks"].items():
             if name in self.cadences:
                 self.cadences[name].last_seconds = seconds
-
-    def update_next(self, step: int) -> None:
-        """Work out ``next`` and ``alarm`` as seen from ``step``."""
-        cadences = self.cadences.values()
-        ahead = [cadence.next_step(step) for cadence in cadences if cadence.next_seconds is None]
-        ahead += [self._stop_step, step + 1 if self._requests else None]
-        self.next = min((at for at in ahead if at is not None), default=_NEVER)
-        clocks = [cadence.next_seconds for cadence in cadences]
-        self.next_deadline = min(
-            (at for at in (*clocks, self._stop_seconds) if at is not None), default=math.inf
-        )

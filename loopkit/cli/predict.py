@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loopkit.cli.evaluate import strict
 from loopkit.errors import DiskFullError, OptionError, RunDirError, TaskError, nearest
-from loopkit.loops.predict import join
+from loopkit.loops.predict import concatenate
 
 
 class Sink:
@@ -69,7 +69,7 @@ class Arrays(Sink):
             OptionError: the predictions are named and the file is not, or the other way round.
             TaskError: they are of different shapes.
         """
-        joined = join(self._parts)
+        joined = concatenate(self._parts)
         if isinstance(joined, Mapping) is not self._named:
             raise OptionError(
                 "predict_step returns a dict: write an .npz or .jsonl file"

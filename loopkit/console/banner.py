@@ -40,17 +40,17 @@ def opening(run: Run) -> list[str]:
         lines.append(f"  for      {', '.join(lengths)}")
     if run.run_dir is not None:
         lines.append(f"  in       {run.run_dir}")
-    if run.resumed_from is not None:
-        lines.append(f"  resumed  {run.resumed_from}, at step {run.progress.step:,}")
+    if run.record.resumed_from is not None:
+        lines.append(f"  resumed  {run.record.resumed_from}, at step {run.progress.step:,}")
     return lines
 
 
 def closing(run: Run) -> str:
     """How the run ended."""
-    progress, best = run.progress, run.best
-    why = f" ({run.reason})" if run.reason else ""
+    progress, best = run.progress, run.record.best
+    why = f" ({run.outcome.reason})" if run.outcome.reason else ""
     steps = f"{progress.step:,} step{'s' * (progress.step != 1)}"
-    text = f"{run.status.capitalize()}{why}: {steps} in {duration(run.seconds())}"
+    text = f"{run.outcome.status.capitalize()}{why}: {steps} in {duration(run.seconds())}"
     name, value = best.get("metric", best.get("name")), best.get("value")
     if isinstance(value, (int, float)):
         text += f", best {name or 'metric'} {shown(value)}"

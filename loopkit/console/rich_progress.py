@@ -92,8 +92,9 @@ class RichProgress(Hook):
         """Show a second bar."""
         if run.strategy.rank == 0:
             self._pace.tick(run.progress.step, self._clock())
-            counts = [source.batches_per_epoch() for source in run.evaluation.values()]
-            self._eval_total = None if None in counts else sum(counts) or None
+            counts = [source.batches_per_epoch() for source in run.eval_data.values()]
+            known = [count for count in counts if count is not None]
+            self._eval_total = sum(known) or None if len(known) == len(counts) else None
             self._batches, self._evaluating = 0, True
             self._start(run)
 

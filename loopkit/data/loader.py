@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -254,7 +255,7 @@ class IndexedSource:
                 batch = collate([samples[epoch, int(index)] for index in indices[low:high]])
             else:
                 rows = slice(low, high) if isinstance(indices, range) else indices[low:high]
-                batch = tuple([column[rows] for column in columns])
+                batch = tuple(map(itemgetter(rows), columns))
             end = min(position + stride, epoch_end)
             yield batch, size, end - position, end
 

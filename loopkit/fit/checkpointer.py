@@ -1,7 +1,8 @@
-"""Saver: when a run's state is saved, by whom, and what is kept."""
+"""Checkpointer: when a run is saved, by which rank, what is kept, and where it resumes from."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,23 +11,32 @@ from loopkit.checkpoint import (
     Snapshot,
     Store,
     apply_retention,
+    checkpoints_dir,
     clean,
+    detach_after,
+    load_newest,
+    load_snapshot,
     scan,
     write,
     write_together,
 )
 from loopkit.distributed.communicator import Communicator
-from loopkit.fit.state import run_state
+from loopkit.errors import CheckpointError, LoopkitError, NoGoodCheckpointError, RunDirError
+from loopkit.fit.state import load_run_state, run_state
 from loopkit.options import Checkpoint
 from loopkit.run import Run
 
+logger = logging.getLogger(__name__)
+
 
 class Checkpointer:
-    """Saves a run's state where it is asked to, in the background or at once, and keeps what is to
-    be kept.
+    """Save the state of a run, at once or in the background, and delete old checkpoints.
 
-    All ranks call its methods; the first one writes, and what it meets, all of them raise. With
-    ``alone=False`` every rank writes its parts, and what any meets, all raise.
+    Every rank calls each method. Rank 0 writes, or under ``sharded`` every rank its own shards. An
+    error of one rank is raised on all of them.
+
+    Attributes:
+        newest: the newest checkpoint of this run; None before the first.
     """
 
     def __init__(
@@ -36,7 +46,7 @@ class Checkpointer:
         store: Store,
         world: Communicator,
         *,
-        alone: bool = True,
+        sharded: bool = False,
     ) -> None:
         self.settings = settings
         self.run_dir = run_dir
@@ -45,71 +55,72 @@ class Checkpointer:
         self._trusted: set[Path] = set()
         self._saved_step = -1
         self._world = world
-        # Writers on several ranks talk to each other while training does: in a group of their own.
-        self._together = None if alone else world.new_group()
-        self._writer = BackgroundWriter(store, run_dir, self._retain, self._together)
+        # Background writers exchange messages while training does: in a group of their own.
+        self._writers = world.new_group() if sharded else None
+        self._background = BackgroundWriter(store, run_dir, self._retain, self._writers)
         world.run_on_rank_zero(lambda: clean(store, run_dir))
 
     def save(self, run: Run) -> None:
         """Save the state of this moment, unless it is saved already.
 
         Raises:
-            DiskFullError: an earlier save or this one did not fit; what was saved before is intact.
+            DiskFullError: this save, or an earlier one in the background, did not fit. Earlier
+                checkpoints are intact.
         """
         if self._saved_step == run.progress.step and not run.triggers.is_requested("eval"):
             return
         snapshot = run_state(run, weights_only=self.settings.weights_only)
-        self._report(run, self._joint(lambda: self._write(snapshot)))
+        self._report(run, self._on_writing_ranks(lambda: self._write(snapshot)))
         self._saved_step = run.progress.step
 
-    def _joint(self, function: Callable[[], list[Path]]) -> list[Path]:
-        """What ``function`` gives on the first rank, called there or, where all write, everywhere."""
-        return (
-            self._world.run_on_rank_zero(function)
-            if self._together is None
-            else self._world.run_on_all_ranks(function)
-        )
+    def poll(self, run: Run) -> None:
+        """Emit ``on_save`` for each background save that is finished; raise the error of one."""
+        if self._writers is not None and any(self._world.all_gather_object(self._background.busy)):
+            return  # a save is finished when all ranks have written their shards
+        self._report(run, self._on_writing_ranks(self._background.poll))
+
+    def finish(self, run: Run) -> None:
+        """Wait for the background save."""
+        self._report(run, self._on_writing_ranks(self._background.close))
+
+    def close(self) -> None:
+        """Destroy the process group of the background writers, however the run ended."""
+        if self._writers is not None:
+            self._writers.destroy()
+
+    def best(self, run: Run) -> Path | None:
+        """Return the checkpoint of the best evaluation; None without one."""
+        entries = self._world.run_on_rank_zero(lambda: scan(self.store, self.run_dir))
+        step = run.record.best.get("step")
+        found = [entry.path for entry in entries if entry.step == step and not entry.problem]
+        return found[-1] if found else None
+
+    def resumed(self, path: Path, step: int) -> None:
+        """Note that the run continues from ``path``, which is known to be valid."""
+        self._trusted.add(path)
+        self.newest, self._saved_step = path, step
+
+    def _on_writing_ranks(self, function: Callable[[], list[Path]]) -> list[Path]:
+        """Call ``function`` on the ranks that write; return rank 0's result on all ranks."""
+        if self._writers is None:
+            return self._world.run_on_rank_zero(function)
+        return self._world.run_on_all_ranks(function)
 
     def _write(self, snapshot: Snapshot) -> list[Path]:
         if self.settings.background:
-            self._writer.submit(snapshot)
+            self._background.submit(snapshot)
             return []
-        if self._together is not None:
-            path = write_together(self.store, self.run_dir, snapshot, self._together)
-        else:
+        if self._writers is None:
             path = write(self.store, self.run_dir, snapshot)
+        else:
+            path = write_together(self.store, self.run_dir, snapshot, self._writers)
         if self._world.rank == 0:
             self._retain(path)
         return [path]
 
-    def poll(self, run: Run) -> None:
-        """Tell the hooks what a background save has finished; raises its failure."""
-        if self._together is not None and any(self._world.all_gather_object(self._writer.busy)):
-            return  # what some rank is still writing is finished on none
-        self._report(run, self._joint(self._writer.poll))
-
-    def finish(self, run: Run) -> None:
-        """Wait for the save in flight."""
-        self._report(run, self._joint(self._writer.close))
-
-    def close(self) -> None:
-        """The run is over, in whatever way: leave the other writers."""
-        if self._together is not None:
-            self._together.destroy()
-
-    def best(self, run: Run) -> Path | None:
-        """The checkpoint of the best evaluation; None when there was none, or it is gone."""
-        entries = self._world.run_on_rank_zero(lambda: scan(self.store, self.run_dir))
-        steps = [e.path for e in entries if e.step == run.best.get("step") and not e.problem]
-        return steps[-1] if steps else None
-
-    def resumed(self, path: Path, step: int) -> None:
-        """The run goes on from ``path``, which is known to be good."""
-        self._trusted.add(path)
-        self.newest, self._saved_step = path, step
-
     def _report(self, run: Run, paths: list[Path]) -> None:
         for path in paths:
+            logger.info("saved %s", path)
             self.newest = path
             if run.events.save is not None:
                 run.events.save(run, path)
@@ -125,3 +136,97 @@ class Checkpointer:
             settings.metric(),
             self._trusted,
         )
+
+
+def open_checkpointer(run: Run) -> None:
+    """Open the checkpoints of a run, and resume from the one that ``resume`` names.
+
+    Raises:
+        RunDirError: the directory holds checkpoints, and ``resume`` does not say what to do.
+        CheckpointError: the named checkpoint is missing, does not fit, or cannot be read by every
+            rank.
+    """
+    options, world = run.options, run.strategy.world
+    store, run_dir = Store(maps=run.strategy.sharded), run.run_dir
+    assert run_dir is not None
+    present = world.run_on_rank_zero(lambda: scan(store, run_dir))
+    if present and options.resume is None:
+        raise RunDirError(
+            f"{run_dir} holds {len(present)} checkpoint(s), up to {present[-1].path.name}: pass "
+            "resume='auto' to continue from the newest, or another run_dir"
+        )
+    settings = options.saves()
+    if settings is not None:
+        run.checkpointer = Checkpointer(
+            settings, run_dir, store, world, sharded=run.strategy.sharded
+        )
+    found = _find_on_all_ranks(run, store, run_dir)
+    if found is None:
+        return
+    path, snapshot = found
+    load_run_state(run, snapshot, path)
+    run.record.resumed_from = path
+    logger.info("resumed from %s at step %d", path, run.progress.step)
+    if path.resolve().parent == checkpoints_dir(run_dir).resolve():
+        # Later checkpoints do not belong to this run any more; one would be the newest next time.
+        world.run_on_rank_zero(lambda: detach_after(store, run_dir, path))
+        if run.checkpointer is not None:
+            run.checkpointer.resumed(path, run.progress.step)
+
+
+def _find_on_all_ranks(run: Run, store: Store, run_dir: Path) -> tuple[Path, Snapshot] | None:
+    """Return the checkpoint that rank 0 finds, as each rank reads it from its own file system."""
+    world = run.strategy.world
+    local: list[tuple[Path, Snapshot]] = []
+
+    def find() -> Path | None:
+        found = _find(run.options.resume, run_dir, store)
+        if found is None:
+            return None
+        local.append(found)
+        return found[0]
+
+    path = world.run_on_rank_zero(find)
+    if path is None:
+        return None
+    problem = ""
+    if not local:
+        try:
+            local.append((path, load_snapshot(path, store)))
+        except (LoopkitError, OSError) as error:
+            problem = str(error)
+    for rank, found in enumerate(world.all_gather_object(problem)):
+        if found:
+            raise CheckpointError(
+                f"{path}, which rank 0 resumes from, cannot be read by rank {rank}: {found}. All "
+                "ranks must see one run directory"
+            )
+    return local[0]
+
+
+def _find(resume: str | Path | None, run_dir: Path, store: Store) -> tuple[Path, Snapshot] | None:
+    """Return the checkpoint that ``resume`` names, and what it holds."""
+    if resume is None:
+        return None
+    if resume == "auto":
+        found = load_newest(store, run_dir, kind="full")
+        if found is None and scan(store, run_dir):
+            raise CheckpointError(
+                f"{run_dir} holds weights alone, which cannot be resumed: load them into the task, "
+                "and train on in another run_dir"
+            )
+        return found
+    path = Path(resume)
+    if not path.exists():
+        raise CheckpointError(
+            f"resume={str(resume)!r}: there is no such checkpoint or run directory"
+        )
+    if (path / "checkpoints").is_dir():
+        # It may be the directory of another run: nothing in it is changed.
+        found = load_newest(store, path, kind="full", quarantine=False)
+        if found is None:
+            raise NoGoodCheckpointError(
+                f"resume={str(resume)!r}: the run directory holds no checkpoint"
+            )
+        return found
+    return path, load_snapshot(path, store)

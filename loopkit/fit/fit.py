@@ -1,34 +1,25 @@
-"""Fit: options turned into a run, and the run into a result."""
+"""Fit: train, evaluate and predict with a Task."""
 
 from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from loopkit.checkpoint import RunLock, Store, load_snapshot
-from loopkit.console import build_progress
 from loopkit.data.micro_batches import open_source
 from loopkit.durations import Duration
-from loopkit.events import Hook, Subscription
+from loopkit.events import Subscription
 from loopkit.fit import setup
+from loopkit.fit.lifecycle import finish, inference, training
 from loopkit.fit.notebook import on_ranks
-from loopkit.fit.resuming import open_checkpointer
-from loopkit.fit.signals import PREEMPTED, signals
-from loopkit.fit.state import check_model
+from loopkit.fit.signals import PREEMPTED
 from loopkit.fit.strategy_setup import start_ranks
-from loopkit.loggers.base import Loggers
-from loopkit.loggers.registry import build_loggers
-from loopkit.loops.epoch import evaluate as evaluate_within
-from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options, check_names
 from loopkit.result import Result
-from loopkit.run import Run
 from loopkit.strategies.dtensor import put_all
 from loopkit.task import Task, name_of
 
@@ -36,7 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _takes(
+def _with_signature_of(
     source: Callable[P, Any],
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
     """Give ``Fit.__init__`` the signature of Options, for type checkers and for ``help()``."""
@@ -52,13 +43,17 @@ def _takes(
 
 
 class Fit:
-    """Trains, evaluates and predicts with a Task. See ``loopkit.options.Options`` for every option.
+    """Train, evaluate and predict with a Task. ``loopkit.options.Options`` lists every option.
+
+    Example::
+
+        result = Fit(epochs=3, precision="bf16", clip_norm=1.0).run(task)
 
     Raises:
-        OptionError: an option that is not known, or a value that is not accepted.
+        OptionError: an unknown option, or a value that is not accepted.
     """
 
-    @_takes(Options)
+    @_with_signature_of(Options)
     def __init__(self, **options: Any) -> None:
         check_names(options)
         self.options = Options(**options)
@@ -67,13 +62,17 @@ class Fit:
     def on(
         self, event: str, function: Callable[..., None] | None = None, *, every: object = None
     ) -> Any:
-        """Subscribe a function to an event, also as a decorator: ``@fit.on("step_end", every="100
-        steps")``.
+        """Subscribe a function to an event. Without a function, return a decorator.
+
+        Example::
+
+            @fit.on("step_end", every="100 steps")
+            def show(run, out): ...
 
         Args:
-            event: a name of ``loopkit.Hook``'s events, with or without ``on_``.
-            function: gets what the event's method gets; None makes a decorator.
-            every: at which occurrences, as for ``eval_every``; None for all.
+            event: the name of an event of ``loopkit.Hook``, with or without ``on_``.
+            function: a function with the parameters of the event's method; None for a decorator.
+            every: call it only this often, in the form of ``eval_every``; None for always.
 
         Raises:
             OptionError: there is no such event, or ``every`` is not a duration.
@@ -86,44 +85,58 @@ class Fit:
         return subscribe if function is None else subscribe(function)
 
     def run(self, task: Task) -> Result:
-        """Train ``task``, from the start or from where ``resume`` says.
+        """Train ``task`` from the start, or from the checkpoint that ``resume`` names.
+
+        In short::
+
+            set up the strategy, the data, the optimizers and the triggers
+            create and lock the run directory; load the checkpoint to resume from
+            on_setup, on_load, on_fit_start
+            while not run.finished():
+                loops.epoch.run(run)            # EpochLoop.run
+            wait for the last save; load the best weights if wanted
+            on_fit_end
+            close everything, also after an error (which on_error sees first)
+
+        Returns:
+            The result, of a run that also may have been stopped or interrupted.
 
         Raises:
-            LoopkitError: whatever goes wrong, by kind (``loopkit.errors``); SystemExit(143) after
-                SIGTERM.
+            LoopkitError: by kind, see ``loopkit.errors``.
+            SystemExit: with code 143, after SIGTERM and a save.
         """
         if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "run", task)  # type: ignore[no-any-return]
         if self.options.dry_run:
             return _dry_run(self, task)
-        with _training(task, self.options, self._subscriptions) as run:
-            epoch = run.loops.epoch
+        with training(task, self.options, self._subscriptions) as run:
             while not run.finished():
-                epoch.run(run)
-            _finish(run)
-        if run.reason == "SIGTERM":
+                run.loops.epoch.run(run)
+            finish(run)
+        if run.outcome.reason == "SIGTERM":
             raise SystemExit(PREEMPTED)
         return Result.of(run)
 
     def evaluate(
         self, task: Task, data: Any = None, checkpoint: str | Path | None = None
     ) -> dict[str, float]:
-        """Measure ``task`` once: metrics, loss and speed.
+        """Evaluate ``task`` once.
 
         Args:
-            data: what to measure on; None takes ``task.eval_data()``.
-            checkpoint: whose weights the task gets (a run directory's: its newest good one's); None
-                keeps its own.
+            task: the task.
+            data: the data to evaluate on; None takes ``task.eval_data()``.
+            checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
+                valid one. None keeps the task's weights.
 
         Returns:
             Scalars by name: ``eval/loss``, ``eval/accuracy``, ``eval/runtime`` in seconds …
         """
         if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "evaluate", task, data, checkpoint)  # type: ignore[no-any-return]
-        with _inference(task, self.options, self._subscriptions, checkpoint) as run:
-            given, what = _given(task, "eval_data", data)
-            sources = setup.open_eval_sources(given, self.options, run.strategy, what)
-            metrics: dict[str, float] = run.loops.eval.run(run, sources)
+        with inference(task, self.options, self._subscriptions, checkpoint) as run:
+            data, what = _data_of(task, "eval_data", data)
+            run.eval_data = setup.open_eval_sources(data, self.options, run.strategy, what)
+            metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
             if run.events.eval_end is not None:
                 run.events.eval_end(run, metrics)
         return metrics
@@ -135,172 +148,69 @@ class Fit:
         checkpoint: str | Path | None = None,
         writer: Callable[[Any], None] | None = None,
     ) -> Any:
-        """Predictions of ``task``, in the order of the data, each sample once.
+        """Return the predictions of ``task``, in the order of the data, each sample once.
 
         Args:
-            data: what to predict; None takes ``task.predict_data()``.
-            checkpoint: whose weights the task gets (a run directory's: its newest good one's); None
-                keeps its own.
-            writer: gets each batch's predictions instead, on the first rank; then nothing is
-                returned.
+            task: the task.
+            data: the data to predict; None takes ``task.predict_data()``.
+            checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
+                valid one. None keeps the task's weights.
+            writer: a function that gets each batch's predictions on rank 0. Nothing is returned
+                then.
         """
         if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "predict", task, data, checkpoint, writer)
-        with _inference(task, self.options, self._subscriptions, checkpoint) as run:
-            given, what = _given(task, "predict_data", data)
-            source = open_source(
-                given, setup.reading(self.options, run.strategy, training=False), what
-            )
-            return run.loops.predict.run(run, source, writer)
+        with inference(task, self.options, self._subscriptions, checkpoint) as run:
+            data, what = _data_of(task, "predict_data", data)
+            config = setup.data_config(self.options, run.strategy, training=False)
+            return run.loops.predict.run(run, open_source(data, config, what), writer)
+
+    def with_options(self, **changes: Any) -> Fit:
+        """Return a copy with the same subscriptions, in which the given options are changed.
+
+        Raises:
+            OptionError: an unknown option, or a value that is not accepted.
+        """
+        check_names(changes)
+        changed = Fit()
+        changed.options = replace(self.options, **changes)
+        changed._subscriptions = list(self._subscriptions)
+        return changed
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as plain values."""
+        """Return the options as plain values."""
         return self.options.to_dict()
 
 
-@contextmanager
-def _errors_told(run: Run) -> Iterator[None]:
-    """Inside: an exception is shown to ``on_error`` on its way out."""
-    try:
-        yield
-    except BaseException as error:
-        if run.events.error is not None:
-            run.events.error(run, error)
-        raise
-
-
-def _given(task: Task, method: str, data: Any) -> tuple[Any, str]:
-    """``data``, or else what the task's ``method`` returns; and what to call it in an error."""
-    return (
-        (getattr(task, method)(), f"{name_of(task)}.{method}()") if data is None else (data, "data")
-    )
-
-
-@contextmanager
-def _training(task: Task, options: Options, subscriptions: list[Subscription]) -> Iterator[Run]:
-    """A run ready to train: built, locked, resumed; told of errors, and closed whatever happens."""
-    console = build_progress(options.progress)
-    listeners: list[Hook] = [*subscriptions, *([console] if console else [])]
-    run = setup.build_training(task, options, listeners)
-    locks: list[RunLock] = []
-    world, failed = run.strategy.world, True
-    try:
-        with _errors_told(run):
-            run.run_dir = run_dir = world.run_on_rank_zero(
-                lambda: setup.choose_run_dir(options, task)
-            )
-            world.run_on_rank_zero(lambda: locks.append(RunLock(run_dir, str(run_dir))))
-            open_checkpointer(run)
-            run.loggers = Loggers(build_loggers(options.loggers) if run.strategy.rank == 0 else ())
-            about = {
-                "task": name_of(task),
-                "hparams": dict(task.hparams),
-                "options": options.to_dict(),
-            }
-            run.loggers.open(run.run_dir, run.progress.step, about)
-            for logger in run.loggers:
-                run.history = list(getattr(logger, "rows", [])) or run.history
-            run.history = world.broadcast_object(run.history)
-            with signals(run), setup.torch_settings(options):
-                _start(run)
-                yield run
-        failed = False
-    finally:
-        run.loggers.close("failed" if failed else run.status)
-        if run.train_loader is not None:
-            run.train_loader.source.close()
-        for source in run.evaluation.values():
-            source.close()
-        if run.checkpointer is not None:
-            run.checkpointer.close()
-        run.strategy.teardown(failed)
-        for lock in locks:
-            lock.release()
-
-
-def _start(run: Run) -> None:
-    if run.events.setup is not None:
-        run.events.setup(run)
-    setup.warn_of_batch_norm(run)
-    if run.resumed_from is not None and run.events.load is not None:
-        run.events.load(run, run.resumed_from)
-    if run.events.fit_start is not None:
-        run.events.fit_start(run)
-    run.start_clock()
-    first = run.options.eval_first and run.progress.step == 0
-    if run.evaluation and (first or run.triggers.pop("eval")):
-        evaluate_within(run)
-
-
-def _finish(run: Run) -> None:
-    """The run is over: wait for its last checkpoint, take the best one's weights if asked to, and
-    say so.
-    """
-    run.tick()
-    if run.checkpointer is not None:
-        run.checkpointer.finish(run)
-    for optimizer in schedule_free_optimizers(run.optimizers.values()):
-        optimizer.eval()
-    if run.checkpointer is not None:
-        best = run.checkpointer.best(run)
-        if run.best:
-            run.best["checkpoint"] = best
-        if run.checkpointer.settings.load_best and best is not None:
-            run.strategy.load_model_state(
-                load_snapshot(best, run.checkpointer.store).tensors["model"]
-            )
-    if run.events.fit_end is not None:
-        run.events.fit_end(run)
-
-
-@contextmanager
-def _inference(
-    task: Task, options: Options, subscriptions: list[Subscription], checkpoint: str | Path | None
-) -> Iterator[Run]:
-    run, failed = setup.build_inference(task, options, subscriptions), True
-    try:
-        with _errors_told(run), setup.torch_settings(options):
-            if checkpoint is not None:
-                snapshot = load_snapshot(Path(checkpoint), Store(maps=run.strategy.sharded))
-                check_model(run, snapshot, Path(checkpoint))
-                run.strategy.load_model_state(snapshot.tensors["model"])
-            if run.events.setup is not None:
-                run.events.setup(run)
-            yield run
-        failed = False
-    finally:
-        run.strategy.teardown(failed)
+def _data_of(task: Task, method: str, data: Any) -> tuple[Any, str]:
+    """Return ``data``, or else that of the task's ``method``; and its name for errors."""
+    if data is not None:
+        return data, "data"
+    return getattr(task, method)(), f"{name_of(task)}.{method}()"
 
 
 def _dry_run(fit: Fit, task: Task) -> Result:
-    """One step, one evaluation batch, a checkpoint, a resume from it and one more step; then all is
-    as before.
-    """
+    """Do one step, one evaluation batch, a save, a resume and another step; then undo all of it."""
     before = {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
-    with tempfile.TemporaryDirectory(prefix="loopkit-dry-run-") as place:
-        common: dict[str, Any] = {
+    with tempfile.TemporaryDirectory(prefix="loopkit-dry-run-") as directory:
+        changes: dict[str, Any] = {
             "dry_run": False,
+            "steps": 2,
             "epochs": None,
             "time": None,
             "limit_eval": 1,
-            "run_dir": place,
+            "run_dir": directory,
             "checkpoint": fit.options.checkpoint or True,
             "eval_first": False,
             "eval_after": None,
             "log_every": 1,
         }
         if fit.options.eval_every != "never":
-            common["eval_every"] = str(Duration.parse(1, "eval_every"))
-        trial = Fit()
-        trial._subscriptions = [
-            *fit._subscriptions,
-            Subscription("step_end", lambda run, out: run.stop("dry run")),
-        ]
-        trial.options = replace(fit.options, steps=2, resume=None, **common)
-        trial.run(task)
-        trial._subscriptions = fit._subscriptions
-        trial.options = replace(trial.options, resume="auto")
-        result = trial.run(task)
+            changes["eval_every"] = str(Duration.parse(1, "eval_every"))
+        first = fit.with_options(**changes, resume=None)
+        first.on("step_end", lambda run, out: run.stop("dry run"))
+        first.run(task)
+        result = fit.with_options(**changes, resume="auto").run(task)
         result.run_dir = result.checkpoint = None
     put_all(task.state_dict(), before)
     return result

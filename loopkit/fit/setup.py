@@ -1,13 +1,12 @@
-"""Opening a run: options and a task become the objects of a Run, in the order they depend on each
-other.
-"""
+"""Set-up of a run: options and a task become the objects of a Run."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from loopkit.data.micro_batches import DataConfig, MicroBatchLoader, Source, ope
 from loopkit.data.prefetch import prefetch_to
 from loopkit.durations import Cadence, Duration, RunLength, Start
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
-from loopkit.events import Events, Hook, listens
+from loopkit.events import Events, Hook, listens, logging_to_accumulator
 from loopkit.fit.strategy_setup import build_strategy
-from loopkit.hooks import numerics
 from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
+from loopkit.loops.coordination import Coordinator, build_coordinator
 from loopkit.optim.specs import build_optimizers
 from loopkit.options import Options
 from loopkit.run import Loops, Run
@@ -34,40 +33,60 @@ from loopkit.strategies.precision import matmul_precision, parse_precision
 from loopkit.task import Task, name_of, overrides
 from loopkit.triggers import Triggers
 
-LOOPS = {"step": StepLoop, "epoch": EpochLoop, "eval": EvalLoop, "predict": PredictLoop}
+logger = logging.getLogger(__name__)
+LOOPS: dict[str, Any] = {
+    "step": StepLoop,
+    "epoch": EpochLoop,
+    "eval": EvalLoop,
+    "predict": PredictLoop,
+}
 
 
-def open_strategy(options: Options, task: Task) -> Strategy:
-    """Open the strategy and place the task."""
+def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run:
+    """Return a run in which nothing is opened yet.
+
+    Raises:
+        TaskError: ``task`` is not a Task.
+        OptionError: the options name no strategy, or a hook listens to an unknown event.
+    """
+    if isinstance(task, type):
+        raise TaskError(
+            f"Fit got {task!r}, which is not a Task; give an instance, {task.__name__}()"
+        )
     if not isinstance(task, Task):
-        if isinstance(task, type):
-            raise TaskError(
-                f"Fit got {task!r}, which is not a Task; give an instance, {task.__name__}()"
-            )
         raise TaskError(
             f"Fit got a {type(task).__name__}, which is not a Task: derive its class from "
-            f"loopkit.Task"
+            "loopkit.Task"
         )
-    strategy = build_strategy(options)
-    how = (
-        options.compile
-        if isinstance(options.compile, Compile)
-        else Compile()
-        if options.compile
-        else None
+    hooks = [*options.hooks, *listeners]
+    return Run(
+        task=task,
+        strategy=build_strategy(options),
+        options=options,
+        length=RunLength(),
+        triggers=Triggers({}),
+        coordinator=Coordinator(),
+        events=Events([logging_to_accumulator(task), *hooks]),
+        loops=build_loops(options, task),
+        hooks=hooks,
+        seed=options.seed if options.rng == "counter" else None,
     )
-    precision = parse_precision(options.precision)
-    clip = (options.clip_norm, options.clip_value)
+
+
+def open_strategy(run: Run) -> None:
+    """Set up the strategy's processes and device, and give it the task."""
+    task, options, strategy = run.task, run.options, run.strategy
     strategy.setup_environment(
         ComputeSettings(
-            precision,
-            *clip,
-            options.on_nan,
-            how,
-            options.activation_checkpointing,
-            options.batch_size,
-            options.accumulate,
-            options.global_batch_size,
+            precision=parse_precision(options.precision),
+            clip_norm=options.clip_norm,
+            clip_value=options.clip_value,
+            on_nan=options.on_nan,
+            compile=Compile() if options.compile is True else options.compile or None,
+            activation_checkpointing=options.activation_checkpointing,
+            batch_size=options.batch_size,
+            accumulate=options.accumulate,
+            global_batch_size=options.global_batch_size,
         )
     )
     rng.seed_all(options.seed, strategy.device)
@@ -76,9 +95,63 @@ def open_strategy(options: Options, task: Task) -> Strategy:
             task.configure_model()
         task.__dict__["_configured"] = True
     strategy.setup_module(task)
-    if options.rng == "stream" and strategy.dp.rank:  # or all ranks would drop out the same units
+    if options.rng == "stream" and strategy.dp.rank:
+        # With one stream, dropout would drop the same units on all ranks.
         rng.seed_all(rng.mix(options.seed, strategy.dp.rank), strategy.device)
-    return strategy
+    logger.info("set up %s on %s: %s", name_of(task), strategy.device, strategy.name)
+
+
+def prepare_training(run: Run) -> None:
+    """Open everything that training needs: strategy, data, optimizers and triggers.
+
+    Raises:
+        OptionError: options that do not fit together, the task or the strategy.
+        TaskError: the task lacks a method that training needs.
+        DataError: there is no data to train on.
+    """
+    options, task = run.options, run.task
+    open_strategy(run)
+    strategy = run.strategy
+    run.loader = open_train_loader(task, options, strategy)
+    run.length = run_length(options, run.loader)
+    run.eval_data = open_eval_data(task, options, strategy)
+    run.optimizers, run.schedules = build_optimizers(task, run.length)
+    check_monitors(run)
+    if not strategy.exposes_gradients:
+        refuse_gradient_listeners([task, *run.hooks], strategy)
+    strategy.setup_optimizers(run.optimizers)
+    task.train()
+    if options.micro_batch == "auto" and strategy.world_size > 1:
+        raise OptionError(
+            "micro_batch='auto' is for one process: where one of several ranks runs out of memory, "
+            "the others wait in the middle of the same step. Give batch_size, and "
+            "global_batch_size for the same maths"
+        )
+    run.triggers = build_triggers(options, run.length)
+    run.coordinator = build_coordinator(strategy)
+
+
+def check_monitors(run: Run) -> None:
+    """Refuse to wait for a metric in a run that never evaluates.
+
+    Raises:
+        OptionError: ``Checkpoint(best=)`` or a schedule names a metric, and nothing is evaluated.
+    """
+    if run.eval_data:
+        return
+    saves = run.options.saves()
+    if saves is not None and saves.best is not None:
+        raise OptionError(
+            f"Checkpoint(best={saves.best!r}) waits for an evaluation, and this run has none: give "
+            "the task an eval_data and an eval_step, and leave eval_every on"
+        )
+    for schedule in run.schedules.values():
+        watched = getattr(schedule, "watches", None)
+        if watched:
+            raise OptionError(
+                f"a schedule watches {watched!r} and nothing is evaluated: define eval_data and "
+                "eval_step, and give eval_every= a cadence"
+            )
 
 
 @contextmanager
@@ -90,17 +163,15 @@ def torch_settings(options: Options) -> Iterator[None]:
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Inside, if ``wanted``, torch uses deterministic algorithms and raises where an operation has
-    none.
+    """Inside, torch uses deterministic algorithms only, if ``wanted``.
+
+    An operation that has none then raises torch's RuntimeError.
     """
-    before, warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS is deterministic only with it
+        # cuBLAS is deterministic only with this setting.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -110,39 +181,37 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 
 def build_loops(options: Options, task: Task) -> Loops:
-    """The four loops: those of the options, then the task's own, then the default ones.
+    """Return the four loops: each from the options, or else from the task, or else the default.
 
     Raises:
-        TaskError: the task names a loop for a place there is not.
+        TaskError: ``Task.loops`` has an unknown name.
+        OptionError: ``micro_batch="auto"`` meets a custom step.
     """
     own, kinds = task.loops(), dict(LOOPS)
     if options.micro_batch == "auto":
         if options.step is not None or "step" in own:
             raise OptionError(
-                "micro_batch='auto' begins the default step anew where memory runs out, and "
+                "micro_batch='auto' repeats the default step where memory runs out, and "
                 f"{name_of(task)} brings its own step: leave one of them out"
             )
         kinds["step"] = AutoMicroBatchStep
-    unknown = [place for place in own if place not in LOOPS]
+    unknown = [name for name in own if name not in LOOPS]
     if unknown:
         raise TaskError(
-            f"{name_of(task)}.loops() names {unknown[0]!r}: the places are {', '.join(LOOPS)}"
+            f"{name_of(task)}.loops() names {unknown[0]!r}: the names are {', '.join(LOOPS)}"
         )
-    return Loops(
-        **{
-            place: getattr(options, place) or own.get(place) or kind()
-            for place, kind in kinds.items()
-        }
-    )
+    loops = {name: getattr(options, name) or own.get(name) for name in LOOPS}
+    return Loops(**{name: loop or kinds[name]() for name, loop in loops.items()})
 
 
-def reading(options: Options, strategy: Strategy, *, training: bool) -> DataConfig:
-    """How the options have training or evaluation data read."""
+def data_config(options: Options, strategy: Strategy, *, training: bool) -> DataConfig:
+    """Return how training data, or evaluation data, is read under these options."""
     limit = options.overfit or (options.limit_train if training else options.limit_eval)
+    batch_size = options.batch_size
+    if not training and options.eval_batch_size is not None:
+        batch_size = options.eval_batch_size
     return DataConfig(
-        batch_size=options.batch_size
-        if training
-        else options.eval_batch_size or options.batch_size,
+        batch_size=batch_size,
         shuffle=training and options.overfit is None,
         seed=options.seed if options.data_seed is None else options.data_seed,
         seeded=options.rng == "counter",
@@ -156,51 +225,51 @@ def reading(options: Options, strategy: Strategy, *, training: bool) -> DataConf
 def open_eval_sources(
     data: Any, options: Options, strategy: Strategy, what: str
 ) -> dict[str, Source]:
-    """The sources of one evaluation set (named "") or of several, given as a dict by name."""
+    """Open one evaluation set, under the name "", or a dict of several.
+
+    Raises:
+        DataError: there is nothing to evaluate on.
+    """
     if data is None:
         raise DataError(f"{what} returned nothing to evaluate on: define it, or give data=")
     named = data if isinstance(data, Mapping) else {"": data}
-    how = reading(options, strategy, training=False)
+    config = data_config(options, strategy, training=False)
     return {
-        name: open_source(part, how, f"{what}[{name!r}]" if name else what)
+        name: open_source(part, config, f"{what}[{name!r}]" if name else what)
         for name, part in named.items()
     }
 
 
 def open_train_loader(task: Task, options: Options, strategy: Strategy) -> MicroBatchLoader:
-    """The training data in groups for one optimizer step each.
+    """Open the training data, grouped into the micro-batches of each optimizer step.
 
     Raises:
-        OptionError: ``global_batch_size`` is no multiple of what the devices take at once.
+        OptionError: ``global_batch_size`` is not a multiple of one micro-batch on all ranks.
     """
-    how = reading(options, strategy, training=True)
-    source = open_source(task.train_data(), how, f"{name_of(task)}.train_data()")
+    config = data_config(options, strategy, training=True)
+    source = open_source(task.train_data(), config, f"{name_of(task)}.train_data()")
     accumulate = options.accumulate
     if options.global_batch_size is not None:
-        at_once = (
-            source.stride()
-            if isinstance(source, IndexedSource)
-            else options.batch_size * strategy.dp.size
-        )
+        at_once = options.batch_size * strategy.dp.size
+        if isinstance(source, IndexedSource):
+            at_once = source.stride()
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
             raise OptionError(
                 f"global_batch_size={options.global_batch_size} is not a multiple of the {at_once} "
                 "samples that all devices take at once"
             )
-    ahead = options.rng == "counter"  # reading ahead would draw from torch's streams out of turn
-    return MicroBatchLoader(
-        source,
-        accumulate,
-        prefetch_to(strategy.device, strategy.settings.precision.storage, ahead=ahead),
-    )
+    # Under rng="stream" a prefetch would draw random numbers before the present step does.
+    ahead = options.rng == "counter"
+    to_device = prefetch_to(strategy.device, strategy.settings.precision.storage, ahead=ahead)
+    return MicroBatchLoader(source, accumulate, to_device)
 
 
 def run_length(options: Options, train_loader: MicroBatchLoader) -> RunLength:
-    """How long the run is.
+    """Return how long the run is, as far as it is known.
 
     Raises:
-        OptionError: nothing ends it.
+        OptionError: a fraction of an epoch is asked for, and the data has no length.
     """
     per_epoch = train_loader.steps_per_epoch()
     epochs = options.epochs
@@ -214,8 +283,8 @@ def run_length(options: Options, train_loader: MicroBatchLoader) -> RunLength:
     return RunLength(per_epoch, min(limits) if limits else None, epochs, options.seconds())
 
 
-def build_triggers(options: Options, length: RunLength, *, joint: bool) -> Triggers:
-    """What happens when; ``joint`` says that several ranks must agree."""
+def build_triggers(options: Options, length: RunLength) -> Triggers:
+    """Return the triggers of logs, evaluations, saves and the end."""
     every: dict[str, Any] = {
         "log": (options.log_every, "log_every"),
         "eval": (options.eval_every, "eval_every"),
@@ -231,128 +300,49 @@ def build_triggers(options: Options, length: RunLength, *, joint: bool) -> Trigg
         evaluations = cadences["eval"]
         evaluations.start = Start.parse(options.eval_after, "eval_after", length, evaluations.every)
     # Step 1 is always logged.
-    return Triggers(cadences, length.steps, stop_seconds=length.seconds, joint=joint, first=["log"])
+    return Triggers(cadences, length.steps, stop_seconds=length.seconds, first=["log"])
 
 
-def open_evaluation(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:
-    """The sources evaluated on during training; none where the task names none or evaluation is
-    off.
+def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:
+    """Open the data that training evaluates on; nothing where there is none or it is off.
 
     Raises:
         TaskError: there is data, and no ``eval_step``.
     """
     if options.eval_every == "never" and not options.eval_first:
         return {}
-    data = (
-        task.train_data() if options.overfit and overrides(task, "eval_step") else task.eval_data()
-    )
+    overfits = options.overfit and overrides(task, "eval_step")
+    data = task.train_data() if overfits else task.eval_data()
     if data is None:
         return {}
     if not overrides(task, "eval_step"):
         raise TaskError(
-            f"{name_of(task)} has eval_data and no eval_step: define eval_step(self, batch) -> "
-            f"dict, "
-            "or pass eval_every='never'"
+            f"{name_of(task)} has eval_data and no eval_step: define "
+            "eval_step(self, batch) -> dict, or pass eval_every='never'"
         )
     return open_eval_sources(data, options, strategy, f"{name_of(task)}.eval_data()")
 
 
-def build_training(task: Task, options: Options, listeners: Iterable[Hook]) -> Run:
-    """A run that trains ``task``, built and placed, at step 0, with no directory yet."""
-    strategy = open_strategy(options, task)
-    train_loader = open_train_loader(task, options, strategy)
-    length = run_length(options, train_loader)
-    evaluation = open_evaluation(task, options, strategy)
-    saves = options.saves()
-    if saves is not None and saves.best is not None and not evaluation:
-        raise OptionError(
-            f"Checkpoint(best={saves.best!r}) waits for an evaluation, and this run has none: give "
-            f"the "
-            "task an eval_data and an eval_step, and leave eval_every on"
-        )
-    optimizers, schedules = build_optimizers(task, length)
-    watched = [
-        metric for metric in (getattr(s, "watches", None) for s in schedules.values()) if metric
-    ]
-    if watched and not evaluation:
-        raise OptionError(
-            f"a schedule watches {watched[0]!r} and nothing is evaluated: define eval_data and "
-            "eval_step, and give eval_every= a cadence"
-        )
-    hooks = [
-        *options.hooks,
-        *([numerics.Numerics()] if options.debug == "numerics" else []),
-        *listeners,
-    ]
-    if not strategy.exposes_gradients:
-        refuse_gradient_listeners([task, *hooks], strategy)
-    strategy.setup_optimizers(optimizers)
-    task.train()
-    if options.micro_batch == "auto" and strategy.world_size > 1:
-        raise OptionError(
-            "micro_batch='auto' is for one process: where one of several ranks runs out of memory, "
-            "the "
-            "others wait in the midst of the same step. Give batch_size, and global_batch_size for "
-            "the "
-            "same maths"
-        )
-    triggers = build_triggers(options, length, joint=strategy.world_size > 1)
-    return Run(
-        task=task,
-        strategy=strategy,
-        options=options,
-        length=length,
-        triggers=triggers,
-        events=Events([task, *hooks]),
-        loops=build_loops(options, task),
-        hooks=hooks,
-        train_loader=train_loader,
-        evaluation=evaluation,
-        optimizers=optimizers,
-        schedules=schedules,
-        seed=options.seed if options.rng == "counter" else None,
-    )
-
-
 def refuse_gradient_listeners(listeners: Iterable[Any], strategy: Strategy) -> None:
-    """Refuse listeners that would be shown gradients where there are none to see.
+    """Refuse listeners of ``on_before_update`` under a strategy that exposes no gradients.
 
     Raises:
-        OptionError: with the listener.
+        OptionError: naming the listener.
     """
     for listener in listeners:
         if listens(listener, "before_update"):
             who = name_of(listener) if isinstance(listener, Task) else type(listener).__name__
             raise OptionError(
                 f"{who} listens to on_before_update, and {type(strategy).__name__} keeps gradients "
-                f"to "
-                "itself, in flat parts over the ranks: leave it out, or take strategy='ddp' or "
+                "to itself, in flat shards over the ranks: leave it out, or take strategy='ddp' or "
                 "'fsdp'"
             )
 
 
-def build_inference(task: Task, options: Options, listeners: Iterable[Hook]) -> Run:
-    """A run that only evaluates or predicts."""
-    strategy = open_strategy(options, task)
-    hooks = [*options.hooks, *listeners]
-    return Run(
-        task=task,
-        strategy=strategy,
-        options=options,
-        length=RunLength(),
-        triggers=Triggers({}),
-        events=Events([task, *hooks]),
-        loops=build_loops(options, task),
-        hooks=hooks,
-        seed=options.seed if options.rng == "counter" else None,
-    )
-
-
 def warn_of_batch_norm(run: Run) -> None:
-    """Warn where accumulation cannot be exact: BatchNorm normalises each micro-batch by its own
-    statistics.
-    """
-    if run.train_loader is None or run.train_loader.accumulate == 1:
+    """Warn where accumulation is not exact: BatchNorm normalises each micro-batch by itself."""
+    accumulate = run.train_loader.accumulate
+    if accumulate == 1:
         return
     found = [
         name for name, m in run.task.named_modules() if isinstance(m, _BatchNorm) and m.training
@@ -360,22 +350,22 @@ def warn_of_batch_norm(run: Run) -> None:
     if found:
         shown = found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "")
         warnings.warn(
-            f"{run.train_loader.accumulate} micro-batches make one step, and BatchNorm ({shown}) "
-            f"normalises each by "
+            f"{accumulate} micro-batches make one step, and BatchNorm ({shown}) normalises each by "
             "itself: the step is not that of one big batch. Take GroupNorm or LayerNorm instead, "
-            "freeze it "
-            "(.eval() in the task's train()), or accumulate less with larger batches",
+            "freeze it (.eval() in the task's train()), or accumulate less with larger batches",
             LoopkitWarning,
             stacklevel=2,
         )
 
 
 def choose_run_dir(options: Options, task: Task) -> Path:
-    """The directory of this run, made: the one given, or runs/<task>/<n>, the newest one when
-    resuming "auto".
+    """Create and return the directory of this run.
+
+    It is ``run_dir``, or else the next ``runs/<task>/<n>``. ``resume="auto"`` takes the newest
+    ``runs/<task>/<n>``.
 
     Raises:
-        RunDirError: it cannot be made.
+        RunDirError: the directory cannot be created.
     """
     try:
         if options.run_dir is not None:

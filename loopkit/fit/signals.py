@@ -1,6 +1,4 @@
-"""Signals during a run: ask for an orderly end at the next step, and let a second Ctrl-C through at
-once.
-"""
+"""Signals during a run request its end after the current step; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -18,34 +16,30 @@ PREEMPTED = 143
 
 @contextmanager
 def signals(run: Run) -> Iterator[None]:
-    """Inside: SIGINT and SIGTERM end the run after the step under way, its state saved; SIGUSR1
-    saves and goes on.
+    """Inside, SIGINT and SIGTERM save and end the run after the current step; SIGUSR1 only saves.
 
-    A handler only notes the request. Without effect outside the main thread, where Python takes no
-    handlers.
+    A handler only notes a request. Outside of the main thread, where Python takes no handlers, this
+    has no effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        if (
-            number == signal.SIGINT
-            and run.requested_end is not None
-            and run.requested_end[0] == "interrupted"
-        ):
+        requested = run.coordinator.requested_end
+        if number == signal.SIGINT and requested is not None and requested[0] == "interrupted":
             raise KeyboardInterrupt
         run.end("interrupted", signal.Signals(number).name)
-        if run.waiting_for_data:  # nothing is half done, and the data may never come
+        if run.committed.waiting_for_data:  # no step is half done, and the data may never come
             raise Interrupted
 
     def save(number: int, frame: FrameType | None) -> None:
-        run.triggers.request("save")
+        run.coordinator.request(run, "save")
 
-    wanted: dict[int, Any] = {signal.SIGINT: end, signal.SIGTERM: end}
+    handlers: dict[int, Any] = {signal.SIGINT: end, signal.SIGTERM: end}
     if hasattr(signal, "SIGUSR1"):
-        wanted[signal.SIGUSR1] = save
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+        handlers[signal.SIGUSR1] = save
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
     """
     progress, task, world = run.progress, run.task, run.strategy.world
     hparams, unsaved = _plain_hparams(task.hparams)
-    measured = run.last_eval_step == progress.step
+    measured = run.record.last_eval_step == progress.step
     meta = {
         "kind": "weights" if weights_only else "full",
         "step": progress.step,
@@ -58,18 +58,18 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
                 "data_seed": run.options.data_seed,
                 "rng": run.options.rng,
             },
-            "data": world.all_gather_object(run.data_position)
+            "data": world.all_gather_object(run.committed.data)
             if _data_differs(run)
-            else run.data_position,
-            "running": run.accumulator.state_dict(run.strategy.dp.all_gather_object),
+            else run.committed.data,
+            "accumulator": run.accumulator.state_dict(run.strategy.dp.all_gather_object),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
             "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
             "hooks": {key: hook.state_dict() for key, hook in _keyed(run.hooks).items()},
-            "agenda": run.triggers.state_dict(),
-            "metrics": run.metrics,
-            "best": run.best,
-            "parts": run.micro_batch_splits,
-            "streams": _streams(run),
+            "triggers": run.triggers.state_dict(),
+            "metrics": run.record.metrics,
+            "best": run.record.best,
+            "loops": run.loops.state_dict(),
+            "rng": _rng_state(run),
             "training_weights": {
                 n: training[id(p)] for n, p in task.named_parameters() if id(p) in training
             },
@@ -103,11 +103,13 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     for name, weight in state.get("training_weights", {}).items():
         dtensor.put(run.task.get_parameter(name), weight)
     run.progress.load_state_dict(state["progress"])
-    run.data_position = _own_part(run, state["data"], path) if _data_differs(run) else state["data"]
-    if run.train_loader is not None and hasattr(run.train_loader.source, "load_state"):
-        run.train_loader.source.load_state(run.data_position)
+    run.committed.data = (
+        _own_part(run, state["data"], path) if _data_differs(run) else state["data"]
+    )
+    if run.loader is not None and hasattr(run.train_loader.source, "load_state"):
+        run.train_loader.source.load_state(run.committed.data)
     run.accumulator.load_state_dict(
-        state["running"] if run.strategy.rank == 0 else {}
+        state["accumulator"] if run.strategy.rank == 0 else {}
     )  # all ranks' together
     for name, schedule in run.schedules.items():
         if name in state["schedules"]:
@@ -117,14 +119,15 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     for key, hook in keyed.items():
         if key in state["hooks"]:
             hook.load_state_dict(state["hooks"][key])
-    run.triggers.load_state_dict(state["agenda"])
-    run.micro_batch_splits = state.get("parts", 1)
-    run.metrics, run.best = dict(state["metrics"]), dict(state["best"])
-    _restore_streams(run, state["streams"])
+    run.triggers.load_state_dict(state["triggers"])
+    run.loops.load_state_dict(state["loops"])
+    run.record.metrics = dict(state["metrics"])
+    run.record.best = dict(state["best"])
+    _load_rng_state(run, state["rng"])
 
 
 def _data_differs(run: Run) -> bool:
-    return run.train_loader is not None and run.train_loader.source.uneven
+    return run.loader is not None and run.train_loader.source.uneven
 
 
 def _own_part(run: Run, saved: Any, path: Path) -> Any:
@@ -139,14 +142,14 @@ def _own_part(run: Run, saved: Any, path: Path) -> Any:
     return saved[world.rank]
 
 
-def _streams(run: Run) -> Any:
+def _rng_state(run: Run) -> Any:
     """torch's streams: under ``rng="stream"`` every rank has its own."""
-    streams = run.rng_state_at_commit or rng.get_state(run.strategy.device)
+    streams = run.committed.rng_state or rng.get_state(run.strategy.device)
     world = run.strategy.world
     return world.all_gather_object(streams) if run.seed is None and world.size > 1 else streams
 
 
-def _restore_streams(run: Run, saved: Any) -> None:
+def _load_rng_state(run: Run, saved: Any) -> None:
     strategy = run.strategy
     each = saved if isinstance(saved, list) else [saved]
     if run.seed is None and len(each) != strategy.world_size:

@@ -62,9 +62,9 @@ class EarlyStop(Hook):
         Raises:
             OptionError: the run never evaluates.
         """
-        if run.train_loader is None:
+        if run.loader is None:
             return  # nothing is trained
-        if not run.evaluation:
+        if not run.eval_data:
             raise OptionError(
                 f"EarlyStop waits for {self.metric!r}, and this run never evaluates: give the task "
                 f"an "
@@ -76,10 +76,8 @@ class EarlyStop(Hook):
     def on_fit_start(self, run: Run) -> None:
         """Keep a run that was stopped stopped."""
         if self.waited >= self.patience:
-            run.stopping, run.status = True, "stopped"
-            run.reason = (
-                f"{self._why()}; it was stopped before: resume with a larger patience to go on"
-            )
+            reason = "it was stopped before: resume with a larger patience to continue"
+            run.end("stopped", f"{self._why()}; {reason}", agreed=True)
 
     def on_eval_end(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Compare with the best so far, and stop where it is time.
@@ -87,7 +85,7 @@ class EarlyStop(Hook):
         Raises:
             MetricError: the evaluation gave no such metric.
         """
-        if run.train_loader is None:
+        if run.loader is None:
             return
         if self.metric not in metrics:
             raise MetricError(

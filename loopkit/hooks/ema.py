@@ -79,7 +79,7 @@ class EMA(Hook):
             OptionError: ``every`` needs data with a length.
         """
         self._parameters = {}
-        if run.train_loader is None:
+        if run.loader is None:
             return  # nothing is trained: what was averaged before stays
         self._cadence = Cadence(self._every, run.length, "EMA(every=)")
         if not self._cadence.counts_steps:
@@ -119,10 +119,10 @@ class EMA(Hook):
 
     def on_fit_end(self, run: Run) -> None:
         """Leave the averages in the task, if asked to."""
-        if not self.apply_at_end or run.status == "interrupted":
+        if not self.apply_at_end or run.outcome.status == "interrupted":
             return
         saves = run.options.saves()
-        best = run.best.get("checkpoint") if saves is not None and saves.load_best else None
+        best = run.record.best.get("checkpoint") if saves is not None and saves.load_best else None
         self.apply(run.task, best)
 
     def apply(self, task: nn.Module, checkpoint: str | Path | None = None) -> None:

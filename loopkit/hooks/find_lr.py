@@ -15,6 +15,7 @@ from loopkit import rng
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
 from loopkit.metrics.accumulator import MetricAccumulator
+from loopkit.run import Progress, Record
 
 if TYPE_CHECKING:
     from loopkit.data.micro_batches import MicroBatches
@@ -70,7 +71,7 @@ class FindLR(Hook):
         Raises:
             OptionError: the data can be read only once, or the optimizer cannot be put back.
         """
-        if run.progress.step or run.resumed_from is not None:
+        if run.progress.step or run.record.resumed_from is not None:
             return
         if not run.strategy.exposes_gradients:
             raise OptionError(
@@ -78,7 +79,7 @@ class FindLR(Hook):
                 f"keeps its "
                 "state in flat parts: run FindLR under strategy='ddp' or 'fsdp'"
             )
-        source: Any = run.train_loader.source if run.train_loader is not None else None
+        source: Any = run.train_loader.source if run.loader is not None else None
         if hasattr(source, "batches") and iter(source.batches) is source.batches:
             kind = type(source.batches).__name__
             raise OptionError(
@@ -92,8 +93,7 @@ class FindLR(Hook):
         if run.strategy.rank == 0:
             self._report(run)
         if self._stop:
-            run.stopping, run.status = True, "stopped"
-            run.reason = f"FindLR: {self._found()}"
+            run.end("stopped", f"FindLR: {self._found()}", agreed=True)
 
     def table(self, lines: int = 12) -> str:
         """About ``lines`` of the rows, evenly spread, as text."""
@@ -135,7 +135,7 @@ def _put_back(run: Run) -> Iterator[None]:
     """Inside, the run may be trained with and nobody hears of it; afterwards all is as before."""
     strategy, loaded = (
         run.strategy,
-        run.train_loader.source if run.train_loader is not None else None,
+        run.train_loader.source if run.loader is not None else None,
     )
     batches: Any = getattr(loaded, "batches", None)
     own = copy.deepcopy(batches.state_dict()) if hasattr(batches, "load_state_dict") else None
@@ -147,10 +147,10 @@ def _put_back(run: Run) -> Iterator[None]:
     streams = rng.get_state(strategy.device)
     kept = {
         name: getattr(run, name)
-        for name in ("events", "running", "schedules", "progress", "timings")
+        for name in ("events", "accumulator", "schedules", "progress", "record")
     }
     run.events, run.accumulator, run.schedules = Events(), MetricAccumulator(), {}
-    run.progress, run.timings = type(run.progress)(), type(run.timings)()
+    run.progress, run.record = Progress(), Record()
     try:
         yield
     finally:
@@ -188,7 +188,7 @@ def _sweep(run: Run, rates: list[float]) -> Iterator[tuple[float, float]]:
 
 
 def _endless(run: Run) -> Iterator[MicroBatches]:
-    assert run.train_loader is not None
+    assert run.loader is not None
     epoch = 0
     while True:
         yield from run.train_loader.open(epoch, 0)

@@ -56,7 +56,7 @@ class GradMonitor(Hook):
             OptionError: ``every`` needs data with a length.
         """
         self._before = {}
-        if run.train_loader is not None:
+        if run.loader is not None:
             self._cadence = Cadence(self._every, run.length, "GradMonitor(every=)")
             if not self._cadence.counts_steps:
                 raise OptionError(

@@ -106,7 +106,7 @@ class PushToHub(Hook):
         """
         if find_spec("huggingface_hub") is None:
             raise missing_extra("huggingface_hub", "hf", "PushToHub")
-        if run.train_loader is not None and run.checkpointer is None:
+        if run.loader is not None and run.checkpointer is None:
             raise OptionError(
                 "PushToHub uploads what is saved, and this run saves nothing: leave "
                 "checkpoint=False out"
@@ -124,11 +124,11 @@ class PushToHub(Hook):
             run.strategy.rank != 0
             or run.checkpointer is None
             or run.checkpointer.newest is None
-            or run.status == "interrupted"
+            or run.outcome.status == "interrupted"
         ):
             self._drop()
             return
-        path = run.best.get("checkpoint") if run.checkpointer.settings.load_best else None
+        path = run.record.best.get("checkpoint") if run.checkpointer.settings.load_best else None
         path = path or run.checkpointer.newest
         self._submit(run, path, _step(path))
         thread = self._thread
@@ -178,9 +178,9 @@ class PushToHub(Hook):
             if name.startswith(("eval/", "train/loss"))
         }
         if (
-            run.best.get("step") == step != run.progress.step
+            run.record.best.get("step") == step != run.progress.step
         ):  # an earlier one is uploaded, with what is known of it
-            metrics = {run.best["metric"]: run.best["value"]}
+            metrics = {run.record.best["metric"]: run.record.best["value"]}
         place = {
             "checkpoint": "last-checkpoint",
             "all_checkpoints": f"checkpoints/{path.name}",

@@ -79,7 +79,7 @@ class SWA(Hook):
                 in the task.
         """
         self._parameters: dict[str, nn.Parameter] = {}
-        if run.train_loader is None:
+        if run.loader is None:
             return
         saves = run.options.saves()
         if saves is not None and saves.load_best:
@@ -122,7 +122,7 @@ class SWA(Hook):
 
     def on_fit_end(self, run: Run) -> None:
         """Give the task the averages, and its BatchNorm layers their statistics."""
-        if self._averages is not None and run.status != "interrupted":
+        if self._averages is not None and run.outcome.status != "interrupted":
             self._averages.copy_to(self._parameters)
             update_statistics(run, self._batches)
 
@@ -144,7 +144,7 @@ def update_statistics(run: Run, batches: int | None = None) -> None:
         batches: how many micro-batches of training data to take; None for one epoch.
     """
     layers = [m for m in run.task.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not layers or run.train_loader is None:
+    if not layers or run.loader is None:
         return
     strategy, streams = run.strategy, rng.get_state(run.strategy.device)
     step, modes = strategy.step_fn("train_step"), [(m, m.training) for m in run.task.modules()]
@@ -159,7 +159,6 @@ def update_statistics(run: Run, batches: int | None = None) -> None:
             for batch in islice((batch for group in groups for batch in group), batches):
                 with strategy.forward_context or nullcontext():
                     step(batch)
-                run.task._logged.clear()
     finally:
         for layer, momentum in zip(layers, momenta):
             layer.momentum = momentum

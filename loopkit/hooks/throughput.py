@@ -69,11 +69,7 @@ class Throughput(Hook):
         self._since: float | None = None
         self._done = (0, 0, 0)
         self.flops_per_step = None
-        if (
-            self._count
-            and run.train_loader is not None
-            and run.strategy.settings.compile is not None
-        ):
+        if self._count and run.loader is not None and run.strategy.settings.compile is not None:
             warnings.warn(
                 "Throughput(flops=True) cannot see into compiled code and counts nothing: count in "
                 "a short "

@@ -72,7 +72,7 @@ class Unfreeze(Hook):
                 cannot be told.
         """
         self._waiting, self._next = {}, -1
-        if run.train_loader is None:
+        if run.loader is None:
             return
         trained = trained_parameters(run)
         for duration, patterns in self._stages:

@@ -1,9 +1,8 @@
-"""AutoMicroBatchStep: micro-batches cut smaller where the device's memory runs out, with the same
-gradient.
-"""
+"""AutoMicroBatchStep: split micro-batches where the device's memory runs out."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,88 +16,91 @@ from loopkit.loops.step import StepLoop
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.run import Run
 
-_SIGNS = ("can't allocate memory", "out of memory", "not enough memory")
+logger = logging.getLogger(__name__)
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 
 class AutoMicroBatchStep(StepLoop):
-    """One optimizer step, begun anew over micro-batches of half the size when it does not fit into
-    memory.
+    """An optimizer step that starts again with smaller micro-batches when memory runs out.
 
-    The gradient is that of the same samples, by weight as with any accumulation; the update is out
-    of the part that is begun anew. What fits is kept for the steps to come, and saved, so that a
-    resumed run cuts alike.
+    The gradient is that of the same samples, weighted as in any accumulation. The update is outside
+    of the part that is repeated. The number of splits is kept for later steps and saved, so that a
+    resumed run splits in the same way.
     """
 
+    def __init__(self) -> None:
+        self.splits = 1
+
     def run(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
-        """Do the step; what it returns goes to ``on_step_end``."""
-        out = self._that_fits(run, batches)
+        """Do one optimizer step over ``batches``."""
+        out = self._backward_that_fits(run, batches)
         self.update(run)
         return out
 
-    def _that_fits(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of parts that a micro-batch is split into."""
+        return {"splits": self.splits}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that ``state_dict`` returned."""
+        self.splits = state["splits"]
+
+    def _backward_that_fits(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
         while True:
-            cut = split_batches(batches, run.micro_batch_splits)
-            collected, run.accumulator = (
-                run.accumulator,
-                MetricAccumulator(),
-            )  # what a broken-off attempt logs is not kept
+            split = split_batches(batches, self.splits)
+            collected, run.accumulator = run.accumulator, MetricAccumulator()
             try:
-                out = self.backward(run, cut)
+                out = self.backward(run, split)
             except Exception as error:
-                run.accumulator = collected
-                run.task._logged.clear()
-                if not is_out_of_memory(error) or max(cut.sizes) <= 1:
+                run.accumulator = collected  # a failed attempt logs nothing
+                if not is_out_of_memory(error) or max(split.sizes) <= 1:
                     raise
-                told = str(error).splitlines()[0]
+                problem = str(error).splitlines()[0]
             else:
                 collected.absorb(run.accumulator)
                 run.accumulator = collected
                 return out
             # Only here is the error gone, and with it the frames that hold the activations.
-            self._halve(run, told)
+            self._halve(run, problem)
 
-    def _halve(self, run: Run, told: str) -> None:
-        run.micro_batch_splits *= 2
+    def _halve(self, run: Run, problem: str) -> None:
+        self.splits *= 2
         run.task.zero_grad()
         if run.strategy.device.type == "cuda":
             torch.cuda.empty_cache()
-        said = (
-            f"step {run.progress.step + 1} does not fit into memory ({told}): it is begun anew, "
-            f"and each "
-            f"micro-batch is taken in {run.micro_batch_splits} parts from here on"
+        message = (
+            f"step {run.progress.step + 1} does not fit into memory ({problem}): it starts again, "
+            f"and each micro-batch is split into {self.splits} parts from now on"
         )
-        warnings.warn(said, LoopkitWarning, stacklevel=3)
+        logger.debug(message)
+        warnings.warn(message, LoopkitWarning, stacklevel=3)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that the device's memory does not suffice."""
+    """Return whether ``error`` says that the device has not enough memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
-def split_batches(batches: MicroBatches, parts: int) -> MicroBatches:
-    """The group with each micro-batch in up to ``parts`` slices of about the same number of
-    samples.
-    """
-    if parts == 1:
+def split_batches(batches: MicroBatches, splits: int) -> MicroBatches:
+    """Split each micro-batch into up to ``splits`` slices of about the same number of samples."""
+    if splits == 1:
         return batches
-    cut = MicroBatches(batches.start)
+    split = MicroBatches(batches.start)
     for batch, size in zip(batches, batches.sizes):
-        step = -(-size // parts)
+        step = -(-size // splits)
         for low in range(0, size, step):
             high = min(low + step, size)
-            cut.append(_slice(batch, low, high, size))
-            cut.sizes.append(high - low)
-    cut.samples, cut.total, cut.tokens = batches.samples, batches.total, batches.tokens
-    cut.end, cut.last, cut.state = batches.end, batches.last, batches.state
-    return cut
+            split.append(_slice(batch, low, high, size))
+            split.sizes.append(high - low)
+    split.samples, split.total, split.tokens = batches.samples, batches.total, batches.tokens
+    split.end, split.last, split.state = batches.end, batches.last, batches.state
+    return split
 
 
 def _slice(part: Any, low: int, high: int, size: int) -> Any:
-    """``part`` of a batch for some of its samples: what has one entry for each of them is sliced,
-    the rest is kept.
-    """
+    """Return ``part`` of a batch for some samples: only values with one entry per sample change."""
     if isinstance(part, Tensor):
         return part[low:high] if part.ndim and part.shape[0] == size else part
     if isinstance(part, Mapping):
@@ -108,8 +110,9 @@ def _slice(part: Any, low: int, high: int, size: int) -> Any:
         made = [_slice(value, low, high, size) for value in part]
         return type(part)(*made) if hasattr(part, "_fields") else tuple(made)
     if isinstance(part, list):
-        whole = len(part) == size and not any(
-            isinstance(value, Tensor) and value.ndim for value in part
-        )
-        return part[low:high] if whole else [_slice(value, low, high, size) for value in part]
+        per_sample = len(part) == size
+        tensors = any(isinstance(value, Tensor) and value.ndim for value in part)
+        if per_sample and not tensors:
+            return part[low:high]
+        return [_slice(value, low, high, size) for value in part]
     return part

@@ -1,10 +1,4 @@
-"""EpochLoop: one pass over the training data, step by step, with what is due in between.
-
-for each group of micro-batches:
-    on_step_start; one step; count it; on_step_end
-    where something is due: log, close the epoch, evaluate
-    on_commit: all state agrees; where due, save
-"""
+"""EpochLoop: one pass over the training data, and what is done between two steps."""
 
 from __future__ import annotations
 
@@ -12,179 +6,185 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from time import perf_counter
 
-from loopkit import rng
 from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import DataError, MetricError, nearest
-from loopkit.loops.coordination import agree, join, spaced
 from loopkit.loops.nonfinite import check_finite
 from loopkit.run import Interrupted, Run
 from loopkit.task import name_of
 
 
 class EpochLoop:
-    """One pass over the data, from wherever the progress stands."""
+    """One pass over the data, from the position at which the progress stands."""
 
     def run(self, run: Run) -> None:
-        """Go through the rest of the epoch; returns early when the run is to stop.
+        """Train on the rest of the epoch; return early when the run is to stop.
+
+        In short::
+
+            on_epoch_start
+            for batches in train_loader.open(epoch, position):   # one optimizer step each
+                on_step_start
+                loops.step.run(run, batches)                      # forward, backward, update
+                progress.count(batches)
+                on_step_end
+                if nothing is due:                                # most steps
+                    on_commit
+                else:
+                    self.between_steps(run)                       # log, evaluate, commit, save
+
+        On several ranks, a control message before a step brings the requests of the others
+        (``loops.coordination``).
 
         Raises:
             NotFiniteError: under ``on_nan="raise"``, naming the step and its samples.
-            DataError: the data gave no batch.
+            DataError: the data has no batch.
         """
-        progress, events, agenda, strategy, timings = (
-            run.progress,
-            run.events,
-            run.triggers,
-            run.strategy,
-            run.timings,
-        )
-        assert run.train_loader is not None
-        step, joint, batches = run.loops.step, strategy.world_size > 1, None
+        progress, triggers, strategy = run.progress, run.triggers, run.strategy
+        events, coordinator = run.events, run.coordinator
+        timings, stopwatch = run.record.timings, run.stopwatch
         if events.epoch_start is not None:
             events.epoch_start(run)
-        agenda.update_next(progress.step)
-        run.sync_schedule.spaced = joint and spaced(run)
-        timed = (
-            not joint and agenda.next_deadline < inf
-        )  # among ranks the first one's clock is met between two steps
+        triggers.update_next(progress.step)
+        coordinator.start_epoch(run)
+        # Among ranks, rank 0's clock is looked at where control messages are exchanged.
+        timed = not coordinator.distributed and triggers.next_deadline < inf
         groups = iter(run.train_loader.open(progress.epoch, progress.position))
+        batches: MicroBatches | None = None
         while True:
             began = perf_counter()
-            held, batches = batches, fetch(run, groups)
-            if joint:
-                batches = join(run, batches, held)
-            if (joint or batches is None) and self.between(run, stepped=held is not None):
+            last = batches
+            batches = fetch(run, groups)
+            if coordinator.distributed:
+                batches = coordinator.before_step(run, batches, last)
+            may_end = coordinator.distributed or batches is None
+            if may_end and self.meet_requests(run, stepped=last is not None):
                 return
             timings.data += perf_counter() - began
             if batches is None:
                 break
             if events.step_start is not None:
                 events.step_start(run, batches)
-            out = step.run(run, batches)
-            bad = strategy.finish_step()
+            out = run.loops.step.run(run, batches)
+            nonfinite = strategy.finish_step()
             progress.count(batches)
-            if bad:
+            if nonfinite:
                 check_finite(run)
-            run.data_position = batches.state
+            run.committed.data = batches.state
             if events.step_end is not None:
                 events.step_end(run, out)
             timings.steps += 1
-            if (
-                progress.step < agenda.next
-                and not batches.last
-                and not (timed and run.seconds() >= agenda.next_deadline)
-            ):
+            timings.total += perf_counter() - began
+            late = timed and progress.seconds + stopwatch.elapsed() >= triggers.next_deadline
+            if progress.step < triggers.next and not batches.last and not late:
                 if events.commit is not None:
                     events.commit(run)
-                timings.total += perf_counter() - began
-                continue
-            timings.total += perf_counter() - began
-            if self.boundary(run, epoch_is_over=batches.last):
+            elif self.between_steps(run, epoch_over=batches.last):
                 return
         if progress.step_in_epoch == 0:
             raise DataError(
                 f"{name_of(run.task)}.train_data() gave no batch in epoch {progress.epoch}: "
                 "there is nothing to train on"
             )
-        self.boundary(run, epoch_is_over=True, between_steps=True)
+        self.between_steps(run, epoch_over=True, counted=True)
 
-    def between(self, run: Run, *, stepped: bool) -> bool:
-        """Meet what was asked for since the last step, by a signal or by other ranks; whether to
-        leave this pass.
+    def between_steps(self, run: Run, *, epoch_over: bool, counted: bool = False) -> bool:
+        """Do what is due after the last step: log, close the epoch, evaluate, commit, save.
+
+        Args:
+            run: the run.
+            epoch_over: whether that step used the last data of this pass.
+            counted: True if this was called for that step before. Only a request, or the end of
+                the data, is due then.
+
+        Returns:
+            Whether this pass ends here.
         """
-        joint = run.strategy.world_size > 1
-        left = False
-        if run.triggers.is_requested("stop") and not (stepped and joint):
-            self.leave(run)
-            left = True
-        elif stepped and joint and run.triggers.has_requests():
-            left = self.boundary(run, epoch_is_over=False, between_steps=True)
-        elif joint and run.triggers.has_requests():
-            run.triggers.update_next(
-                run.progress.step
-            )  # asked for before the first step: met at its end
-        run.rng_state_at_commit = None
-        return left
+        progress, events, triggers = run.progress, run.events, run.triggers
+        progress.seconds += run.stopwatch.lap()
+        collected = run.coordinator.sync(run)
+        epoch = progress.epoch + 1 if epoch_over else None
+        due = triggers.pop_due(progress.step, progress.seconds, epoch, counted=counted)
+        check_finite(run)
+        run.accumulator.compact()
+        if due.end_epoch:
+            progress.close_epoch()
+            run.committed.data = None
+        run.outcome.ending |= due.stop
+        if run.finished() and run.outcome.status == "finished":
+            # The last step also logs and evaluates. A run cut short does not: resumed, it must log
+            # the same rows as a run that never stopped.
+            due.log |= collected
+            due.eval |= run.options.eval_every != "never"
+        if due.log:
+            run.log_now()
+        if due.end_epoch and events.epoch_end is not None:
+            events.epoch_end(run)
+        if due.eval and run.eval_data:
+            evaluate(run)
+        if events.commit is not None and not counted:
+            events.commit(run)
+        run.coordinator.sync(run)
+        # The evaluation may have requested a save, and a hook the end of the run.
+        due.save |= triggers.pop("save")
+        run.outcome.ending |= triggers.is_requested("stop")
+        if run.checkpointer is not None:
+            if due.save or run.finished():
+                run.checkpointer.save(run)
+            run.checkpointer.poll(run)
+        triggers.update_next(progress.step)
+        return due.end_epoch or run.finished()
 
-    def leave(self, run: Run) -> None:
-        """A signal broke off the wait for data: save the state of the last commit."""
-        run.stopping = True
-        run.tick()
+    def meet_requests(self, run: Run, *, stepped: bool) -> bool:
+        """Do what was requested since the last step, by a signal or by other ranks.
+
+        Args:
+            run: the run.
+            stepped: whether this call of ``run`` has taken a step.
+
+        Returns:
+            Whether this pass ends here.
+        """
+        distributed, leaves = run.coordinator.distributed, False
+        if run.triggers.is_requested("stop") and not (stepped and distributed):
+            self.stop_before_step(run)
+            leaves = True
+        elif distributed and run.triggers.has_requests():
+            if stepped:
+                leaves = self.between_steps(run, epoch_over=False, counted=True)
+            else:
+                run.triggers.update_next(run.progress.step)  # met after the first step
+        run.committed.rng_state = None
+        return leaves
+
+    def stop_before_step(self, run: Run) -> None:
+        """End the run where it waits for data, and save the state of the last commit."""
+        run.outcome.ending = True
+        run.progress.seconds += run.stopwatch.lap()
         if run.checkpointer is not None:
             check_finite(run)
             run.checkpointer.save(run)
 
-    def boundary(self, run: Run, *, epoch_is_over: bool, between_steps: bool = False) -> bool:
-        """Do what is due after the step just counted; returns whether this pass is to be left.
-
-        ``between_steps`` says that the step was dealt with before, and only then its pass turned
-        out to be over.
-        """
-        progress, events, agenda = run.progress, run.events, run.triggers
-        run.tick()
-        collected = agree(run)
-        ended = progress.epoch + 1 if epoch_is_over else None
-        due = agenda.pop_due(progress.step, progress.seconds, ended, again=between_steps)
-        epoch_is_over = epoch_is_over or "end_epoch" in due
-        check_finite(run)
-        run.accumulator.compact()
-        if epoch_is_over:
-            progress.close_epoch()
-            run.data_position = None
-        run.stopping = run.stopping or "stop" in due
-        closing = (
-            run.finished() and run.status == "finished"
-        )  # a run cut short logs nothing it would not have logged
-        if "log" in due or (closing and collected):
-            run.log_now()
-        if epoch_is_over and events.epoch_end is not None:
-            events.epoch_end(run)
-        if run.evaluation and ("eval" in due or (closing and run.options.eval_every != "never")):
-            evaluate(run)
-        if events.commit is not None and not between_steps:
-            events.commit(run)
-        agree(run)
-        if run.checkpointer is not None:
-            asked = agenda.pop(
-                "save"
-            )  # by the evaluation just done; what is saved now is that, due or not
-            if asked or "save" in due or run.finished() or agenda.is_requested("stop"):
-                run.checkpointer.save(run)
-            run.checkpointer.poll(run)
-        run.stopping = run.stopping or agenda.is_requested("stop")
-        agenda.update_next(progress.step)
-        return epoch_is_over or run.finished()
-
 
 def fetch(run: Run, groups: Iterator[MicroBatches]) -> MicroBatches | None:
-    """The next group; None when there is none, or a signal broke off the wait for it, where that
-    can be told.
-    """
-    heard = (
-        run.progress.step >= run.sync_schedule.next
-    )  # else the others would go on without this rank
-    if heard and run.seed is None and run.strategy.world_size > 1:
-        # What is asked for by others is met after this, and saved as if nothing had been drawn for
-        # it.
-        run.rng_state_at_commit = rng.get_state(run.strategy.device)
-    run.waiting_for_data = heard
+    """Return the next micro-batches; None when there are none or a signal ended the wait."""
+    distributed = run.coordinator.distributed
+    run.committed.waiting_for_data = not distributed or run.coordinator.before_fetch(run)
     try:
         return next(groups, None)
     except Interrupted:
         return None
     finally:
-        run.waiting_for_data = False
+        run.committed.waiting_for_data = False
 
 
 def evaluate(run: Run) -> None:
-    """Evaluate in the midst of training, leaving no trace in it, publish the metrics and note the
-    best.
+    """Evaluate during training: publish the metrics, and record the best. Training is not changed.
 
     Raises:
         MetricError: ``Checkpoint(best=)`` names a metric that the evaluation did not give.
     """
-    metrics = run.loops.eval.run(run, run.evaluation)
-    run.last_eval_step = run.progress.step
+    metrics = run.loops.eval.run(run, run.eval_data)
+    run.record.last_eval_step = run.progress.step
     record_best(run, metrics)
     for schedule in run.schedules.values():
         schedule.after_eval(metrics)
@@ -194,7 +194,7 @@ def evaluate(run: Run) -> None:
 
 
 def record_best(run: Run, metrics: Mapping[str, float]) -> None:
-    """Ask for a checkpoint where the metric that decides is better than ever before."""
+    """Request a checkpoint where the deciding metric is the best so far."""
     saves = run.options.saves()
     wanted = saves.metric() if saves is not None else None
     if wanted is None:
@@ -205,14 +205,14 @@ def record_best(run: Run, metrics: Mapping[str, float]) -> None:
             f"Checkpoint(best='{name}:{side}'): the evaluation gave no {name!r}."
             f"{nearest(name, metrics)} It gave {', '.join(sorted(metrics))}"
         )
-    value, best = metrics[name], run.best.get("value")
-    if value != value:  # NaN is better than nothing, and nothing is better than it
+    value, best = metrics[name], run.record.best.get("value")
+    if value != value:  # NaN is never the best
         return
     if best is None or (value > best if side == "max" else value < best):
-        run.best = {
+        run.record.best = {
             "metric": name,
             "value": value,
             "step": run.progress.step,
             "epoch": run.progress.epoch,
         }
-        run.triggers.request("save")
+        run.coordinator.request(run, "save")

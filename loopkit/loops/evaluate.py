@@ -1,9 +1,8 @@
-"""EvalLoop: one evaluation over one or several data sets, leaving the task and the random streams
-as they were.
-"""
+"""EvalLoop: one evaluation over one or several data sets; it leaves the task as it was."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from time import perf_counter
@@ -20,87 +19,110 @@ from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.run import Run
 from loopkit.task import name_of
 
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def preserved_modes(run: Run) -> Iterator[None]:
+    """Inside, modules may change between train and eval mode; afterwards each is as before.
+
+    The random state is also as before afterwards.
+    """
+    modes = [(module, module.training) for module in run.task.modules()]
+    rng_state = rng.get_state(run.strategy.device)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        rng.set_state(rng_state, run.strategy.device)
+
 
 @contextmanager
 def evaluation_mode(run: Run) -> Iterator[None]:
-    """Inside: ``eval()`` mode, weights to evaluate, no gradients; afterwards all of it and every
-    stream as before.
-    """
-    modes = [(module, module.training) for module in run.task.modules()]
-    streams = rng.get_state(run.strategy.device)
-    run.task.eval()
-    try:
-        with evaluation_weights(run.optimizers.values()), torch.no_grad():
-            yield
-    finally:
-        run.strategy.reshard()
-        for module, training in modes:
-            module.training = training
-        rng.set_state(streams, run.strategy.device)
+    """Inside, the task is in eval mode with its evaluation weights, and no gradients are made."""
+    with preserved_modes(run):
+        run.task.eval()
+        try:
+            with evaluation_weights(run.optimizers.values()), torch.no_grad():
+                yield
+        finally:
+            run.strategy.reshard()
 
 
 class EvalLoop:
-    """One evaluation: every sample once, metrics from ``Task.metrics`` and
-    ``Task.compute_metrics``.
-    """
+    """One evaluation: every sample once, metrics of ``Task.metrics`` and ``compute_metrics``."""
 
     def run(self, run: Run, data: Mapping[str, Source]) -> dict[str, float]:
-        """Evaluate on each data set of ``data``; the one called "" has no name of its own.
+        """Evaluate on each data set.
+
+        Args:
+            run: the run.
+            data: the data sets by name. The name "" adds nothing to the names of the metrics.
 
         Returns:
             Scalars by full name: ``eval/loss``, ``eval/accuracy``, or ``eval/<set>/accuracy``.
         """
         if run.events.eval_start is not None:
             run.events.eval_start(run)
-        began, samples, world = perf_counter(), 0.0, run.strategy.dp
+        began, samples, dp = perf_counter(), 0.0, run.strategy.dp
         metrics: dict[str, float] = {}
         arrays: dict[str, Any] = {}
         with evaluation_mode(run):
             for name, source in data.items():
-                evaluation = Evaluation(run.task, run.strategy.device, world)
+                evaluation = Evaluation(run.task, run.strategy.device, dp)
                 samples += self.measure(run, source, evaluation)
-                found, shaped = evaluation.compute(f"eval/{name}/" if name else "eval/")
-                metrics |= found
+                scalars, shaped = evaluation.compute(f"eval/{name}/" if name else "eval/")
+                metrics |= scalars
                 arrays |= shaped
         seconds = perf_counter() - began
-        (samples,) = world.all_reduce_sum(samples)
+        (samples,) = dp.all_reduce_sum(samples)
         metrics |= {"eval/runtime": seconds, "eval/samples_per_second": samples / seconds}
-        metrics = world.broadcast_object(
-            metrics
-        )  # what is decided by them must be the same everywhere
+        metrics = dp.broadcast_object(metrics)  # decisions by them must be the same on all ranks
         run.loggers.log_arrays(arrays, run.progress.step)
+        logger.info("evaluated %d samples in %.1f s", samples, seconds)
         return metrics
 
     def measure(self, run: Run, source: Source, evaluation: Evaluation) -> int:
-        """Feed this rank's batches of ``source`` to ``evaluation``; returns how many samples there
-        were.
+        """Give this rank's batches of ``source`` to ``evaluation``.
+
+        Returns:
+            The number of samples of this rank.
 
         Raises:
             TaskError: ``eval_step`` returned no mapping.
         """
-        strategy, seen = run.strategy, run.events.eval_step_end
-        step = strategy.step_fn("eval_step")
-        move = transfer_fn(strategy.device, strategy.settings.precision.storage)
+        strategy, collector = run.strategy, run.task.log_collector
+        step_fn, step_end = strategy.step_fn("eval_step"), run.events.eval_step_end
         samples = 0
-        for number, (batch, size, *_) in enumerate(source.open(0, 0)):
+        for batch, size in seeded_batches(run, source, stream=3):
             if not size and not strategy.collective_forward:
                 continue
-            if run.seed is not None:
-                turn = number * strategy.dp.size + strategy.dp.rank
-                rng.seed_all(rng.mix(run.seed, turn, 3), strategy.device)
-            placed = batch if move is None else move(batch)
-            with strategy.forward_context or nullcontext():
-                outputs = step(placed)
+            with collector as logged, strategy.forward_context or nullcontext():
+                outputs = step_fn(batch)
             if not isinstance(outputs, Mapping):
                 raise TaskError(
                     f"{name_of(run.task)}.eval_step returned {type(outputs).__name__}: return a "
-                    f"dict "
-                    "with 'loss', and what the metrics ask for by name"
+                    "dict with 'loss', and the arguments of the metrics by name"
                 )
             if size:
-                evaluation.update(outputs, size, run.task._logged)
-            run.task._logged.clear()
-            samples += size
-            if seen is not None and size:
-                seen(run, outputs)
+                evaluation.update(outputs, size, logged)
+                samples += size
+                if step_end is not None:
+                    step_end(run, outputs)
         return samples
+
+
+def seeded_batches(run: Run, source: Source, *, stream: int) -> Iterator[tuple[Any, int]]:
+    """Yield this rank's batches on the device, each with its number of samples.
+
+    The size is 0 where this rank has no data and others have. Before each batch, all random
+    generators are seeded with (seed, number of the batch, ``stream``).
+    """
+    strategy = run.strategy
+    dp, move = strategy.dp, transfer_fn(strategy.device, strategy.settings.precision.storage)
+    for number, (batch, size, *_) in enumerate(source.open(0, 0)):
+        if run.seed is not None:
+            seed = rng.mix(run.seed, number * dp.size + dp.rank, stream)
+            rng.seed_all(seed, strategy.device)
+        yield (batch if move is None else move(batch)), size

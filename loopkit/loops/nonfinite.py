@@ -1,4 +1,4 @@
-"""What is told of a step that was not finite: which, on which rank, with which loss and samples."""
+"""Report a step that was not finite: which step, on which rank, with which loss and samples."""
 
 from __future__ import annotations
 
@@ -11,46 +11,42 @@ _SHOWN = 16
 
 
 def check_finite(run: Run) -> None:
-    """Read whether a step since the last look was not finite, on any rank.
+    """Read whether any step since the last check was not finite, on any rank.
 
     Raises:
-        NotFiniteError: under ``on_nan="raise"``, with the first such step, its loss and its
-            samples.
+        NotFiniteError: under ``on_nan="raise"``, with the first such step, its loss and samples.
     """
-    bad = run.strategy.pop_nonfinite_steps()
-    if not bad:
+    count = run.strategy.pop_nonfinite_steps()
+    if not count:
         return
     if run.options.on_nan == "skip":
-        if run.strategy.rank == 0:  # all ranks skipped the same ones
-            run.accumulator.add("train/skipped_steps", bad, reduce="sum")
+        if run.strategy.rank == 0:  # all ranks skipped the same steps
+            run.accumulator.add("train/skipped_steps", count, reduce="sum")
         return
-    progress = run.progress
-    assert run.train_loader is not None
-    per_step = run.train_loader.step_size()
-    first = progress.step_in_epoch - bad
-    start, end = first * per_step, (first + 1) * per_step
-    ids = run.train_loader.source.samples_at(progress.epoch, start, end)
-    shown = ", ".join(map(str, ids[:_SHOWN])) + (
-        f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    )
-    # With several optimizers one may have had its update before the next one's loss went bad.
+    progress, loader = run.progress, run.train_loader
+    first = progress.step_in_epoch - count
+    start, end = first * loader.step_size(), (first + 1) * loader.step_size()
+    ids = loader.source.samples_at(progress.epoch, start, end)
+    shown = ", ".join(map(str, ids[:_SHOWN]))
+    if len(ids) > _SHOWN:
+        shown += f" and {len(ids) - _SHOWN} more"
+    # With several optimizers, one may have stepped before the loss of the next one went bad.
     since = "before that step" if len(run.optimizers) < 2 else "the last update that was finite"
     raise NotFiniteError(
-        f"step {progress.step - bad + 1} (epoch {progress.epoch}): {_what(run, bad)}. "
-        f"{run.train_loader.source.unit}: {shown}. "
-        f"No parameter has changed since {since}. Look at these samples, lower the learning rate, "
-        f"clip gradients, "
-        "or pass on_nan='skip' to leave such steps out"
+        f"step {progress.step - count + 1} (epoch {progress.epoch}): {_problem(run, count)}. "
+        f"{loader.source.unit}: {shown}. No parameter has changed since {since}. "
+        "Look at these samples, lower the learning rate, clip gradients, or pass on_nan='skip' to "
+        "leave such steps out"
     )
 
 
-def _what(run: Run, bad: int) -> str:
-    """What was not finite ``bad`` steps ago, on all ranks."""
-    assert run.train_loader is not None
-    losses, micro = run.accumulator.values("train/loss"), run.train_loader.accumulate
-    mine = losses[-bad * micro :][:micro] if len(losses) >= bad * micro else losses[:micro]
-    gathered = run.strategy.world.all_gather_object(mine)
-    loss = [pair for each in gathered for pair in each]
+def _problem(run: Run, count: int) -> str:
+    """Return what was not finite ``count`` steps ago, over all ranks."""
+    losses, accumulate = run.accumulator.values("train/loss"), run.train_loader.accumulate
+    start = len(losses) - count * accumulate
+    local = losses[max(0, start) :][:accumulate]
+    gathered = run.strategy.world.all_gather_object(local)
+    loss = [pair for of_rank in gathered for pair in of_rank]
     if not loss:
         return "a loss or gradient is not finite"
     if all(weight == 0 for _, weight in loss):
@@ -59,12 +55,11 @@ def _what(run: Run, bad: int) -> str:
         return f"the loss is {_listed(loss)}, finite, but its gradient is not"
     if len(gathered) == 1:
         return f"the loss is {_listed(loss)}"
-    wrong = {
-        rank: each
-        for rank, each in enumerate(gathered)
-        if not all(math.isfinite(value) for value, _ in each)
-    }
-    return "; ".join(f"the loss on rank {rank} is {_listed(each)}" for rank, each in wrong.items())
+    return "; ".join(
+        f"the loss on rank {rank} is {_listed(of_rank)}"
+        for rank, of_rank in enumerate(gathered)
+        if not all(math.isfinite(value) for value, _ in of_rank)
+    )
 
 
 def _listed(loss: list[tuple[float, float]]) -> str:

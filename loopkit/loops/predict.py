@@ -1,7 +1,8 @@
-"""PredictLoop: one pass of predictions, in data set order, each sample once."""
+"""PredictLoop: one pass of predictions, in the order of the data, each sample once."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopkit import rng
 from loopkit.data.micro_batches import Source
-from loopkit.data.nested import map_tensors, transfer_fn
-from loopkit.loops.evaluate import evaluation_mode
+from loopkit.data.nested import map_tensors
+from loopkit.loops.evaluate import evaluation_mode, seeded_batches
 from loopkit.metrics.sync import interleave_ranks
 from loopkit.run import Run
 
+logger = logging.getLogger(__name__)
 Writer = Callable[[Any], None]
 
 
@@ -26,47 +27,49 @@ class PredictLoop:
         """Predict every batch.
 
         Args:
-            writer: gets each batch's predictions, on the CPU, in order, on the first rank; then
-                nothing is kept or returned.
+            run: the run.
+            source: the data.
+            writer: a function that gets each batch's predictions, on the CPU, in order, on rank 0.
+                Predictions are then neither kept nor returned.
 
         Returns:
-            The batches' predictions joined along the samples: tensors concatenated, lists chained,
-            through dicts and tuples; a list per batch where that is impossible (None with a
-            writer).
+            The predictions of all batches, concatenated along the samples: tensors are
+            concatenated, lists are chained, dicts and tuples keep their form. Where that is
+            impossible, a list with one entry per batch. None with a writer.
         """
-        strategy, seen = run.strategy, run.events.predict_step_end
-        step = strategy.step_fn("predict_step")
-        move = transfer_fn(strategy.device, strategy.settings.precision.storage)
+        strategy, step_end = run.strategy, run.events.predict_step_end
+        step_fn, world = strategy.step_fn("predict_step"), strategy.dp
+        # Ranks with data of their own have different numbers of batches: one exchange at the end.
+        streams = writer is not None and not source.uneven
         kept: list[Any] = []
-        world = strategy.dp
+        batches = 0
         with evaluation_mode(run):
-            for number, (batch, size, *_) in enumerate(source.open(0, 0)):
-                if run.seed is not None:
-                    turn = number * world.size + world.rank
-                    rng.seed_all(rng.mix(run.seed, turn, 4), strategy.device)
+            for batch, size in seeded_batches(run, source, stream=4):
                 outputs = None
                 if size or strategy.collective_forward:
-                    placed = batch if move is None else move(batch)
-                    with strategy.forward_context or nullcontext():
-                        outputs = step(placed)
-                if seen is not None and size:
-                    seen(run, outputs)
-                mine = [map_tensors(lambda tensor: tensor.detach().cpu(), outputs)] if size else []
-                if writer is None or source.uneven:  # ranks then take different numbers of turns
-                    kept += mine
-                    continue
-                for part in interleave_ranks(world.gather_object(mine)):
-                    writer(part)
+                    with run.task.log_collector, strategy.forward_context or nullcontext():
+                        outputs = step_fn(batch)
+                batches += 1
+                if step_end is not None and size:
+                    step_end(run, outputs)
+                local = [map_tensors(_to_cpu, outputs)] if size else []
+                if writer is not None and streams:
+                    for part in interleave_ranks(world.gather_object(local)):
+                        writer(part)
+                else:
+                    kept += local
+        logger.info("predicted %d batches on this rank", batches)
         if writer is None:
-            return join(interleave_ranks(world.all_gather_object(kept)))
+            return concatenate(interleave_ranks(world.all_gather_object(kept)))
         for part in interleave_ranks(world.gather_object(kept)):
             writer(part)
         return None
 
 
-def join(parts: list[Any]) -> Any:
-    """Batches' outputs as one: tensors along their first dimension, lists chained, dicts and tuples
-    inside out.
+def concatenate(parts: list[Any]) -> Any:
+    """Concatenate the outputs of batches: tensors along dimension 0, lists in a chain.
+
+    Dicts and tuples keep their form. Tensors of different shapes stay a list.
     """
     if not parts:
         return []
@@ -76,10 +79,14 @@ def join(parts: list[Any]) -> Any:
             return torch.cat(parts)
         return parts
     if isinstance(first, Mapping):
-        return {key: join([part[key] for part in parts]) for key in first}
+        return {key: concatenate([part[key] for part in parts]) for key in first}
     if isinstance(first, tuple):
-        joined = [join(list(column)) for column in zip(*parts)]
+        joined = [concatenate(list(column)) for column in zip(*parts)]
         return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
     if isinstance(first, list):
         return [item for part in parts for item in part]
     return parts
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()

@@ -1,11 +1,9 @@
-"""StepLoop: one optimizer step over its micro-batches: forward and backward for each, then one
-update.
-"""
+"""StepLoop: one optimizer step: forward and backward for each micro-batch, then one update."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
 from zlib import crc32
@@ -14,21 +12,30 @@ import torch
 from torch import Tensor
 
 from loopkit.data.micro_batches import MicroBatches
-from loopkit.errors import DataError, TaskError
+from loopkit.errors import TaskError
+from loopkit.loops.loss_weighting import LossWeighting
 from loopkit.rng import at_step, mix
-from loopkit.run import Run
+from loopkit.run import Progress, Run
 from loopkit.task import Task, name_of
+
+_NO_CONTEXT = nullcontext()
 
 
 class StepLoop:
-    """One optimizer step. A custom one overrides ``run`` and calls ``backward`` and ``update`` as
-    it needs.
+    """One optimizer step. A custom one overrides ``run`` and calls ``backward`` and ``update``.
 
-    It keeps precision, accumulation, clipping, events and counting, whatever it does in between.
+    Precision, accumulation, clipping, events and counting stay as they are in any such step.
     """
 
+    _divisor: Tensor | float | None = None  # of the gradients that `backward` added up
+    _scale: tuple[Progress | None, float | None] = None, None  # of the weights of one run
+
     def run(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
-        """Do the step; what it returns goes to ``on_step_end``."""
+        """Do one optimizer step over ``batches``.
+
+        Returns:
+            A mapping, which is given to ``on_step_end``.
+        """
         out = self.backward(run, batches)
         self.update(run)
         return out
@@ -42,112 +49,110 @@ class StepLoop:
         *,
         log: bool = True,
     ) -> Mapping[str, Any]:
-        """Run ``task.<method>`` on each micro-batch and add up the gradients of the step's exact
-        mean loss.
+        """Run ``task.<method>`` on each micro-batch, and add the gradients of the exact mean loss.
 
-        Without weights a micro-batch counts by its samples, known beforehand. With weights each is
-        taken relative to a unit and the sum is divided out of the gradients. Both give the gradient
-        of one big batch, over all ranks, whose strategy averages what it is given.
+        The gradients are those of one big batch over all ranks (``LossWeighting``).
 
         Args:
-            optimizers: where given, only the parameters of these optimizers get gradients.
-            log: whether what the step returns and logs is logged; False for a pass that only
-                explores.
+            run: the run.
+            batches: the micro-batches, on the device.
+            method: the name of the task's method that returns the loss.
+            optimizers: the names of optimizers; only their parameters get gradients. None for all.
+            log: False for a pass whose values are not to be logged.
 
         Returns:
-            What the last micro-batch's step returned, without its graph.
+            The values that the last micro-batch's step returned, detached.
 
         Raises:
             TaskError: the step returned no usable loss.
-            DataError: the step's weights add up to nothing.
+            DataError: the weights of the step add up to 0.
         """
-        strategy, task, running, timings = run.strategy, run.task, run.accumulator, run.timings
-        world, place = strategy.dp.size, strategy.dp.rank
-        # Of all of a run's steps alike, the shorter last one of an epoch too: then ranks can be
-        # traded for batches.
-        several = (
-            world > 1
-            or len(batches) > 1
-            or (run.train_loader is not None and run.train_loader.accumulate > 1)
-        )
-        micro_step_end = run.events.micro_step_end
-        call, context, step = strategy.step_fn(method), strategy.forward_context, run.progress.step
-        seed = (
-            run.seed
-            if run.seed is None or method == "train_step"
-            else mix(run.seed, crc32(method.encode()))
-        )
-        prefix = "train/" if method == "train_step" else f"train/{method.removesuffix('_step')}_"
-        frozen = [] if optimizers is None else freeze_others(run, optimizers)
-        count, total, sizes = len(batches), batches.total, batches.sizes
-        weights: list[Any] = []
+        strategy, timings = run.strategy, run.record.timings
+        dp = strategy.dp
+        # The same for all steps of a run, also for the shorter last one of an epoch: ranks and
+        # micro-batches can then replace each other without changing a bit.
+        combined = dp.size > 1 or len(batches) > 1
+        combined = combined or (run.loader is not None and run.loader.accumulate > 1)
+        step_fn, context = strategy.step_fn(method), strategy.forward_context or _NO_CONTEXT
+        collector, micro_step_end = run.task.log_collector, run.events.micro_step_end
+        seed, prefix = run.seed, "train/"
+        if method != "train_step":
+            seed, prefix = _of_method(run.seed, method)
+        weighting: LossWeighting | None = None
         out: Mapping[str, Any] = {}
-        for index, batch in enumerate(batches):
-            if seed is not None:
-                strategy.set_seed(at_step(seed, step, index * world + place))
-            if several:
-                strategy.set_gradient_sync(index == count - 1)
-            began = perf_counter()
-            if context is None:
-                returned = call(batch)
-            else:
-                with context:
-                    returned = call(batch)
-            loss, weight, out = read_step(returned, task, method)
-            size = sizes[index]
-            if weight is not None:
-                weight = _exact(weight) if size else 0
-                weights.append(weight)
-            if several:
-                if weight is not None:
-                    loss = _weighed(loss, weight, _unit(run, weights))
-                else:
-                    loss = loss / (total / (size * world)) if size else _weighed(loss, 0, 1)
-            strategy.backward(loss, None if several else out["loss"])
-            timings.compute += perf_counter() - began
-            if log and size:
-                for name, value in out.items():
-                    running.add(prefix + name, value, size if weight is None else weight)
-            if task._logged:
-                _drain(run, size, log and size > 0)
-            if micro_step_end is not None:
-                micro_step_end(run, out)
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        run.divisor = _divisor(run, weights, count, method, several=several) if weights else None
+        with _NO_CONTEXT if optimizers is None else _gradients_of(run, optimizers):
+            for index, batch in enumerate(batches):
+                if seed is not None:
+                    micro_batch = index * dp.size + dp.rank
+                    strategy.set_seed(at_step(seed, run.progress.step, micro_batch))
+                if combined:
+                    strategy.set_gradient_sync(index == len(batches) - 1)
+                began = perf_counter()
+                with collector as logged, context:
+                    returned = step_fn(batch)
+                loss, weight, out = read_step(returned, run.task, method)
+                size = batches.sizes[index]
+                if combined or weight is not None:
+                    weighting = weighting or self._weighting(run, batches, method, combined)
+                    loss = weighting.scaled(loss, weight, size)
+                strategy.backward(loss, None if combined else out["loss"])
+                timings.compute += perf_counter() - began
+                if log and size:
+                    for name, value in out.items():
+                        run.accumulator.add(
+                            prefix + name, value, size if weight is None else weight
+                        )
+                    for name, value, reduce in logged:
+                        run.accumulator.add(name, value, size, reduce)
+                if micro_step_end is not None:
+                    micro_step_end(run, out)
+        self._divisor = None if weighting is None else weighting.divisor()
+        if weighting is not None and dp.size > 1:
+            self._scale = run.progress, weighting.scale
         return out
 
     def update(self, run: Run, optimizers: Sequence[str] | None = None) -> None:
-        """Make the gradients ready, show them to ``on_before_update``, and step the named
-        optimizers (all).
+        """Finish the gradients, emit ``on_before_update``, and step the optimizers and schedules.
+
+        Args:
+            run: the run.
+            optimizers: the names of the optimizers; None for all.
         """
         strategy, before_update, schedules = run.strategy, run.events.before_update, run.schedules
         began = perf_counter()
         norm = strategy.finalize_gradients(
-            optimizers, run.divisor, want_norm=before_update is not None
+            optimizers, self._divisor, want_norm=before_update is not None
         )
         if norm is not None:
             run.accumulator.add("train/grad_norm", norm, reduce="last")
         if before_update is not None:
             before_update(run, norm)
-        bound = (
-            schedules.values()
-            if optimizers is None
-            else [schedules[n] for n in optimizers if n in schedules]
-        )
-        for schedule in bound:
-            schedule.before_update(run.progress.step)
+        names = schedules if optimizers is None else [n for n in optimizers if n in schedules]
+        for name in names:
+            schedules[name].before_update(run.progress.step)
         strategy.optimizer_step(optimizers)
-        for schedule in bound:
-            schedule.after_update()
-        run.timings.update += perf_counter() - began
+        for name in names:
+            schedules[name].after_update()
+        run.record.timings.update += perf_counter() - began
+
+    def _weighting(
+        self, run: Run, batches: MicroBatches, method: str, combined: bool
+    ) -> LossWeighting:
+        progress, scale = self._scale
+        return LossWeighting(
+            batches,
+            run.strategy.dp,
+            step=(run.task, method),
+            scale=scale if progress is run.progress else None,
+            combined=combined,
+        )
 
 
 def read_step(returned: Any, task: Task, method: str) -> tuple[Tensor, Any, Mapping[str, Any]]:
-    """The loss, its weight (None without) and the scalars to log, from what a train step returned.
+    """Return the loss, its weight (None without) and the values to log of what a step returned.
 
     Raises:
-        TaskError: there is no loss, or it is no scalar with a gradient.
+        TaskError: there is no loss, or it is not a scalar with a gradient.
     """
     weight = None
     if isinstance(returned, Tensor):
@@ -156,16 +161,12 @@ def read_step(returned: Any, task: Task, method: str) -> tuple[Tensor, Any, Mapp
     elif isinstance(returned, Mapping) and "loss" in returned:
         loss, weight = returned["loss"], returned.get("weight")
         out = {
-            k: v.detach() if isinstance(v, Tensor) else v
-            for k, v in returned.items()
-            if k != "weight"
+            name: value.detach() if isinstance(value, Tensor) else value
+            for name, value in returned.items()
+            if name != "weight"
         }
     else:
-        keys = ", ".join(map(repr, returned)) if isinstance(returned, Mapping) else ""
-        what = (
-            f"a dict with {keys or 'nothing'}" if isinstance(returned, Mapping) else repr(returned)
-        )
-        raise _no_loss(task, method, f"returned {what}, with no loss")
+        raise _no_loss(task, method, f"returned {_described(returned)}, with no loss")
     if not isinstance(loss, Tensor):
         raise _no_loss(task, method, f"returned a {type(loss).__name__} as loss")
     if loss.ndim:
@@ -177,104 +178,62 @@ def read_step(returned: Any, task: Task, method: str) -> tuple[Tensor, Any, Mapp
             "returned a loss without a gradient: it was detached, made under no_grad, "
             "or depends on no trainable parameter",
         )
-    return loss, weight, out
+    return loss, _exact(weight) if isinstance(weight, Tensor) else weight, out
 
 
-def _no_loss(task: Task, method: str, why: str) -> TaskError:
+def _no_loss(task: Task, method: str, problem: str) -> TaskError:
     return TaskError(
-        f"{name_of(task)}.{method} {why}: return a scalar tensor, or a dict with it as 'loss'"
+        f"{name_of(task)}.{method} {problem}: return a scalar tensor, or a dict with it as 'loss'"
     )
 
 
-def _exact(weight: Any) -> Any:
-    # Counts divide to the default dtype, which is too coarse for a gradient in double precision.
-    if isinstance(weight, Tensor):
-        return weight.detach().to(torch.float32 if weight.device.type == "mps" else torch.float64)
-    return weight
+def _described(returned: Any) -> str:
+    if not isinstance(returned, Mapping):
+        return repr(returned)
+    return f"a dict with {', '.join(map(repr, returned)) or 'nothing'}"
 
 
-def _unit(run: Run, weights: list[Any]) -> Any:
-    """What weights are taken relative to, so that gradients stay in the range of one micro-batch's.
+def _exact(weight: Tensor) -> Tensor:
+    # Integers divide to the default dtype, which is too coarse for a gradient in double precision.
+    return weight.detach().to(torch.float32 if weight.device.type == "mps" else torch.float64)
 
-    A power of two, so that no bit depends on it. On several ranks it must be the same on all: it is
-    that of the first weights, settled once.
+
+def _of_method(seed: int | None, method: str) -> tuple[int | None, str]:
+    """Return the seed and the log prefix of another method than ``train_step``.
+
+    Two methods of one step draw different random numbers.
     """
-    if run.strategy.world_size > 1:
-        if run.unit is None:
-            largest = max(run.strategy.world.all_gather_object(float(weights[0])))
-            run.unit = 2.0 ** math.floor(math.log2(max(largest, 1.0)))
-        return run.unit
-    first = weights[0]
-    if isinstance(first, Tensor):
-        bits, exponent = (
-            (torch.int64, 0x7FF << 52)
-            if first.dtype == torch.float64
-            else (torch.int32, 0xFF << 23)
-        )
-        return (first.clamp(min=1).view(bits) & exponent).view(
-            first.dtype
-        )  # what it is without its fraction
-    return 2.0 ** math.floor(math.log2(max(first, 1)))
+    seed = None if seed is None else mix(seed, crc32(method.encode()))
+    return seed, f"train/{method.removesuffix('_step')}_"
 
 
-def _weighed(loss: Tensor, weight: Any, unit: Any) -> Tensor:
-    # A mean over nothing is NaN, and NaN times a weight of 0 would still be NaN.
-    part = weight / unit
-    if isinstance(weight, Tensor):
-        return torch.mul(torch.where(weight > 0, loss, 0.0), part.to(loss.dtype))
-    return loss * part if part else torch.where(torch.zeros_like(loss, dtype=torch.bool), loss, 0.0)
+@contextmanager
+def _gradients_of(run: Run, optimizers: Sequence[str]) -> Iterator[None]:
+    """Inside, only the parameters of the named optimizers get gradients.
 
-
-def _divisor(run: Run, weights: list[Any], count: int, method: str, *, several: bool) -> Any:
-    """What the added-up gradients are still to be divided by: all ranks' weights in units, over the
-    ranks.
+    Raises:
+        TaskError: there is no optimizer of that name.
     """
-    where, strategy = f"{name_of(run.task)}.{method}", run.strategy
-    if len(weights) != count:
-        raise TaskError(
-            f"{where} gave a weight for {len(weights)} of {count} micro-batches: give it for all "
-            f"or none"
-        )
-    total = sum(weights[1:], start=weights[0])
-    if strategy.world_size > 1:
-        if isinstance(total, Tensor):
-            total = strategy.dp.all_reduce_tensor(total)
-        else:
-            (total,) = strategy.dp.all_reduce_sum(total)
-    if not isinstance(total, Tensor) and total <= 0:
-        raise DataError(f"{where} returned weight={total!r}: the step has nothing to train on")
-    if not several:
-        return None
-    return total / _unit(run, weights) / strategy.dp.size
+    frozen = _held_by_others(run, optimizers)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
-def freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:
-    """Switch gradients off for what only other optimizers hold; returns what was switched off."""
+def _held_by_others(run: Run, optimizers: Sequence[str]) -> list[Any]:
     unknown = [name for name in optimizers if name not in run.optimizers]
     if unknown:
         raise TaskError(
             f"there is no optimizer {unknown[0]!r}: the task named {', '.join(run.optimizers)}"
         )
-    ours = {
-        id(p)
-        for name in optimizers
-        for group in run.optimizers[name].param_groups
-        for p in group["params"]
+    held = {
+        name: [p for group in optimizer.param_groups for p in group["params"]]
+        for name, optimizer in run.optimizers.items()
     }
-    frozen = []
-    for name, optimizer in run.optimizers.items():
-        if name not in optimizers:
-            for group in optimizer.param_groups:
-                frozen += [p for p in group["params"] if id(p) not in ours and p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    return frozen
-
-
-def _drain(run: Run, size: int, log: bool) -> None:
-    logged = run.task._logged
-    for name, value, reduce in logged if log else ():
-        run.accumulator.add(
-            name, value.detach() if isinstance(value, Tensor) else value, size, reduce
-        )
-    logged.clear()
+    own = {id(p) for name in optimizers for p in held[name]}
+    others = [p for name, parameters in held.items() if name not in optimizers for p in parameters]
+    return [p for p in others if id(p) not in own and p.requires_grad]

@@ -29,7 +29,7 @@ def test_a_run_reads_as_a_log(tmp_path):
         take_step(run, clock, 0.0625)
         if run.progress.step_in_epoch == 0:
             evaluate(run, clock, loss=0.5, accuracy=0.9)
-    run.best = {"metric": "eval/accuracy", "value": 0.9, "step": 100}
+    run.record.best = {"metric": "eval/accuracy", "value": 0.9, "step": 100}
     run.events.fit_end(run)
     assert (
         file.getvalue()

@@ -217,10 +217,10 @@ def other_directories(place: Path) -> str:
     fit = quiet(strategy="ddp", batch_size=4, steps=2, checkpoint=True, run_dir=mine)
     fit.run(Tiny())
     if rank == 1:
-        import loopkit.fit.resuming
+        import loopkit.fit.checkpointer
 
-        kept, loopkit.fit.resuming.load_snapshot = (
-            loopkit.fit.resuming.load_snapshot,
+        kept, loopkit.fit.checkpointer.load_snapshot = (
+            loopkit.fit.checkpointer.load_snapshot,
             lambda path, store: kept(place / "nowhere", store),
         )
     try:
@@ -231,7 +231,7 @@ def other_directories(place: Path) -> str:
         return str(error)
     finally:
         if rank == 1:
-            loopkit.fit.resuming.load_snapshot = kept
+            loopkit.fit.checkpointer.load_snapshot = kept
     return ""
 
 

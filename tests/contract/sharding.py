@@ -256,9 +256,9 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
     import threading
 
     from loopkit.checkpoint import Store
-    from loopkit.fit import resuming
+    from loopkit.fit import checkpointer
 
-    task, seen, over, kept = Wide(), [], threading.Event(), resuming.open_checkpointer
+    task, seen, over, kept = Wide(), [], threading.Event(), checkpointer.open_checkpointer
 
     def watch() -> None:
         while not over.wait(0.001):
@@ -275,15 +275,15 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
         over.set()
         thread.join()
 
-    import loopkit.fit.fit
+    import loopkit.fit.lifecycle
 
-    loopkit.fit.fit.open_checkpointer, init = open_checkpointer, Store.__init__
+    loopkit.fit.lifecycle.open_checkpointer, init = open_checkpointer, Store.__init__
     if not maps:
         Store.__init__ = lambda self, *, maps=False: None  # type: ignore[method-assign,misc]
     try:
         quiet(strategy="fsdp", epochs=1, resume="auto", checkpoint=True, run_dir=place).run(task)
     finally:
-        loopkit.fit.fit.open_checkpointer, Store.__init__ = kept, init  # type: ignore[method-assign]
+        loopkit.fit.lifecycle.open_checkpointer, Store.__init__ = kept, init  # type: ignore[method-assign]
     return max(seen) - seen[0], digest({name: whole(t) for name, t in task.state_dict().items()})
 
 

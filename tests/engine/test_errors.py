@@ -337,7 +337,7 @@ def test_an_event_with_a_typing_error_is_refused():
 def test_a_loop_for_a_place_there_is_not():
     task = Tiny()
     task.loops = lambda: {"train": object()}
-    with pytest.raises(TaskError, match="the places are step, epoch, eval, predict"):
+    with pytest.raises(TaskError, match="the names are step, epoch, eval, predict"):
         quiet().run(task)
 
 

@@ -56,7 +56,7 @@ def test_the_run_is_that_of_a_larger_memory(weights):
     rows = quiet(**options).run(whole).history
     task = Hungry(4, weights)
     with pytest.warns(
-        LoopkitWarning, match=r"step 1 does not fit into memory \(CUDA out of memory.*in 2 parts"
+        LoopkitWarning, match=r"step 1 does not fit into memory \(CUDA out of memory.*into 2 parts"
     ):
         cut = quiet(micro_batch="auto", **options).run(task).history
     for name, weight in whole.state_dict().items():

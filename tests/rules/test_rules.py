@@ -40,7 +40,7 @@ LAYERS = (
         "fit.signals",
         "fit.strategy_setup",
     },
-    {"fit.setup", "result", "fit.resuming", "fit.notebook"},
+    {"fit.setup", "fit.lifecycle", "result", "fit.notebook"},
     {"fit"},
     {"cli", "__main__", "__init__"},
 )

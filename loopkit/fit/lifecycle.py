@@ -1,0 +1,188 @@
+"""The life of a run: open, start, finish and close it, whatever happens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from loopkit.checkpoint import RunLock, Store, load_snapshot
+from loopkit.console import build_progress
+from loopkit.events import Subscription
+from loopkit.fit.checkpointer import open_checkpointer
+from loopkit.fit.setup import (
+    choose_run_dir,
+    new_run,
+    open_strategy,
+    prepare_training,
+    torch_settings,
+    warn_of_batch_norm,
+)
+from loopkit.fit.signals import signals
+from loopkit.fit.state import check_model
+from loopkit.hooks.numerics import Numerics
+from loopkit.loggers.base import Loggers
+from loopkit.loggers.registry import build_loggers
+from loopkit.loops.epoch import evaluate
+from loopkit.optim.schedule_free import schedule_free_optimizers
+from loopkit.options import Options
+from loopkit.run import Run
+from loopkit.task import Task, name_of
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def training(task: Task, options: Options, subscriptions: list[Subscription]) -> Iterator[Run]:
+    """Inside, a run is ready to train: built, locked and resumed.
+
+    Whatever happens, ``on_error`` is told of an exception, and everything that was opened is
+    closed. That includes an exception of the set-up itself.
+    """
+    console = build_progress(options.progress)
+    hooks = [Numerics()] if options.debug == "numerics" else []
+    run = new_run(task, options, [*hooks, *subscriptions, *([console] if console else [])])
+    with ExitStack() as resources, errors_reported(run):
+        locks = resources.enter_context(ExitStack())  # released last
+        _close_with(resources, run)
+        prepare_training(run)
+        _open_run_dir(run, locks)
+        open_checkpointer(run)
+        _open_loggers(run)
+        with signals(run), torch_settings(options):
+            start(run)
+            yield run
+
+
+@contextmanager
+def inference(
+    task: Task, options: Options, subscriptions: list[Subscription], checkpoint: str | Path | None
+) -> Iterator[Run]:
+    """Inside, a run is ready to evaluate or predict, with the weights of ``checkpoint`` if given.
+
+    Errors are reported, and everything is closed, as in ``training``.
+    """
+    run = new_run(task, options, subscriptions)
+    with ExitStack() as resources, errors_reported(run):
+        _close_with(resources, run)
+        open_strategy(run)
+        with torch_settings(options):
+            if checkpoint is not None:
+                _load_weights(run, Path(checkpoint))
+            if run.events.setup is not None:
+                run.events.setup(run)
+            yield run
+
+
+@contextmanager
+def errors_reported(run: Run) -> Iterator[None]:
+    """Inside, an exception is given to ``on_error`` before it leaves."""
+    try:
+        yield
+    except BaseException as error:
+        logger.info("the run ends by %s at step %d", type(error).__name__, run.progress.step)
+        if run.events.error is not None:
+            run.events.error(run, error)
+        raise
+
+
+def start(run: Run) -> None:
+    """Emit the first events, start the clock, and do the evaluation that is due before step 1."""
+    events = run.events
+    if events.setup is not None:
+        events.setup(run)
+    warn_of_batch_norm(run)
+    if run.record.resumed_from is not None and events.load is not None:
+        events.load(run, run.record.resumed_from)
+    if events.fit_start is not None:
+        events.fit_start(run)
+    run.stopwatch.start()
+    first = run.options.eval_first and run.progress.step == 0
+    if run.eval_data and (first or run.triggers.pop("eval")):
+        evaluate(run)
+
+
+def finish(run: Run) -> None:
+    """Wait for the last checkpoint, load the best weights if wanted, and emit ``on_fit_end``."""
+    run.progress.seconds += run.stopwatch.lap()
+    checkpointer = run.checkpointer
+    if checkpointer is not None:
+        checkpointer.finish(run)
+    for optimizer in schedule_free_optimizers(run.optimizers.values()):
+        optimizer.eval()
+    if checkpointer is not None:
+        best = checkpointer.best(run)
+        if run.record.best:
+            run.record.best["checkpoint"] = best
+        if checkpointer.settings.load_best and best is not None:
+            snapshot = load_snapshot(best, checkpointer.store)
+            run.strategy.load_model_state(snapshot.tensors["model"])
+            logger.info("loaded the best weights, of %s", best)
+    if run.events.fit_end is not None:
+        run.events.fit_end(run)
+    logger.info("%s at step %d %s", run.outcome.status, run.progress.step, run.outcome.reason)
+
+
+def _close_with(resources: ExitStack, run: Run) -> None:
+    """Have ``resources`` close the parts of ``run`` in reverse order, those that are open then."""
+
+    def teardown(
+        kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        run.strategy.teardown(failed=kind is not None)
+
+    def close_data() -> None:
+        if run.loader is not None:
+            run.loader.source.close()
+        for source in run.eval_data.values():
+            source.close()
+
+    def close_checkpointer() -> None:
+        if run.checkpointer is not None:
+            run.checkpointer.close()
+
+    def close_loggers(
+        kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        run.loggers.close("failed" if kind is not None else run.outcome.status)
+
+    resources.push(teardown)
+    resources.callback(close_checkpointer)
+    resources.callback(close_data)
+    resources.push(close_loggers)
+
+
+def _open_run_dir(run: Run, locks: ExitStack) -> None:
+    """Create the directory of the run on rank 0, and lock it."""
+    world = run.strategy.world
+
+    def lock(run_dir: Path) -> None:
+        held = RunLock(run_dir, str(run_dir))
+        locks.callback(held.release)
+
+    run_dir = world.run_on_rank_zero(lambda: choose_run_dir(run.options, run.task))
+    world.run_on_rank_zero(lambda: lock(run_dir))
+    run.run_dir = run_dir
+
+
+def _open_loggers(run: Run) -> None:
+    """Open the loggers on rank 0, and take the rows of earlier attempts from them."""
+    assert run.run_dir is not None
+    about = {
+        "task": name_of(run.task),
+        "hparams": dict(run.task.hparams),
+        "options": run.options.to_dict(),
+    }
+    run.loggers = Loggers(build_loggers(run.options.loggers) if run.strategy.rank == 0 else ())
+    run.loggers.open(run.run_dir, run.progress.step, about)
+    for each in run.loggers:
+        run.record.history = list(getattr(each, "rows", [])) or run.record.history
+    run.record.history = run.strategy.world.broadcast_object(run.record.history)
+
+
+def _load_weights(run: Run, checkpoint: Path) -> None:
+    snapshot = load_snapshot(checkpoint, Store(maps=run.strategy.sharded))
+    check_model(run, snapshot, checkpoint)
+    run.strategy.load_model_state(snapshot.tensors["model"])
