@@ -84,7 +84,7 @@ def open_source(data: Any, reading: DataConfig, what: str) -> Source:
             "drop_last": loader.drop_last,
         }
         data = DataLoader(
-            loader.dataset, collate_fn=loader.collate, **options, **loader.worker_options()
+            loader.dataset, collate_fn=loader.collate_fn, **options, **loader.worker_options()
         )
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, torch.Tensor)):
         raise DataError(
@@ -122,14 +122,15 @@ def _from_dataloader(loader: DataLoader[Any]) -> Loader:
         loader.dataset,
         loader.batch_size,
         shuffle=getattr(loader.sampler, "shuffle", type(loader.sampler) is not SequentialSampler),
-        workers=loader.num_workers,
-        pin=loader.pin_memory or "auto",
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory or "auto",
         drop_last=loader.drop_last,
-        prefetch=loader.prefetch_factor or 2,
-        persistent=loader.persistent_workers,
-        collate=loader.collate_fn,
+        prefetch_factor=loader.prefetch_factor or 2,
+        persistent_workers=loader.persistent_workers,
+        collate_fn=loader.collate_fn,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
     )
 
 

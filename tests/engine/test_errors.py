@@ -210,7 +210,7 @@ def test_a_failing_sample_is_named():
 
     task = Tiny()
     for workers in (0, 1):
-        task.train_data = lambda w=workers: Loader(Broken(), 2, workers=w)
+        task.train_data = lambda w=workers: Loader(Broken(), 2, num_workers=w)
         with pytest.raises(DataError, match=r"Broken\[7\] failed in epoch 0: KeyError: 'label'"):
             quiet().run(task)
 
