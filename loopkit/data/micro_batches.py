@@ -5,6 +5,7 @@ step each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +22,17 @@ Source = IndexedSource | StreamSource
 
 
 class MicroBatches(list[Any]):
-    """The micro-batches of one optimizer step, on the device, with what is known of them.
+    """The micro-batches of one optimizer step, on the device, and their counts.
 
     Attributes:
-        sizes, samples: samples in each micro-batch of this rank, and in all of them; a size of 0
-            marks a batch that stands in where this rank has no data left, and counts for nothing.
+        sizes: samples in each micro-batch of this rank. A dummy batch has size 0: it is forwarded
+            so that every rank takes part in the step, with weight zero.
+        samples: samples in all micro-batches of this rank.
         total: samples in all micro-batches of all ranks.
-        start, end: the data position before and after the group, in the source's unit.
-        tokens: elements of ``input_ids`` on all ranks, 0 where batches have none.
-        last: whether the group is known to close the epoch.
+        start: the data position before the group, in the unit of the source.
+        end: the data position after the group.
+        tokens: elements of ``input_ids`` on all ranks; 0 where batches have none.
+        last: whether the group is known to be the last of its epoch.
         state: the source's own state after the group, for sources that have one.
     """
 
@@ -38,11 +41,40 @@ class MicroBatches(list[Any]):
     def __init__(self, start: int = 0) -> None:
         super().__init__()
         self.sizes: list[int] = []
-        self.samples = self.total = 0
-        self.start = self.end = start
+        self.samples = 0
+        self.total = 0
+        self.start = start
+        self.end = start
         self.tokens = 0
         self.last = False
         self.state: Any = None
+
+    def with_batches(self, batches: Iterable[Any], sizes: Iterable[int]) -> MicroBatches:
+        """Return a copy that holds ``batches`` of ``sizes``; all other attributes are kept."""
+        group = copy(self)
+        group[:] = batches
+        group.sizes = list(sizes)
+        return group
+
+    def padded(self, count: int) -> MicroBatches:
+        """Return a copy of ``count`` micro-batches: dummy batches fill it up.
+
+        Each counts as one unit of the position, as in sources whose ranks read data of their own.
+        """
+        missing = count - len(self)
+        group = self.with_batches([*self, *self[-1:] * missing], [*self.sizes, *[0] * missing])
+        group.end = group.start + count
+        return group
+
+    def dummies(self, count: int) -> MicroBatches:
+        """Return a group of ``count`` dummy batches, without samples, that follows this one."""
+        group = self.with_batches(self[-1:] * count, [0] * count)
+        group.start = self.end
+        group.end = self.end + count
+        group.samples = 0
+        group.total = 0
+        group.tokens = 0
+        return group
 
 
 @dataclass(frozen=True)
