@@ -212,7 +212,7 @@ def test_stopped_and_resumed_is_bit_identical(kind, tmp_path):
         assert run(tmp_path / str(stop)) == whole
 
 
-def test_rematerialisation_is_the_models_own_and_changes_no_bit():
+def test_activation_checkpointing_is_the_models_own_and_changes_no_bit():
     ends = []
     for activation_checkpointing in (None, "full"):
         task = task_of("LlamaForCausalLM")
