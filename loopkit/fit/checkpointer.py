@@ -122,6 +122,6 @@ class Checkpointer:
             self.run_dir,
             settings.keep,
             settings.keep_best,
-            settings.metric(),
+            settings.monitor(),
             self._trusted,
         )

@@ -14,7 +14,7 @@ from time import perf_counter
 
 from loopkit import rng
 from loopkit.data.micro_batches import MicroBatches
-from loopkit.errors import DataError, MetricError, nearest
+from loopkit.errors import DataError
 from loopkit.loops.coordination import agree, join, spaced
 from loopkit.loops.nonfinite import check_finite
 from loopkit.run import Interrupted, Run
@@ -196,21 +196,13 @@ def evaluate(run: Run) -> None:
 def record_best(run: Run, metrics: Mapping[str, float]) -> None:
     """Ask for a checkpoint where the metric that decides is better than ever before."""
     saves = run.options.saves()
-    wanted = saves.metric() if saves is not None else None
-    if wanted is None:
+    monitor = saves.monitor() if saves is not None else None
+    if monitor is None:
         return
-    name, side = wanted
-    if name not in metrics:
-        raise MetricError(
-            f"Checkpoint(best='{name}:{side}'): the evaluation gave no {name!r}."
-            f"{nearest(name, metrics)} It gave {', '.join(sorted(metrics))}"
-        )
-    value, best = metrics[name], run.best.get("value")
-    if value != value:  # NaN is better than nothing, and nothing is better than it
-        return
-    if best is None or (value > best if side == "max" else value < best):
+    value = monitor.value(metrics, "Checkpoint(best=)")
+    if monitor.is_better(value, run.best.get("value")):
         run.best = {
-            "metric": name,
+            "metric": monitor.name,
             "value": value,
             "step": run.progress.step,
             "epoch": run.progress.epoch,

@@ -69,7 +69,7 @@ def test_a_bad_option_is_named_with_what_is_accepted(options, text, tmp_path):
     [
         ({"every": "sometimes"}, "Checkpoint(every=)='sometimes'"),
         ({"keep": 0}, "Checkpoint(keep=0): give a whole number of at least 1"),
-        ({"best": "eval/loss"}, "'eval/accuracy:max' or 'eval/loss:min'"),
+        ({"best": "eval/loss"}, "'eval/loss:min' or 'eval/accuracy:max'"),
         ({"load_best": True}, "needs best="),
     ],
 )
