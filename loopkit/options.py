@@ -13,6 +13,7 @@ from loopkit.events import Hook
 from loopkit.foreign_names import FOREIGN_NAMES, WITHOUT
 from loopkit.loggers.base import Logger
 from loopkit.loggers.registry import check_loggers
+from loopkit.monitor import Monitor
 from loopkit.strategies.activation_checkpointing import parse_activation_checkpointing
 from loopkit.strategies.base import Strategy
 from loopkit.strategies.compile import Compile
@@ -63,20 +64,13 @@ class Checkpoint:
                 raise OptionError(
                     f"Checkpoint({name}={value!r}): give a whole number of at least 1"
                 )
-        if self.best is not None and self.best.rpartition(":")[2] not in ("min", "max"):
-            raise OptionError(
-                f"Checkpoint(best={self.best!r}): name the metric and the better side, "
-                "as 'eval/accuracy:max' or 'eval/loss:min'"
-            )
+        self.monitor()
         if self.load_best and self.best is None:
             raise OptionError("Checkpoint(load_best=True) needs best=, as in best='eval/loss:min'")
 
-    def metric(self) -> tuple[str, str] | None:
-        """The best metric's name and its better side, "min" or "max"; None without one."""
-        if self.best is None:
-            return None
-        name, _, side = self.best.rpartition(":")
-        return name, side
+    def monitor(self) -> Monitor | None:
+        """Return the metric that decides which checkpoint is best; None without one."""
+        return None if self.best is None else Monitor.parse(self.best, "Checkpoint(best=)")
 
 
 @dataclass(frozen=True, kw_only=True)

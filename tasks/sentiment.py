@@ -85,7 +85,10 @@ class Sentiment(HFTask):
             [row for i, row in enumerate(rows) if (i % 10 == 9) == held] for held in (False, True)
         )
         super().__init__(
-            encoder, Loader(train, workers=workers, group_by_length=True), held_out, tokenizer=words
+            encoder,
+            Loader(train, num_workers=workers, group_by_length=True),
+            held_out,
+            tokenizer=words,
         )
         self.lr = lr
 

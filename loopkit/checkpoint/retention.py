@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +10,12 @@ from loopkit.checkpoint.discovery import Entry, scan
 from loopkit.checkpoint.format import DELETING
 from loopkit.checkpoint.reader import verify
 from loopkit.checkpoint.store import Store
-from loopkit.errors import OptionError
-
-Best = tuple[str, str]
-"""A metric's name, and "max" or "min"."""
+from loopkit.checks import checked_int
+from loopkit.monitor import Monitor
 
 
 def to_delete(
-    entries: Sequence[Entry], keep: int | None, keep_best: int = 1, best: Best | None = None
+    entries: Sequence[Entry], keep: int | None, keep_best: int = 1, best: Monitor | None = None
 ) -> list[Path]:
     """The checkpoints to delete, oldest first; a pure function of good checkpoints' manifests.
 
@@ -27,26 +24,16 @@ def to_delete(
     problem are neither counted nor deleted. ``keep=None`` keeps all. ``OptionError`` for numbers
     below 1 or another mode.
     """
-    if keep is not None and keep < 1:
-        raise OptionError(f"keep={keep}: keep at least 1 checkpoint, or None for all")
-    if best is not None and (best[1] not in ("max", "min") or keep_best < 0):
-        raise OptionError(
-            f"best={best}, keep_best={keep_best}: the mode is 'max' or 'min', the number from 0"
-        )
+    checked_int(keep, "keep", or_none=True)
+    checked_int(keep_best, "keep_best", at_least=0)
     if keep is None:
         return []
     good = sorted((e for e in entries if e.problem is None), key=lambda e: (e.step, e.generation))
     kept = {entry.path for entry in good[-keep:]}
     kept |= {entry.path for entry in {entry.kind: entry for entry in good}.values()}
     if best is not None:
-        name, sign = best[0], (-1 if best[1] == "max" else 1)
-        scored = [(entry, entry.metrics.get(name)) for entry in good]
-        ranked = sorted(
-            (sign * value, entry.step, entry.generation, entry.path)
-            for entry, value in scored
-            if type(value) in (int, float) and value is not None and not math.isnan(value)
-        )
-        kept |= {item[3] for item in ranked[: max(1, keep_best)]}
+        ranked = best.ranked(good, lambda entry: entry.metrics)
+        kept |= {entry.path for entry in ranked[: max(1, keep_best)]}
     return [entry.path for entry in good if entry.path not in kept]
 
 
@@ -55,7 +42,7 @@ def apply_retention(
     run_dir: Path,
     keep: int | None,
     keep_best: int = 1,
-    best: Best | None = None,
+    best: Monitor | None = None,
     trusted: set[Path] | None = None,
 ) -> list[Path]:
     """Delete what :func:`to_delete` says; the paths deleted.

@@ -24,8 +24,8 @@ SAME = {
     "data_seed": "data_seed", "torch_compile": "compile", "resume_from_checkpoint": "resume",
 }  # fmt: skip
 LOADER = {
-    "dataloader_num_workers": "workers", "dataloader_pin_memory": "pin", "dataloader_drop_last": "drop_last",
-    "dataloader_prefetch_factor": "prefetch", "dataloader_persistent_workers": "persistent",
+    "dataloader_num_workers": "num_workers", "dataloader_pin_memory": "pin_memory", "dataloader_drop_last": "drop_last",
+    "dataloader_prefetch_factor": "prefetch_factor", "dataloader_persistent_workers": "persistent_workers",
     "group_by_length": "group_by_length",
 }  # fmt: skip
 OPTIMIZERS = {"adafactor": "Adafactor", "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"}

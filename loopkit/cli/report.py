@@ -13,6 +13,7 @@ from loopkit.cli.ckpt import checkpoint_table
 from loopkit.console.text import columns, cut, number
 from loopkit.errors import LoopkitError
 from loopkit.loggers.jsonl import read_rows
+from loopkit.monitor import Monitor
 from loopkit.options import Options
 
 SPEED = ("eval/runtime", "eval/samples_per_second")
@@ -111,33 +112,24 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return columns(table, [False, True, True, True]) if len(table) > 1 else []
 
 
-def _criterion(about: Mapping[str, Any]) -> tuple[str, str]:
-    """The metric that decides and its better side: the run's own, or the lowest loss."""
+def _criterion(about: Mapping[str, Any]) -> Monitor:
+    """The metric that decides: the run's own, or the lowest loss."""
     text = str(about.get("options", {}).get("checkpoint", ""))
     for quote in "'\"":
         _, found, rest = text.partition(f"best={quote}")
         if found:
-            name, _, side = rest.partition(quote)[0].rpartition(":")
-            return name, side
-    return "eval/loss", "min"
+            return Monitor.parse(rest.partition(quote)[0], "Checkpoint(best=)")
+    return Monitor("eval/loss", "min")
 
 
-def _evaluations(
-    rows: Sequence[Mapping[str, Any]], best: tuple[str, str], everything: bool
-) -> list[str]:
+def _evaluations(rows: Sequence[Mapping[str, Any]], best: Monitor, everything: bool) -> list[str]:
     measured = [row for row in rows if any(name.startswith("eval/") for name in row)]
     if not measured:
         return ["no evaluations"]
     names = sorted(
         {name for row in measured for name in row if name.startswith("eval/") and name not in SPEED}
     )
-    metric, side = best
-    held = [
-        row
-        for row in measured
-        if isinstance(row.get(metric), (int, float)) and row[metric] == row[metric]
-    ]
-    top = (max if side == "max" else min)(held, key=lambda row: row[metric]) if held else None
+    top = next(iter(best.ranked(measured, lambda row: row)), None)
     shown = measured if everything or len(measured) <= EVALUATIONS else measured[-EVALUATIONS:]
     if top is not None and not any(row is top for row in shown):
         shown = [top, *shown[1:]]
@@ -146,7 +138,7 @@ def _evaluations(
         cells = [
             number(row[name]) if isinstance(row.get(name), (int, float)) else "-" for name in names
         ]
-        table.append([f"{row['step']:,}", *cells, f"best {metric}" if row is top else ""])
+        table.append([f"{row['step']:,}", *cells, f"best {best.name}" if row is top else ""])
     hidden = len(measured) - len(shown)
     title = f"evaluations: {len(measured)}" + (
         f", the last {len(shown)} (--all shows them all)" if hidden else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.context import BaseContext
 from operator import itemgetter
 from typing import Any
 
@@ -23,12 +24,12 @@ class Loader:
         batch_size: samples per batch and device; None takes ``Fit(batch_size=)`` or
             ``eval_batch_size``.
         shuffle: a new order every epoch.
-        workers: processes that read ahead; 0 reads in the training process.
-        pin: page-locked memory for the copy to a GPU; "auto" pins where there is one.
+        num_workers: processes that read ahead; 0 reads in the training process.
+        pin_memory: page-locked memory for the copy to a GPU; "auto" pins where there is one.
         drop_last: leave out an epoch's last, shorter batch.
-        prefetch: batches each worker reads ahead.
-        persistent: keep the workers between epochs.
-        collate: list of samples to batch; None stacks tensors, numbers and arrays, through dicts
+        prefetch_factor: batches each worker reads ahead.
+        persistent_workers: keep the workers between epochs.
+        collate_fn: list of samples to batch; None stacks tensors, numbers and arrays, through dicts
             and tuples.
         columns: for samples that are dicts, the keys to keep.
         group_by_length: bring samples of like length into the same batches: True takes ``len()`` of
@@ -39,6 +40,8 @@ class Loader:
         length: samples per epoch, where weights draw them; None takes the data set's length.
         timeout: seconds to wait for a worker before giving up; 0 waits for ever.
         worker_init_fn: called in each worker with its number, before it reads.
+        multiprocessing_context: how workers start: "fork", "spawn", "forkserver" or a context;
+            None takes the platform's default.
         sharded: for an IterableDataset that gives each rank samples of its own; without it every
             rank reads all of them and takes its share. Ranks may then run out at different times.
 
@@ -52,23 +55,24 @@ class Loader:
         batch_size: int | None = None,
         *,
         shuffle: bool | None = None,
-        workers: int = 0,
-        pin: bool | str = "auto",
+        num_workers: int = 0,
+        pin_memory: bool | str = "auto",
         drop_last: bool = False,
-        prefetch: int = 2,
-        persistent: bool = True,
-        collate: Callable[[list[Any]], Any] | None = None,
+        prefetch_factor: int | None = 2,
+        persistent_workers: bool = True,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
         columns: Sequence[str] | None = None,
         group_by_length: bool | str | Sequence[int] = False,
         weights: Sequence[float] | torch.Tensor | None = None,
         length: int | None = None,
         timeout: float = 0,
         worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: str | BaseContext | None = None,
         sharded: bool = False,
     ) -> None:
-        positive = {"batch_size": batch_size, "prefetch": prefetch, "length": length}
+        positive = {"batch_size": batch_size, "prefetch_factor": prefetch_factor, "length": length}
         for name, value, least in [
-            ("workers", workers, 0),
+            ("num_workers", num_workers, 0),
             *((name, value, 1) for name, value in positive.items()),
         ]:
             if value is not None and (not isinstance(value, int) or value < least):
@@ -78,31 +82,38 @@ class Loader:
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
-        self.workers = workers
-        self.pin = pin
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
         self.drop_last = drop_last
-        self.prefetch = prefetch
-        self.persistent = persistent
-        self.collate = collate
+        self.prefetch_factor = prefetch_factor
+        self.persistent_workers = persistent_workers
+        self.collate_fn = collate_fn
         self.columns = None if columns is None else tuple(columns)
         self.group_by_length = group_by_length
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         self.length = length
         self.timeout = timeout
         self.worker_init_fn = worker_init_fn
+        self.multiprocessing_context = multiprocessing_context
         self.sharded = sharded
 
     def worker_options(self) -> dict[str, Any]:
         """The arguments of ``torch.utils.data.DataLoader`` that concern its workers."""
         options: dict[str, Any] = {
-            "num_workers": self.workers,
+            "num_workers": self.num_workers,
             "worker_init_fn": self.worker_init_fn,
+            "pin_memory": self.pin_memory,
         }
-        if self.workers:
-            options |= {"prefetch_factor": self.prefetch, "persistent_workers": self.persistent}
-            options |= {"timeout": self.timeout}
-        pin = torch.cuda.is_available() if self.pin == "auto" else bool(self.pin)
-        return options | {"pin_memory": pin}
+        if self.pin_memory == "auto":
+            options["pin_memory"] = torch.cuda.is_available()
+        if self.num_workers:
+            options |= {
+                "prefetch_factor": self.prefetch_factor,
+                "persistent_workers": self.persistent_workers,
+                "multiprocessing_context": self.multiprocessing_context,
+                "timeout": self.timeout,
+            }
+        return options
 
 
 class _Samples(Dataset[Any]):
@@ -159,9 +170,9 @@ class IndexedSource:
         self.sharding = sharding
         self.seed = seed
         self.shuffle = shuffle if loader.shuffle is None else loader.shuffle
-        self._collate = loader.collate or default_collate
+        self._collate = loader.collate_fn or default_collate
         self.seeded = seeded
-        self._samples = _Samples(loader, seed, seeded or loader.workers > 0)
+        self._samples = _Samples(loader, seed, seeded or loader.num_workers > 0)
         self._columns = self._plain_columns()
         self._lengths = self._read_lengths()
         self._indices = _EpochIndices()
@@ -171,7 +182,7 @@ class IndexedSource:
         # Stacking the rows of a TensorDataset one by one gives what one indexing gives, a hundred
         # times slower.
         plain = type(self.loader.dataset) is TensorDataset and self._collate is default_collate
-        return self.loader.dataset.tensors if plain and not self.loader.workers else None
+        return self.loader.dataset.tensors if plain and not self.loader.num_workers else None
 
     def batches_per_epoch(self) -> int | None:
         """Micro-batches that this rank takes in one epoch."""
@@ -238,7 +249,7 @@ class IndexedSource:
 
         A size of 0 marks a batch that stands in where this rank has no sample of a round.
         """
-        read = self._from_workers if self.loader.workers else self._in_process
+        read = self._from_workers if self.loader.num_workers else self._in_process
         return read(epoch, start, self.permutation(epoch))
 
     def _in_process(self, epoch: int, start: int, indices: Any) -> Iterator[WorkItem]:

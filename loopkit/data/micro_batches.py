@@ -5,7 +5,8 @@ step each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,29 +21,57 @@ from loopkit.errors import DataError
 Source = IndexedSource | StreamSource
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class MicroBatches(list[Any]):
-    """The micro-batches of one optimizer step, on the device, with what is known of them.
+    """The micro-batches of one optimizer step, on the device, and their counts.
 
     Attributes:
-        sizes, samples: samples in each micro-batch of this rank, and in all of them; a size of 0
-            marks a batch that stands in where this rank has no data left, and counts for nothing.
+        sizes: samples in each micro-batch of this rank. A dummy batch has size 0: it is forwarded
+            so that every rank takes part in the step, with weight zero.
+        samples: samples in all micro-batches of this rank.
         total: samples in all micro-batches of all ranks.
-        start, end: the data position before and after the group, in the source's unit.
-        tokens: elements of ``input_ids`` on all ranks, 0 where batches have none.
-        last: whether the group is known to close the epoch.
+        start: the data position before the group, in the unit of the source.
+        end: the data position after the group.
+        tokens: elements of ``input_ids`` on all ranks; 0 where batches have none.
+        last: whether the group is known to be the last of its epoch.
         state: the source's own state after the group, for sources that have one.
     """
 
-    __slots__ = ("end", "last", "samples", "sizes", "start", "state", "tokens", "total")
+    start: int = 0
+    end: int = 0
+    sizes: list[int] = field(default_factory=list)
+    samples: int = 0
+    total: int = 0
+    tokens: int = 0
+    last: bool = False
+    state: Any = None
 
-    def __init__(self, start: int = 0) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-        self.samples = self.total = 0
-        self.start = self.end = start
-        self.tokens = 0
-        self.last = False
-        self.state: Any = None
+    def with_batches(self, batches: Iterable[Any], sizes: Iterable[int]) -> MicroBatches:
+        """Return a copy that holds ``batches`` of ``sizes``; all other attributes are kept."""
+        group = copy(self)
+        group[:] = batches
+        group.sizes = list(sizes)
+        return group
+
+    def padded(self, count: int) -> MicroBatches:
+        """Return a copy of ``count`` micro-batches: dummy batches fill it up.
+
+        Each counts as one unit of the position, as in sources whose ranks read data of their own.
+        """
+        missing = count - len(self)
+        group = self.with_batches([*self, *self[-1:] * missing], [*self.sizes, *[0] * missing])
+        group.end = group.start + count
+        return group
+
+    def dummies(self, count: int) -> MicroBatches:
+        """Return a group of ``count`` dummy batches, without samples, that follows this one."""
+        group = self.with_batches(self[-1:] * count, [0] * count)
+        group.start = self.end
+        group.end = self.end + count
+        group.samples = 0
+        group.total = 0
+        group.tokens = 0
+        return group
 
 
 @dataclass(frozen=True)
@@ -84,7 +113,7 @@ def open_source(data: Any, reading: DataConfig, what: str) -> Source:
             "drop_last": loader.drop_last,
         }
         data = DataLoader(
-            loader.dataset, collate_fn=loader.collate, **options, **loader.worker_options()
+            loader.dataset, collate_fn=loader.collate_fn, **options, **loader.worker_options()
         )
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, torch.Tensor)):
         raise DataError(
@@ -122,14 +151,15 @@ def _from_dataloader(loader: DataLoader[Any]) -> Loader:
         loader.dataset,
         loader.batch_size,
         shuffle=getattr(loader.sampler, "shuffle", type(loader.sampler) is not SequentialSampler),
-        workers=loader.num_workers,
-        pin=loader.pin_memory or "auto",
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory or "auto",
         drop_last=loader.drop_last,
-        prefetch=loader.prefetch_factor or 2,
-        persistent=loader.persistent_workers,
-        collate=loader.collate_fn,
+        prefetch_factor=loader.prefetch_factor or 2,
+        persistent_workers=loader.persistent_workers,
+        collate_fn=loader.collate_fn,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
     )
 
 
@@ -215,7 +245,7 @@ class MicroBatchLoader:
     def _groups(self, epoch: int, start: int) -> Iterator[MicroBatches]:
         source, accumulate, epoch_end = self.source, self.accumulate, self.source.end()
         keeps_state = isinstance(source, StreamSource) and source.keeps_state
-        group = MicroBatches(start)
+        group = MicroBatches(start, start)
         for batch, size, total, end in source.open(epoch, start):
             group.append(batch)
             group.sizes.append(size)
@@ -231,7 +261,7 @@ class MicroBatchLoader:
                 if keeps_state:
                     group.state = source.state()
                 yield group
-                group = MicroBatches(end)
+                group = MicroBatches(end, end)
         if group:
             group.state = source.state() if keeps_state else None
             yield group

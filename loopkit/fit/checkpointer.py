@@ -133,7 +133,7 @@ class Checkpointer:
             self.run_dir,
             settings.keep,
             settings.keep_best,
-            settings.metric(),
+            settings.monitor(),
             self._trusted,
         )
 

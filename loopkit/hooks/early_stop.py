@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from loopkit.errors import MetricError, OptionError, nearest
+from loopkit.checks import checked_int, checked_number
+from loopkit.errors import OptionError
 from loopkit.events import Hook
+from loopkit.monitor import Monitor
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -20,7 +22,7 @@ class EarlyStop(Hook):
     larger patience.
 
     Args:
-        metric: the metric's full name and its better side: "eval/loss:min" or "eval/accuracy:max".
+        metric: the metric's full name and its mode: "eval/loss:min" or "eval/accuracy:max".
         patience: evaluations without an improvement that end the run.
         min_delta: by how much a value must be better than the best before to count as an
             improvement.
@@ -37,20 +39,9 @@ class EarlyStop(Hook):
     def __init__(
         self, metric: str = "eval/loss:min", patience: int = 3, min_delta: float = 0.0
     ) -> None:
-        name, _, side = metric.rpartition(":")
-        if not name or side not in ("min", "max"):
-            raise OptionError(
-                f"EarlyStop({metric!r}): name the metric and the better side, as 'eval/loss:min' "
-                f"or "
-                "'eval/accuracy:max'"
-            )
-        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
-            raise OptionError(
-                f"EarlyStop(patience={patience!r}): give a whole number of at least 1"
-            )
-        if not isinstance(min_delta, (int, float)) or not min_delta >= 0:
-            raise OptionError(f"EarlyStop(min_delta={min_delta!r}): give a number of at least 0")
-        self.metric, self.side, self.patience, self.min_delta = name, side, patience, min_delta
+        self.monitor = Monitor.parse(metric, "EarlyStop()")
+        self.patience = checked_int(patience, "EarlyStop(patience=)")
+        self.min_delta = checked_number(min_delta, "EarlyStop(min_delta=)", at_least=0)
         self._loaded: Mapping[str, Any] | None = None
         self.best: float | None = None
         self.best_step = 0
@@ -66,7 +57,7 @@ class EarlyStop(Hook):
             return  # nothing is trained
         if not run.eval_data:
             raise OptionError(
-                f"EarlyStop waits for {self.metric!r}, and this run never evaluates: give the task "
+                f"EarlyStop waits for {self.monitor.name!r}, and this run never evaluates: give the task "
                 f"an "
                 "eval_data and an eval_step, and leave eval_every on"
             )
@@ -87,18 +78,8 @@ class EarlyStop(Hook):
         """
         if run.loader is None:
             return
-        if self.metric not in metrics:
-            raise MetricError(
-                f"EarlyStop('{self.metric}:{self.side}'): the evaluation gave no {self.metric!r}."
-                f"{nearest(self.metric, metrics)} It gave {', '.join(sorted(metrics))}"
-            )
-        value = metrics[self.metric]
-        gain = (
-            float("inf")
-            if self.best is None
-            else (value - self.best) * (1 if self.side == "max" else -1)
-        )
-        if value == value and gain > self.min_delta:  # NaN is no value
+        value = self.monitor.value(metrics, "EarlyStop()")
+        if self.monitor.is_better(value, self.best, min_delta=self.min_delta):
             self.best, self.best_step, self.waited = value, run.progress.step, 0
             return
         self.waited += 1
@@ -123,9 +104,9 @@ class EarlyStop(Hook):
     def _why(self) -> str:
         count = f"{self.waited} evaluation{'s' * (self.waited != 1)}"
         if self.best is None:
-            return f"EarlyStop: {self.metric} was not a number in {count}"
+            return f"EarlyStop: {self.monitor.name} was not a number in {count}"
         return (
-            f"EarlyStop: {self.metric} has not improved for {count}; its best is {self.best:.6g} "
+            f"EarlyStop: {self.monitor.name} has not improved for {count}; its best is {self.best:.6g} "
             f"at step "
             f"{self.best_step}"
         )

@@ -39,13 +39,13 @@ def chosen(columns: Collection[str], accepted: Collection[str]) -> dict[str, str
 
 
 class Selecting:
-    """A collate function that gives ``collate`` only the columns a model takes, under the model's
+    """A collate function that gives ``collate_fn`` only the columns a model takes, under the model's
     names.
     """
 
-    def __init__(self, accepted: Collection[str], collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, accepted: Collection[str], collate_fn: Callable[[list[Any]], Any]) -> None:
         self.accepted = accepted
-        self.collate = collate
+        self.collate_fn = collate_fn
 
     def __call__(self, samples: list[Any]) -> Any:
         """The batch.
@@ -65,7 +65,7 @@ class Selecting:
                 f"a sample has {what}, of which the model takes none: give dicts with some of "
                 f"{', '.join(self.accepted)}, or a collate function that makes them"
             )
-        return self.collate(
+        return self.collate_fn(
             [{own: sample[name] for name, own in names.items()} for sample in samples]
         )
 
@@ -81,8 +81,8 @@ def padding(tokenizer: Any, config: Any, labels: Collection[str]) -> Padded:
     )
 
 
-def opened(data: Any, collate: Callable[[list[Any]], Any]) -> Any:
-    """What a task is to return as data: samples are joined by ``collate`` where nothing else is
+def opened(data: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
+    """What a task is to return as data: samples are joined by ``collate_fn`` where nothing else is
     there to do it.
 
     Samples are what a Dataset, a list, or a Loader over these holds; what else can be iterated
@@ -90,9 +90,11 @@ def opened(data: Any, collate: Callable[[list[Any]], Any]) -> Any:
     """
     if isinstance(data, Loader):
         data = copy(data)
-        data.collate = data.collate or collate
+        data.collate_fn = data.collate_fn or collate_fn
         return data
-    return Loader(data, collate=collate) if isinstance(data, Dataset) or _sized(data) else data
+    return (
+        Loader(data, collate_fn=collate_fn) if isinstance(data, Dataset) or _sized(data) else data
+    )
 
 
 def _sized(data: Any) -> bool:

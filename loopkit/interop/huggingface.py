@@ -53,7 +53,7 @@ class HFTask(Task):
         eval_data: as ``train_data``, or a dict of such by name.
         predict_data: as ``train_data``; None takes ``eval_data``.
         tokenizer: says how to pad, and is saved with the model.
-        collate: list of samples, whole ones, to batch; None pads sequences to the longest, labels
+        collate_fn: list of samples, whole ones, to batch; None pads sequences to the longest, labels
             with -100.
         compute_metrics: ``outputs`` of a whole evaluation set (``preds``, ``target``) to numbers by
             name.
@@ -78,7 +78,7 @@ class HFTask(Task):
         predict_data: Any = None,
         *,
         tokenizer: Any = None,
-        collate: Callable[[list[Any]], Any] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
         compute_metrics: Callable[[Any], Mapping[str, Any]] | None = None,
         metrics: Mapping[str, Any] | None = None,
         optimizers: Any = None,
@@ -92,7 +92,7 @@ class HFTask(Task):
             eval_data,
             predict_data,
             tokenizer,
-            collate,
+            collate_fn,
             compute_metrics,
             metrics,
             optimizers,
@@ -112,8 +112,8 @@ class HFTask(Task):
             {"use_cache": False} if "use_cache" in accepted else {}
         )  # it serves generation alone
         self._shifts = _shifts(self._base)
-        self._selects = collate is None
-        self._collate = collate or Selecting(
+        self._selects = collate_fn is None
+        self._collate = collate_fn or Selecting(
             self._columns, padding(tokenizer, self._config, self._labels)
         )
         self._left_out: set[str] = set()

@@ -87,16 +87,15 @@ def split_batches(batches: MicroBatches, splits: int) -> MicroBatches:
     """Split each micro-batch into up to ``splits`` slices of about the same number of samples."""
     if splits == 1:
         return batches
-    split = MicroBatches(batches.start)
+    parts: list[Any] = []
+    sizes: list[int] = []
     for batch, size in zip(batches, batches.sizes):
         step = -(-size // splits)
         for low in range(0, size, step):
             high = min(low + step, size)
-            split.append(_slice(batch, low, high, size))
-            split.sizes.append(high - low)
-    split.samples, split.total, split.tokens = batches.samples, batches.total, batches.tokens
-    split.end, split.last, split.state = batches.end, batches.last, batches.state
-    return split
+            parts.append(_slice(batch, low, high, size))
+            sizes.append(high - low)
+    return batches.with_batches(parts, sizes)
 
 
 def _slice(part: Any, low: int, high: int, size: int) -> Any:

@@ -218,20 +218,12 @@ def _pad_with_dummies(
     run: Run, batches: MicroBatches | None, last: MicroBatches | None
 ) -> MicroBatches:
     """Return as many micro-batches as the other ranks have; a dummy batch has the size 0."""
-    source = batches or last
-    if source is None:
+    accumulate = run.train_loader.accumulate
+    if batches is not None:
+        return batches.padded(accumulate)
+    if last is None:
         raise DataError(
             f"the other ranks have training data and rank {run.strategy.rank} has none: give each "
             "some, or leave out Loader(sharded=True) to have one stream dealt out to all"
         )
-    accumulate = run.train_loader.accumulate
-    padded = MicroBatches(source.start if batches else source.end)
-    padded.extend(batches or ())
-    padded.sizes = list(batches.sizes) if batches else []
-    padded.samples = batches.samples if batches else 0
-    padded.state = source.state
-    padded.end = padded.start + accumulate
-    while len(padded) < accumulate:
-        padded.append(source[-1])
-        padded.sizes.append(0)
-    return padded
+    return last.dummies(accumulate)

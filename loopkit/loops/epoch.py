@@ -7,7 +7,7 @@ from math import inf
 from time import perf_counter
 
 from loopkit.data.micro_batches import MicroBatches
-from loopkit.errors import DataError, MetricError, nearest
+from loopkit.errors import DataError
 from loopkit.loops.nonfinite import check_finite
 from loopkit.run import Interrupted, Run
 from loopkit.task import name_of
@@ -196,21 +196,13 @@ def evaluate(run: Run) -> None:
 def record_best(run: Run, metrics: Mapping[str, float]) -> None:
     """Request a checkpoint where the deciding metric is the best so far."""
     saves = run.options.saves()
-    wanted = saves.metric() if saves is not None else None
-    if wanted is None:
+    monitor = saves.monitor() if saves is not None else None
+    if monitor is None:
         return
-    name, side = wanted
-    if name not in metrics:
-        raise MetricError(
-            f"Checkpoint(best='{name}:{side}'): the evaluation gave no {name!r}."
-            f"{nearest(name, metrics)} It gave {', '.join(sorted(metrics))}"
-        )
-    value, best = metrics[name], run.record.best.get("value")
-    if value != value:  # NaN is never the best
-        return
-    if best is None or (value > best if side == "max" else value < best):
+    value = monitor.value(metrics, "Checkpoint(best=)")
+    if monitor.is_better(value, run.record.best.get("value")):
         run.record.best = {
-            "metric": name,
+            "metric": monitor.name,
             "value": value,
             "step": run.progress.step,
             "epoch": run.progress.epoch,

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from torch.optim import Optimizer
 
 from loopkit.durations import RunLength
-from loopkit.errors import LoopkitWarning, OptionError, nearest
+from loopkit.errors import LoopkitWarning
+from loopkit.monitor import metric_value
 from loopkit.optim.schedules import Plateau, Schedule, in_steps
 
 
@@ -106,7 +107,8 @@ class PlateauSchedule:
 
     def __init__(self, optimizer: Optimizer, plateau: Plateau, length: RunLength) -> None:
         self.plateau = plateau
-        self.watches = plateau.metric.rpartition(":")[0]
+        self.monitor = plateau.monitor()
+        self.watches = self.monitor.name
         self.factor = 1.0
         self.best: float | None = None
         self.waited = 0
@@ -128,11 +130,11 @@ class PlateauSchedule:
         """Lower the factor if the metric has not got better for longer than ``patience``.
 
         Raises:
-            OptionError: the evaluation gave no such metric.
+            MetricError: the evaluation gave no such metric.
         """
         plateau = self.plateau
-        value = watched(metrics, self.watches, "reduce_on_plateau")
-        if plateau.improves(value, self.best):
+        value = self.monitor.value(metrics, "reduce_on_plateau()")
+        if self.monitor.is_better(value, self.best, threshold=plateau.threshold):
             self.best, self.waited = value, 0
         else:
             self.waited += 1
@@ -185,10 +187,10 @@ class TorchSchedule:
         """Show it the metric it waits for.
 
         Raises:
-            OptionError: the evaluation gave no such metric.
+            MetricError: the evaluation gave no such metric.
         """
         if self.watches is not None:
-            self.scheduler.step(watched(metrics, self.watches, "ReduceLROnPlateau"))
+            self.scheduler.step(metric_value(metrics, self.watches, "ReduceLROnPlateau"))
 
     def state_dict(self) -> dict[str, Any]:
         """The scheduler's own state."""
@@ -222,17 +224,3 @@ def compare(name: str, rates: list[float], saved: Mapping[str, Any]) -> str:
             f"and are now {', '.join(f'{rate:g}' for rate in rates)}, which hold from here"
         )
     return ""
-
-
-def watched(metrics: Mapping[str, float], name: str, who: str) -> float:
-    """The metric called ``name``.
-
-    Raises:
-        OptionError: the evaluation gave none of that name.
-    """
-    if name not in metrics:
-        raise OptionError(
-            f"{who} watches {name!r}, which the evaluation did not give.{nearest(name, metrics)} "
-            f"It gave {', '.join(sorted(metrics))}"
-        )
-    return metrics[name]

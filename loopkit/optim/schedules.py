@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from loopkit.durations import Duration, RunLength
 from loopkit.errors import OptionError, nearest
+from loopkit.monitor import Monitor
 
 Shape = Callable[..., float]
 _DECAYS: dict[str, Callable[[float], float]] = {
@@ -100,11 +101,7 @@ class Plateau:
 
     def __post_init__(self) -> None:
         _length(self.warmup, "reduce_on_plateau(warmup=)")
-        if self.metric.rpartition(":")[2] not in ("min", "max"):
-            raise OptionError(
-                f"reduce_on_plateau(metric={self.metric!r}): name the metric and the better side, "
-                "as 'eval/loss:min' or 'eval/accuracy:max'"
-            )
+        self.monitor()
         if not 0 < self.factor < 1:
             raise OptionError(
                 f"reduce_on_plateau(factor={self.factor!r}): give a number between 0 and 1"
@@ -116,13 +113,9 @@ class Plateau:
                     f"reduce_on_plateau({name}={value!r}): give a whole number of at least 0"
                 )
 
-    def improves(self, value: float, best: float | None) -> bool:
-        """Whether ``value`` beats ``best`` by more than the relative threshold."""
-        if best is None:
-            return not math.isnan(value)
-        if self.metric.endswith(":min"):
-            return value < best * (1 - self.threshold)
-        return value > best * (1 + self.threshold)
+    def monitor(self) -> Monitor:
+        """Return the metric, parsed."""
+        return Monitor.parse(self.metric, "reduce_on_plateau(metric=)")
 
 
 def constant(warmup: object = 0) -> Schedule:
@@ -287,7 +280,7 @@ def reduce_on_plateau(
     ``ReduceLROnPlateau``.
 
     Args:
-        metric: its full name and the better side, as ``"eval/loss:min"``.
+        metric: its full name and its mode, as ``"eval/loss:min"``.
         factor: what the rate is multiplied by.
         patience: evaluations without an improvement that are let pass.
         threshold: how much better than the best, relative to it, counts as an improvement.

@@ -28,6 +28,7 @@ from loopkit.checkpoint import (
 from loopkit.checkpoint.manifest import Manifest
 from loopkit.checkpoint.tools import diff, export, ls, verify_tree
 from loopkit.errors import CheckpointError, CorruptCheckpointError, OptionError, RunDirError
+from loopkit.monitor import Monitor
 
 # Retention
 # --------------------------------------------------------------------------------------------------
@@ -64,11 +65,11 @@ STEPS = [entry(1, 0.5), entry(2, 0.9), entry(3, 0.9), entry(4, 0.1), entry(5, ma
         ({"keep": 1}, [6]),
         ({"keep": 3}, [4, 5, 6]),
         ({"keep": 9}, [1, 2, 3, 4, 5, 6]),
-        ({"keep": 1, "best": ("m", "max")}, [2, 6]),
-        ({"keep": 1, "best": ("m", "max"), "keep_best": 2}, [2, 3, 6]),
-        ({"keep": 1, "best": ("m", "max"), "keep_best": 0}, [2, 6]),
-        ({"keep": 2, "best": ("m", "min")}, [4, 5, 6]),
-        ({"keep": 1, "best": ("unknown", "max")}, [6]),
+        ({"keep": 1, "best": Monitor("m", "max")}, [2, 6]),
+        ({"keep": 1, "best": Monitor("m", "max"), "keep_best": 2}, [2, 3, 6]),
+        ({"keep": 1, "best": Monitor("m", "max"), "keep_best": 0}, [2, 6]),
+        ({"keep": 2, "best": Monitor("m", "min")}, [4, 5, 6]),
+        ({"keep": 1, "best": Monitor("unknown", "max")}, [6]),
     ],
 )
 def test_the_newest_and_the_best_are_kept(rule, expected):
@@ -97,8 +98,7 @@ def test_a_later_generation_is_newer():
     [
         {"keep": 0},
         {"keep": -1},
-        {"keep": 1, "best": ("m", "best")},
-        {"keep": 1, "best": ("m", "max"), "keep_best": -1},
+        {"keep": 1, "best": Monitor("m", "max"), "keep_best": -1},
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(rule):

@@ -106,7 +106,7 @@ def test_the_peak_is_what_training_takes_beyond_the_task(loopkit, heavy, tmp_pat
     assert rows["false",]["optimizer_bytes"] == 0
 
 
-def test_a_grid_has_a_line_for_every_combination_and_shows_what_remat_saves(
+def test_a_grid_has_a_line_for_every_combination_and_shows_what_activation_checkpointing_saves(
     loopkit, heavy, tmp_path
 ):
     words = [

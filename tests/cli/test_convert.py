@@ -65,7 +65,7 @@ def test_the_guides_arguments_become_a_fit_that_can_be_built(tmp_path, capsys):
     spec = space["optimizers"](None)
     assert (spec.optimizer.__name__, spec.lr, spec.weight_decay) == ("AdamW", 2e-5, 0.01)
     assert (spec.schedule.name, str(spec.schedule.warmup)) == ("cosine", "10%")
-    assert space["train_data"](None).workers == 4
+    assert space["train_data"](None).num_workers == 4
 
 
 def test_what_is_not_given_is_what_the_trainer_would_do():

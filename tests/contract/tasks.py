@@ -94,7 +94,7 @@ class Kinds(Tiny):
     def train_data(self) -> Any:
         return {
             "dataset": lambda: Tiny.train_data(self),
-            "workers": lambda: Loader(Tiny.train_data(self), workers=1),
+            "workers": lambda: Loader(Tiny.train_data(self), num_workers=1),
             "list": lambda: [
                 points(self.count)[8 * i : 8 * i + 8] for i in range(-(-self.count // 8))
             ],

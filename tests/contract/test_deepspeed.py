@@ -319,7 +319,7 @@ def test_in_fp16_deepspeeds_scaler_is_saved_and_goes_on(pair, tmp_path, stage):
         assert "'weight'" in told["weighted"]
 
 
-def test_remat_and_compile_change_nothing(pair):
+def test_activation_checkpointing_and_compile_change_nothing(pair):
     plain, _ = pair.call(zero.equipped, False)
     first, _ = pair.call(zero.equipped, True)
     assert distance(first["model"], plain["model"]) < 1e-5

@@ -132,7 +132,9 @@ def test_a_block_that_is_not_there_is_named(pair):
 
 @pytest.mark.parametrize("activation_checkpointing", ["full", None])
 @pytest.mark.parametrize("compile", [True, False])
-def test_remat_and_compile_change_nothing(pair, activation_checkpointing, compile):
+def test_activation_checkpointing_and_compile_change_nothing(
+    pair, activation_checkpointing, compile
+):
     options = {
         "batch_size": 4,
         "epochs": 1,

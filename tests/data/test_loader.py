@@ -4,6 +4,7 @@ not divide.
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
 from typing import Any
@@ -76,7 +77,7 @@ def test_drop_last_and_sizes_that_do_not_divide():
     assert Sharding(10, 4, drop_last=True).end == 8
 
 
-class SyncSchedule(torch.utils.data.Dataset):
+class Words(torch.utils.data.Dataset):
     """Samples of every length from 1 to 40, as token lists."""
 
     def __len__(self) -> int:
@@ -100,10 +101,10 @@ def padding(loader: Loader) -> float:
     "lengths", [True, "labels", [1 + (i * 7) % 40 for i in range(800)]], ids=["ids", "key", "list"]
 )
 def test_grouping_by_length_saves_padding_and_still_takes_each_sample_once(lengths):
-    loader = Loader(SyncSchedule(), collate=Padded({"labels": -100}), group_by_length=lengths)
+    loader = Loader(Words(), collate_fn=Padded({"labels": -100}), group_by_length=lengths)
     seen = [int(i) for batch, *_ in source(loader).open(1, 0) for i in batch["id"]]
     assert sorted(seen) == list(range(800))
-    assert padding(loader) < 0.05 < 0.3 < padding(Loader(SyncSchedule(), collate=Padded()))
+    assert padding(loader) < 0.05 < 0.3 < padding(Loader(Words(), collate_fn=Padded()))
     first = next(iter(source(loader).open(0, 0)))[0]
     assert first["input_ids"].shape[1] == 40, "the longest comes first"
 
@@ -145,14 +146,14 @@ def test_padding_by_key_side_and_multiple():
 
 
 def test_columns_keep_what_is_named():
-    loader = Loader(SyncSchedule(), columns=["id"], batch_size=2)
+    loader = Loader(Words(), columns=["id"], batch_size=2)
     assert list(next(iter(source(loader).open(0, 0)))[0]) == ["id"]
 
 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Loader(points(5), workers=-1), "Loader(workers=-1)"),
+        (lambda: Loader(points(5), num_workers=-1), "Loader(num_workers=-1)"),
         (lambda: Loader(points(5), batch_size=0), "Loader(batch_size=0)"),
         (lambda: Padded(side="middle"), "'right' or 'left'"),
     ],
@@ -177,17 +178,35 @@ def test_settings_that_do_not_fit_the_data_are_named(loader, text):
 
 def test_augmentation_does_not_depend_on_workers_batch_size_or_ranks():
     def read(**how: Any) -> dict[tuple[float, ...], None]:
-        workers = how.pop("workers", 0)
-        batches = [b for b, *_ in source(Loader(Noisy(24), workers=workers), **how).open(2, 0)]
+        workers = how.pop("num_workers", 0)
+        batches = [b for b, *_ in source(Loader(Noisy(24), num_workers=workers), **how).open(2, 0)]
         return {tuple(row.tolist()) for x, _ in batches for row in x}
 
     plain = read()
-    assert plain == read(workers=2) == read(batch_size=7)
+    assert plain == read(num_workers=2) == read(batch_size=7)
     assert plain == read(rank=0, world=2) | read(rank=1, world=2)
+
+
+def test_loader_takes_dataloaders_own_names():
+    own = set(inspect.signature(DataLoader).parameters)
+    positions = {"sampler", "batch_sampler", "generator", "in_order"}  # the Loader's own business
+    assert own - positions - {"pin_memory_device"} <= set(inspect.signature(Loader).parameters)
+
+
+def test_workers_start_as_asked_for():
+    def read(**how: Any) -> list[Any]:
+        loader = Loader(numbered(8), batch_size=4, num_workers=1, **how)
+        return [batch[0].tolist() for batch, *_ in source(loader).open(0, 0)]
+
+    assert read(multiprocessing_context="spawn", prefetch_factor=None) == read()
+    with pytest.raises(ValueError, match="multiprocessing_context"):
+        read(multiprocessing_context="thread")
 
 
 def test_a_plain_dataloader_is_taken_apart_and_others_are_read_as_they_are():
     assert isinstance(source(DataLoader(points(8), 4, shuffle=True)), IndexedSource)
+    spawning = DataLoader(points(8), 4, num_workers=1, multiprocessing_context="spawn")
+    assert source(spawning).loader.worker_options()["multiprocessing_context"] is not None
     weighted = torch.utils.data.WeightedRandomSampler([1.0] * 8, 8)
     assert not isinstance(source(DataLoader(points(8), 4, sampler=weighted)), IndexedSource)
     assert not isinstance(

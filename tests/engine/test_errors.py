@@ -69,7 +69,7 @@ def test_a_bad_option_is_named_with_what_is_accepted(options, text, tmp_path):
     [
         ({"every": "sometimes"}, "Checkpoint(every=)='sometimes'"),
         ({"keep": 0}, "Checkpoint(keep=0): give a whole number of at least 1"),
-        ({"best": "eval/loss"}, "'eval/accuracy:max' or 'eval/loss:min'"),
+        ({"best": "eval/loss"}, "'eval/loss:min' or 'eval/accuracy:max'"),
         ({"load_best": True}, "needs best="),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_failing_sample_is_named():
 
     task = Tiny()
     for workers in (0, 1):
-        task.train_data = lambda w=workers: Loader(Broken(), 2, workers=w)
+        task.train_data = lambda w=workers: Loader(Broken(), 2, num_workers=w)
         with pytest.raises(DataError, match=r"Broken\[7\] failed in epoch 0: KeyError: 'label'"):
             quiet().run(task)
 

@@ -72,7 +72,7 @@ def trained(**options: Any) -> tuple[Deep, str]:
     ],
 )
 @pytest.mark.parametrize("rng", ["counter", "stream"])
-def test_remat_saves_memory_on_a_12_layer_model_and_changes_no_bit(
+def test_activation_checkpointing_saves_memory_on_a_12_layer_model_and_changes_no_bit(
     activation_checkpointing, most, rng
 ):
     plain, before = trained(rng=rng)
@@ -124,12 +124,12 @@ def test_a_models_own_checkpointing_is_asked_for():
         ("full+every:2", "is not known"),
     ],
 )
-def test_a_bad_remat_is_named(activation_checkpointing, text):
+def test_a_bad_activation_checkpointing_is_named(activation_checkpointing, text):
     with pytest.raises(OptionError, match=text):
         quiet(activation_checkpointing=activation_checkpointing)
 
 
-def test_a_remat_that_picks_nothing_lists_what_there_is():
+def test_an_activation_checkpointing_that_picks_nothing_lists_what_there_is():
     with pytest.raises(OptionError, match=r"picks no module of Tiny, which has: net, net\.0"):
         quiet(activation_checkpointing="select:attention").run(Tiny())
 

@@ -106,7 +106,7 @@ def test_it_learns_and_resumes_to_the_same_bits(tmp_path, precision):
 def test_batches_copied_ahead_are_those_of_the_cpu(workers):
     class Loaded(Tiny):
         def train_data(self) -> Any:
-            return Loader(Noisy(64), workers=workers)
+            return Loader(Noisy(64), num_workers=workers)
 
     seen: dict[str, list[torch.Tensor]] = {"cuda": [], "cpu": []}
     for accelerator, batches in seen.items():

@@ -105,7 +105,7 @@ def test_evaluating_alone_does_not_ask_for_the_metric():
     ("arguments", "named"),
     [
         ({"metric": "eval/loss"}, "eval/loss:min"),
-        ({"metric": ":min"}, "name the metric"),
+        ({"metric": ":min"}, "give the name of the metric"),
         ({"patience": 0}, "patience=0"),
         ({"patience": True}, "patience=True"),
         ({"min_delta": -1}, "min_delta=-1"),

@@ -73,7 +73,7 @@ def test_resume_is_bit_identical(options, tmp_path):
 def test_a_finished_run_resumed_ends_the_same(workers, tmp_path):
     class Fed(Normed):
         def train_data(self):
-            return Loader(points(60), workers=workers)
+            return Loader(points(60), num_workers=workers)
 
     def once():
         task = Fed(dropout=0.5)

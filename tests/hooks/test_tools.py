@@ -220,7 +220,7 @@ def test_data_with_a_place_of_its_own_is_put_back(tmp_path):
 def test_workers_are_put_back(tmp_path):
     class Fed(Tiny):
         def train_data(self):
-            return Loader(points(60), workers=1)
+            return Loader(points(60), num_workers=1)
 
     plain = go(Hook, tmp_path / "plain", task=Fed)
     tested = go(lambda: FindLR(1e-5, 10, steps=11, stop=False), tmp_path / "tested", task=Fed)

@@ -55,7 +55,7 @@ def task_of(kind="BertForSequenceClassification", **options):
 
 
 def batch_of(kind):
-    return task_of(kind).train_data().collate(samples(kind, 6, seed=2))
+    return task_of(kind).train_data().collate_fn(samples(kind, 6, seed=2))
 
 
 def trained(task, run_dir, stop_at=None, **options):
@@ -290,7 +290,7 @@ def test_adapters_on_a_base_in_few_bits_train_resume_evaluate_and_open(bits, fol
 def test_gradients_go_through_a_base_in_few_bits_after_an_evaluation_too(bits, folder):
     """They are those of the same weights in 32 bits, as near as 8-bit arithmetic comes."""
     task = quantised(folder, bits)
-    batch, grads = task.train_data().collate(samples("LlamaForCausalLM", 6)), []
+    batch, grads = task.train_data().collate_fn(samples("LlamaForCausalLM", 6)), []
     quiet().evaluate(task)
     plain = adapted(
         "LlamaForCausalLM", made("LlamaForCausalLM", hidden_size=64, intermediate_size=64)

@@ -29,7 +29,7 @@ def task_of(kind, count=24, **options):
 
 def batch_of(kind, count=8):
     task = task_of(kind)
-    return task.train_data().collate(samples(kind, count))
+    return task.train_data().collate_fn(samples(kind, count))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,7 +39,7 @@ def test_the_weight_makes_parts_of_a_batch_the_whole(kind):
         task_of(kind).double().eval(),
         {"abs": 1e-12 if kind.startswith("Bert") else 1e-6},
     )  # others' losses are fp32
-    collate = task.train_data().collate
+    collate = task.train_data().collate_fn
     data = samples(kind, 9, seed=3)
     whole = task.train_step(collate(data))
     parts = [task.train_step(collate(part)) for part in (data[:2], data[2:3], data[3:])]
@@ -84,7 +84,7 @@ def test_pixels_that_a_segmentation_leaves_out_are_not_counted():
     batches = [
         {
             name: t.double() if t.is_floating_point() else t
-            for name, t in task.train_data().collate(part).items()
+            for name, t in task.train_data().collate_fn(part).items()
         }
         for part in (data, data[:2], data[2:])
     ]
@@ -119,7 +119,7 @@ def test_it_trains_as_a_loop_written_by_hand():
     kind = "BertForSequenceClassification"
     data = samples(kind, 24)
     loader = torch.utils.data.DataLoader(
-        data, 8, shuffle=True, collate_fn=task_of(kind).train_data().collate
+        data, 8, shuffle=True, collate_fn=task_of(kind).train_data().collate_fn
     )
     task = HFTask(
         made(kind), loader, optimizers=AdamW(lr=1e-3, weight_decay=0.01, schedule=linear())
@@ -212,7 +212,7 @@ def test_stopped_and_resumed_is_bit_identical(kind, tmp_path):
         assert run(tmp_path / str(stop)) == whole
 
 
-def test_rematerialisation_is_the_models_own_and_changes_no_bit():
+def test_activation_checkpointing_is_the_models_own_and_changes_no_bit():
     ends = []
     for activation_checkpointing in (None, "full"):
         task = task_of("LlamaForCausalLM")
@@ -257,7 +257,7 @@ def test_metrics_of_both_kinds_are_computed(tmp_path):
     assert found["eval/right"] == pytest.approx(found["eval/share"], abs=1e-7)
     data = task.eval().eval_data()
     with torch.no_grad():
-        batch = data.collate(data.dataset)
+        batch = data.collate_fn(data.dataset)
         assert found["eval/share"] == pytest.approx(
             (task.predict_step(batch).argmax(-1) == batch["labels"]).float().mean().item()
         )
@@ -300,7 +300,7 @@ def test_what_the_model_does_not_take_is_left_out_and_said_once(capsys):
         )
         == 1
     )
-    assert set(task.train_data().collate(data)) == {"input_ids", "labels", "attention_mask"}
+    assert set(task.train_data().collate_fn(data)) == {"input_ids", "labels", "attention_mask"}
 
 
 def test_columns_and_label_names_can_be_given(capsys):
@@ -320,7 +320,7 @@ def test_columns_and_label_names_can_be_given(capsys):
         for s in samples("BertForSequenceClassification", 8)
     ]
     named = HFTask(Weighing(config), data, data, label_names=["truth"])
-    assert set(named.eval_step(named.train_data().collate(data))) >= {"target", "loss"}
+    assert set(named.eval_step(named.train_data().collate_fn(data))) >= {"target", "loss"}
     assert quiet(batch_size=4).run(named).step == 2
     fewer = HFTask(Weighing(config), data, columns=["input_ids", "truth"])
     with pytest.raises(TypeError, match="NoneType"):  # the model was called without the importance
@@ -346,7 +346,7 @@ def test_a_collate_function_of_ones_own_gets_samples_whole(capsys):
         }
 
     task = HFTask(
-        made("BertForSequenceClassification"), data, data, tokenizer=words, collate=collate
+        made("BertForSequenceClassification"), data, data, tokenizer=words, collate_fn=collate
     )
     assert quiet(epochs=2, batch_size=4).run(task).step == 4
     assert capsys.readouterr().err.count("column(s) texts") == 1
@@ -359,7 +359,7 @@ def test_transformers_own_collators_serve():
         {"input_ids": words("bad")["input_ids"]},
     ] * 4
     causal = transformers.DataCollatorForLanguageModeling(words, mlm=False)
-    task = HFTask(made("GPT2LMHeadModel"), data, data, collate=causal)
+    task = HFTask(made("GPT2LMHeadModel"), data, data, collate_fn=causal)
     result = quiet(epochs=2, batch_size=4).run(task)
     assert result.step == 4
     assert task.weight(causal(data[:2])) == 5 + 2
@@ -371,13 +371,13 @@ def test_transformers_own_collators_serve():
 def test_data_of_every_kind_trains_the_same(how):
     kind = "BertForSequenceClassification"
     data = samples(kind, 8)
-    plain = task_of(kind).train_data().collate
+    plain = task_of(kind).train_data().collate_fn
     if how == "datasets":
         data = pytest.importorskip("datasets").Dataset.from_list(data)
     elif how == "stream":
         data = pytest.importorskip("datasets").Dataset.from_list(data).to_iterable_dataset()
     elif how in ("Loader", "workers"):
-        data = Loader(data, batch_size=4, shuffle=False, workers=int(how == "workers"))
+        data = Loader(data, batch_size=4, shuffle=False, num_workers=int(how == "workers"))
     elif how == "DataLoader":
         data = torch.utils.data.DataLoader(data, 4, collate_fn=plain)
     elif how == "generator":
@@ -428,7 +428,7 @@ def test_hyperparameters_hold_values_and_no_data(tmp_path):
         "label_names": ["labels"],
         "columns": None,
         "tokenizer": None,
-        "collate": None,
+        "collate_fn": None,
         "metrics": None,
         "compute_metrics": None,
         "optimizers": None,

@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 
 from loopkit import Checkpoint
 from loopkit.durations import RunLength
-from loopkit.errors import LoopkitWarning, OptionError
+from loopkit.errors import LoopkitWarning, MetricError, OptionError
 from loopkit.optim import (
     SGD,
     AdamW,
@@ -270,8 +270,8 @@ def test_reduce_on_plateau_resumes_where_it_was(tmp_path):
 
 def test_the_metric_of_a_plateau_must_be_there():
     with pytest.raises(
-        OptionError,
-        match=r"reduce_on_plateau watches 'eval/los', which .* Did you mean 'eval/loss'",
+        MetricError,
+        match=r"reduce_on_plateau\('eval/los:min'\): .* Did you mean 'eval/loss'",
     ):
         quiet(batch_size=32).run(Scheduled(reduce_on_plateau("eval/los:min")))
 
@@ -359,7 +359,7 @@ def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
         (lambda: polynomial(power=-1), r"polynomial\(power=-1\)"),
         (
             lambda: reduce_on_plateau("eval/loss"),
-            r"reduce_on_plateau\(metric='eval/loss'\): name the metric and the better side",
+            r"reduce_on_plateau\(metric='eval/loss'\): give the name of the metric and its mode",
         ),
         (
             lambda: reduce_on_plateau(factor=1.5),

@@ -60,7 +60,7 @@ class Fed(Tiny):
     def train_data(self) -> Any:
         return {
             "dataset": lambda: Noisy(60),
-            "workers": lambda: Loader(Noisy(60), workers=2),
+            "workers": lambda: Loader(Noisy(60), num_workers=2),
             "dataloader": lambda: DataLoader(Noisy(60), 8, shuffle=True),
             "iterable": Stream,
             "stateful": Stateful,
