@@ -31,7 +31,7 @@ MAPS = {
 }  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "plain": {}, "clip_norm": {"clip_norm": 0.05}, "clip_value": {"clip_value": 1e-3}, "accumulate": {"accumulate": 2},
-    "remat": {"remat": "class:Block"}, "offload": {"remat": "full+offload"}, "ignore": {"on_nan": "ignore"},
+    "remat": {"activation_checkpointing": "class:Block"}, "offload": {"activation_checkpointing": "full+offload"}, "ignore": {"on_nan": "ignore"},
     "bf16": {"precision": "bf16"}, "fp16": {"precision": "fp16", "clip_norm": 0.05, "accumulate": 2},
     "bf16-true": {"precision": "bf16-true"}, "fp64": {"precision": "fp64"}, "stream": {"rng": "stream"},
 }  # fmt: skip

@@ -97,7 +97,7 @@ def size(module: nn.Module) -> int:
         {"clip_norm": 0.05, "accumulate": 2},
         {"clip_value": 1e-3},
         {"on_nan": "ignore"},
-        {"remat": "select:net"},
+        {"activation_checkpointing": "select:net"},
     ],
 )
 def test_on_one_device_every_bit_is_that_of_a_run_without_it(device_map, options):

@@ -63,7 +63,7 @@ def trained(**options: Any) -> tuple[Deep, str]:
 
 
 @pytest.mark.parametrize(
-    ("remat", "most"),
+    ("activation_checkpointing", "most"),
     [
         ("full", 0.2),
         ("every:2", 0.65),
@@ -115,7 +115,7 @@ def test_a_models_own_checkpointing_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("remat", "text"),
+    ("activation_checkpointing", "text"),
     [
         ("some", "is not known: give 'full', 'every:2'"),
         ("every:0", "at least 1 after 'every:'"),
