@@ -4,30 +4,23 @@ bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loopkit.errors import OptionError, TaskError
+from loopkit.devices import count_devices, visible_devices
+from loopkit.errors import OptionError
 from loopkit.rng import torch_seeder
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.device_placement import balanced, by_hand, connect
 from loopkit.strategies.precision import Both, forward_context
-from loopkit.strategies.single import SingleDevice, clip_factor, find_device
-
-if TYPE_CHECKING:
-    from loopkit.options import Options
+from loopkit.strategies.single import SingleDevice
 
 DeviceMap = str | Mapping[str, str | int]
 NOWHERE = ("meta", "disk")
-_OTHERS = {
-    "ddp": "copies the whole model to one device in each of several processes",
-    "fsdp": "divides every layer among several processes by itself",
-    "deepspeed": "divides the training among several processes by itself",
-}
 
 
 def parse_device_map(device_map: object) -> dict[str, torch.device] | None:
@@ -61,7 +54,7 @@ def _device(prefix: str, device: object) -> torch.device:
         raise OptionError(
             f"{shown}, which is no device: give 'cpu', 'cuda:0', 'mps' or a GPU's number"
         ) from error
-    counts = {kind: _count(kind) for kind in ("cpu", "cuda", "mps", found.type)}
+    counts = {kind: count_devices(kind) for kind in ("cpu", "cuda", "mps", found.type)}
     if (found.index or 0) >= counts[found.type]:
         have = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         raise OptionError(f"{shown}, which is not on this machine: it has {have}")
@@ -70,66 +63,6 @@ def _device(prefix: str, device: object) -> torch.device:
         if found.type in ("cpu", "mps")
         else torch.device(found.type, found.index or 0)
     )
-
-
-def _count(kind: str) -> int:
-    if kind in ("cpu", "mps"):
-        return int(kind == "cpu" or torch.backends.mps.is_available())
-    return int(getattr(getattr(torch, kind, None), "device_count", int)())
-
-
-def spread(options: Options) -> DeviceMapStrategy:
-    """The strategy for ``device_map``.
-
-    Raises:
-        OptionError: an option that does not go with it, with the reason.
-    """
-    strategy, device_map = options.strategy, options.device_map
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if name.lower() in _OTHERS:
-        raise OptionError(
-            f"device_map and strategy={name!r} exclude each other: device_map spreads one model "
-            f"over the "
-            f"devices of one process, and {name} {_OTHERS[name.lower()]}. Leave one out"
-        )
-    if name not in ("auto", "single"):
-        raise OptionError(
-            f"device_map chooses the strategy, and strategy={name!r} is given: leave one out"
-        )
-    if options.nodes != 1:
-        raise OptionError(
-            f"device_map spreads layers over one machine's devices, and nodes={options.nodes} is "
-            f"given"
-        )
-    assert device_map is not None
-    if device_map != "auto" and options.devices != "auto":
-        raise OptionError(
-            f"device_map names the devices, and devices={options.devices!r} is given: leave that "
-            f"out"
-        )
-    found = DeviceMapStrategy(device_map, visible_devices(options.accelerator, options.devices))
-    if options.rng == "stream" and len({d for d in found.devices if d.type != "cpu"}) > 1:
-        raise OptionError(
-            "rng='stream' keeps the random stream of one device, and device_map uses several: "
-            "leave "
-            "rng='counter', the default"
-        )
-    return found
-
-
-def visible_devices(accelerator: str = "auto", count: int | str = "auto") -> list[torch.device]:
-    """What "auto" spreads over: all GPUs, or the one other device that ``accelerator`` names.
-
-    Raises:
-        OptionError: there are fewer than ``count``.
-    """
-    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    found = gpus if gpus and accelerator in ("auto", "cuda") else [find_device(accelerator)]
-    if isinstance(count, int) and count > len(found):
-        raise OptionError(
-            f"devices={count}: layers can be spread over {len(found)}, {', '.join(map(str, found))}"
-        )
-    return found[: count if isinstance(count, int) else None]
 
 
 class DeviceMapStrategy(SingleDevice):
@@ -201,46 +134,26 @@ class DeviceMapStrategy(SingleDevice):
         *,
         want_norm: bool = False,
     ) -> Tensor | None:
-        """Divide, unscale, clip and check the gradients, device by device; see
-        ``Strategy.complete``.
-        """
+        """Make the gradients ready, device by device; see ``Strategy.finalize_gradients``."""
+        names = names or tuple(self._parameters)
         grads: dict[torch.device, list[Tensor]] = {}
-        for name in names or self._parameters:
+        for name in names:
             for parameter in self._parameters[name]:
                 if parameter.grad is not None:
                     grads.setdefault(parameter.grad.device, []).append(parameter.grad)
-        if not grads:
-            raise TaskError(
-                "the loss reaches no parameter of "
-                f"{', '.join(names or self._parameters)}: no gradient was computed"
-            )
-        numerics, norm = self.settings, None
-        if divisor is not None:
-            for device, held in grads.items():
-                torch._foreach_div_(
-                    held, divisor.to(device) if isinstance(divisor, Tensor) else divisor
-                )
-        if self.scaler is not None:
-            for name in names or self.optimizers:
-                self.scaler.unscale_(self.optimizers[name])
-        checks = self._guard is not None and self.scaler is None
-        if checks or want_norm or numerics.clip_norm is not None:
-            norms = [
-                n.to(self.device) for held in grads.values() for n in torch._foreach_norm(held)
-            ]
-            norm = torch.linalg.vector_norm(torch.stack(norms))
-        if checks and self._guard is not None and norm is not None:
-            # The flag lies on the first device, so it looks at the norm there: that is finite if
-            # all gradients are.
-            self._blocked = self._guard.check([norm, *self._losses])
-            self._losses.clear()
-        for device, held in grads.items():
-            if numerics.clip_norm is not None and norm is not None:
-                torch._foreach_mul_(held, clip_factor(norm, numerics.clip_norm).to(device))
-            if numerics.clip_value is not None:
-                torch._foreach_clamp_min_(held, -numerics.clip_value)
-                torch._foreach_clamp_max_(held, numerics.clip_value)
-        return norm if want_norm or numerics.clip_norm is not None else None
+        return self._finalize(
+            list(grads.values()),
+            names,
+            divisor,
+            want_norm=want_norm,
+            reduce_norm=partial(self._norm, grads.values()) if len(self.devices) > 1 else None,
+        )
+
+    def _norm(self, grads: Iterable[list[Tensor]]) -> Tensor:
+        """Return the norm of all gradients, on the first device, where the guard's flag is."""
+        norms = [norm.to(self.device) for held in grads for norm in torch._foreach_norm(held)]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def teardown(self, failed: bool = False) -> None:
         """Take the hooks off the task; its layers stay where they are."""
