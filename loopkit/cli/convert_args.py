@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loopkit.cli.convert_reports import hub_source, logger_sources
+from loopkit.cli.convert_loggers import hub_source, logger_sources
 from loopkit.cli.convert_strategy import strategy_source
 from loopkit.errors import OptionError, nearest
 from loopkit.foreign_names import FOREIGN_NAMES, WITHOUT

@@ -23,7 +23,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "fit": ("fit", "train a task"),
     "evaluate": ("evaluate", "measure a task on its evaluation data"),
-    "predict": ("forecast", "write a task's predictions"),
+    "predict": ("predict", "write a task's predictions"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
     "bench": ("bench.bench", "time and memory of a task by precision, or over a grid of options"),
     "report": ("report", "what a run did, from its files"),
