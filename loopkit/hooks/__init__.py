@@ -27,7 +27,7 @@ __all__ = [
 
 _HOMES = {
     "Curves": "curves", "EarlyStop": "early_stop", "EMA": "ema", "FindLR": "find_lr", "GradMonitor": "grad_monitor",
-    "LRMonitor": "lr_monitor", "ModelSummary": "model_table", "Numerics": "numerics", "Profiler": "profiler",
+    "LRMonitor": "lr_monitor", "ModelSummary": "model_summary", "Numerics": "numerics", "Profiler": "profiler",
     "PushToHub": "push_to_hub", "SWA": "swa", "Throughput": "throughput", "Unfreeze": "unfreeze",
 }  # fmt: skip
 

@@ -147,7 +147,7 @@ def _put_back(run: Run) -> Iterator[None]:
     streams = rng.get_state(strategy.device)
     kept = {
         name: getattr(run, name)
-        for name in ("events", "running", "schedules", "progress", "timings")
+        for name in ("events", "accumulator", "schedules", "progress", "timings")
     }
     run.events, run.accumulator, run.schedules = Events(), MetricAccumulator(), {}
     run.progress, run.timings = type(run.progress)(), type(run.timings)()
