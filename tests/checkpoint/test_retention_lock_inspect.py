@@ -21,8 +21,8 @@ from loopkit.checkpoint import (
     Store,
     apply_retention,
     newest_valid,
-    to_delete,
     read,
+    to_delete,
     write,
 )
 from loopkit.checkpoint.manifest import Manifest
