@@ -20,9 +20,11 @@ LOCK = ".lock"
 class RunLock:
     """Holds a run directory from construction until :meth:`release` or the end of the process.
 
-    Raises ``RunDirError`` when the directory cannot be written, and when another run holds it: then
-    with that run's id, process, host and start. The file stays; its content is only for that
-    message.
+    The lock file stays in the directory. Its content only serves the error message.
+
+    Raises:
+        RunDirError: the directory cannot be written, or another run holds it. The message names
+            the run, process, host and start of the holder.
     """
 
     def __init__(self, run_dir: Path, run_id: str = "", store: Store | None = None):
@@ -37,13 +39,14 @@ class RunLock:
         self._handle = self._store.lock(self.path, dump_json(about))
         if self._handle is None:
             raise RunDirError(
-                f"{run_dir} is in use by {_holder(self._store, self.path)}. Choose another run "
-                f"directory, or end it."
+                f"{run_dir} is in use by {_holder(self._store, self.path)}. "
+                "Choose another run directory, or end that run."
             )
         # A forked child (a data worker) would hold the lock for as long as it outlives this
-        # process.
-        me = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _forget(me))
+        # process, so the child closes its copy. Windows has no fork.
+        if hasattr(os, "register_at_fork"):
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _close_copy(this))
 
     def release(self) -> None:
         """Let another run use the directory; a second call does nothing."""
@@ -64,22 +67,23 @@ class RunLock:
         self._close(clear=False)
 
     def _close(self, clear: bool) -> None:
-        # In a child this closes a copy of the handle, which does not release the parent's lock.
+        # In a forked child this closes a copy of the handle, which keeps the parent's lock.
         handle, self._handle = getattr(self, "_handle", None), None
         if handle is not None:
             self._store.unlock(handle, clear)
 
 
-def _forget(lock: weakref.ref[RunLock]) -> None:
+def _close_copy(lock: weakref.ref[RunLock]) -> None:
     found = lock()
     if found is not None:
         found._close(clear=False)
 
 
 def _holder(store: Store, path: Path) -> str:
+    """Describe the run that holds a lock, as far as the lock file says."""
     try:
-        about: Any = load_json(store.read_bytes(path.parent, path.name, 4096), str(path))
-        who = f"run {about['run']!r}, " if about["run"] else ""
-        return f"{who}process {about['pid']} on {about['host']}, started {about['started']}"
+        about: Any = load_json(store.lock_content(path, 4096), str(path))
+        run = f"run {about['run']!r}, " if about["run"] else ""
+        return f"{run}process {about['pid']} on {about['host']}, started {about['started']}"
     except (CheckpointError, FileNotFoundError, TypeError, KeyError):
         return "another run"

@@ -78,13 +78,17 @@ def read(store: Store, directory: Path, verify: bool = True) -> Snapshot:
 
 
 def _check_memory(directory: Path, manifest: Manifest) -> None:
-    # Asked before, because the system may grant memory that it does not have and end the process
-    # later.
+    """Refuse a checkpoint that is larger than the memory of this machine.
+
+    Some systems grant memory that they do not have, and end the process later.
+    """
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return
     needed = sum(record.size for record in manifest.files.values())
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available:
         raise CheckpointError(
-            f"{directory} needs {needed} bytes of memory, this machine has {there}"
+            f"{directory} needs {needed} bytes of memory, and this machine has {available}"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from loopkit.checkpoint.format import Shard, dump_json, load_json
-from loopkit.checkpoint.streams import CHUNK, Sink, Source
+from loopkit.checkpoint.streams import CHUNK, FileReader, FileWriter
 from loopkit.errors import CheckpointError, CorruptCheckpointError
 
 MAX_HEADER = 100_000_000
@@ -146,7 +146,7 @@ def data_size(tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def write(
-    sink: Sink, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+    sink: FileWriter, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> dict[str, Spec]:
     """Stream tensors into ``sink``; ``metadata`` goes into the header beside ``format``.
 
@@ -168,7 +168,7 @@ def write(
 
 
 def read(
-    source: Source, specs: Mapping[str, Spec], keep: bool = True, maps: bool = False
+    source: FileReader, specs: Mapping[str, Spec], keep: bool = True, maps: bool = False
 ) -> dict[str, torch.Tensor]:
     """All tensors of a file into fresh memory, or as maps of it; with ``keep=False`` they are
     checked and dropped.
@@ -193,7 +193,9 @@ def read(
     return _mapped(source, specs, order) if keep and maps else found
 
 
-def _mapped(source: Source, specs: Mapping[str, Spec], order: list[str]) -> dict[str, torch.Tensor]:
+def _mapped(
+    source: FileReader, specs: Mapping[str, Spec], order: list[str]
+) -> dict[str, torch.Tensor]:
     """The tensors in the order in which they fill the end of the file, each a view of a map of it."""
     view, found = source.map(), {}
     start = source.size - sum(specs[name].nbytes for name in order)
@@ -214,7 +216,7 @@ def _mapped(source: Source, specs: Mapping[str, Spec], order: list[str]) -> dict
     return found
 
 
-def _fill(source: Source, size: int, view: memoryview | None) -> int:
+def _fill(source: FileReader, size: int, view: memoryview | None) -> int:
     """Read ``size`` bytes into ``view``, or nowhere; their CRC-32."""
     crc = 0
     for start in range(0, size, CHUNK):
@@ -228,7 +230,7 @@ def _fill(source: Source, size: int, view: memoryview | None) -> int:
     return crc
 
 
-def _allocate(source: Source, name: str, spec: Spec) -> torch.Tensor:
+def _allocate(source: FileReader, name: str, spec: Spec) -> torch.Tensor:
     try:
         return torch.empty(spec.shape, dtype=DTYPE_OF[spec.dtype])
     except (RuntimeError, MemoryError) as error:
@@ -251,7 +253,7 @@ def _listed(names: list[str]) -> str:
     )
 
 
-def _read_header(source: Source, specs: Mapping[str, Spec]) -> list[str]:
+def _read_header(source: FileReader, specs: Mapping[str, Spec]) -> list[str]:
     where = str(source.path)
     if source.size < 8:
         raise CorruptCheckpointError(f"{where} ends early")

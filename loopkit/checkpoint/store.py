@@ -1,12 +1,10 @@
-"""The one door for checkpoint file I/O: tests count, fail or kill at any operation in
-``Store._op``.
-"""
+"""Store: all file operations of checkpoints. Tests count, fail or kill at any of them in ``_op``."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import shutil
 import stat
 import warnings
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loopkit.checkpoint.format import safe_name
-from loopkit.checkpoint.streams import Sink, Source
+from loopkit.checkpoint.streams import FileReader, FileWriter
 from loopkit.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -24,26 +22,37 @@ from loopkit.errors import (
     RunDirError,
 )
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 _DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# O_NONBLOCK, so that a named pipe put in a file's place cannot stop us.
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
+
+
+def _flags(*names: str) -> int:
+    """Return the named flags of ``os.open``; those that this system does not have count as 0."""
+    return sum(getattr(os, name, 0) for name in names)
+
+
+_DIRECTORY = _flags("O_RDONLY", "O_DIRECTORY", "O_CLOEXEC")
+# O_NONBLOCK, so that a named pipe put in a file's place cannot block the reader.
+_READ = _flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT")
+_CREATE = _flags(
+    "O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"
+)
+_LOCK = _flags("O_RDWR", "O_CREAT", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT")
 
 
 class Store:
-    """File operations that are durable when they say so and that name the path when they fail.
+    """File operations that are durable where they promise it, and name the path when they fail.
 
-    Writing raises ``DiskFullError`` (no room, quota, file size limit), ``RunDirError`` (not
-    permitted, read only, vanished) or ``CheckpointError``. Reading raises ``FileNotFoundError`` for
-    what is not there, ``CorruptCheckpointError`` for what is not a regular file inside its
-    directory, ``CheckpointError`` else.
+    Writing raises ``DiskFullError`` (no space, quota, file size limit), ``RunDirError`` (not
+    permitted, read-only, the directory vanished) or ``CheckpointError``. Reading raises
+    ``FileNotFoundError`` for a missing file, ``CorruptCheckpointError`` for anything that is not a
+    regular file inside its directory, and ``CheckpointError`` otherwise.
 
     Args:
-        maps: leave the tensors of the model and the optimizer in their files, verified, as maps of
-            them: for those who need only parts. What is in several pieces comes as
-            :class:`~loopkit.checkpoint.format.Pieces`.
+        maps: leave the verified tensors of the model and the optimizer in their files, memory
+            mapped, for callers who need only parts of them. A tensor that lies in several pieces is
+            returned as a :class:`~loopkit.checkpoint.snapshot.ShardedTensor`.
     """
 
     maps = False
@@ -52,12 +61,13 @@ class Store:
         self.maps = maps
 
     def _op(self, kind: str, path: Path, extra: Any = None) -> None:
-        """Called before each operation; ``extra`` is the target of a rename or the bytes of a
-        write.
+        """Hook for tests, called before each operation.
+
+        ``extra`` is the target of a rename, or the bytes of a write.
         """
 
     def mkdir(self, path: Path) -> bool:
-        """Make one directory; whether it was not there before."""
+        """Make one directory. Return False if it existed already."""
         with self._writing("mkdir", path):
             try:
                 os.mkdir(path)
@@ -65,35 +75,34 @@ class Store:
                 return False
             return True
 
-    def create(self, path: Path, size: int | None = None) -> Sink:
-        """A new file; it must not exist. ``size`` (bytes expected) only serves error messages."""
+    def create(self, path: Path, size: int | None = None) -> FileWriter:
+        """Create a file that must not exist. ``size`` (expected bytes) only serves error messages."""
         with self._writing("create", path, wanted=size):
-            return Sink(self._writing, path, os.open(path, _CREATE, 0o666), size)
+            return FileWriter(self._writing, path, os.open(path, _CREATE, 0o666), size)
 
-    def write_bytes(self, path: Path, data: bytes) -> Sink:
-        """A new durable file; the sink that is returned is closed and knows size and SHA-256."""
-        with self.create(path, len(data)) as sink:
-            sink.write(data)
-        return sink
+    def write_bytes(self, path: Path, data: bytes) -> FileWriter:
+        """Write a new durable file. Return its closed writer, which has the size and the SHA-256."""
+        with self.create(path, len(data)) as file:
+            file.write(data)
+        return file
 
-    def write_below(self, directory: Path, name: str, data: bytes) -> Sink:
-        """As :meth:`write_bytes`, making the folders in ``name`` where they are not there, all
-        durable.
+    def write_below(self, directory: Path, name: str, data: bytes) -> FileWriter:
+        """Write a new durable file, and make the folders in ``name`` that do not exist.
 
-        The names in ``directory`` itself are not synced.
+        The entries of ``directory`` itself are not synced.
         """
         folders = [directory / folder for folder in reversed(Path(name).parents[:-1])]
         for folder in folders:
             self.mkdir(folder)
-        sink = self.write_bytes(directory / name, data)
+        file = self.write_bytes(directory / name, data)
         for folder in folders:
             self.sync_dir(folder)
-        return sink
+        return file
 
-    def open(self, directory: Path, name: str, hashed: bool = True) -> Source:
-        """A file below ``directory`` for reading; no symbolic link below ``directory`` is followed.
+    def open(self, directory: Path, name: str, hashed: bool = True) -> FileReader:
+        """Open a file below ``directory`` for reading; no symbolic link below it is followed.
 
-        Its SHA-256 is computed on the way when ``hashed``.
+        With ``hashed`` the SHA-256 is computed while the file is read.
         """
         if not safe_name(name):
             raise CorruptCheckpointError(
@@ -101,39 +110,41 @@ class Store:
             )
         path = directory / name
         with self._reading("open", path):
-            return Source(self._reading, path, _open_below(directory, name), hashed)
+            return FileReader(self._reading, path, _open_below(directory, name), hashed)
 
     def read_bytes(self, directory: Path, name: str, limit: int) -> bytes:
-        """The whole of a file of at most ``limit`` bytes; ``CorruptCheckpointError`` when it is
-        larger.
+        """Return the content of a file.
+
+        Raises:
+            CorruptCheckpointError: it has more than ``limit`` bytes.
         """
-        with self.open(directory, name) as source:
-            if source.size > limit:
-                raise CorruptCheckpointError(
-                    f"{source.path}: {source.size} bytes, more than {limit}"
-                )
-            return source.read_all()
+        with self.open(directory, name) as file:
+            if file.size > limit:
+                raise CorruptCheckpointError(f"{file.path}: {file.size} bytes, more than {limit}")
+            return file.read_all()
 
     def rename(self, path: Path, target: Path) -> None:
-        """Move within one file system; a file that has the target's name is replaced at once."""
+        """Move within one file system; a file at the target is replaced atomically."""
         with self._writing("rename", path, extra=target):
-            os.rename(path, target)
+            os.replace(path, target)
 
     def sync_dir(self, path: Path) -> None:
-        """Make the names in a directory durable."""
+        """Make the entries of a directory durable. On Windows the file system does so by itself."""
         with self._writing("sync_dir", path):
+            if not hasattr(os, "O_DIRECTORY"):
+                return
             handle = os.open(path, _DIRECTORY)
             try:
                 os.fsync(handle)
             except OSError as error:
-                # Some network file systems cannot sync a directory and keep names safe themselves.
+                # Some network file systems cannot sync a directory, and keep its entries safe.
                 if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                     raise
             finally:
                 os.close(handle)
 
     def names(self, path: Path) -> list[str]:
-        """The names in a directory, sorted; none when it does not exist."""
+        """Return the sorted entries of a directory; an empty list if it does not exist."""
         with self._reading("names", path):
             try:
                 return sorted(os.listdir(path))
@@ -141,7 +152,7 @@ class Store:
                 return []
 
     def is_dir(self, path: Path, follow: bool = False) -> bool:
-        """Whether ``path`` is a directory; a symbolic link to one only counts with ``follow``."""
+        """Return whether ``path`` is a directory; a link to a directory counts only with ``follow``."""
         with self._reading("stat", path):
             try:
                 return stat.S_ISDIR(os.stat(path, follow_symlinks=follow).st_mode)
@@ -149,7 +160,7 @@ class Store:
                 return False
 
     def remove(self, path: Path) -> None:
-        """Delete a file or a symbolic link, if it is there."""
+        """Delete a file or a symbolic link, if it exists."""
         with self._writing("remove", path):
             try:
                 os.unlink(path)
@@ -157,7 +168,7 @@ class Store:
                 return
 
     def remove_tree(self, path: Path) -> None:
-        """Delete a directory and all that is in it, or a file; links are deleted, not followed."""
+        """Delete a directory with its content, or a file; links are deleted, not followed."""
         if not self.is_dir(path):
             self.remove(path)
             return
@@ -167,23 +178,36 @@ class Store:
             os.rmdir(path)
 
     def lock(self, path: Path, content: bytes) -> int | None:
-        """A handle that locks ``path``, filled with ``content``; ``None`` when another handle does."""
+        """Lock ``path``, write ``content`` into it and return the handle; None if it is locked.
+
+        The operating system releases the lock when the last process that has the handle ends.
+        """
         with self._writing("lock", path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            handle = os.open(path, _LOCK, 0o666)
             try:
-                _flock(handle, path)
+                if not _locked(handle, path):
+                    os.close(handle)
+                    return None
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, content, 0)
-            except BlockingIOError:
-                os.close(handle)
-                return None
+                # Windows locks the first byte against readers too, so the content begins after it.
+                os.write(handle, b" " + content)
             except BaseException:
                 os.close(handle)
                 raise
             return handle
 
+    def lock_content(self, path: Path, limit: int) -> bytes:
+        """Return at most ``limit`` bytes of the content that the holder of a lock wrote."""
+        with self._reading("open", path):
+            handle = _open_below(path.parent, path.name)
+            try:
+                os.lseek(handle, 1, os.SEEK_SET)
+                return os.read(handle, limit)
+            finally:
+                os.close(handle)
+
     def unlock(self, handle: int, clear: bool = True) -> None:
-        """Close a handle of :meth:`lock`, which ends the lock where no other process has it open."""
+        """Close a handle of :meth:`lock`: the lock ends unless another process has the handle."""
         if clear:
             os.ftruncate(handle, 0)
         os.close(handle)
@@ -215,49 +239,75 @@ class Store:
             raise CheckpointError(f"cannot {kind} {path}: {error.strerror or error}") from error
 
 
-def _flock(handle: int, path: Path) -> None:
+def _locked(handle: int, path: Path) -> bool:
+    """Lock a file without waiting. Return False if another handle holds the lock."""
+    from filelock import lock_descriptor
+
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock_descriptor(handle, blocking=False)
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+        if error.errno not in _NO_LOCKS:
             raise
-        text = f"this file system has no locks: nothing stops a second run from using {path.parent}"
-        warnings.warn(text, LoopkitWarning, stacklevel=4)
+        warnings.warn(
+            f"there are no file locks here: nothing stops a second run from using {path.parent}",
+            LoopkitWarning,
+            stacklevel=5,
+        )
+        return True
 
 
 def _open_below(directory: Path, name: str) -> int:
+    """Open a regular file for reading, without following any link below ``directory``."""
+    opened = _open_relative if os.open in os.supports_dir_fd else _open_checked
+    handle = opened(directory, name.split("/"))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.ELOOP, "not a regular file")
+    return handle
+
+
+def _open_relative(directory: Path, parts: list[str]) -> int:
+    """Open each folder relative to the one before, so that no folder can be swapped meanwhile."""
     handle = os.open(directory, _DIRECTORY)
     try:
-        *folders, last = name.split("/")
-        for folder in folders:
+        for folder in parts[:-1]:
             inner = os.open(folder, _DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
             os.close(handle)
             handle = inner
-        found = os.open(last, _READ, dir_fd=handle)
+        return os.open(parts[-1], _READ, dir_fd=handle)
     finally:
         os.close(handle)
-    if not stat.S_ISREG(os.fstat(found).st_mode):
-        os.close(found)
-        raise OSError(errno.ELOOP, "not a regular file")
-    return found
+
+
+def _open_checked(directory: Path, parts: list[str]) -> int:
+    """The same for a system that opens by path only (Windows): look for links first."""
+    path = directory
+    for part in parts:
+        path = path / part
+        if stat.S_ISLNK(os.lstat(path).st_mode):
+            raise OSError(errno.ELOOP, "a link")
+    return os.open(path, _READ)
 
 
 def _write_error(error: OSError, kind: str, path: Path, wanted: int | None) -> Exception:
     code = error.errno
     if code in _FULL:
-        what = {errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file size limit is reached"}
+        reason = "no room"
+        if code == errno.EFBIG:
+            reason = "the file size limit is reached"
+        elif code != errno.ENOSPC:
+            reason = "the quota is used up"
         size = "" if wanted is None else f" of {wanted} bytes"
         full = DiskFullError(
-            f"cannot {kind} {path}{size}: {what.get(code or 0, 'no room')}; {_free(path)} bytes "
-            f"are "
-            "free there. What was saved before is intact."
+            f"cannot {kind} {path}{size}: {reason}; {_free(path)} bytes are free there. "
+            "What was saved before is intact."
         )
         full.errno = code
         return full
     if code in _DENIED:
         return RunDirError(
-            f"cannot {kind} {path}: {error.strerror or error}. Choose a run directory you can "
-            f"write."
+            f"cannot {kind} {path}: {error.strerror or error}. "
+            "Choose a run directory that you can write to."
         )
     if code in (errno.ENOENT, errno.ENOTDIR):
         return RunDirError(f"cannot {kind} {path}: the directory is not there any more.")
@@ -265,10 +315,10 @@ def _write_error(error: OSError, kind: str, path: Path, wanted: int | None) -> E
 
 
 def _free(path: Path) -> int | str:
-    for place in (path, *path.parents):
+    """Return the free bytes of the file system that ``path`` lies on, or is to lie on."""
+    for directory in (path, *path.parents):
         try:
-            found = os.statvfs(place)
+            return shutil.disk_usage(directory).free
         except OSError:
             continue
-        return found.f_bavail * found.f_frsize
     return "unknown"

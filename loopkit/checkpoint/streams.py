@@ -1,4 +1,4 @@
-"""Files written once and read once, from start to end, hashed on the way."""
+"""Files that are written once and read once, from start to end, and hashed on the way."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from types import TracebackType
 from loopkit.errors import CorruptCheckpointError
 
 CHUNK = 8 << 20
-"""Bytes moved by one read or write at most."""
+"""The most bytes that one read or write moves."""
 
-NonFiniteGuard = Callable[..., AbstractContextManager[None]]
-"""The store's door: what is done inside is counted before and its errors are translated."""
+Operation = Callable[..., AbstractContextManager[None]]
+"""A store's context around one operation: it announces the operation and translates its errors."""
 
 
 class _Hasher:
-    """SHA-256 of large pieces in a thread of its own, while the caller reads or writes the next
-    one.
+    """Computes the SHA-256 of large pieces in a thread, while the caller moves the next piece.
 
-    At most one piece is in flight: a piece may be changed once the one after the next is handed
-    over.
+    At most one piece is in flight, so the caller may overwrite a piece as soon as it has handed
+    over the next one.
     """
 
     def __init__(self) -> None:
@@ -54,12 +53,13 @@ class _Hasher:
 
     def _start(self) -> bool:
         pieces: queue.Queue[memoryview | None] = queue.Queue()
+        thread = threading.Thread(
+            target=self._run, args=(pieces,), daemon=True, name="loopkit-hash"
+        )
         try:
-            threading.Thread(
-                target=self._run, args=(pieces,), daemon=True, name="loopkit-hash"
-            ).start()
+            thread.start()
         except RuntimeError:
-            # A program that is ending starts no threads; its last save goes on without.
+            # A program that is shutting down starts no threads; its last save hashes in place.
             return False
         self._pieces = pieces
         return True
@@ -71,22 +71,20 @@ class _Hasher:
             pieces.task_done()
 
 
-class Sink:
-    """A file being written: size and SHA-256 are known when it is closed, and the bytes are
-    durable.
-    """
+class FileWriter:
+    """A file that is being written. Once closed it is durable, and its size and SHA-256 are known."""
 
-    def __init__(self, guard: NonFiniteGuard, path: Path, handle: int, expected: int | None):
+    def __init__(self, operation: Operation, path: Path, handle: int, expected: int | None):
         self.path = path
         self.size = 0
-        self._guard = guard
+        self._operation = operation
         self._handle = handle
         self._expected = expected
         self._hash = _Hasher()
 
     @property
     def sha256(self) -> str:
-        """Of all bytes written, in hex."""
+        """The SHA-256 of all bytes written, in hex."""
         return self._hash.hexdigest()
 
     def write(self, data: bytes | memoryview) -> None:
@@ -95,14 +93,14 @@ class Sink:
         for start in range(0, len(view), CHUNK):
             piece = view[start : start + CHUNK]
             wanted = self._expected if self._expected is not None else self.size + len(piece)
-            with self._guard("write", self.path, extra=piece, wanted=wanted):
+            with self._operation("write", self.path, extra=piece, wanted=wanted):
                 rest = piece
                 while rest:
                     rest = rest[os.write(self._handle, rest) :]
             self._hash.update(piece)
             self.size += len(piece)
 
-    def __enter__(self) -> Sink:
+    def __enter__(self) -> FileWriter:
         return self
 
     def __exit__(
@@ -113,20 +111,20 @@ class Sink:
     ) -> None:
         try:
             if kind is None:
-                with self._guard("sync", self.path, wanted=self._expected):
+                with self._operation("sync", self.path, wanted=self._expected):
                     os.fsync(self._handle)
         finally:
             self._hash.close()
             os.close(self._handle)
 
 
-class Source:
-    """A file being read once from start to end, hashed on the way unless that is not wanted."""
+class FileReader:
+    """A file that is read once from start to end, and hashed on the way if ``hashed``."""
 
-    def __init__(self, guard: NonFiniteGuard, path: Path, handle: int, hashed: bool = True):
+    def __init__(self, operation: Operation, path: Path, handle: int, hashed: bool = True):
         self.path = path
         self.size = os.fstat(handle).st_size
-        self._guard = guard
+        self._operation = operation
         self._file = io.FileIO(handle)
         self._hashed = hashed
         self._hash = _Hasher()
@@ -134,14 +132,18 @@ class Source:
 
     @property
     def sha256(self) -> str:
-        """Of all bytes read, in hex."""
+        """The SHA-256 of all bytes read, in hex."""
         return self._hash.hexdigest()
 
     def read_into(self, view: memoryview) -> None:
-        """Fill ``view``; ``CorruptCheckpointError`` when the file ends before."""
+        """Fill ``view``.
+
+        Raises:
+            CorruptCheckpointError: the file ends before.
+        """
         for start in range(0, len(view), CHUNK):
             rest = view[start : start + CHUNK]
-            with self._guard("read", self.path):
+            with self._operation("read", self.path):
                 while rest:
                     count = self._file.readinto(rest)
                     if not count:
@@ -151,7 +153,10 @@ class Source:
                 self._hash.update(view[start : start + CHUNK])
 
     def read_piece(self, size: int) -> memoryview:
-        """The next bytes, at most :data:`CHUNK`, in memory that the call after the next one reuses."""
+        """Return the next ``size`` bytes, at most :data:`CHUNK`.
+
+        The memory is reused by the call after the next one.
+        """
         self._scratch.reverse()
         if len(self._scratch[0]) < size:
             self._scratch[0] = memoryview(bytearray(size))
@@ -160,7 +165,7 @@ class Source:
         return piece
 
     def read_all(self, keep: bool = True) -> bytes:
-        """The whole file; with ``keep=False`` it is hashed and dropped, and nothing is returned."""
+        """Return the whole file. With ``keep=False`` only hash it, and return nothing."""
         if keep:
             data = bytearray(self.size)
             self.read_into(memoryview(data))
@@ -170,11 +175,11 @@ class Source:
         return b""
 
     def map(self) -> mmap.mmap:
-        """The file as memory; what is changed there stays there."""
-        with self._guard("read", self.path):
+        """Return the file as memory. Changes to the memory do not reach the file."""
+        with self._operation("read", self.path):
             return mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_COPY)
 
-    def __enter__(self) -> Source:
+    def __enter__(self) -> FileReader:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -224,14 +226,35 @@ def _started(pid: int) -> int:
 
 
 def _owner_lives(name: str) -> bool:
+    """Return whether the process that made a staging directory still runs on this machine."""
     match = _OWNER.fullmatch(name)
     if match is None or match["host"] != _host():
         return False
+    pid = int(match["pid"])
+    # By now another process may have the same number; then it started at another time.
+    return _is_running(pid) and _started(pid) == int(match["start"])
+
+
+def _is_running(pid: int) -> bool:
+    if sys.platform == "win32":
+        return _is_running_on_windows(pid)
     try:
-        os.kill(int(match["pid"]), 0)
+        os.kill(pid, 0)
     except PermissionError:
         pass
     except (ProcessLookupError, OverflowError):
         return False
-    # The same number may be another process by now.
-    return _started(int(match["pid"])) == int(match["start"])
+    return True
+
+
+def _is_running_on_windows(pid: int) -> bool:
+    """Ask for the exit code of a process. ``os.kill`` would send it a signal on Windows."""
+    kernel: Any = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined, unused-ignore]
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    handle = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
+    if not handle:
+        return False
+    code = ctypes.c_ulong()
+    kernel.GetExitCodeProcess(ctypes.c_void_p(handle), ctypes.byref(code))
+    kernel.CloseHandle(ctypes.c_void_p(handle))
+    return code.value == 259  # STILL_ACTIVE

@@ -19,7 +19,7 @@ from loopkit.cli.args import saved
 from loopkit.cli.args.request import Command, read_request
 from loopkit.cli.args.tokens import take_values
 from loopkit.cli.evaluate import strict
-from loopkit.cli.fit import is_first
+from loopkit.distributed.environment import is_first
 from loopkit.errors import DiskFullError, OptionError, RunDirError, TaskError, nearest
 from loopkit.loops.predict import concatenate
 

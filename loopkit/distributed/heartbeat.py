@@ -123,7 +123,7 @@ class Heartbeat:
     def _end(self, said: dict[str, Any] | None) -> None:
         if said and said["host"] == platform.node() and said["pid"] != os.getpid():
             with suppress(ProcessLookupError):
-                os.kill(said["pid"], signal.SIGKILL)
+                os.kill(said["pid"], getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _ranks(numbers: list[int]) -> str:

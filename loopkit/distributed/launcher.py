@@ -112,7 +112,7 @@ class Ranks:
 
     def pass_on(self, number: int) -> None:
         """Send a signal to every rank that runs."""
-        if number != signal.SIGUSR1 and self.stopping is None:
+        if number != getattr(signal, "SIGUSR1", None) and self.stopping is None:
             self.stopping = time.monotonic()
         for process in self.processes:
             if process.poll() is None:
@@ -179,7 +179,7 @@ class Ranks:
             else f"ended with exit code {code}"
         )
         how += " while the others went on" if code >= 0 else ""
-        hint = " (out of memory ends a process like this)" if code == -signal.SIGKILL else ""
+        hint = " (out of memory ends a process like this)" if code == -9 else ""
         print("\n".join([*words, f"rank {rank} {how}{hint}"]), file=sys.stderr)
 
 

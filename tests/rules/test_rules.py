@@ -47,7 +47,7 @@ LAYERS = (
 FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")
 OPTIONAL = {
     "rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle",
-    "transformers", "peft", "mlflow", "huggingface_hub",
+    "transformers", "peft", "mlflow", "huggingface_hub", "filelock",
 }  # fmt: skip
 
 
