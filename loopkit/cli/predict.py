@@ -19,7 +19,7 @@ from loopkit.cli.args import saved
 from loopkit.cli.args.request import Command, read_request
 from loopkit.cli.args.tokens import take_values
 from loopkit.cli.evaluate import strict
-from loopkit.distributed.environment import is_first
+from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import DiskFullError, OptionError, RunDirError, TaskError, nearest
 from loopkit.loops.predict import concatenate
 
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
         print(values.config, end="")
         return 0
     fit, task = request.build(values)
-    if not is_first():
+    if not is_rank_zero():
         fit.predict(task, checkpoint=checkpoint, writer=lambda outputs: None)
         return 0
     with open_sink(Path(out[0]) if out else None) as sink:
