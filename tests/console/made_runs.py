@@ -10,7 +10,8 @@ from torch import nn
 
 from loopkit.durations import RunLength
 from loopkit.events import Events, Hook
-from loopkit.run import Loops, Run
+from loopkit.loops.coordination import Coordinator
+from loopkit.run import Loops, Record, Run
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.single import SingleDevice
 from loopkit.task import Task
@@ -40,6 +41,7 @@ def made_run(*hooks: Hook, length: RunLength | None = None, rank: int = 0, **fie
     strategy.setup_environment(ComputeSettings())
     strategy.rank = rank
     fields.setdefault("run_dir", Path("runs/digits/3"))
+    kept = {name: fields.pop(name) for name in list(fields) if name in vars(Record())}
     return Run(
         task=Digits(),
         strategy=strategy,
@@ -48,7 +50,9 @@ def made_run(*hooks: Hook, length: RunLength | None = None, rank: int = 0, **fie
         triggers=Triggers({}),
         events=Events(hooks),
         loops=Loops(None, None, None, None),
-        evaluation={"": SimpleNamespace(batches_per_epoch=lambda: 8)},
+        coordinator=Coordinator(),
+        eval_data={"": SimpleNamespace(batches_per_epoch=lambda: 8)},
+        record=Record(**kept),
         **fields,
     )
 

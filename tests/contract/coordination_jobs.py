@@ -321,11 +321,11 @@ def words(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
     """How many sums over the ranks a run of 21 steps takes where a second is never over; tokens at
     its end.
     """
-    from loopkit import triggers
     from loopkit.distributed.communicator import Group
+    from loopkit.loops import coordination
 
-    kept, count, spacing = Group.all_reduce_sum, [0], triggers.SYNC_INTERVAL
-    triggers.SYNC_INTERVAL = 1e9
+    kept, count, spacing = Group.all_reduce_sum, [0], coordination.SYNC_INTERVAL
+    coordination.SYNC_INTERVAL = 1e9
 
     def add(self: Any, *numbers: float) -> list[float]:
         count[0] += 1
@@ -345,7 +345,7 @@ def words(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
         fit.run(Spoken())
         return count[0], counts.steps, *said[0]
     finally:
-        Group.all_reduce_sum, triggers.SYNC_INTERVAL = kept, spacing  # type: ignore[method-assign]
+        Group.all_reduce_sum, coordination.SYNC_INTERVAL = kept, spacing  # type: ignore[method-assign]
 
 
 def signal_between_words(rank: int, at: int, place: Path) -> tuple[str, list[int]]:
