@@ -34,8 +34,9 @@ from benchmarks import record
 from benchmarks.overhead import quiet
 from benchmarks.peers import MicroBatches
 from loopkit import DDP, FSDP, Fit, Task
-from loopkit.distributed.communicator import find_rank_info, join
+from loopkit.distributed.environment import find_rank_info
 from loopkit.distributed.launcher import die_with_parent, launch
+from loopkit.distributed.process_group import init_process_group
 
 RANKS, BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 8, 64, 128, 4, 96
 BLOCK, BLOCKS, LR = 5, 4, 1e-3
@@ -302,7 +303,7 @@ def main() -> None:
     die_with_parent()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    world = join(place, torch.device("cpu"), 120)
+    world = init_process_group(place, torch.device("cpu"), 120)
     settings = {kind: summarise(measure(kind, args.rounds, world)) for kind in args.kind or KINDS}
     if world.rank:
         return

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from loopkit.devices import ACCELERATORS
 from loopkit.durations import Duration
 from loopkit.errors import OptionError, nearest
 from loopkit.events import Hook
@@ -20,7 +21,6 @@ from loopkit.strategies.compile import Compile
 from loopkit.strategies.device_map import parse_device_map
 from loopkit.strategies.nonfinite import ON_NAN
 from loopkit.strategies.precision import parse_precision
-from loopkit.strategies.single import ACCELERATORS
 
 if TYPE_CHECKING:
     from loopkit.strategies.tensor_parallel import TensorParallel

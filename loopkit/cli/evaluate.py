@@ -9,8 +9,8 @@ from typing import Any
 from loopkit.cli.args import saved
 from loopkit.cli.args.request import Command, read_request
 from loopkit.cli.args.tokens import take_flag
-from loopkit.cli.fit import is_first
 from loopkit.console.text import columns, number
+from loopkit.distributed.environment import is_rank_zero
 
 EVALUATE = Command(
     "evaluate",
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     fit, task = request.build(values)
     metrics = fit.evaluate(task, checkpoint=checkpoint)
-    if is_first():
+    if is_rank_zero():
         print(json.dumps(strict(metrics)) if as_json else "\n".join(table(metrics)))
     return 0
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 from loopkit.cli.args.request import Command, read_request
+from loopkit.distributed.environment import is_rank_zero
 from loopkit.result import Result
 
 INTERRUPTED = 130
@@ -27,20 +27,13 @@ def run(argv: Sequence[str]) -> int:
         return 0
     fit, task = request.build(values)
     result = fit.run(task)
-    if is_first():
+    if is_rank_zero():
         print(result.summary())
     if result.status != "interrupted":
         return 0
-    if is_first() and result.checkpoint is not None:
+    if is_rank_zero() and result.checkpoint is not None:
         print(_how_to_go_on(result, argv), file=sys.stderr)
     return INTERRUPTED
-
-
-def is_first() -> bool:
-    """Whether this is the only process, or the first of those that run together: the one that
-    prints.
-    """
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _how_to_go_on(result: Result, argv: Sequence[str]) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from loopkit.cli.args import saved
 from loopkit.cli.args.request import Command, read_request
 from loopkit.cli.args.tokens import take_values
-from loopkit.cli.fit import is_first
 from loopkit.cli.predict import open_sink
+from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import OptionError
 
 PREDICT = Command(
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         print(values.config, end="")
         return 0
     fit, task = request.build(values)
-    if not is_first():
+    if not is_rank_zero():
         fit.predict(task, checkpoint=checkpoint, writer=lambda outputs: None)
         return 0
     with open_sink(Path(out[0]) if out else None) as sink:

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from loopkit.distributed.communicator import RankInfo
+from loopkit.distributed.environment import RankInfo
 
 _PERIOD = 1.0
 _OURS = f"{os.sep}loopkit{os.sep}"

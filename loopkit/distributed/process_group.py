@@ -1,33 +1,44 @@
-"""What strategies over several processes share: finding a place and a device, starting from the
-same weights.
-"""
+"""The process group of torch.distributed: join it, and start all ranks from the same weights."""
 
 from __future__ import annotations
 
+import atexit
+import gc
+import logging
+import sys
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from loopkit.distributed.communicator import Communicator, find_rank_info, join
+from loopkit.devices import find_device
+from loopkit.distributed.communicator import Communicator, Group
+from loopkit.distributed.environment import RankInfo, find_rank_info
 from loopkit.errors import OptionError
-from loopkit.strategies.single import find_device
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ProcessGroupSetup:
-    """How a strategy joins the other processes.
+    """How a strategy joins the other ranks.
 
     Attributes:
         accelerator: "auto", "cpu" or "cuda".
-        timeout: seconds that a rank waits for the others before it gives up.
-        alone: whether a single process needs a process group too.
+        timeout: seconds that a rank waits in a collective before the run fails as hung.
+        always: whether a process that runs alone makes a process group too.
+
+    Raises:
+        OptionError: the timeout is not a number above 0.
     """
 
     accelerator: str
     timeout: float
-    alone: bool = False
+    always: bool = False
 
     def __post_init__(self) -> None:
         if type(self.timeout) not in (int, float) or not self.timeout > 0:
@@ -35,34 +46,78 @@ class ProcessGroupSetup:
 
     @property
     def local_size(self) -> int:
-        """How many processes run on this machine."""
-        place = find_rank_info()
-        return place.local_size if place else 1
+        """The number of ranks on this machine."""
+        rank_info = find_rank_info()
+        return rank_info.local_size if rank_info else 1
 
-    def __call__(self) -> tuple[torch.device, Communicator]:
-        """This rank's device, and those it trains with."""
-        place = find_rank_info()
-        device = find_device(self.accelerator, place.local_rank if place else None)
+    def init(self) -> tuple[torch.device, Communicator]:
+        """Join the other ranks; return this rank's device, and the communicator over all ranks."""
+        rank_info = find_rank_info()
+        device = find_device(self.accelerator, rank_info.local_rank if rank_info else None)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        if not self.alone and not dist.is_initialized() and (place is None or place.size == 1):
+        runs_alone = rank_info is None or rank_info.size == 1
+        if runs_alone and not self.always and not dist.is_initialized():
             return device, Communicator()
-        return device, join(place, device, self.timeout)
+        return device, init_process_group(rank_info, device, self.timeout)
 
 
-def spread(task: nn.Module, world: Communicator) -> None:
-    """Give every rank the first one's parameters and buffers."""
+def init_process_group(
+    rank_info: RankInfo | None, device: torch.device, timeout: float
+) -> Communicator:
+    """Join the default process group, or use the one that this process has joined already.
+
+    Args:
+        rank_info: this process's rank; None makes a group of one.
+        device: CUDA tensors go over NCCL, all others over gloo.
+        timeout: seconds that a rank waits in a collective before it gives up.
+    """
+    if dist.is_initialized():
+        return Group()
+    limit = timedelta(seconds=timeout)
+    rank, size = (rank_info.rank, rank_info.size) if rank_info else (0, 1)
+    options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+    excepthook = sys.excepthook
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=HashStore() if rank_info is None else _connect(rank_info, limit),
+        rank=rank,
+        world_size=size,
+        timeout=limit,
+        **options,
+    )
+    # torch wraps the hook to mark each line with the rank, which would hide FailureReporter.
+    sys.excepthook = excepthook
+    # Later Fits of this process use the same group. At exit its threads would abort the process.
+    atexit.register(_destroy_process_group)
+    logger.debug("rank %d of %d has joined the process group on %s", rank, size, device)
+    return Group()
+
+
+def _connect(rank_info: RankInfo, limit: timedelta) -> Any:
+    """Return the store where the ranks meet; rank 0 holds it unless the launcher does."""
+    store = TCPStore(
+        rank_info.host,
+        rank_info.port,
+        world_size=None if rank_info.hosted else rank_info.size,
+        is_master=not rank_info.hosted and rank_info.rank == 0,
+        timeout=limit,
+        wait_for_workers=False,
+    )
+    # A store that outlives an attempt still holds the addresses of its dead processes.
+    return PrefixStore(f"loopkit/{rank_info.attempt}", store)
+
+
+def _destroy_process_group() -> None:
+    # Objects that hold the group must go before the interpreter, or its threads abort the process.
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def broadcast_module(module: nn.Module, world: Communicator) -> None:
+    """Give every rank the parameters and buffers of rank 0; collective."""
     if world.size > 1:
         with torch.no_grad():
-            for tensor in [*task.parameters(), *task.buffers()]:
+            for tensor in [*module.parameters(), *module.buffers()]:
                 dist.broadcast(tensor.detach(), src=0)
-
-
-def tell(loss: Tensor) -> Tensor:
-    """``loss``, bit for bit; but where it is not finite its gradients are not either, so that all
-    ranks see it.
-
-    An infinite loss can have finite gradients, and then its rank alone would leave the step out.
-    """
-    value = loss.detach()
-    return loss * (1 + (value - value))

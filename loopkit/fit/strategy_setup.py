@@ -1,15 +1,15 @@
-"""Ranks: which strategy a Fit takes; starting the processes that it needs, or taking this one's
-place among them.
-"""
+"""Which strategy a Fit uses, and the processes that the strategy needs."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
 import torch
 
-from loopkit.distributed.communicator import RankInfo, find_rank_info
+from loopkit.devices import visible_devices
+from loopkit.distributed.environment import find_rank_info
 from loopkit.distributed.failures import Failure
 from loopkit.distributed.heartbeat import Heartbeat
 from loopkit.distributed.launcher import command, die_with_parent, launch
@@ -18,56 +18,66 @@ from loopkit.options import Options
 from loopkit.strategies.base import Strategy
 from loopkit.strategies.ddp import DDP
 from loopkit.strategies.deepspeed.strategy import DeepSpeed
-from loopkit.strategies.device_map import spread
+from loopkit.strategies.device_map import DeviceMapStrategy
 from loopkit.strategies.fsdp import FSDP
 from loopkit.strategies.single import SingleDevice
 from loopkit.strategies.tensor_parallel import TensorParallel
 
+logger = logging.getLogger(__name__)
+
 STRATEGIES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP, "deepspeed": DeepSpeed}
 _NAMES = ("auto", "single", *STRATEGIES)
+# For each strategy that device_map excludes: how it uses several devices instead.
+_WITHOUT_DEVICE_MAP = {
+    "ddp": "copies the whole model to one device in each of several processes",
+    "fsdp": "divides every layer among several processes by itself",
+    "deepspeed": "divides the training among several processes by itself",
+}
 
 
 def start_ranks(options: Options) -> int:
-    """See to it that as many processes run this as the options ask for.
+    """Start the processes that the options ask for, or take this process's rank among them.
 
-    In the first process of a plain ``python train.py`` this starts the others and does not return:
-    it ends with their exit code. In each of those, and under torchrun, deepspeed or srun, it takes
-    the place that was given.
+    In the first process of a plain ``python train.py`` this function starts the ranks and does
+    not return: the process ends with their exit code. In each rank, and under torchrun, deepspeed
+    or srun, it checks the options against the number of ranks.
 
     Returns:
-        How many processes are still to be started: 0, but in a session without a script that they
-            could run.
+        How many processes the caller must still start. That is 0, except in a session without a
+        script that the processes could run.
 
     Raises:
-        OptionError: more devices than there are, or other numbers than the launcher's.
-        SystemExit: in the process that only started the others.
+        OptionError: the options ask for more devices than the machine has, or for another number
+            than the launcher has started.
+        SystemExit: this process only started the ranks, and they have ended.
     """
-    place, count = find_rank_info(), _wanted(options)
-    if place is None:
-        if options.nodes > 1 and _joins(options):
+    rank_info, count = find_rank_info(), _processes_wanted(options)
+    if rank_info is None:
+        if options.nodes > 1 and _is_multi_process(options):
             raise OptionError(
                 f"nodes={options.nodes}: start the script on each machine, with "
                 f"torchrun --nnodes {options.nodes} (or srun)"
             )
         if count == 1:
             return 0
-        words = command()
-        if words is None:
+        again = command()
+        if again is None:
             return count
-        raise SystemExit(launch(count, words))
-    if place.size > 1 and not isinstance(sys.excepthook, Failure):
+        logger.info("starting %d ranks on this machine", count)
+        raise SystemExit(launch(count, again))
+    if rank_info.size > 1 and not isinstance(sys.excepthook, Failure):
         die_with_parent()
-        Failure(place.rank, Heartbeat(place).diagnose).install()
-    if options.devices != "auto" and _joins(options) and options.devices != place.local_size:
+        Failure(rank_info.rank, Heartbeat(rank_info).diagnose).install()
+    started = rank_info.local_size
+    if options.devices not in ("auto", started) and _is_multi_process(options):
         raise OptionError(
-            f"devices={options.devices}, and {place.local_size} processes were started on this "
-            f"machine: "
+            f"devices={options.devices}, and {started} processes were started on this machine: "
             "leave devices out, or start as many"
         )
     return 0
 
 
-def _joins(options: Options) -> bool:
+def _is_multi_process(options: Options) -> bool:
     if options.device_map is not None:
         return False
     if isinstance(options.strategy, Strategy):
@@ -79,27 +89,29 @@ def _joins(options: Options) -> bool:
     )
 
 
-def _wanted(options: Options) -> int:
-    """How many processes this machine is to run."""
-    if not _joins(options):
+def _processes_wanted(options: Options) -> int:
+    """Return how many processes this machine is to run."""
+    if not _is_multi_process(options):
         return 1
-    cpu = options.accelerator in ("cpu", "mps") or not torch.cuda.is_available()
-    there = 1 if cpu else torch.cuda.device_count()
+    on_cpu = options.accelerator in ("cpu", "mps") or not torch.cuda.is_available()
+    available = 1 if on_cpu else torch.cuda.device_count()
     if options.devices == "auto":
-        return there
-    if not cpu and options.devices > there:
-        raise OptionError(f"devices={options.devices}: this machine has {there} GPUs")
+        return available
+    if not on_cpu and options.devices > available:
+        raise OptionError(f"devices={options.devices}: this machine has {available} GPUs")
     return options.devices
 
 
 def build_strategy(options: Options) -> Strategy:
-    """The strategy that the options name; "auto" is DDP among several processes, else one device.
+    """Return the strategy that the options name.
+
+    "auto" is DDP in one of several processes, and SingleDevice in one that runs alone.
 
     Raises:
-        OptionError: there is none of that name, or not that many devices.
+        OptionError: no strategy has that name, or the machine has too few devices.
     """
     if options.device_map is not None:
-        return spread(options)
+        return build_device_map(options)
     name = options.strategy
     if isinstance(name, Strategy):
         return name
@@ -109,18 +121,57 @@ def build_strategy(options: Options) -> Strategy:
         hint = nearest(str(name), _NAMES)
         raise OptionError(
             f"strategy={name!r} is not known: give one of {', '.join(map(repr, _NAMES))} or a "
-            f"Strategy "
-            f"object.{hint}"
+            f"Strategy object.{hint}"
         )
     if name == "auto":
-        place: RankInfo | None = find_rank_info()
-        name = "ddp" if place is not None and place.size > 1 else "single"
+        rank_info = find_rank_info()
+        name = "ddp" if rank_info is not None and rank_info.size > 1 else "single"
+        logger.debug("strategy='auto' is %r here", name)
     if name == "single":
         if options.devices not in ("auto", 1) or options.nodes != 1:
             raise OptionError(
                 f"devices={options.devices!r}, nodes={options.nodes}: strategy 'single' uses one "
-                f"device"
+                "device"
             )
         return SingleDevice(options.accelerator)
     strategy: Strategy = STRATEGIES[name](accelerator=options.accelerator)
     return strategy
+
+
+def build_device_map(options: Options) -> DeviceMapStrategy:
+    """Return the strategy for the option ``device_map``.
+
+    Raises:
+        OptionError: another option contradicts ``device_map``.
+    """
+    strategy, device_map = options.strategy, options.device_map
+    assert device_map is not None
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name.lower() in _WITHOUT_DEVICE_MAP:
+        raise OptionError(
+            f"device_map and strategy={name!r} exclude each other: device_map spreads one model "
+            f"over the devices of one process, and {name} {_WITHOUT_DEVICE_MAP[name.lower()]}. "
+            "Leave one out"
+        )
+    if name not in ("auto", "single"):
+        raise OptionError(
+            f"device_map chooses the strategy, and strategy={name!r} is given: leave one out"
+        )
+    if options.nodes != 1:
+        raise OptionError(
+            f"device_map spreads layers over one machine's devices, and nodes={options.nodes} is "
+            "given"
+        )
+    if device_map != "auto" and options.devices != "auto":
+        raise OptionError(
+            f"device_map names the devices, and devices={options.devices!r} is given: leave that "
+            "out"
+        )
+    devices = visible_devices(options.accelerator, options.devices)
+    found = DeviceMapStrategy(device_map, devices)
+    if options.rng == "stream" and len({d for d in found.devices if d.type != "cpu"}) > 1:
+        raise OptionError(
+            "rng='stream' keeps the random stream of one device, and device_map uses several: "
+            "leave rng='counter', the default"
+        )
+    return found

@@ -6,15 +6,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from loopkit.distributed.process_group import ProcessGroupSetup, spread, tell
+from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import OptionError, TaskError
 from loopkit.strategies.base import ComputeSettings
-from loopkit.strategies.compression import COMPRESSIONS, compress
+from loopkit.strategies.nonfinite import propagate_nonfinite
 from loopkit.strategies.single import SingleDevice
+
+COMPRESSIONS = ("fp16", "bf16", "powersgd")
 
 
 class StepForward(nn.Module):
@@ -102,14 +105,14 @@ class DDP(SingleDevice):
 
     def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
         """Join the other ranks and take this one's device."""
-        self._take(*self._join())
+        self._take(*self._join.init())
         super().setup_environment(numerics)
         self._wrapped, self._steps, self._first = None, StepForward(), True
 
     def setup_module(self, task: nn.Module) -> None:
         """Move ``task`` to the device, with the first rank's weights on every rank."""
         super().setup_module(task)
-        spread(task, self.world)
+        broadcast_module(task, self.world)
 
     def step_fn(self, name: str) -> Callable[..., Any]:
         """The task's method, through DistributedDataParallel where it trains."""
@@ -158,7 +161,7 @@ class DDP(SingleDevice):
                 **self._settings,
             )
         if self._compress is not None:
-            compress(wrapped, self._compress)
+            _register_compression(wrapped, self._compress)
         return wrapped
 
     def teardown(self, failed: bool = False) -> None:
@@ -175,7 +178,10 @@ class DDP(SingleDevice):
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``; see ``Strategy.backward``."""
         super().backward(
-            tell(loss) if self._wrapped is not None and self._guard is not None else loss, value
+            propagate_nonfinite(loss)
+            if self._wrapped is not None and self._guard is not None
+            else loss,
+            value,
         )
 
     def finalize_gradients(
@@ -193,3 +199,35 @@ class DDP(SingleDevice):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world_size
         return super().finalize_gradients(names, divisor, want_norm=want_norm)
+
+
+def _register_compression(
+    wrapped: DistributedDataParallel, compress: str | Callable[..., Any]
+) -> None:
+    """Register the communication hook that ``compress`` names, or the hook that it is."""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+
+    if callable(compress):
+        wrapped.register_comm_hook(None, compress)
+    elif compress == "fp16":
+        wrapped.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    elif compress == "bf16":
+        # torch compares a hook's annotations, which are strings in this file: a lambda has none.
+        wrapped.register_comm_hook(None, lambda state, bucket: _average_in_bf16(bucket))
+    else:
+        state = powerSGD_hook.PowerSGDState(
+            None, matrix_approximation_rank=2, start_powerSGD_iter=10
+        )
+        wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+
+
+def _average_in_bf16(bucket: Any) -> torch.futures.Future[Tensor]:
+    """Average a bucket of gradients in bfloat16; torch's own such hook needs NCCL."""
+    buffer = bucket.buffer()
+    # Divided before the sum, so that it cannot overflow where the gradients did not.
+    halves = buffer.to(torch.bfloat16).div_(dist.get_world_size())
+    work: Any = dist.all_reduce(halves, async_op=True)
+    future: torch.futures.Future[Tensor] = work.get_future().then(
+        lambda done: buffer.copy_(done.value()[0])
+    )
+    return future

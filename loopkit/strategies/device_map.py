@@ -5,29 +5,21 @@ bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from loopkit.devices import count_devices, visible_devices
 from loopkit.errors import OptionError, TaskError
 from loopkit.rng import torch_seeder
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.device_placement import balanced, by_hand, connect
 from loopkit.strategies.precision import Both, forward_context
-from loopkit.strategies.single import SingleDevice, clip_factor, find_device
-
-if TYPE_CHECKING:
-    from loopkit.options import Options
+from loopkit.strategies.single import SingleDevice, clip_factor
 
 DeviceMap = str | Mapping[str, str | int]
 NOWHERE = ("meta", "disk")
-_OTHERS = {
-    "ddp": "copies the whole model to one device in each of several processes",
-    "fsdp": "divides every layer among several processes by itself",
-    "deepspeed": "divides the training among several processes by itself",
-}
 
 
 def parse_device_map(device_map: object) -> dict[str, torch.device] | None:
@@ -61,7 +53,7 @@ def _device(prefix: str, device: object) -> torch.device:
         raise OptionError(
             f"{shown}, which is no device: give 'cpu', 'cuda:0', 'mps' or a GPU's number"
         ) from error
-    counts = {kind: _count(kind) for kind in ("cpu", "cuda", "mps", found.type)}
+    counts = {kind: count_devices(kind) for kind in ("cpu", "cuda", "mps", found.type)}
     if (found.index or 0) >= counts[found.type]:
         have = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         raise OptionError(f"{shown}, which is not on this machine: it has {have}")
@@ -70,66 +62,6 @@ def _device(prefix: str, device: object) -> torch.device:
         if found.type in ("cpu", "mps")
         else torch.device(found.type, found.index or 0)
     )
-
-
-def _count(kind: str) -> int:
-    if kind in ("cpu", "mps"):
-        return int(kind == "cpu" or torch.backends.mps.is_available())
-    return int(getattr(getattr(torch, kind, None), "device_count", int)())
-
-
-def spread(options: Options) -> DeviceMapStrategy:
-    """The strategy for ``device_map``.
-
-    Raises:
-        OptionError: an option that does not go with it, with the reason.
-    """
-    strategy, device_map = options.strategy, options.device_map
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if name.lower() in _OTHERS:
-        raise OptionError(
-            f"device_map and strategy={name!r} exclude each other: device_map spreads one model "
-            f"over the "
-            f"devices of one process, and {name} {_OTHERS[name.lower()]}. Leave one out"
-        )
-    if name not in ("auto", "single"):
-        raise OptionError(
-            f"device_map chooses the strategy, and strategy={name!r} is given: leave one out"
-        )
-    if options.nodes != 1:
-        raise OptionError(
-            f"device_map spreads layers over one machine's devices, and nodes={options.nodes} is "
-            f"given"
-        )
-    assert device_map is not None
-    if device_map != "auto" and options.devices != "auto":
-        raise OptionError(
-            f"device_map names the devices, and devices={options.devices!r} is given: leave that "
-            f"out"
-        )
-    found = DeviceMapStrategy(device_map, visible_devices(options.accelerator, options.devices))
-    if options.rng == "stream" and len({d for d in found.devices if d.type != "cpu"}) > 1:
-        raise OptionError(
-            "rng='stream' keeps the random stream of one device, and device_map uses several: "
-            "leave "
-            "rng='counter', the default"
-        )
-    return found
-
-
-def visible_devices(accelerator: str = "auto", count: int | str = "auto") -> list[torch.device]:
-    """What "auto" spreads over: all GPUs, or the one other device that ``accelerator`` names.
-
-    Raises:
-        OptionError: there are fewer than ``count``.
-    """
-    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    found = gpus if gpus and accelerator in ("auto", "cuda") else [find_device(accelerator)]
-    if isinstance(count, int) and count > len(found):
-        raise OptionError(
-            f"devices={count}: layers can be spread over {len(found)}, {', '.join(map(str, found))}"
-        )
-    return found[: count if isinstance(count, int) else None]
 
 
 class DeviceMapStrategy(SingleDevice):

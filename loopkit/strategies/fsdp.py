@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.distributed.data_parallel import DataParallelView
-from loopkit.distributed.process_group import ProcessGroupSetup, spread, tell
+from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import OptionError, TaskError
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.dtensor import align, copies, is_sharded, local, put
-from loopkit.strategies.hollow import fill, is_on_meta, take_out
+from loopkit.strategies.meta_init import fill_from_rank_zero, is_on_meta, move_to_meta
+from loopkit.strategies.nonfinite import propagate_nonfinite
 from loopkit.strategies.single import SingleDevice, clip_factor
 from loopkit.strategies.tensor_parallel import TensorParallel
 
@@ -80,7 +81,7 @@ class FSDP(SingleDevice):
         timeout: float = 600,
     ) -> None:
         super().__init__("cpu")  # until the place among the ranks is known
-        self._join = ProcessGroupSetup(accelerator, timeout, alone=True)
+        self._join = ProcessGroupSetup(accelerator, timeout, always=True)
         if isinstance(wrap, str) and wrap != "auto":
             raise OptionError(
                 f"FSDP(wrap={wrap!r}): give 'auto', a number of parameters, or a list of classes"
@@ -97,7 +98,7 @@ class FSDP(SingleDevice):
 
     def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
         """Join the other ranks and take this one's device."""
-        self._take(*self._join())
+        self._take(*self._join.init())
         super().setup_environment(numerics)
         self._team = 1
         if self.tensor is not None:
@@ -130,14 +131,14 @@ class FSDP(SingleDevice):
         if any(is_sharded(parameter) for parameter in task.parameters()):
             return
         if any(self.world.all_gather_object(is_on_meta(task))):
-            full = take_out(task, self.settings.precision.storage)
+            full = move_to_meta(task, self.settings.precision.storage)
             self._equip(task)
             self._shard(task)
             home = torch.device("cpu") if self.offload else self.device
-            fill(task, full if self.rank == 0 else {}, self.device, home)
+            fill_from_rank_zero(task, full if self.rank == 0 else {}, self.device, home)
         else:
             super().setup_module(task)
-            spread(task, self.world)
+            broadcast_module(task, self.world)
             self._shard(task)
 
     def _shard(self, task: nn.Module) -> None:
@@ -264,7 +265,7 @@ class FSDP(SingleDevice):
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``; see ``Strategy.backward``."""
-        super().backward(tell(loss) if self._guard is not None else loss, value)
+        super().backward(propagate_nonfinite(loss) if self._guard is not None else loss, value)
 
     def finalize_gradients(
         self,

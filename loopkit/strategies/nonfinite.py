@@ -16,6 +16,16 @@ from torch.optim import Optimizer
 ON_NAN = ("raise", "skip", "ignore")
 
 
+def propagate_nonfinite(loss: Tensor) -> Tensor:
+    """Return ``loss`` bit for bit, with NaN gradients if the loss is not finite.
+
+    An infinite loss can have finite gradients. Then only its own rank would skip the step; NaN
+    gradients reach all ranks.
+    """
+    value = loss.detach()
+    return loss * (1 + (value - value))
+
+
 class NonFiniteGuard:
     """Watches what a step is about to use.
 

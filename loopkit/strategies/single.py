@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from loopkit.devices import find_device
 from loopkit.distributed.communicator import Communicator
-from loopkit.errors import OptionError, TaskError
+from loopkit.errors import TaskError
 from loopkit.optim.fused import stepper
 from loopkit.rng import torch_seeder
 from loopkit.strategies import optimizer_state
@@ -24,41 +25,6 @@ from loopkit.strategies.base import ComputeSettings, Strategy
 from loopkit.strategies.compile import compile_blocks, compiled
 from loopkit.strategies.nonfinite import NonFiniteGuard
 from loopkit.strategies.precision import forward_context
-
-ACCELERATORS = ("auto", "cpu", "cuda", "mps")
-
-
-def find_device(accelerator: str, number: int | None = None) -> torch.device:
-    """The device for ``accelerator``; "auto" takes a GPU where there is one.
-
-    ``number`` says which GPU; None takes torch's present one.
-
-    Raises:
-        OptionError: it is not one of the accepted names, or this machine has none.
-    """
-    have = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if accelerator == "auto":
-        accelerator = "cuda" if have["cuda"] else "mps" if have["mps"] else "cpu"
-    kind = accelerator.split(":")[0]
-    if kind not in have:
-        raise OptionError(
-            f"accelerator={accelerator!r} is not known: give one of {', '.join(ACCELERATORS)}"
-        )
-    if not have[kind]:
-        found = ", ".join(name for name, there in have.items() if there)
-        raise OptionError(f"accelerator={accelerator!r} is not on this machine, which has: {found}")
-    if accelerator == "cuda":
-        if number is not None and number >= torch.cuda.device_count():
-            raise OptionError(
-                f"this process is number {number} of its machine, which has "
-                f"{torch.cuda.device_count()} GPUs: start fewer, or pass accelerator='cpu'"
-            )
-        return torch.device("cuda", torch.cuda.current_device() if number is None else number)
-    return torch.device(accelerator)
 
 
 class SingleDevice(Strategy):

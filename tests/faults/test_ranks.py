@@ -267,7 +267,7 @@ def test_the_others_go_on_after_a_kill_too(tmp_path, under):
 
 
 def test_slurms_variables_give_a_place():
-    from loopkit.distributed.communicator import find_rank_info
+    from loopkit.distributed.environment import find_rank_info
 
     env = {
         "SLURM_STEP_ID": "0",

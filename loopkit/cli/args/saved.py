@@ -11,7 +11,7 @@ from typing import Any
 from loopkit.checkpoint import Store, checkpoints_dir, load_newest, load_snapshot
 from loopkit.cli.args.request import Request
 from loopkit.cli.args.tokens import Word, take_values
-from loopkit.cli.fit import is_first
+from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import CheckpointError, NoGoodCheckpointError, OptionError
 
 ABOUT = {
@@ -33,7 +33,7 @@ def take_checkpoint(request: Request, words: list[Word]) -> Path | None:
             "--checkpoint is given several times: name one checkpoint or run directory"
         )
     if not paths:
-        if is_first():
+        if is_rank_zero():
             print(
                 f"loopkit: no --checkpoint: {request.task.__name__} has the weights it starts with",
                 file=sys.stderr,
@@ -43,7 +43,7 @@ def take_checkpoint(request: Request, words: list[Word]) -> Path | None:
     about = state.get("task", {})
     request.saved = about.get("hparams", {})
     lost = [name for name in about.get("unsaved", []) if not _typed(request, name)]
-    if lost and is_first():
+    if lost and is_rank_zero():
         print(
             f"loopkit: {path} could not keep {', '.join(lost)}: the code's default is used",
             file=sys.stderr,

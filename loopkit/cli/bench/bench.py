@@ -22,9 +22,9 @@ from loopkit.cli.args.tokens import Word, take_values
 from loopkit.cli.bench import plot, tables
 from loopkit.cli.bench.tables import Row
 from loopkit.cli.bench.worker import HIDDEN, WARM_UP
+from loopkit.devices import find_device
 from loopkit.errors import OptionError, RunDirError, nearest
 from loopkit.fit.fit import Fit
-from loopkit.strategies.single import find_device
 
 KINDS = {
     "precision": ("TARGET", "time of a step, memory and loss in every precision"),

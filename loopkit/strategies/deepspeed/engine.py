@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from loopkit.distributed.communicator import find_rank_info
+from loopkit.distributed.environment import find_rank_info
 from loopkit.errors import OptionError, missing_extra
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.strategies.deepspeed.zero_state import full_shape

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopkit.distributed.process_group import ProcessGroupSetup, spread, tell
+from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import DataError, TaskError
 from loopkit.strategies import optimizer_state
 from loopkit.strategies.base import ComputeSettings
@@ -38,6 +38,7 @@ from loopkit.strategies.deepspeed.zero_state import (
     is_partitioned,
     skip_scalar_broadcast,
 )
+from loopkit.strategies.nonfinite import propagate_nonfinite
 from loopkit.strategies.precision import Precision
 from loopkit.strategies.single import SingleDevice
 
@@ -83,7 +84,7 @@ class DeepSpeed(SingleDevice):
         timeout: float = 600,
     ) -> None:
         super().__init__("cpu")  # until the place among the ranks is known
-        self._join = ProcessGroupSetup(accelerator, timeout, alone=True)
+        self._join = ProcessGroupSetup(accelerator, timeout, always=True)
         self._settings = ZeroSettings(stage, offload_optimizer, offload_parameters)
         self._config = read_config(config)
         self.stage = choose_stage(self._config, self._settings)
@@ -101,7 +102,7 @@ class DeepSpeed(SingleDevice):
         """
         numerics = numerics or ComputeSettings()
         check_numerics(numerics, self.stage)
-        self._take(*self._join())
+        self._take(*self._join.init())
         # DeepSpeed's fp16 has parameters of that type, no autocast, and a scaler of its own.
         fp16 = numerics.precision.name == "fp16"
         super().setup_environment(
@@ -138,7 +139,7 @@ class DeepSpeed(SingleDevice):
                 "weights of a checkpoint by its class's load()"
             )
         super().setup_module(task)
-        spread(task, self.world)  # of what is in parts already nothing is sent
+        broadcast_module(task, self.world)  # of what is in parts already nothing is sent
 
     def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
         """Take the optimizer, made over the placed parameters, into DeepSpeed's engine.
@@ -191,7 +192,7 @@ class DeepSpeed(SingleDevice):
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``, which are not finite on any rank if it is not."""
-        self._engine.backward(tell(loss), scale_wrt_gas=False)
+        self._engine.backward(propagate_nonfinite(loss), scale_wrt_gas=False)
 
     def finalize_gradients(
         self,

@@ -1,0 +1,96 @@
+"""This process's rank, as the launcher that started it wrote it into the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loopkit.errors import OptionError
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """The rank of a process, and where the processes that were started together meet.
+
+    Attributes:
+        rank, size: this process's rank, and the number of processes.
+        local_rank, local_size: the same on this machine.
+        host, port: the address of the store where the processes meet.
+        attempt: how often the launcher has restarted the processes. Keys of an earlier attempt
+            are not read.
+        hosted: whether the launcher holds the store; if not, rank 0 holds it.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host: str
+    port: int
+    attempt: str = "0"
+    hosted: bool = False
+
+
+def is_rank_zero(env: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process prints results: it is rank 0, or it runs alone."""
+    return env.get("RANK", "0") == "0"
+
+
+def find_rank_info(env: Mapping[str, str] = os.environ) -> RankInfo | None:
+    """Return what loopkit's launcher, torchrun, deepspeed or srun wrote into the environment.
+
+    Returns:
+        None if no launcher started this process.
+
+    Raises:
+        OptionError: the environment has a rank but not all that belongs to it.
+    """
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return _from_torchrun(env)
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
+    # A job's own shell has SLURM_NTASKS too, but only a process that srun started has a step.
+    if "SLURM_STEP_ID" in env and tasks > 1:
+        return _from_slurm(env, tasks)
+    return None
+
+
+def _from_torchrun(env: Mapping[str, str]) -> RankInfo:
+    try:
+        rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+        return RankInfo(
+            rank=rank,
+            size=size,
+            local_rank=int(env.get("LOCAL_RANK", rank)),
+            local_size=int(env.get("LOCAL_WORLD_SIZE", size)),
+            host=env.get("MASTER_ADDR", "127.0.0.1"),
+            port=int(env["MASTER_PORT"]),
+            attempt=env.get("LOOPKIT_ATTEMPT", env.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            hosted="LOOPKIT_PARENT" in env or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        )
+    except (KeyError, ValueError) as error:
+        raise OptionError(
+            f"the environment has RANK={env['RANK']} and no usable {error}: start the script with "
+            "torchrun, or without any of RANK, WORLD_SIZE and MASTER_PORT"
+        ) from None
+
+
+def _from_slurm(env: Mapping[str, str], tasks: int) -> RankInfo:
+    nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "127.0.0.1"))
+    per_node = env.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))
+    return RankInfo(
+        rank=int(env["SLURM_PROCID"]),
+        size=tasks,
+        local_rank=int(env["SLURM_LOCALID"]),
+        local_size=int(re.split(r"[(,]", per_node)[0]),
+        host=env.get("MASTER_ADDR", first_host(nodes)),
+        port=int(env.get("MASTER_PORT", 15000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)),
+        attempt=env.get("SLURM_RESTART_COUNT", "0"),
+    )
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of a SLURM node list: "n[03-07,9],m1" gives "n03"."""
+    found = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
+    return (found[1] + (found[2] or "")) if found else nodes
