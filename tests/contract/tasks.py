@@ -14,7 +14,7 @@ from loopkit.optim import AdamW, cosine
 from tests.support import Tiny, points
 
 
-class SyncSchedule(Task):
+class TokenClassifier(Task):
     """Token classification with ignored labels and a weight: the number of labels that count."""
 
     def __init__(self, count: int = 52, dropout: float = 0.1, width: int = 16) -> None:
@@ -179,7 +179,7 @@ class Scored(Tiny):
             ),
             "matrix": MulticlassConfusionMatrix(num_classes=3),
             "mean": torchmetrics.MeanMetric(),
-            "ours": DeviceMapStrategy(),
+            "ours": SmoothedStd(),
         }
 
     def compute_metrics(self, outputs: Any) -> dict[str, float]:
@@ -191,7 +191,7 @@ class Scored(Tiny):
         }
 
 
-class DeviceMapStrategy:
+class SmoothedStd:
     """A metric that torchmetrics does not know, which depends on the order of its updates."""
 
     def __init__(self) -> None:
@@ -244,7 +244,7 @@ class Players(Tiny):
         return {name: AdamW(lr=1e-2, params=f"^{name}") for name in ("left", "right")}
 
 
-class PartFrozen(SyncSchedule):
+class PartFrozen(TokenClassifier):
     """Words with a frozen embedding, a parameter that may be a scalar, and a buffer that counts."""
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
@@ -261,7 +261,7 @@ class PartFrozen(SyncSchedule):
 
 TASKS: dict[str, Any] = {
     "tiny": Tiny,
-    "words": SyncSchedule,
+    "words": TokenClassifier,
     "kinds": Kinds,
     "scored": Scored,
     "players": Players,

@@ -17,8 +17,8 @@ from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.deepspeed.config import ZeroSettings, resolve
 from loopkit.strategies.deepspeed.engine import import_deepspeed
 from loopkit.strategies.precision import PRECISIONS
-from tests.contract import deciding, jobs, zero
-from tests.contract.tasks import SyncSchedule
+from tests.contract import coordination_jobs, deepspeed_jobs, jobs
+from tests.contract.tasks import TokenClassifier
 from tests.contract.test_training import distance
 
 ZERO = ["zero1", "zero2", "zero3"]
@@ -143,7 +143,7 @@ def test_what_is_not_installed_is_one_line(monkeypatch):
     ],
 )
 def test_what_deepspeed_cannot_do_is_refused_before_training(pair, what, told):
-    for kind, message in pair.call(zero.refused, what):
+    for kind, message in pair.call(deepspeed_jobs.refused, what):
         assert kind == "OptionError"
         assert told in message
 
@@ -156,7 +156,7 @@ def test_a_configuration_file_with_auto_trains_the_same_task(pair, tmp_path):
         "clip_norm": 0.5,
         "eval_every": "never",
     }
-    first, second = pair.call(zero.by_file, tmp_path, **options)
+    first, second = pair.call(deepspeed_jobs.by_file, tmp_path, **options)
     assert first["digest"] == second["digest"]
     plain, _ = pair.call(jobs.train, "ddp", "words", **options)
     assert distance(first["model"], plain["model"]) < 1e-6
@@ -184,7 +184,7 @@ def test_every_knob_trains_the_same_task(pair, settings):
 
 @pytest.mark.parametrize("strategy", ZERO)
 def test_each_rank_holds_its_part_of_what_its_stage_shards(pair, strategy):
-    for told in pair.call(zero.held, strategy):
+    for told in pair.call(deepspeed_jobs.held, strategy):
         assert told["state"] < 0.6 * 2 * told["whole"]
         assert told["parameters"] == (0 if strategy == "zero3" else told["whole"])
 
@@ -192,7 +192,9 @@ def test_each_rank_holds_its_part_of_what_its_stage_shards(pair, strategy):
 @pytest.mark.parametrize("how", ["loss", "gradient", "infinite"])
 @pytest.mark.parametrize("strategy", ["zero1", "zero2"])
 def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(pair, strategy, how):
-    (told, changed), other = pair.call(deciding.not_finite, 1, how, "raise", "fp32", strategy)
+    (told, changed), other = pair.call(
+        coordination_jobs.not_finite, 1, how, "raise", "fp32", strategy
+    )
     assert other == (told, changed)
     assert "step 3" in told
     assert "on rank 1" in told or how == "gradient"
@@ -203,14 +205,14 @@ def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(pair,
 @pytest.mark.parametrize("strategy", ZERO)
 def test_a_step_that_is_left_out_is_left_out_on_all_ranks(pair, strategy, precision):
     (skipped, digest), other = pair.call(
-        deciding.not_finite, 0, "infinite", "skip", precision, strategy
+        coordination_jobs.not_finite, 0, "infinite", "skip", precision, strategy
     )
     assert other == (skipped, digest)
     assert skipped == 1
 
 
 def test_a_task_that_a_failed_run_left_in_parts_says_so(pair):
-    for told in pair.call(zero.left_in_parts):
+    for told in pair.call(deepspeed_jobs.left_in_parts):
         assert "left in parts by a run that failed" in told
 
 
@@ -232,9 +234,9 @@ def test_a_checkpoint_is_one_of_ours_and_opens_without_deepspeed(
     saved = load_file(tmp_path / "out" / "model.safetensors")
     assert distance(saved, first["model"]) == 0
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
-    assert distance(SyncSchedule.load(first["checkpoint"]).state_dict(), first["model"]) == 0
+    assert distance(TokenClassifier.load(first["checkpoint"]).state_dict(), first["model"]) == 0
     found = Fit(progress=False, batch_size=4, precision=precision).evaluate(
-        SyncSchedule(), checkpoint=tmp_path
+        TokenClassifier(), checkpoint=tmp_path
     )
     assert found["eval/loss"] == pytest.approx(
         first["rows"][-1]["eval/loss"], rel=1e-6 if precision == "fp32" else 1e-2
@@ -255,12 +257,12 @@ def test_an_evaluation_of_a_checkpoint_sees_its_weights(pair, tmp_path, strategy
     }
     first, second = pair.call(jobs.train, strategy, "words", **options)
     assert first["best"]["step"] < first["step"]
-    for told in pair.call(zero.evaluate, strategy, first["best"]["checkpoint"]):
+    for told in pair.call(deepspeed_jobs.evaluate, strategy, first["best"]["checkpoint"]):
         assert told == first["best"]["value"]
     assert (
         first["left"]
         == second["left"]
-        == jobs.digest(SyncSchedule.load(first["best"]["checkpoint"]).state_dict())
+        == jobs.digest(TokenClassifier.load(first["best"]["checkpoint"]).state_dict())
     )
 
 
@@ -280,7 +282,7 @@ def test_frozen_parameters_scalars_and_buffers_are_kept_and_resumed(pair, tmp_pa
     assert whole["digest"] == other["digest"]
     plain, _ = pair.call(jobs.train, "ddp", "part frozen", run_dir=tmp_path / "ddp", **options)
     assert distance(whole["model"], plain["model"]) < 1e-6
-    assert torch.equal(whole["model"]["embed.weight"], SyncSchedule().embed.weight)
+    assert torch.equal(whole["model"]["embed.weight"], TokenClassifier().embed.weight)
     pair.call(jobs.train, strategy, "part frozen", run_dir=tmp_path / "run", stop_at=3, **options)
     assert (
         pair.call(jobs.train, strategy, "part frozen", run_dir=tmp_path / "run", **options)[0][
@@ -291,8 +293,8 @@ def test_frozen_parameters_scalars_and_buffers_are_kept_and_resumed(pair, tmp_pa
 
 
 def test_a_model_made_in_configure_model_is_made_in_parts(pair):
-    first, second = pair.call(zero.built_late, "zero3")
-    alone = zero.built_late("single")
+    first, second = pair.call(deepspeed_jobs.built_late, "zero3")
+    alone = deepspeed_jobs.built_late("single")
     for told in (first, second):
         assert told["in parts"]
         assert told["held"] == 0
@@ -303,7 +305,7 @@ def test_a_model_made_in_configure_model_is_made_in_parts(pair):
 
 @pytest.mark.parametrize("strategy", ZERO)
 def test_afterwards_the_task_is_an_ordinary_module(pair, strategy):
-    first, second = pair.call(zero.afterwards, strategy)
+    first, second = pair.call(deepspeed_jobs.afterwards, strategy)
     assert first == second
     assert first["told"] == first["again"]
     assert not first["left"]
@@ -313,18 +315,18 @@ def test_afterwards_the_task_is_an_ordinary_module(pair, strategy):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_in_fp16_deepspeeds_scaler_is_saved_and_goes_on(pair, tmp_path, stage):
-    for told in pair.call(zero.fp16, stage, tmp_path):
+    for told in pair.call(deepspeed_jobs.fp16, stage, tmp_path):
         assert told["same"]
         assert told["loss"] < 1.05
         assert "'weight'" in told["weighted"]
 
 
 def test_activation_checkpointing_and_compile_change_nothing(pair):
-    plain, _ = pair.call(zero.equipped, False)
-    first, _ = pair.call(zero.equipped, True)
+    plain, _ = pair.call(deepspeed_jobs.equipped, False)
+    first, _ = pair.call(deepspeed_jobs.equipped, True)
     assert distance(first["model"], plain["model"]) < 1e-5
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_a_dry_run_leaves_the_weights_as_they_were(pair, strategy):
-    assert pair.call(zero.dry_run, strategy) == [True, True]
+    assert pair.call(deepspeed_jobs.dry_run, strategy) == [True, True]

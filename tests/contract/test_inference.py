@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.contract import jobs, scoring
+from tests.contract import evaluation_jobs, jobs
 
 STRATEGIES = ["ddp", "fsdp", "zero2", "zero3"]
 
@@ -21,7 +21,7 @@ REST = [
 
 @pytest.mark.parametrize(("size", "batches"), [*SWEEPS, *REST])
 def test_every_sample_is_scored_and_predicted_once_whatever_the_sizes(pool, size, batches):
-    wrong = pool(size).call(scoring.sweep, range(51), batches)
+    wrong = pool(size).call(evaluation_jobs.sweep, range(51), batches)
     assert wrong == [[]] * size
 
 

@@ -87,9 +87,9 @@ def test_a_run_goes_on_over_another_number_of_ranks(pair, tmp_path, strategy, ta
 
 
 def test_a_save_in_the_background_is_told_of_on_all_ranks(pair, tmp_path):
-    from tests.contract import deciding
+    from tests.contract import coordination_jobs
 
-    first, second = pair.call(deciding.saves, tmp_path)
+    first, second = pair.call(coordination_jobs.saves, tmp_path)
     assert first == second
     assert first[-1] == ("fit_end", 8)
     assert [what for what in first if what[0] == "save"] == [
@@ -98,17 +98,17 @@ def test_a_save_in_the_background_is_told_of_on_all_ranks(pair, tmp_path):
 
 
 def test_a_rank_that_sees_another_directory_is_named(pair, tmp_path):
-    from tests.contract import deciding
+    from tests.contract import coordination_jobs
 
-    for told in pair.call(deciding.other_directories, tmp_path):
+    for told in pair.call(coordination_jobs.other_directories, tmp_path):
         assert "cannot be read by rank 1" in told
         assert "All ranks must see one run directory" in told
 
 
 def test_a_full_disk_ends_all_ranks_alike_and_loses_nothing(pair, tmp_path):
-    from tests.contract import deciding
+    from tests.contract import coordination_jobs
 
-    first, second = pair.call(deciding.disk_full, tmp_path)
+    first, second = pair.call(coordination_jobs.disk_full, tmp_path)
     assert first == second
     assert "DiskFullError" in first
 

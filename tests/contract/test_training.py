@@ -164,39 +164,39 @@ def test_every_knob_of_ddp_trains_the_same_task(pair, settings):
 
 
 def test_parameters_that_move_later_are_averaged_too(pair):
-    from tests.contract import more
+    from tests.contract import training_jobs
 
-    first, second = pair.call(more.unfreeze)
+    first, second = pair.call(training_jobs.unfreeze)
     assert first["digest"] == second["digest"]
     assert first["moved"]
 
 
 def test_a_parameter_that_the_loss_does_not_reach_is_explained(pair):
-    from tests.contract import more
+    from tests.contract import training_jobs
 
-    for told in pair.call(more.unused):
+    for told in pair.call(training_jobs.unused):
         assert "DDP(find_unused_parameters=True)" in told
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_strategy_alone_serves_a_loop_written_by_hand(pair, strategy):
-    from tests.contract import more
+    from tests.contract import training_jobs
 
-    first, second = pair.call(more.by_hand, strategy)
-    assert first == second == more.by_hand("single")
+    first, second = pair.call(training_jobs.by_hand, strategy)
+    assert first == second == training_jobs.by_hand("single")
 
 
 def test_auto_is_one_process_here_and_ddp_among_several(pair):
-    from tests.contract import more
+    from tests.contract import training_jobs
 
-    assert pair.call(more.strategy_of, "auto") == [("DDP", 2), ("DDP", 2)]
-    assert more.strategy_of("auto") == ("SingleDevice", 1)
+    assert pair.call(training_jobs.strategy_of, "auto") == [("DDP", 2), ("DDP", 2)]
+    assert training_jobs.strategy_of("auto") == ("SingleDevice", 1)
 
 
 def test_a_number_of_devices_that_was_not_started_is_refused(pair):
-    from tests.contract import more
+    from tests.contract import training_jobs
 
-    for told in pair.call(more.other_number):
+    for told in pair.call(training_jobs.other_number):
         assert (
             told
             == "devices=3, and 2 processes were started on this machine: leave devices out, or start as many"
@@ -205,9 +205,9 @@ def test_a_number_of_devices_that_was_not_started_is_refused(pair):
 
 @pytest.mark.parametrize("task", ["gan", "sam"])
 def test_the_tasks_with_a_step_of_their_own_run_over_ranks(pair, task):
-    from tests.contract import more
+    from tests.contract import training_jobs
 
-    first, second = pair.call(more.own_step, task, 2)
-    alone = more.own_step(task, 1)
+    first, second = pair.call(training_jobs.own_step, task, 2)
+    alone = training_jobs.own_step(task, 1)
     assert first["digest"] == second["digest"]
     assert distance(first["model"], alone["model"]) < 1e-5

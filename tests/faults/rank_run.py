@@ -42,7 +42,7 @@ def fail() -> None:
         sys.exit(3)
 
 
-class DataConfig:
+class FailingPoints:
     """Points that fail to be read at the 40th."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Failing(Tiny):
     steps = 0
 
     def train_data(self) -> Any:
-        return DataConfig()
+        return FailingPoints()
 
     def train_step(self, batch: Any) -> Any:
         self.steps += 1

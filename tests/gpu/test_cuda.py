@@ -11,7 +11,7 @@ import torch
 
 from loopkit import DDP, FSDP, Checkpoint, DeepSpeed, Hook, Loader
 from loopkit.strategies.dtensor import whole
-from tests.contract.tasks import SyncSchedule
+from tests.contract.tasks import TokenClassifier
 from tests.support import Noisy, Tiny, digest, quiet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -55,7 +55,7 @@ def forgiving():
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
 def test_the_host_waits_for_nothing_between_two_logs(strategy, extra):
     strict = Strict()
-    task = SyncSchedule(count=400)
+    task = TokenClassifier(count=400)
     quiet(strategy=STRATEGIES[strategy](), steps=STEPS, hooks=[strict], **OPTIONS, **extra).run(
         task
     )
@@ -63,7 +63,7 @@ def test_the_host_waits_for_nothing_between_two_logs(strategy, extra):
 
 
 def test_a_wait_in_user_code_is_caught_by_that_test():
-    class Waits(SyncSchedule):
+    class Waits(TokenClassifier):
         def train_step(self, batch: Any) -> Any:
             out = super().train_step(batch)
             out["loss"].item()
@@ -77,7 +77,7 @@ def test_a_wait_in_user_code_is_caught_by_that_test():
 def test_one_device_gives_the_numbers_of_single(strategy):
     weights = []
     for made in ("single", STRATEGIES[strategy]()):
-        task = SyncSchedule()
+        task = TokenClassifier()
         quiet(strategy=made, epochs=2, clip_norm=0.5, **{**OPTIONS, "eval_every": "1 epoch"}).run(
             task
         )
@@ -121,7 +121,7 @@ def test_batches_copied_ahead_are_those_of_the_cpu(workers):
 
 
 def test_a_model_made_late_under_fsdp_lies_on_the_device():
-    from tests.contract.sharding import Late
+    from tests.contract.fsdp_jobs import Late
 
     task = Late()
     quiet(strategy=FSDP(), epochs=1, **OPTIONS).run(task)

@@ -15,15 +15,15 @@ from torch import nn
 from loopkit import FSDP, Checkpoint, Compile, Task
 from loopkit.strategies.dtensor import local, whole
 from tests.contract import jobs
-from tests.contract.tasks import Block, SyncSchedule
+from tests.contract.tasks import Block, TokenClassifier
 from tests.support import Tiny, digest, quiet
 
 
 def sizes() -> dict[str, Any]:
     """How many numbers this rank holds, of parameters and of optimizer state."""
     task, found = (
-        SyncSchedule(width=32),
-        {"whole": sum(p.numel() for p in SyncSchedule(width=32).parameters())},
+        TokenClassifier(width=32),
+        {"whole": sum(p.numel() for p in TokenClassifier(width=32).parameters())},
     )
     fit = quiet(strategy="fsdp", batch_size=4, steps=3, eval_every="2 steps")
 
@@ -48,7 +48,7 @@ def sizes() -> dict[str, Any]:
     return found
 
 
-class Late(SyncSchedule):
+class Late(TokenClassifier):
     """Makes its layers in configure_model, two of them tied, and notes where."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ def disk_full(place: Path, rank: int, background: bool) -> tuple[str, list[str]]
     try:
         save = Checkpoint(every="2 steps", background=background)
         quiet(strategy="fsdp", batch_size=4, epochs=3, checkpoint=save, run_dir=place).run(
-            SyncSchedule()
+            TokenClassifier()
         )
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
@@ -167,7 +167,7 @@ def with_hook(name: str, strategy: str, place: Path) -> dict[str, float]:
         strategy=strategy, **{**options, "hooks": [getattr(hooks, name)(**arguments.get(name, {}))]}
     )
     fit.on("log", lambda run, values: rows.update(values))
-    fit.run(SyncSchedule())
+    fit.run(TokenClassifier())
     return {
         name: value for name, value in rows.items() if "per_second" not in name and name != "mfu"
     }
@@ -176,7 +176,7 @@ def with_hook(name: str, strategy: str, place: Path) -> dict[str, float]:
 def bad_wrap() -> str:
     """A class that the task does not have."""
     try:
-        quiet(strategy=FSDP(wrap=["Blok"]), steps=1).run(SyncSchedule())
+        quiet(strategy=FSDP(wrap=["Blok"]), steps=1).run(TokenClassifier())
     except Exception as error:
         return str(error)
     return ""
@@ -192,7 +192,7 @@ def compiled(wanted: bool, strategy: str = "fsdp", **options: Any) -> Any:
     )
 
 
-class Named(SyncSchedule):
+class Named(TokenClassifier):
     """The words' task with an optimizer by name."""
 
     def __init__(self, name: str) -> None:
@@ -300,7 +300,7 @@ def own_memory() -> int:
 
 def dry_run() -> bool:
     """Whether a dry run left the weights."""
-    task = SyncSchedule()
+    task = TokenClassifier()
     before = {name: t.clone() for name, t in task.state_dict().items()}
     quiet(strategy="fsdp", batch_size=4, dry_run=True).run(task)
     return all(torch.equal(whole(t), before[name]) for name, t in task.state_dict().items())

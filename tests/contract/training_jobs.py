@@ -49,20 +49,20 @@ def by_hand(strategy: str) -> str:
     """
     made = {"single": SingleDevice, "ddp": DDP, "fsdp": FSDP}[strategy]("cpu")
     task, data = Tiny(dropout=0.0), points(64)
-    made.open()
-    made.place(task)
-    made.adopt({"main": torch.optim.AdamW(task.parameters(), lr=1e-2, fused=True)})
-    step, ranks = made.method("train_step"), made.world_size
+    made.setup_environment()
+    made.setup_module(task)
+    made.setup_optimizers({"main": torch.optim.AdamW(task.parameters(), lr=1e-2, fused=True)})
+    step, ranks = made.step_fn("train_step"), made.world_size
     for start in range(0, 64, 16):
         parts = [data[start : start + 8], data[start + 8 : start + 16]]
         mine = parts[made.rank :: ranks]
         for number, batch in enumerate(mine):
-            made.sync(number == len(mine) - 1)
+            made.set_gradient_sync(number == len(mine) - 1)
             made.backward(step(batch) / len(mine))
-        made.complete()
-        made.update()
+        made.finalize_gradients()
+        made.optimizer_step()
     weights = {name: whole(t) for name, t in made.model_state().items()}
-    made.close()
+    made.teardown()
     return digest(weights)
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from loopkit import Checkpoint, Fit
 from loopkit.checkpoint import load_snapshot
-from tests.contract import jobs, sharding
-from tests.contract.tasks import SyncSchedule
+from tests.contract import fsdp_jobs, jobs
+from tests.contract.tasks import TokenClassifier
 from tests.contract.test_training import distance
 
 
@@ -49,7 +49,7 @@ def test_hybrid_sharding_over_four_ranks_is_data_parallel_over_four(pool):
 
 
 def test_each_rank_holds_its_part_of_everything_that_is_large(pair):
-    for told in pair.call(sharding.sizes):
+    for told in pair.call(fsdp_jobs.sizes):
         assert told["parameters"] < 0.6 * told["whole"]
         assert told["state"] < 0.6 * 2 * told["whole"]
         assert told["class"] == "Words"
@@ -57,17 +57,17 @@ def test_each_rank_holds_its_part_of_everything_that_is_large(pair):
 
 
 def test_a_model_made_in_configure_model_is_made_once_and_has_the_same_weights(pair):
-    first, second = pair.call(sharding.built_late)
+    first, second = pair.call(fsdp_jobs.built_late)
     assert first["made on"] == ["cpu"]
     assert second["made on"] == ["meta"]
-    assert first["digest"] == second["digest"] == sharding.built_late("single")["digest"]
+    assert first["digest"] == second["digest"] == fsdp_jobs.built_late("single")["digest"]
     assert first["tied"]
     assert second["tied"]
 
 
 def test_scalars_and_buffers_are_kept_whole_and_alike(pair):
-    first, second = pair.call(sharding.scalars, "fsdp")
-    alone = sharding.scalars("single")
+    first, second = pair.call(fsdp_jobs.scalars, "fsdp")
+    alone = fsdp_jobs.scalars("single")
     assert distance(first, second) == 0
     assert first.keys() == alone.keys()
     assert distance(first, alone) < 1e-6
@@ -91,14 +91,16 @@ def test_a_checkpoint_has_a_file_for_each_rank_and_opens_anywhere(pair, tmp_path
     assert manifest["strategy"] == "FSDP"
     snapshot = load_snapshot(first["checkpoint"])
     assert distance(snapshot.tensors["model"], first["model"]) == 0
-    assert distance(SyncSchedule.load(first["checkpoint"]).state_dict(), first["model"]) == 0
+    assert distance(TokenClassifier.load(first["checkpoint"]).state_dict(), first["model"]) == 0
     out = tmp_path / "out"
     from loopkit.checkpoint.tools import export
 
     export(first["checkpoint"], out)
     assert distance(load_file(out / "model.safetensors"), first["model"]) == 0
     assert (
-        Fit(progress=False, batch_size=4).evaluate(SyncSchedule(), checkpoint=tmp_path)["eval/loss"]
+        Fit(progress=False, batch_size=4).evaluate(TokenClassifier(), checkpoint=tmp_path)[
+            "eval/loss"
+        ]
         == first["rows"][-1]["eval/loss"]
     )
 
@@ -108,7 +110,7 @@ def test_a_checkpoint_has_a_file_for_each_rank_and_opens_anywhere(pair, tmp_path
 def test_a_rank_that_cannot_write_its_part_ends_all_alike_and_the_last_good_one_stays(
     pair, tmp_path, rank, background
 ):
-    first, second = pair.call(sharding.disk_full, tmp_path, rank, background)
+    first, second = pair.call(fsdp_jobs.disk_full, tmp_path, rank, background)
     assert first == second
     assert "DiskFullError" in first[0]
     assert first[1] == ["latest", "step-000000000002"]
@@ -116,8 +118,8 @@ def test_a_rank_that_cannot_write_its_part_ends_all_alike_and_the_last_good_one_
 
 @pytest.mark.parametrize("hook", ["EMA", "GradMonitor", "SWA", "LRMonitor", "Throughput"])
 def test_hooks_work_on_sharded_parameters(pair, tmp_path, hook):
-    first, second = pair.call(sharding.with_hook, hook, "fsdp", tmp_path / "fsdp")
-    alone = sharding.with_hook(hook, "single", tmp_path / "single")
+    first, second = pair.call(fsdp_jobs.with_hook, hook, "fsdp", tmp_path / "fsdp")
+    alone = fsdp_jobs.with_hook(hook, "single", tmp_path / "single")
     assert first == second
     assert first.keys() == alone.keys()
     for name, value in alone.items():
@@ -126,7 +128,7 @@ def test_hooks_work_on_sharded_parameters(pair, tmp_path, hook):
 
 
 def test_a_block_that_is_not_there_is_named(pair):
-    for told in pair.call(sharding.bad_wrap):
+    for told in pair.call(fsdp_jobs.bad_wrap):
         assert "no module is of class 'Blok'; there are Block, " in told
 
 
@@ -145,23 +147,23 @@ def test_activation_checkpointing_and_compile_change_nothing(
     plain, _ = pair.call(
         jobs.train, "fsdp", "words", **{**options, "activation_checkpointing": None}
     )
-    first, _ = pair.call(sharding.compiled, compile, **options)
+    first, _ = pair.call(fsdp_jobs.compiled, compile, **options)
     assert distance(first["model"], plain["model"]) < 1e-5
 
 
 def test_a_dry_run_leaves_the_weights_as_they_were(pair):
-    assert pair.call(sharding.dry_run) == [True, True]
+    assert pair.call(fsdp_jobs.dry_run) == [True, True]
 
 
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="reads Linux's account of memory"
 )
 def test_a_rank_reads_only_its_parts_of_a_checkpoint(pair, tmp_path):
-    pair.call(sharding.train_wide, tmp_path / "run")
+    pair.call(fsdp_jobs.train_wide, tmp_path / "run")
     found = {}
     for maps in (True, False):
         shutil.copytree(tmp_path / "run", tmp_path / str(maps))
-        found[maps] = pair.call(sharding.memory_to_resume, tmp_path / str(maps), maps)
+        found[maps] = pair.call(fsdp_jobs.memory_to_resume, tmp_path / str(maps), maps)
     whole = 3 * 2 * 2000 * 2000 * 4
     for (mapped, weights), (read, same) in zip(found[True], found[False]):
         assert weights == same
@@ -174,8 +176,8 @@ def test_a_rank_reads_only_its_parts_of_a_checkpoint(pair, tmp_path):
     "name", ["sgd", "adagrad", "rmsprop", "nadam", "radam", "lion", "muon", "adamw_bf16"]
 )
 def test_optimizers_step_sharded_parameters(pair, name, strategy):
-    first, second = pair.call(sharding.optimized, name, strategy)
-    alone = sharding.optimized(name, "single", accumulate=2 if strategy == "fsdp" else 1)
+    first, second = pair.call(fsdp_jobs.optimized, name, strategy)
+    alone = fsdp_jobs.optimized(name, "single", accumulate=2 if strategy == "fsdp" else 1)
     assert first["digest"] == second["digest"]
     # Muon multiplies matrices in bfloat16; a bf16 moment rounds what differs in its last bit;
     # RMSprop divides by it.
@@ -189,6 +191,6 @@ def test_optimizers_step_sharded_parameters(pair, name, strategy):
 @pytest.mark.parametrize("strategy", ["fsdp", "tensor"])
 @pytest.mark.parametrize("name", ["adafactor", "adamw_8bit"])
 def test_an_optimizer_that_needs_whole_parameters_is_refused(pair, name, strategy):
-    for told in pair.call(sharding.refused_optimizer, name, strategy):
+    for told in pair.call(fsdp_jobs.refused_optimizer, name, strategy):
         assert "needs each parameter whole" in told
         assert "OptionError" in told

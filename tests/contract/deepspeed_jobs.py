@@ -12,9 +12,9 @@ from loopkit import Checkpoint, Compile, DeepSpeed, hooks
 from loopkit.optim import build
 from loopkit.strategies.deepspeed.zero_state import is_partitioned
 from tests.contract import jobs
-from tests.contract.deciding import Broken
-from tests.contract.sharding import Late
-from tests.contract.tasks import PartFrozen, Players, SyncSchedule
+from tests.contract.coordination_jobs import Broken
+from tests.contract.fsdp_jobs import Late
+from tests.contract.tasks import PartFrozen, Players, TokenClassifier
 from tests.support import Tiny, quiet
 
 
@@ -49,7 +49,7 @@ class Watching(Tiny):
         raise AssertionError("nothing is shown")
 
 
-class By(SyncSchedule):
+class By(TokenClassifier):
     """Words with an optimizer by name."""
 
     def __init__(self, name: str) -> None:
@@ -61,21 +61,21 @@ class By(SyncSchedule):
 
 
 REFUSED: dict[str, Any] = {
-    "fp64": lambda: ({"precision": "fp64"}, SyncSchedule),
-    "fp16-true": lambda: ({"precision": "fp16-true"}, SyncSchedule),
-    "clip_value": lambda: ({"clip_value": 1.0}, SyncSchedule),
-    "compile": lambda: ({"compile": True, "strategy": DeepSpeed(stage=3)}, SyncSchedule),
+    "fp64": lambda: ({"precision": "fp64"}, TokenClassifier),
+    "fp16-true": lambda: ({"precision": "fp16-true"}, TokenClassifier),
+    "clip_value": lambda: ({"clip_value": 1.0}, TokenClassifier),
+    "compile": lambda: ({"compile": True, "strategy": DeepSpeed(stage=3)}, TokenClassifier),
     "several": lambda: ({}, Players),
     "task": lambda: ({}, Watching),
-    "GradMonitor": lambda: ({"hooks": [hooks.GradMonitor()]}, SyncSchedule),
-    "EMA": lambda: ({"hooks": [hooks.EMA()]}, SyncSchedule),
-    "SWA": lambda: ({"hooks": [hooks.SWA(start=1)]}, SyncSchedule),
-    "Unfreeze": lambda: ({"hooks": [hooks.Unfreeze({"2 steps": "head"})]}, SyncSchedule),
-    "FindLR": lambda: ({"hooks": [hooks.FindLR()]}, SyncSchedule),
+    "GradMonitor": lambda: ({"hooks": [hooks.GradMonitor()]}, TokenClassifier),
+    "EMA": lambda: ({"hooks": [hooks.EMA()]}, TokenClassifier),
+    "SWA": lambda: ({"hooks": [hooks.SWA(start=1)]}, TokenClassifier),
+    "Unfreeze": lambda: ({"hooks": [hooks.Unfreeze({"2 steps": "head"})]}, TokenClassifier),
+    "FindLR": lambda: ({"hooks": [hooks.FindLR()]}, TokenClassifier),
     "adafactor": lambda: ({}, lambda: By("torch.optim.Adafactor")),
     "adagrad": lambda: ({}, lambda: By("torch.optim.Adagrad")),
     "scalar": lambda: ({"strategy": DeepSpeed(stage=3)}, PartFrozen),
-    "contradiction": lambda: ({"strategy": DeepSpeed({"gradient_clipping": 1.0})}, SyncSchedule),
+    "contradiction": lambda: ({"strategy": DeepSpeed({"gradient_clipping": 1.0})}, TokenClassifier),
 }
 
 
@@ -180,7 +180,7 @@ def left_in_parts() -> str:
 
 def dry_run(strategy: str) -> bool:
     """Whether a dry run left the weights."""
-    task = SyncSchedule()
+    task = TokenClassifier()
     before = {name: t.clone() for name, t in task.state_dict().items()}
     quiet(strategy=jobs.make(strategy), batch_size=4, dry_run=True).run(task)
     return all(torch.equal(t, before[name]) for name, t in task.state_dict().items())
@@ -189,7 +189,7 @@ def dry_run(strategy: str) -> bool:
 def evaluate(strategy: str, checkpoint: Path) -> float:
     """The loss with the weights of a checkpoint."""
     return quiet(strategy=jobs.make(strategy), batch_size=4).evaluate(
-        SyncSchedule(), checkpoint=checkpoint
+        TokenClassifier(), checkpoint=checkpoint
     )["eval/loss"]
 
 
@@ -209,8 +209,8 @@ def equipped(wanted: bool) -> dict[str, Any]:
 def held(strategy: str) -> dict[str, Any]:
     """How many numbers this rank holds within training."""
     task, found = (
-        SyncSchedule(width=32, dropout=0.0),
-        {"whole": sum(p.numel() for p in SyncSchedule(width=32).parameters())},
+        TokenClassifier(width=32, dropout=0.0),
+        {"whole": sum(p.numel() for p in TokenClassifier(width=32).parameters())},
     )
     fit = quiet(strategy=jobs.make(strategy), batch_size=4, steps=3, eval_every="2 steps")
 

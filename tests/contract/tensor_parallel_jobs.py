@@ -11,7 +11,7 @@ from torch import nn
 from loopkit import Loader, Task, TensorParallel
 from loopkit.strategies.dtensor import local, whole
 from tests.contract.jobs import TINY, WORDS, make
-from tests.contract.tasks import SyncSchedule
+from tests.contract.tasks import TokenClassifier
 from tests.support import Tiny, digest, quiet
 
 
@@ -61,7 +61,7 @@ def split_sequence() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def parts(strategy: Any) -> dict[str, int]:
     """Elements of a layer that is split and of one that is not: on this rank, and in all."""
-    task = SyncSchedule()
+    task = TokenClassifier()
     quiet(strategy=make(strategy), batch_size=8, steps=1).run(task)
     up, norm = task.blocks[0].up.weight, task.blocks[0].norm.weight
     return {
@@ -91,7 +91,7 @@ def refused(case: str) -> str:
         "tied": {"embed": "rowwise_rep"},
     }
     task: Task = (
-        Sharded() if case == "sharded" else Sequence() if case == "tied" else SyncSchedule()
+        Sharded() if case == "sharded" else Sequence() if case == "tied" else TokenClassifier()
     )
     if isinstance(task, Sequence):
         task.head.weight = task.embed.weight
@@ -103,7 +103,7 @@ def refused(case: str) -> str:
     return "nothing"
 
 
-class Late(SyncSchedule):
+class Late(TokenClassifier):
     """Makes its layers where the strategy says."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Late(SyncSchedule):
         self.count = 24
 
     def configure_model(self) -> None:
-        made = SyncSchedule(dropout=0.0)
+        made = TokenClassifier(dropout=0.0)
         for name, module in made.named_children():
             setattr(self, name, module)
 
@@ -132,4 +132,4 @@ def built_late() -> tuple[str, str]:
 
 def built_late_alone() -> str:
     """The same of one process."""
-    return digest(SyncSchedule(dropout=0.0).state_dict())
+    return digest(TokenClassifier(dropout=0.0).state_dict())

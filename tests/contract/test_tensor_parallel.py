@@ -7,8 +7,8 @@ import torch
 
 from loopkit import Checkpoint
 from loopkit.checkpoint import load_snapshot
-from tests.contract import jobs, teams
-from tests.contract.tasks import SyncSchedule
+from tests.contract import jobs, tensor_parallel_jobs
+from tests.contract.tasks import TokenClassifier
 from tests.contract.test_training import distance
 
 SAVE = Checkpoint(every="1000 steps", background=False)
@@ -52,15 +52,15 @@ def test_teams_share_out_the_data_and_shard_over_each_other(pool):
 
 
 def test_norms_on_a_split_sequence_get_the_sum_of_their_gradients(pair):
-    for found, expected in pair.call(teams.split_sequence):
+    for found, expected in pair.call(tensor_parallel_jobs.split_sequence):
         assert distance(found, expected) < 1e-6
 
 
 def test_each_rank_holds_its_part(pair, pool):
-    for told in pair.call(teams.parts, WHOLE):
+    for told in pair.call(tensor_parallel_jobs.parts, WHOLE):
         assert told["up"] == told["whole"] / 2
         assert told["norm"] == told["norm whole"]
-    for told in pool(4).call(teams.parts, MIXED):
+    for told in pool(4).call(tensor_parallel_jobs.parts, MIXED):
         assert told["up"] == told["whole"] / 4
         assert told["norm"] == told["norm whole"] / 2
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_holds_each_part_once_and_opens_anywhere(pool, tmp_path):
     )[0]
     snapshot = load_snapshot(first["checkpoint"])
     assert distance(snapshot.tensors["model"], first["model"]) == 0
-    assert distance(SyncSchedule.load(first["checkpoint"]).state_dict(), first["model"]) == 0
+    assert distance(TokenClassifier.load(first["checkpoint"]).state_dict(), first["model"]) == 0
     written = sum(p.stat().st_size for p in first["checkpoint"].rglob("*model*.safetensors"))
     assert (
         written < 1.5 * sum(t.numel() * t.element_size() for t in first["model"].values()) + 20_000
@@ -137,9 +137,9 @@ def test_metrics_are_those_of_one_process(pool, strategy):
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(pool, rank):
-    from tests.contract import deciding
+    from tests.contract import coordination_jobs
 
-    ranks = pool(4).call(deciding.not_finite, rank, "loss", "raise", "fp32", "tensor-tiny")
+    ranks = pool(4).call(coordination_jobs.not_finite, rank, "loss", "raise", "fp32", "tensor-tiny")
     assert {changed for _, changed in ranks} == {False}
     assert len({told for told, _ in ranks}) == 1
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_split_is_refused_with_the_reason(pair, case):
         "auto": "no model in the task comes with a plan",
         "tied": "are one parameter, and the plan splits them in different ways",
     }
-    for told in pair.call(teams.refused, case):
+    for told in pair.call(tensor_parallel_jobs.refused, case):
         assert expected[case] in told
 
 
@@ -180,16 +180,16 @@ def test_other_options_work_on_split_layers(pair, options):
 
 
 def test_a_task_made_in_configure_model_is_filled_from_the_first_rank(pair):
-    first, second = pair.call(teams.built_late)
+    first, second = pair.call(tensor_parallel_jobs.built_late)
     assert first == second
-    assert first == teams.built_late_alone()
+    assert first == tensor_parallel_jobs.built_late_alone()
 
 
 def test_compiled_blocks_train_the_same(pair):
-    from tests.contract import sharding
+    from tests.contract import fsdp_jobs
 
     options = {"batch_size": 4, "steps": 3, "eval_every": "never"}
-    first, second = pair.call(sharding.compiled, True, strategy="tensor", **options)
+    first, second = pair.call(fsdp_jobs.compiled, True, strategy="tensor", **options)
     alone = jobs.train("single", "words", **options)
     assert first["digest"] == second["digest"]
     assert distance(first["model"], alone["model"]) < 1e-5
