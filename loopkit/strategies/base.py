@@ -61,10 +61,6 @@ class Strategy(ABC):
             scaled.
         optimizers: what ``adopt`` was given, by name.
         building: gives the context in which ``Task.configure_model`` makes its parameters.
-        finish_step: called when a step is complete; returns whether the host knows already that
-            something in it was not finite. Where it can only learn that by waiting, the step is
-            counted on the device, for ``pop_nonfinite_steps``. An attribute, since what is called in
-            every step is chosen once.
     """
 
     name: str = "Strategy"
@@ -83,7 +79,6 @@ class Strategy(ABC):
     scaler: Any = None
     optimizers: dict[str, Optimizer]
     init_context: Callable[[], AbstractContextManager[Any]]
-    finish_step: Callable[[], bool]
 
     @abstractmethod
     def setup_environment(self, numerics: ComputeSettings) -> None:
@@ -132,6 +127,14 @@ class Strategy(ABC):
     @abstractmethod
     def optimizer_step(self, names: Sequence[str] | None = None) -> None:
         """Step the named optimizers (None: all) and clear their gradients."""
+
+    @abstractmethod
+    def finish_step(self) -> bool:
+        """Finish a step; return whether the host knows already that a value was not finite.
+
+        Where reading the flag would wait for the device, the step is counted there instead, and
+        ``pop_nonfinite_steps`` reads the count later.
+        """
 
     @abstractmethod
     def pop_nonfinite_steps(self) -> int:

@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import OptionError, TaskError
 from loopkit.strategies.base import ComputeSettings
-from loopkit.strategies.nonfinite import propagate_nonfinite
 from loopkit.strategies.single import SingleDevice
 
 COMPRESSIONS = ("fp16", "bf16", "powersgd")
@@ -175,15 +174,6 @@ class DDP(SingleDevice):
             self._wrapped.require_backward_grad_sync = last or (self._static and self._first)
             self._first = False
 
-    def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
-        """Add the gradients of ``loss``; see ``Strategy.backward``."""
-        super().backward(
-            propagate_nonfinite(loss)
-            if self._wrapped is not None and self._guard is not None
-            else loss,
-            value,
-        )
-
     def finalize_gradients(
         self,
         names: Sequence[str] | None = None,
@@ -192,8 +182,6 @@ class DDP(SingleDevice):
         want_norm: bool = False,
     ) -> Tensor | None:
         """Divide, unscale, clip and check the gradients, which are the same on all ranks."""
-        if self.scaler is not None and self._guard is not None and self._wrapped is not None:
-            self._guard.agree()  # under a scaler a bad loss shows in a flag of its rank alone
         for parameter in self._late:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)

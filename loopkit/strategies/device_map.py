@@ -4,19 +4,20 @@ bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loopkit.devices import count_devices, visible_devices
-from loopkit.errors import OptionError, TaskError
+from loopkit.errors import OptionError
 from loopkit.rng import torch_seeder
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.device_placement import balanced, by_hand, connect
 from loopkit.strategies.precision import Both, forward_context
-from loopkit.strategies.single import SingleDevice, clip_factor
+from loopkit.strategies.single import SingleDevice
 
 DeviceMap = str | Mapping[str, str | int]
 NOWHERE = ("meta", "disk")
@@ -133,46 +134,26 @@ class DeviceMapStrategy(SingleDevice):
         *,
         want_norm: bool = False,
     ) -> Tensor | None:
-        """Divide, unscale, clip and check the gradients, device by device; see
-        ``Strategy.complete``.
-        """
+        """Make the gradients ready, device by device; see ``Strategy.finalize_gradients``."""
+        names = names or tuple(self._parameters)
         grads: dict[torch.device, list[Tensor]] = {}
-        for name in names or self._parameters:
+        for name in names:
             for parameter in self._parameters[name]:
                 if parameter.grad is not None:
                     grads.setdefault(parameter.grad.device, []).append(parameter.grad)
-        if not grads:
-            raise TaskError(
-                "the loss reaches no parameter of "
-                f"{', '.join(names or self._parameters)}: no gradient was computed"
-            )
-        numerics, norm = self.settings, None
-        if divisor is not None:
-            for device, held in grads.items():
-                torch._foreach_div_(
-                    held, divisor.to(device) if isinstance(divisor, Tensor) else divisor
-                )
-        if self.scaler is not None:
-            for name in names or self.optimizers:
-                self.scaler.unscale_(self.optimizers[name])
-        checks = self._guard is not None and self.scaler is None
-        if checks or want_norm or numerics.clip_norm is not None:
-            norms = [
-                n.to(self.device) for held in grads.values() for n in torch._foreach_norm(held)
-            ]
-            norm = torch.linalg.vector_norm(torch.stack(norms))
-        if checks and self._guard is not None and norm is not None:
-            # The flag lies on the first device, so it looks at the norm there: that is finite if
-            # all gradients are.
-            self._blocked = self._guard.check([norm, *self._losses])
-            self._losses.clear()
-        for device, held in grads.items():
-            if numerics.clip_norm is not None and norm is not None:
-                torch._foreach_mul_(held, clip_factor(norm, numerics.clip_norm).to(device))
-            if numerics.clip_value is not None:
-                torch._foreach_clamp_min_(held, -numerics.clip_value)
-                torch._foreach_clamp_max_(held, numerics.clip_value)
-        return norm if want_norm or numerics.clip_norm is not None else None
+        return self._finalize(
+            list(grads.values()),
+            names,
+            divisor,
+            want_norm=want_norm,
+            reduce_norm=partial(self._norm, grads.values()) if len(self.devices) > 1 else None,
+        )
+
+    def _norm(self, grads: Iterable[list[Tensor]]) -> Tensor:
+        """Return the norm of all gradients, on the first device, where the guard's flag is."""
+        norms = [norm.to(self.device) for held in grads for norm in torch._foreach_norm(held)]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def teardown(self, failed: bool = False) -> None:
         """Take the hooks off the task; its layers stay where they are."""

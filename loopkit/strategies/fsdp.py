@@ -16,13 +16,12 @@ from torch.optim import Optimizer
 
 from loopkit.distributed.data_parallel import DataParallelView
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
-from loopkit.errors import OptionError, TaskError
+from loopkit.errors import OptionError
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.dtensor import align, copies, is_sharded, local, put
 from loopkit.strategies.meta_init import fill_from_rank_zero, is_on_meta, move_to_meta
-from loopkit.strategies.nonfinite import propagate_nonfinite
-from loopkit.strategies.single import SingleDevice, clip_factor
+from loopkit.strategies.single import SingleDevice
 from loopkit.strategies.tensor_parallel import TensorParallel
 
 Wrap = Literal["auto"] | int | Sequence[str | type]
@@ -263,10 +262,6 @@ class FSDP(SingleDevice):
         if self._fully:
             task.set_requires_gradient_sync(last)
 
-    def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
-        """Add the gradients of ``loss``; see ``Strategy.backward``."""
-        super().backward(propagate_nonfinite(loss) if self._guard is not None else loss, value)
-
     def finalize_gradients(
         self,
         names: Sequence[str] | None = None,
@@ -274,19 +269,9 @@ class FSDP(SingleDevice):
         *,
         want_norm: bool = False,
     ) -> Tensor | None:
-        """Divide, unscale, clip and check the gradients, by the parts that each rank holds."""
-        held = [
-            p
-            for name in names or self._parameters
-            for p in self._parameters[name]
-            if p.grad is not None
-        ]
-        if not held:
-            raise TaskError(
-                f"the loss reaches no parameter of {', '.join(names or self._parameters)}: no "
-                f"gradient "
-                "was computed"
-            )
+        """Make the gradients ready, by the part of each that this rank holds."""
+        names = names or tuple(self._parameters)
+        held = [p for name in names for p in self._parameters[name] if p.grad is not None]
         own = [p.grad for p in held if not is_sharded(p) and p.grad is not None]
         for gradient in own if self._fully else ():  # a team's ranks have the same
             dist.all_reduce(gradient)
@@ -294,25 +279,13 @@ class FSDP(SingleDevice):
         if self._team > 1:
             align(held)
         sharded = [p for p in held if is_sharded(p)]
-        parts = [local(p.grad) for p in sharded]
-        if divisor is not None:
-            torch._foreach_div_([*parts, *own], divisor)
-        if self.scaler is not None:
-            for name in names or self.optimizers:
-                self.scaler.unscale_(self.optimizers[name])
-        numerics, norm = self.settings, None
-        guarded = self._guard is not None and self.scaler is None
-        if numerics.clip_norm is not None or want_norm or guarded:
-            norm = self._norm(sharded, own)
-        if self._guard is not None and norm is not None and self.scaler is None:
-            self._blocked = self._guard.check([norm])  # which all ranks have alike
-            self._losses.clear()
-        if numerics.clip_norm is not None and norm is not None:
-            torch._foreach_mul_([*parts, *own], clip_factor(norm, numerics.clip_norm))
-        if numerics.clip_value is not None:
-            torch._foreach_clamp_min_([*parts, *own], -numerics.clip_value)
-            torch._foreach_clamp_max_([*parts, *own], numerics.clip_value)
-        return norm if numerics.clip_norm is not None or want_norm else None
+        return self._finalize(
+            [[local(p.grad) for p in sharded], own],
+            names,
+            divisor,
+            want_norm=want_norm,
+            reduce_norm=lambda: self._norm(sharded, own),
+        )
 
     def _norm(self, sharded: list[nn.Parameter], own: list[Tensor]) -> Tensor:
         """The norm of all gradients, from each rank's parts; what several ranks have alike counts

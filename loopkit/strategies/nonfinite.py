@@ -1,10 +1,9 @@
-"""Guard: a loss or gradient that is not finite never reaches a parameter, and finding it out waits
-for nothing.
-"""
+"""Non-finite losses and gradients: found without waiting for the device, kept from the parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,88 +26,103 @@ def propagate_nonfinite(loss: Tensor) -> Tensor:
 
 
 class NonFiniteGuard:
-    """Watches what a step is about to use.
+    """A flag that is up while an update would use a value that is not finite.
 
-    On a CPU the flag lies in memory that the host sees, and a bad step is known before its update.
-    On an
-    accelerator nothing is read: fused optimizers take the flag as ``found_inf``, as they do from
-    torch's GradScaler, and leave parameters and state untouched where it is 1. Under "raise" it
-    stays up once it is up, so nothing moves any more from the first bad step to the moment, at a
-    log or save, when the host reads of it. Under "skip" it is lowered after each step. An optimizer
-    without such a flag, on an accelerator, needs one read per step instead.
+    On a CPU the host sees the memory of the flag, so a non-finite step is known before its update.
+    On an accelerator the host reads nothing. Fused optimizers take the flag as ``found_inf``, as
+    they do from torch's GradScaler, and change nothing while it is 1. An optimizer that does not
+    take the flag needs one read per step instead.
+
+    Under "raise" the flag stays up until the host reads the count of non-finite steps, at a log
+    or save, so nothing changes from the first such step on. Under "skip" ``finish_step`` lowers it.
 
     Args:
-        uniform: whether gradients and losses all have one dtype and device.
+        mode: "raise" or "skip".
+        device: the device of the flag and of all tensors that are checked.
+        optimizers: the optimizers that are to take the flag.
+        uniform: whether all tensors that are checked have one dtype.
+        spans_ranks: whether several ranks train together and must leave out the same steps.
+
+    Attributes:
+        check: raises the flag if any element of a list of floating tensors is not finite. The
+            tensors do not change.
+        blocks_update: true where the host must leave the update out. On a CPU it is the flag
+            itself. On an accelerator it is False, or the flag if an optimizer does not take it.
+        host_flag: the flag in memory of the host; None on an accelerator.
+        losses: the losses of this step, which are checked with its gradients. Several ranks
+            propagate them through their gradients instead, so that all ranks see them.
     """
 
     def __init__(
-        self, mode: str, device: torch.device, optimizers: Iterable[Optimizer], *, uniform: bool
+        self,
+        mode: str,
+        device: torch.device,
+        optimizers: Iterable[Optimizer],
+        *,
+        uniform: bool,
+        spans_ranks: bool,
     ) -> None:
-        self.sticky = mode == "raise"
-        self.uniform = uniform
-        self._host = np.zeros((), dtype=np.float32) if device.type == "cpu" else None
-        self._found = (
-            torch.zeros((), device=device) if self._host is None else torch.from_numpy(self._host)
-        )
-        self._one = torch.ones((), device=device)
-        self._bad_steps: Any = 0 if self._host is not None else torch.zeros((), device=device)
-        self._needs_read = False
-        if self._host is None:
+        self.spans_ranks = spans_ranks
+        self.losses: list[Tensor] = []
+        self.host_flag = np.zeros((), dtype=np.float32) if device.type == "cpu" else None
+        self._sticky = mode == "raise"
+        if self.host_flag is not None:
+            self._flag = torch.from_numpy(self.host_flag)
+            self.blocks_update: Any = self.host_flag
+        else:
+            self._flag = torch.zeros((), device=device)
+            self.blocks_update = False
             for optimizer in optimizers:
-                if getattr(optimizer, "_step_supports_amp_scaling", False):
-                    optimizer.found_inf = self._found  # type: ignore[attr-defined]
-                    optimizer.grad_scale = None  # type: ignore[attr-defined]
-                else:
-                    self._needs_read = True
+                self._hand_flag_to(optimizer)
+        # One pass without a read. Multiplying by one leaves every value as it is, bit for bit.
+        self._check_one_dtype = partial(
+            torch._amp_foreach_non_finite_check_and_unscale_,
+            found_inf=self._flag,
+            inv_scale=torch.ones((), device=device),
+        )
+        self.check: Callable[[list[Tensor]], object] = (
+            self._check_one_dtype if uniform else self._check_each_dtype
+        )
+        self._nonfinite_steps = torch.zeros((), device=self._flag.device)
 
-    def check(self, tensors: list[Tensor]) -> bool:
-        """Raise the flag if any element of these floating tensors is not finite; they are not
-        changed.
+    def _hand_flag_to(self, optimizer: Any) -> None:
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.found_inf = self._flag
+            optimizer.grad_scale = None
+        else:
+            self.blocks_update = self._flag
 
-        Returns:
-            Whether the host knows that this step must not update.
-        """
-        groups = [tensors]
-        if not self.uniform:
-            by_kind: dict[Any, list[Tensor]] = {}
-            for tensor in tensors:
-                by_kind.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-            groups = list(by_kind.values())
-        for group in groups:
-            # One pass without a read; multiplying by one leaves every value as it is, bit for bit.
-            torch._amp_foreach_non_finite_check_and_unscale_(group, self._found, self._one)
-        if self._host is not None:
-            return bool(self._host[()])
-        return self._needs_read and bool(self._found)
+    def _check_each_dtype(self, tensors: list[Tensor]) -> None:
+        by_kind: dict[Any, list[Tensor]] = {}
+        for tensor in tensors:
+            by_kind.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        for group in by_kind.values():
+            self._check_one_dtype(group)
 
-    def agree(self) -> None:
-        """Raise the flag where any rank's is up; collective, and without a wait on an accelerator."""
-        dist.all_reduce(self._found.view(1), op=dist.ReduceOp.MAX)
+    def sync(self) -> None:
+        """Raise the flag on all ranks if it is up on any; collective, waits for no device."""
+        dist.all_reduce(self._flag.view(1), op=dist.ReduceOp.MAX)
 
     def finish_step(self) -> bool:
-        """The step is over: count it if it was bad; returns whether the host knows that it was."""
-        if self._host is not None:
-            if not self._host[()]:
-                return False
-            self._bad_steps += 1
-        else:
-            self._bad_steps.add_(self._found)
-        if not self.sticky:
-            self._found.zero_()
-        return self._host is not None
+        """Count the step if the flag is up; return whether the host knows that it is."""
+        if self.host_flag is not None and not self.host_flag:
+            return False
+        self._nonfinite_steps += self._flag
+        if not self._sticky:
+            self._flag.zero_()
+        return self.host_flag is not None
 
     def poison(self, loss: Tensor) -> Tensor:
-        """``loss`` itself while all is well; NaN, gradients included, once the flag is up.
+        """Return ``loss`` while the flag is down, NaN with NaN gradients while it is up.
 
-        With a loss scaler the flag cannot go to the optimizer, but a NaN gradient makes the scaler
-        skip.
+        A loss scaler does not pass the flag to the optimizer, but skips a step with NaN gradients.
         """
-        return loss * torch.where(self._found > 0, torch.nan, 1.0)
+        return loss * torch.where(self._flag > 0, torch.nan, 1.0)
 
     def pop_nonfinite_steps(self) -> int:
-        """How many steps were bad since last asked; reads the device."""
-        bad = int(self._bad_steps)
-        if bad:
-            self._bad_steps = self._bad_steps * 0
-            self._found.zero_()
-        return bad
+        """Return how many steps were counted since the last call; reads the device."""
+        count = int(self._nonfinite_steps)
+        if count:
+            self._nonfinite_steps.zero_()
+            self._flag.zero_()
+        return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch.optim import Optimizer
 
 from loopkit.devices import find_device
 from loopkit.distributed.communicator import Communicator
-from loopkit.errors import TaskError
 from loopkit.optim.fused import stepper
 from loopkit.rng import torch_seeder
 from loopkit.strategies import optimizer_state
@@ -23,7 +23,8 @@ from loopkit.strategies.activation_checkpointing import (
 )
 from loopkit.strategies.base import ComputeSettings, Strategy
 from loopkit.strategies.compile import compile_blocks, compiled
-from loopkit.strategies.nonfinite import NonFiniteGuard
+from loopkit.strategies.gradients import finalize_gradients
+from loopkit.strategies.nonfinite import NonFiniteGuard, propagate_nonfinite
 from loopkit.strategies.precision import forward_context
 
 
@@ -40,12 +41,10 @@ class SingleDevice(Strategy):
         self.optimizers = {}
         self._parameters: dict[str, list[nn.Parameter]] = {}
         self._steppers: dict[str, Callable[[], Any]] = {}
-        self._losses: list[Tensor] = []
-        self._blocked = False
         self._guard: NonFiniteGuard | None = None
         self.scaler: Any = None
         self._compiled: dict[str, Callable[..., Any]] = {}
-        self.init_context, self.finish_step = nullcontext, _unknown
+        self.init_context = nullcontext
 
     def _take(self, device: torch.device, world: Communicator | None = None) -> None:
         self.device = device
@@ -64,9 +63,7 @@ class SingleDevice(Strategy):
         self.scaler = (
             torch.amp.GradScaler(self.device.type) if self.settings.precision.scaled else None
         )
-        self._guard, self._blocked = None, False  # nothing of an earlier run with this object
-        self._losses.clear()
-        self.finish_step = _unknown
+        self._guard = None  # nothing of an earlier run with this object
 
     def setup_module(self, task: nn.Module) -> None:
         """Move ``task`` to the device, in the precision's dtype; compile or recompute its blocks if
@@ -101,9 +98,19 @@ class SingleDevice(Strategy):
             dtypes = {p.dtype for parameters in self._parameters.values() for p in parameters}
             uniform = dtypes == {torch.float32} and self.settings.precision.storage is None
             self._guard = NonFiniteGuard(
-                self.settings.on_nan, self.device, watched, uniform=uniform
+                self.settings.on_nan,
+                self.device,
+                watched,
+                uniform=uniform,
+                spans_ranks=self.world_size > 1,
             )
-            self.finish_step = self._guard.finish_step
+        self._finalize = partial(
+            finalize_gradients,
+            settings=self.settings,
+            optimizers=optimizers,
+            scaler=self.scaler,
+            guard=self._guard,
+        )
 
     def step_fn(self, name: str) -> Callable[..., Any]:
         """The task's own bound method, compiled if asked to: nothing stands between the loop and
@@ -119,14 +126,19 @@ class SingleDevice(Strategy):
         """Nothing to synchronise."""
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
-        """Add the gradients of ``loss``, scaled in fp16; see ``Strategy.backward``."""
-        if self.scaler is not None:
-            if self._guard is not None:
-                self._guard.check([loss.detach() if value is None else value])
-                loss = self._guard.poison(loss)
-            loss = self.scaler.scale(loss)
-        elif self._guard is not None:
-            self._losses.append(loss.detach() if value is None else value)
+        """Add the gradients of ``loss``; see ``Strategy.backward``."""
+        guard, scaler = self._guard, self.scaler
+        if guard is not None:
+            value = loss.detach() if value is None else value
+            if guard.spans_ranks:
+                loss = propagate_nonfinite(loss)
+            if scaler is not None:
+                guard.check([value])
+                loss = guard.poison(loss)
+            elif not guard.spans_ranks:
+                guard.losses.append(value)
+        if scaler is not None:
+            loss = scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
     def finalize_gradients(
@@ -136,51 +148,35 @@ class SingleDevice(Strategy):
         *,
         want_norm: bool = False,
     ) -> Tensor | None:
-        """Divide, unscale, clip and check the gradients; see ``Strategy.complete``."""
+        """Make the gradients ready for the update; see ``Strategy.finalize_gradients``."""
+        names = names or tuple(self._parameters)
         grads: list[Tensor] = []
-        for name in names or self._parameters:
+        for name in names:
             for parameter in self._parameters[name]:
                 if parameter.grad is not None:
                     grads.append(parameter.grad)
-        if not grads:
-            raise TaskError(
-                "the loss reaches no parameter of "
-                f"{', '.join(names or self._parameters)}: no gradient was computed"
-            )
-        if divisor is not None:
-            torch._foreach_div_(grads, divisor)
-        if self.scaler is not None:
-            for name in names or self.optimizers:
-                self.scaler.unscale_(self.optimizers[name])
-        numerics, norm = self.settings, None
-        if numerics.clip_norm is not None or want_norm:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        if (
-            self._guard is not None and self.scaler is None
-        ):  # a scaler looks at the gradients by itself
-            self._blocked = self._guard.check(
-                [*(grads if norm is None else (norm,)), *self._losses]
-            )
-            self._losses.clear()
-        if numerics.clip_norm is not None and norm is not None:
-            torch._foreach_mul_(grads, clip_factor(norm, numerics.clip_norm))
-        if numerics.clip_value is not None:
-            torch._foreach_clamp_min_(grads, -numerics.clip_value)
-            torch._foreach_clamp_max_(grads, numerics.clip_value)
-        return norm
+        return self._finalize([grads], names, divisor, want_norm=want_norm)
 
     def optimizer_step(self, names: Sequence[str] | None = None) -> None:
         """Step the named optimizers (None: all) and clear their gradients."""
-        scaler, blocked = self.scaler, self._blocked
+        scaler, guard = self.scaler, self._guard
         for name in names or self.optimizers:
             if scaler is not None:
                 scaler.step(self.optimizers[name])
-            elif not blocked:
+            elif guard is None or not guard.blocks_update:
                 self._steppers[name]()
             for parameter in self._parameters[name]:
                 parameter.grad = None
         if scaler is not None:
             scaler.update()
+
+    def finish_step(self) -> bool:
+        """Finish a step; see ``Strategy.finish_step``."""
+        guard = self._guard
+        # Where the host sees the flag, a good step costs no further call.
+        if guard is None or guard.host_flag == 0:
+            return False
+        return guard.finish_step()
 
     def pop_nonfinite_steps(self) -> int:
         """How many steps since last asked were not finite, on any rank; reads the device."""
@@ -217,15 +213,3 @@ class SingleDevice(Strategy):
 
     def teardown(self, failed: bool = False) -> None:
         """Nothing to leave."""
-
-
-def _unknown() -> bool:
-    """Nothing is known of a step."""
-    return False
-
-
-def clip_factor(norm: Tensor, limit: float) -> Tensor:
-    """What to multiply gradients by so that their norm is at most ``limit``:
-    ``torch.nn.utils.clip_grad_norm_``'s.
-    """
-    return torch.clamp(limit / (norm + 1e-6), max=1.0)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from loopkit import Checkpoint, Hook
+from loopkit.strategies.dtensor import whole
 from tests.contract.jobs import make
 from tests.support import Tiny, digest, quiet
 
@@ -148,9 +149,8 @@ def not_finite(
         return str(error), any(
             not torch.equal(t, weights[name]) for name, t in task.state_dict().items()
         )
-    return sum(row.get("train/skipped_steps", 0) for row in result.history), digest(
-        task.state_dict()
-    )
+    skipped = sum(row.get("train/skipped_steps", 0) for row in result.history)
+    return skipped, digest({name: whole(t) for name, t in task.state_dict().items()})
 
 
 def timed() -> int:

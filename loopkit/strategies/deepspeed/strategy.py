@@ -155,7 +155,6 @@ class DeepSpeed(SingleDevice):
         self._state = ZeroState(self._engine.optimizer, names, self.rank, self.world_size)
         if self.settings.precision.scaled:
             self.scaler = Scaler(self._engine.optimizer.loss_scaler)
-        self.finish_step = self._close_step
         self._engine.set_gradient_accumulation_boundary(True)
 
     def _start(self, optimizer: Optimizer | None) -> None:
@@ -248,7 +247,7 @@ class DeepSpeed(SingleDevice):
         if self._norm is not None:
             self._norm.fill_(float(engine.get_global_grad_norm()))
 
-    def _close_step(self) -> bool:
+    def finish_step(self) -> bool:
         """Whether the step was left out; under fp16 that is the scaler's everyday business."""
         bad, self._skipped = self._skipped and not self.settings.precision.scaled, False
         self._bad += bad
