@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 
 from benchmarks import record
-from loopkit.checkpoint import Snapshot, Store, read, write
+from loopkit.checkpoint import Snapshot, Store, read_checkpoint, write_checkpoint
 
 State = dict[str, torch.Tensor]
 
@@ -40,11 +40,15 @@ def synced(path: Path) -> None:
 
 
 def save_loopkit(state: State, folder: Path) -> None:
-    write(Store(), folder, Snapshot({"model": state}, {}, {"kind": "weights", "step": 1}))
+    write_checkpoint(
+        Store(), folder, Snapshot({"model": state}, {}, {"kind": "weights", "step": 1})
+    )
 
 
 def load_loopkit(folder: Path) -> State:
-    return dict(read(Store(), folder / "checkpoints" / "step-000000000001").tensors["model"])
+    return dict(
+        read_checkpoint(Store(), folder / "checkpoints" / "step-000000000001").tensors["model"]
+    )
 
 
 def save_torch(state: State, folder: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loopkit.checkpoint.tools import export
+from loopkit.checkpoint.tools import export_model
 from loopkit.console.summary import result_summary
 from loopkit.errors import CheckpointError
 from loopkit.run import Progress, Run
@@ -88,4 +88,4 @@ class Result:
             raise CheckpointError(
                 "this run saved no checkpoint to export: run with checkpoint=True"
             )
-        return export(self.checkpoint, Path(directory))
+        return export_model(self.checkpoint, Path(directory))

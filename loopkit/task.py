@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from loopkit.checkpoint import load_snapshot
+import loopkit.checkpoint
 from loopkit.errors import CheckpointError, OptionError, TaskError
 
 Reduce = Literal["mean", "sum", "max", "min", "last"]
@@ -174,7 +174,7 @@ class Task(nn.Module):
         Raises:
             CheckpointError: it cannot be trusted, or its weights do not fit.
         """
-        snapshot = load_snapshot(Path(checkpoint))
+        snapshot = loopkit.checkpoint.load_snapshot(Path(checkpoint))
         saved = snapshot.state["task"]["hparams"]
         arguments = cls._from_files(snapshot.files, {*saved, *arguments}) | arguments
         hparams = saved | arguments

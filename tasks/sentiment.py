@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from loopkit import Checkpoint, Fit, Loader
-from loopkit.checkpoint.tools import export
+from loopkit.checkpoint.tools import export_model
 from loopkit.errors import DataError, LoopkitError
 from loopkit.hooks import EarlyStop
 from loopkit.interop import HFTask
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"F1 {result.best['value']:.3f} after {result.best['step']} steps")
     print(
         f"opens with from_pretrained: "
-        f"{export(result.best['checkpoint'], Path(str(result.run_dir), 'best'))}"
+        f"{export_model(result.best['checkpoint'], Path(str(result.run_dir), 'best'))}"
     )
     for text in ("a moving film with a great cast", "a dull plot and a tired ending"):
         print(f"{task.classify([text])[0]:.2f}  {text}")

@@ -1,41 +1,64 @@
 """Checkpoints: written whole or not at all, verified before use, and never able to run code."""
 
-from loopkit.checkpoint.async_writer import BackgroundWriter
-from loopkit.checkpoint.discovery import (
-    Entry,
-    detach_after,
-    load_newest,
-    load_snapshot,
-    newest_valid,
-    scan,
-)
-from loopkit.checkpoint.format import Shard, ShardedTensor, Snapshot, checkpoints_dir
-from loopkit.checkpoint.lock import RunLock
-from loopkit.checkpoint.reader import read, verify
-from loopkit.checkpoint.retention import apply_retention, to_delete
-from loopkit.checkpoint.sharded_writer import write_together
-from loopkit.checkpoint.store import Store
-from loopkit.checkpoint.writer import clean, write
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopkit.checkpoint.async_writer import BackgroundWriter
+    from loopkit.checkpoint.discovery import (
+        Entry,
+        detach_after,
+        load_checkpoint,
+        load_newest,
+        load_snapshot,
+        newest_valid,
+        resolve,
+        scan,
+    )
+    from loopkit.checkpoint.format import checkpoints_dir
+    from loopkit.checkpoint.lock import RunLock
+    from loopkit.checkpoint.reader import read_checkpoint, verify_checkpoint
+    from loopkit.checkpoint.retention import apply_retention, to_delete
+    from loopkit.checkpoint.sharded_writer import write_sharded
+    from loopkit.checkpoint.snapshot import Shard, ShardedTensor, Snapshot
+    from loopkit.checkpoint.staging import clean
+    from loopkit.checkpoint.store import Store
+    from loopkit.checkpoint.writer import write_checkpoint
+
+_HOMES = {
+    "async_writer": ("BackgroundWriter",),
+    "discovery": (
+        "Entry", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid", "resolve", "scan",
+    ),
+    "format": ("checkpoints_dir",),
+    "lock": ("RunLock",),
+    "reader": ("read_checkpoint", "verify_checkpoint"),
+    "retention": ("apply_retention", "to_delete"),
+    "sharded_writer": ("write_sharded",),
+    "snapshot": ("Shard", "ShardedTensor", "Snapshot"),
+    "store": ("Store",),
+    "staging": ("clean",),
+    "writer": ("write_checkpoint",),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "BackgroundWriter",
-    "Entry",
-    "Shard",
-    "ShardedTensor",
-    "RunLock",
-    "Snapshot",
-    "Store",
-    "apply_retention",
-    "checkpoints_dir",
-    "clean",
-    "detach_after",
-    "load_newest",
-    "load_snapshot",
-    "newest_valid",
-    "to_delete",
-    "read",
-    "scan",
-    "verify",
-    "write",
-    "write_together",
-]
+    "BackgroundWriter", "Entry", "RunLock", "Shard", "ShardedTensor", "Snapshot", "Store", "apply_retention",
+    "checkpoints_dir", "clean", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid",
+    "read_checkpoint", "resolve", "scan", "to_delete", "verify_checkpoint", "write_checkpoint", "write_sharded",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first asked for: who defines a Task does not need the whole room.
+    if name in _HOME_OF:
+        home = importlib.import_module(f"loopkit.checkpoint.{_HOME_OF[name]}")
+        value = globals()[name] = getattr(home, name)
+        return value
+    raise AttributeError(f"module 'loopkit.checkpoint' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

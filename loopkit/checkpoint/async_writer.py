@@ -1,4 +1,4 @@
-"""Saving while training goes on: the step waits only for the copy into kept buffers."""
+"""Saving while training continues: a step waits only until its tensors are copied into buffers."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loopkit.checkpoint.format import Shard, Snapshot
 from loopkit.checkpoint.safetensors_io import find_aliases
-from loopkit.checkpoint.sharded_writer import Everyone, write_together
+from loopkit.checkpoint.sharded_writer import write_sharded
+from loopkit.checkpoint.snapshot import Shard, Snapshot
 from loopkit.checkpoint.store import Store
-from loopkit.checkpoint.writer import PendingCheckpoint, draft, write
+from loopkit.checkpoint.writer import PendingCheckpoint, prepare, write_checkpoint
+
+if TYPE_CHECKING:
+    from loopkit.distributed.communicator import Communicator
 
 
 class BackgroundWriter:
     """Writes checkpoints in one thread, at most one at a time.
 
-    ``after(path)`` runs in that thread when a checkpoint is durable; retention is its use. The
-    buffers take as much CPU memory as the tensors of one snapshot. All methods are called from one
+    The buffers take as much CPU memory as the tensors of one snapshot. Call all methods from one
     thread.
 
-    ``ranks`` are those who write each checkpoint together, each from a writer of its own; their
-    collectives run in the threads, so they must be a group of their own.
+    Args:
+        store: does the file operations.
+        run_dir: the run's directory.
+        after: called in the thread with the path of each checkpoint that is durable, on rank 0
+            alone. Retention uses it.
+        communicator: if given, its ranks write each checkpoint together, each from its own writer.
+            It must be a process group of its own, because the collectives run in the threads.
     """
 
     def __init__(
@@ -34,9 +41,9 @@ class BackgroundWriter:
         store: Store,
         run_dir: Path,
         after: Callable[[Path], object] | None = None,
-        ranks: Everyone | None = None,
+        communicator: Communicator | None = None,
     ):
-        self._ranks = ranks
+        self._communicator = communicator
         self._store = store
         self._run_dir = run_dir
         self._after = after
@@ -51,24 +58,25 @@ class BackgroundWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Copy ``snapshot`` and start saving it; on return everything in it may be changed.
+        """Copy ``snapshot`` and start to save it. Afterwards everything in it may be changed.
 
-        A save in flight is waited for, and its failure is raised here, before anything is copied.
-        Raises what :func:`loopkit.checkpoint.writer.draft` raises.
+        Waits for a save in flight first, and raises its failure before anything is copied. Also
+        raises what :func:`loopkit.checkpoint.writer.prepare` raises.
         """
         self._join()
         self._raise()
-        ready = draft(snapshot)
-        ready.tensors, copied = self._buffers.fill(ready.tensors)
+        pending = prepare(snapshot)
+        pending.tensors, wait_for_copies = self._buffers.fill(pending.tensors)
         # Not a daemon: a program that ends without close() still finishes its last save.
         self._thread = threading.Thread(
-            target=self._run, args=(ready, copied), name="loopkit-checkpoint"
+            target=self._run, args=(pending, wait_for_copies), name="loopkit-checkpoint"
         )
         self._thread.start()
 
     def poll(self) -> list[Path]:
-        """The checkpoints finished since the last call, without waiting; raises a save's failure,
-        once.
+        """Return the checkpoints finished since the last call, without waiting.
+
+        Raises the failure of a save, once.
         """
         if not self.busy:
             self._join()
@@ -78,12 +86,12 @@ class BackgroundWriter:
         return done
 
     def wait(self) -> list[Path]:
-        """Wait for the save in flight, then as :meth:`poll`."""
+        """Wait for the save in flight, then do as :meth:`poll`."""
         self._join()
         return self.poll()
 
     def close(self) -> list[Path]:
-        """Wait as :meth:`wait` and give the buffers back; ``submit`` may be called again."""
+        """Do as :meth:`wait`, and free the buffers. ``submit`` may be called again."""
         self._join()
         self._buffers = _Buffers()
         return self.poll()
@@ -112,15 +120,16 @@ class BackgroundWriter:
         if failure is not None:
             raise failure
 
-    def _run(self, ready: PendingCheckpoint, copied: Callable[[], None]) -> None:
+    def _run(self, pending: PendingCheckpoint, wait_for_copies: Callable[[], None]) -> None:
+        communicator = self._communicator
         try:
-            copied()
-            if self._ranks is None:
-                path = write(self._store, self._run_dir, ready)
+            wait_for_copies()
+            if communicator is None:
+                path = write_checkpoint(self._store, self._run_dir, pending)
             else:
-                path = write_together(self._store, self._run_dir, ready, self._ranks)
+                path = write_sharded(self._store, self._run_dir, pending, communicator)
             self._finished.append(path)
-            if self._after is not None and (self._ranks is None or self._ranks.rank == 0):
+            if self._after is not None and (communicator is None or communicator.rank == 0):
                 self._after(path)
         except BaseException as error:
             self._failure = error
@@ -136,26 +145,28 @@ class _Buffers:
     def fill(
         self, tensors: dict[str, dict[str, Any]]
     ) -> tuple[dict[str, dict[str, Any]], Callable[[], None]]:
-        """Copies by stem and name, and a function that waits until copies from devices have
-        arrived.
+        """Start to copy tensors, given by prefix and name.
+
+        Returns:
+            The copies, and a function that waits until those from devices are complete.
         """
         copies: dict[str, dict[str, Any]] = {}
         used: dict[tuple[str, str], torch.Tensor] = {}
         for prefix, named in tensors.items():
             aliases = find_aliases(named)
-            made = copies[prefix] = {}
-            for name, held in named.items():
+            copied = copies[prefix] = {}
+            for name, value in named.items():
                 if name in aliases:
-                    made[name] = made[aliases[name]]
+                    copied[name] = copied[aliases[name]]
                     continue
-                tensor = held.tensor if isinstance(held, Shard) else held
+                tensor = value.tensor if isinstance(value, Shard) else value
                 if tensor is None:
-                    made[name] = held
+                    copied[name] = value
                     continue
                 used[prefix, name] = copy = self._copy((prefix, name), tensor.detach())
-                made[name] = replace(held, tensor=copy) if isinstance(held, Shard) else copy
+                copied[name] = replace(value, tensor=copy) if isinstance(value, Shard) else copy
         self.kept = used
-        return copies, self._hand_over()
+        return copies, self._completion()
 
     def _copy(self, key: tuple[str, str], tensor: torch.Tensor) -> torch.Tensor:
         pinned = tensor.is_cuda
@@ -171,17 +182,17 @@ class _Buffers:
         stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(stream):
             buffer.copy_(tensor, non_blocking=True)
-        # The source's memory may be freed on a stream that does not wait for this one.
+        # The memory of the source may be freed on a stream that does not wait for this one.
         tensor.record_stream(stream)
         return buffer
 
-    def _hand_over(self) -> Callable[[], None]:
+    def _completion(self) -> Callable[[], None]:
+        """Return a function that waits for the copies that were started."""
         events: list[Any] = []
         for device, stream in self.streams.items():
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(stream)
-            # What the caller does to the sources next runs after the copy, without holding up the
-            # caller.
+            # Later changes to the sources run after the copy; the host does not wait.
             torch.cuda.current_stream(device).wait_event(event)
             events.append(event)
 

@@ -1,16 +1,15 @@
-"""Python values to JSON and back, exactly, without pickle and without calling anything a file
-names.
+"""Python values to JSON and back, exactly, without pickle and without calling what a file names.
 
-Kept with their types: ``None``, ``bool``, ``int``, ``float`` (NaN with its bits, infinities, -0.0),
-``complex``, ``str``, ``bytes``, ``list``, ``tuple``, ``dict`` (any keys, in order),
-``OrderedDict``, ``Counter``, ``deque``, ``set``, ``frozenset``, ``range``, ``torch.Size``,
-``torch.dtype``, ``torch.device``, tensors (a ``Parameter`` comes back as a plain tensor; all come
-back on the CPU, without gradient), numpy scalars and arrays of numbers and times (C order), paths,
-``datetime``, ``date``, ``timedelta`` and fixed-offset ``timezone``. Anything else, subclasses
-included, is a ``TypeError`` that names where it was.
+These types are restored as they were: ``None``, ``bool``, ``int``, ``float`` (NaN with its bits,
+infinities, -0.0), ``complex``, ``str``, ``bytes``, ``list``, ``tuple``, ``dict`` (any keys, in
+order), ``OrderedDict``, ``Counter``, ``deque``, ``set``, ``frozenset``, ``range``, ``torch.Size``,
+``torch.dtype``, ``torch.device``, tensors (a ``Parameter`` is restored as a plain tensor; all are
+restored on the CPU, without gradient), numpy scalars and arrays of numbers and times (C order),
+paths, ``datetime``, ``date``, ``timedelta`` and fixed-offset ``timezone``. Any other type,
+subclasses included, is a ``TypeError`` that names the path of the value.
 
-A tagged value is an object with one key that starts with ``$``; a user's own dict with such a key,
-or with keys that are not strings, is written as a list of pairs, so the two cannot be confused.
+A tagged value is an object with one key that begins with ``$``. A user's dict with such a key, or
+with keys that are not strings, is written as a list of pairs, so the two cannot be confused.
 """
 
 from __future__ import annotations
@@ -23,41 +22,52 @@ from typing import Any
 import numpy as np
 import torch
 
-from loopkit.checkpoint.format import Shard, dump_json
-from loopkit.checkpoint.values import FROM_JSON, PATHS, TO_JSON, numpy_kept, plain, read_array
+from loopkit.checkpoint.format import dump_json
+from loopkit.checkpoint.snapshot import Shard
+from loopkit.checkpoint.values import (
+    FROM_JSON,
+    PATHS,
+    TO_JSON,
+    has_no_surrogates,
+    is_numeric_dtype,
+    read_array,
+)
 from loopkit.errors import CorruptCheckpointError
 
 MAX_DEPTH = 100
-"""Containers inside containers; deeper values are refused in both directions."""
+"""The deepest nesting of containers; deeper values are refused in both directions."""
 
 
 def encode(value: Any, path: str, tensors: dict[str, Any]) -> Any:
-    """``value`` as JSON data. Tensors and arrays are put into ``tensors`` under a name made from
-    ``path``.
+    """Return ``value`` as JSON data.
 
-    Tensors are not copied. Raises ``TypeError`` naming the path for a type outside the list above,
-    ``ValueError`` for nesting deeper than :data:`MAX_DEPTH` (a container that holds itself, for
-    one).
+    Tensors and arrays are put into ``tensors`` under names made from ``path``. Tensors are not
+    copied.
+
+    Raises:
+        TypeError: the type of a value is not in the list above; with its path.
+        ValueError: values are nested deeper than :data:`MAX_DEPTH`.
     """
     return _Encoder(tensors).value(value, path, 0)
 
 
 def decode(data: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """What :func:`encode` was given. The tensors that are part of it are taken out of ``tensors``.
+    """Return the value that :func:`encode` was given; its tensors are popped from ``tensors``.
 
-    Raises ``CorruptCheckpointError`` naming the path for anything :func:`encode` does not write.
+    Raises:
+        CorruptCheckpointError: :func:`encode` does not write such data; with its path.
     """
     return _Decoder(tensors).value(data, path, 0)
 
 
 class _Encoder:
-    def __init__(self, tensors: dict[str, torch.Tensor]):
+    def __init__(self, tensors: dict[str, Any]):
         self.tensors = tensors
 
     def value(self, value: Any, path: str, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise ValueError(
-                f"{path[:80]}…: nested more than {MAX_DEPTH} deep; a container that holds itself?"
+                f"{path[:80]}…: nested more than {MAX_DEPTH} deep; does a container hold itself?"
             )
         kind = type(value)
         if value is None or kind is bool:
@@ -88,7 +98,7 @@ class _Encoder:
         )
 
     def mapping(self, value: dict[Any, Any], path: str, depth: int) -> Any:
-        if all(type(key) is str and not key.startswith("$") and plain(key) for key in value):
+        if all(_is_plain_key(key) for key in value):
             return {
                 key: self.value(item, _join(path, key), depth + 1) for key, item in value.items()
             }
@@ -105,25 +115,21 @@ class _Encoder:
 
     def numpy(self, value: Any, path: str) -> Any:
         known = isinstance(value, np.generic) or type(value) is np.ndarray
-        if not known or not numpy_kept(value.dtype.str):
+        if not known or not is_numeric_dtype(value.dtype.str):
             raise TypeError(
-                f"{path}: a numpy {type(value).__name__} of dtype {value.dtype} cannot be saved in "
-                f"a "
-                "checkpoint; arrays of numbers and times can. Use a list for text and objects."
+                f"{path}: a numpy {type(value).__name__} of dtype {value.dtype} cannot be saved "
+                "in a checkpoint; arrays of numbers and times can. Use a list for text and objects."
             )
         if isinstance(value, np.generic):
             return {"$scalar": [value.dtype.str, value.tobytes().hex()]}
-        # A copy, so that what the caller does to the array next does not reach the file.
-        raw = (
-            torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8)
-            if value.nbytes
-            else torch.empty(0)
-        )
-        return {
-            "$array": [self.keep(path, raw.to(torch.uint8)), value.dtype.str, list(value.shape)]
-        }
+        raw = torch.empty(0, dtype=torch.uint8)
+        if value.nbytes:
+            # A copy, so that later changes to the array do not reach the file.
+            raw = torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8)
+        return {"$array": [self.keep(path, raw), value.dtype.str, list(value.shape)]}
 
-    def keep(self, path: str, tensor: Any) -> str:
+    def keep(self, path: str, tensor: torch.Tensor | Shard) -> str:
+        """Put a tensor among the tensors and return its name, which is free."""
         name, count = path, 1
         while name in self.tensors:
             count += 1
@@ -132,8 +138,12 @@ class _Encoder:
         return name
 
 
+def _is_plain_key(key: Any) -> bool:
+    return type(key) is str and not key.startswith("$") and has_no_surrogates(key)
+
+
 def _join(path: str, key: Any) -> str:
-    name = key if type(key) is str and plain(key) else ascii(key)
+    name = key if type(key) is str and has_no_surrogates(key) else ascii(key)
     return f"{path}.{name}" if path else name
 
 
@@ -142,7 +152,7 @@ _SEQUENCES: dict[type, Callable[[Any, list[Any]], Any]] = {
     tuple: lambda v, items: {"$tuple": items},
     torch.Size: lambda v, items: {"$size": items},
     deque: lambda v, items: {"$deque": [v.maxlen, *items]},
-    # Sorted, because the order of a set of strings differs from process to process.
+    # Sorted, because a set of strings has another order in each process.
     set: lambda v, items: {"$set": sorted(items, key=dump_json)},
     frozenset: lambda v, items: {"$frozenset": sorted(items, key=dump_json)},
 }
@@ -168,14 +178,7 @@ class _Decoder:
             raise CorruptCheckpointError(f"{path}: unknown value {sorted(data)[:3]!a}")
         try:
             return self.tagged(tag, body, path, depth)
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            OverflowError,
-            struct.error,
-            RuntimeError,
-        ) as error:
+        except _INVALID as error:
             raise CorruptCheckpointError(f"{path}: not a {tag[1:]} ({error})") from None
 
     def tagged(self, tag: str, body: Any, path: str, depth: int) -> Any:
@@ -204,12 +207,17 @@ class _Decoder:
         return found
 
 
+_INVALID = (ValueError, TypeError, LookupError, OverflowError, struct.error, RuntimeError)
+"""What the constructors of the types raise for data that does not fit."""
+
+
 def _unique(items: Iterable[Any], build: Callable[[list[Any]], Any]) -> Any:
+    """Build a container of ``items``, none of which may appear twice."""
     listed = list(items)
-    made = build(listed)
-    if len(made) != len(listed):
+    result = build(listed)
+    if len(result) != len(listed):
         raise ValueError("an element appears twice")
-    return made
+    return result
 
 
 _FROM_PAIRS: dict[str, Callable[[list[tuple[Any, Any]]], Any]] = {

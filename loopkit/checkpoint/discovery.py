@@ -1,4 +1,4 @@
-"""Finding a run's checkpoints: the newest good one is used, a corrupt one is set aside, loudly."""
+"""Finding a run's checkpoints: the newest valid one is used, and a corrupt one is renamed with a warning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from loopkit.checkpoint.format import (
     LATEST,
-    Snapshot,
     aside_name,
     checkpoints_dir,
     is_quarantined,
@@ -18,7 +17,13 @@ from loopkit.checkpoint.format import (
     parse_name,
 )
 from loopkit.checkpoint.manifest import Manifest
-from loopkit.checkpoint.reader import check_sizes, read, read_manifest, verify
+from loopkit.checkpoint.reader import (
+    check_sizes,
+    read_checkpoint,
+    read_manifest,
+    verify_checkpoint,
+)
+from loopkit.checkpoint.snapshot import Snapshot
 from loopkit.checkpoint.store import Store
 from loopkit.errors import (
     CheckpointError,
@@ -34,8 +39,11 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint found in a run directory; ``manifest`` is ``None`` when ``problem`` says what is
-    wrong.
+    """A checkpoint in a run directory.
+
+    Attributes:
+        manifest: None if the checkpoint has a problem.
+        problem: what is wrong with it; None if nothing is.
     """
 
     path: Path
@@ -46,32 +54,32 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """ "full" or "weights"."""
+        """ "full", "weights", or "unknown" without a manifest."""
         return str(self.manifest.meta.get("kind", "full")) if self.manifest else "unknown"
 
     @property
     def size(self) -> int:
-        """Bytes of all its files, MANIFEST.json among them."""
+        """The bytes of all its files, MANIFEST.json among them."""
         return 0 if self.manifest is None else self.manifest.size
 
     @property
     def epoch(self) -> Any:
-        """What the manifest notes as the epoch."""
+        """The epoch that the manifest records."""
         return self.manifest.meta.get("epoch") if self.manifest else None
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the manifest notes of metrics at this step."""
+        """The metrics that the manifest records for this step."""
         found = self.manifest.meta.get("metrics") if self.manifest else None
         return found if isinstance(found, dict) else {}
 
 
 def scan(store: Store, run_dir: Path, deep: bool = False) -> list[Entry]:
-    """The checkpoints of a run, oldest first by (step, generation); quarantined ones are not among
-    them.
+    """List the checkpoints of a run, oldest first by (step, generation), without quarantined ones.
 
-    Looks at manifests and file sizes; with ``deep`` at every byte. Too new ones have a ``problem``
-    too.
+    Args:
+        deep: read every byte; otherwise only manifests and file sizes. A checkpoint that a newer
+            loopkit wrote has a ``problem`` either way.
     """
     parent = checkpoints_dir(run_dir)
     found = sorted((key, name) for name in store.names(parent) if (key := parse_name(name)))
@@ -84,14 +92,63 @@ def _entry(store: Store, path: Path, key: tuple[int, int], deep: bool) -> Entry:
             raise CorruptCheckpointError(f"{path} is not a directory")
         manifest = read_manifest(store, path)
         check_sizes(store, path, manifest)
-        problems = verify(store, path) if deep else []
+        problems = verify_checkpoint(store, path) if deep else []
     except CheckpointError as error:
         return Entry(path, *key, None, str(error))
-    return (
-        Entry(path, *key, manifest, "; ".join(problems))
-        if problems
-        else Entry(path, *key, manifest)
-    )
+    return Entry(path, *key, manifest, "; ".join(problems) or None)
+
+
+def resolve(
+    path: Path, store: Store | None = None, *, kind: str | None = None, option: str = ""
+) -> Path:
+    """Return the checkpoint that a path names: itself, or the newest valid one of a run directory.
+
+    Nothing is renamed in the run directory, because it may belong to a run that is alive.
+
+    Args:
+        kind: "full" or "weights": ignore other checkpoints of a run directory.
+        option: how the user gave the path, for messages, such as "--checkpoint ".
+
+    Raises:
+        CheckpointError: there is no such directory, or a newer loopkit wrote the checkpoint.
+        NoGoodCheckpointError: the run directory holds none, or all of them are corrupt.
+    """
+    return _resolve(path, store or Store(), kind, option, load=False)[0]
+
+
+def load_checkpoint(
+    path: Path, store: Store | None = None, *, kind: str | None = None, option: str = ""
+) -> tuple[Path, Snapshot]:
+    """Find a checkpoint as :func:`resolve` does; return its directory and its verified content.
+
+    Raises:
+        CheckpointError: as :func:`resolve`, or the checkpoint is corrupt.
+    """
+    found, snapshot = _resolve(path, store or Store(), kind, option, load=True)
+    assert snapshot is not None
+    return found, snapshot
+
+
+def load_snapshot(path: Path, store: Store | None = None) -> Snapshot:
+    """Return the verified content of a checkpoint, or of a run directory's newest valid one.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be trusted.
+    """
+    return load_checkpoint(path, store)[1]
+
+
+def _resolve(
+    path: Path, store: Store, kind: str | None, option: str, *, load: bool
+) -> tuple[Path, Snapshot | None]:
+    if checkpoints_dir(path).is_dir():
+        found = _newest(store, path, _warn, quarantine=False, kind=kind, load=load)
+        if found is None:
+            raise NoGoodCheckpointError(f"{option}{path}: the run directory holds no checkpoint")
+        return found
+    if not path.is_dir():
+        raise CheckpointError(f"{option}{path}: there is no such checkpoint or run directory")
+    return path, read_checkpoint(store, path) if load else None
 
 
 def newest_valid(
@@ -101,16 +158,19 @@ def newest_valid(
     quarantine: bool = True,
     kind: str | None = None,
 ) -> Path | None:
-    """The newest checkpoint, by (step, generation), of which every byte is as written; ``None``
-    without any.
+    """Return the newest checkpoint whose every byte verifies; None if there is no checkpoint.
 
-    A corrupt one is renamed to ``step-….corrupt-N``, never deleted, and named through ``warn`` (by
-    default a ``LoopkitWarning``); ``quarantine=False`` leaves its name. ``kind`` passes over
-    checkpoints of another kind. Raises ``NoGoodCheckpointError`` listing each with its reason when
-    there are some and none is good (they keep their names then), ``CheckpointError`` for one that
-    is too new or cannot be read.
+    Args:
+        warn: gets a sentence about each corrupt checkpoint; None issues a ``LoopkitWarning``.
+        quarantine: rename a corrupt checkpoint to ``step-….corrupt-N``. None is ever deleted.
+        kind: ignore checkpoints of another kind.
+
+    Raises:
+        NoGoodCheckpointError: there are checkpoints and none is valid. Lists each with its reason;
+            none is renamed.
+        CheckpointError: a checkpoint cannot be read, or a newer loopkit wrote it.
     """
-    found = _newest(store, run_dir, warn or _warn, quarantine, kind, load=False)
+    found = _newest(store, run_dir, warn or _warn, quarantine=quarantine, kind=kind, load=False)
     return found[0] if found else None
 
 
@@ -121,18 +181,22 @@ def load_newest(
     quarantine: bool = True,
     kind: str | None = None,
 ) -> tuple[Path, Snapshot] | None:
-    """As :func:`newest_valid`, together with what it holds, read only once."""
-    found = _newest(store, run_dir, warn or _warn, quarantine, kind, load=True)
+    """Find the checkpoint that :func:`newest_valid` finds and return it with its content.
+
+    It is read only once.
+    """
+    found = _newest(store, run_dir, warn or _warn, quarantine=quarantine, kind=kind, load=True)
     return (found[0], found[1]) if found and found[1] is not None else None
 
 
 def detach_after(store: Store, run_dir: Path, since: Path) -> list[Path]:
-    """Rename the checkpoints newer than ``since`` to ``step-….left-N``; their new paths, newest
-    first.
+    """Rename the checkpoints newer than ``since`` to ``step-….left-N``; return them, newest first.
 
-    For a run that goes on from an older checkpoint of its own: what it leaves would otherwise be
-    found as the newest one at the next start. ``OptionError`` when ``since`` is no checkpoint of
-    this run.
+    A run that resumes from an older checkpoint of its own does not continue from the later ones.
+    The next start would otherwise take one of them for the newest.
+
+    Raises:
+        OptionError: ``since`` is no checkpoint of this run.
     """
     parent = checkpoints_dir(run_dir)
     key, names = parse_name(since.name), store.names(parent)
@@ -142,13 +206,13 @@ def detach_after(store: Store, run_dir: Path, since: Path) -> list[Path]:
         ((found, name) for name in names if (found := parse_name(name)) and found > key),
         reverse=True,
     )
-    left = []
+    detached = []
     for _, name in newer:
-        left.append(parent / aside_name(name, "left", names))
-        store.rename(parent / name, left[-1])
-    if left:
+        detached.append(parent / aside_name(name, "left", names))
+        store.rename(parent / name, detached[-1])
+    if detached:
         store.sync_dir(parent)
-    return left
+    return detached
 
 
 def _warn(text: str) -> None:
@@ -156,12 +220,13 @@ def _warn(text: str) -> None:
 
 
 def _newest(
-    store: Store, run_dir: Path, warn: Warn, quarantine: bool, kind: str | None, load: bool
+    store: Store, run_dir: Path, warn: Warn, *, quarantine: bool, kind: str | None, load: bool
 ) -> tuple[Path, Snapshot | None] | None:
+    """Return the newest valid checkpoint, with its content if ``load``; None if there is none."""
     parent = checkpoints_dir(run_dir)
     names = store.names(parent)
     _check_latest(store, parent, names, warn)
-    bad: list[tuple[Path, str]] = []
+    corrupt: list[tuple[Path, str]] = []
     for _, name in sorted(
         ((key, name) for name in names if (key := parse_name(name))), reverse=True
     ):
@@ -169,53 +234,50 @@ def _newest(
         try:
             if kind is not None and Entry(path, 0, 0, read_manifest(store, path)).kind != kind:
                 continue
-            snapshot = _good(store, path, load)
+            snapshot = _verified(store, path, load)
         except CorruptCheckpointError as error:
-            bad.append((path, str(error)))
+            corrupt.append((path, str(error)))
             continue
-        for bad_path, reason in bad:
-            _set_aside(store, bad_path, reason, path, warn, quarantine)
+        for corrupt_path, reason in corrupt:
+            kept = _quarantine(store, corrupt_path) if quarantine else corrupt_path
+            warn(f"corrupt checkpoint: {reason}. It is kept as {kept.name}; {name} is used.")
         return path, snapshot
-    bad += [(parent / name, "set aside before") for name in names if is_quarantined(name)]
-    if bad:
-        listed = "\n".join(f"  {path.name}: {reason}" for path, reason in bad)
+    corrupt += [(parent / name, "quarantined before") for name in names if is_quarantined(name)]
+    if corrupt:
+        listed = "\n".join(f"  {path.name}: {reason}" for path, reason in corrupt)
         raise NoGoodCheckpointError(
             f"none of the checkpoints in {parent} can be trusted:\n{listed}\n"
-            "Move them away to start anew, or name one to resume from."
+            "Move them away to start again, or name one to resume from."
         )
     return None
 
 
-def _good(store: Store, path: Path, load: bool) -> Snapshot | None:
+def _verified(store: Store, path: Path, load: bool) -> Snapshot | None:
+    """Read a checkpoint, or only verify it. Raises ``CorruptCheckpointError``."""
     if not store.is_dir(path):
         raise CorruptCheckpointError(f"{path} is not a directory")
     if load:
-        return read(store, path)
-    problems = verify(store, path)
+        return read_checkpoint(store, path)
+    problems = verify_checkpoint(store, path)
     if problems:
         raise CorruptCheckpointError("; ".join(problems))
     return None
 
 
-def _set_aside(
-    store: Store, path: Path, reason: str, instead: Path, warn: Warn, quarantine: bool
-) -> None:
-    kept = path
-    if quarantine:
-        kept = path.with_name(aside_name(path.name, "corrupt", store.names(path.parent)))
-        try:
-            store.rename(path, kept)
-            store.sync_dir(path.parent)
-        except RunDirError:
-            # A run that can only be read can still be resumed elsewhere.
-            kept = path
-    warn(f"corrupt checkpoint: {reason}. It is kept as {kept.name}; {instead.name} is used.")
+def _quarantine(store: Store, path: Path) -> Path:
+    """Rename a corrupt checkpoint and return its new path, or the old one if that is not allowed."""
+    kept = path.with_name(aside_name(path.name, "corrupt", store.names(path.parent)))
+    try:
+        store.rename(path, kept)
+        store.sync_dir(path.parent)
+    except RunDirError:
+        # A run directory that can only be read can still be resumed from into another one.
+        return path
+    return kept
 
 
 def _check_latest(store: Store, parent: Path, names: list[str], warn: Warn) -> None:
-    """``latest`` is a hint for people and other programs; one that is damaged is named and not
-    used.
-    """
+    """Warn of a file ``latest`` that is damaged. It is a hint for people, and is never used."""
     if LATEST not in names:
         return
     try:
@@ -226,28 +288,9 @@ def _check_latest(store: Store, parent: Path, names: list[str], warn: Warn) -> N
     except (CheckpointError, FileNotFoundError, TypeError, KeyError, ValueError) as error:
         warn(f"{parent / LATEST} is damaged and ignored: {error}")
         return
-    there = [found for name in names if (found := parse_name(name.partition(".")[0]))]
-    if key > max(there, default=(-1, 0)):
+    present = [found for name in names if (found := parse_name(name.partition(".")[0]))]
+    if key > max(present, default=(-1, 0)):
         warn(
-            f"{parent / LATEST} names {hint['dir']}, which is not there; an older checkpoint is "
-            f"used, if any."
+            f"{parent / LATEST} names {hint['dir']}, which is not there; "
+            "an older checkpoint is used, if there is one."
         )
-
-
-def load_snapshot(path: Path, store: Store | None = None) -> Snapshot:
-    """The verified content of a checkpoint directory, or of a run directory's newest good
-    checkpoint.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be trusted.
-    """
-    store = store or Store()
-    if checkpoints_dir(path).is_dir():
-        # Without quarantine: this may be another run's directory, and that run may be alive.
-        found = load_newest(store, path, quarantine=False)
-        if found is None:
-            raise NoGoodCheckpointError(f"the run directory {path} holds no checkpoint")
-        return found[1]
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is no checkpoint: there is no such directory")
-    return read(store, path)

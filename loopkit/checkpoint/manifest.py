@@ -1,6 +1,4 @@
-"""MANIFEST.json: what files and tensors a checkpoint has, and how to tell that they are the ones
-written.
-"""
+"""MANIFEST.json: the files and tensors of a checkpoint, with sizes and checksums."""
 
 from __future__ import annotations
 
@@ -26,20 +24,20 @@ from loopkit.errors import CheckpointError, CorruptCheckpointError
 RESERVED = frozenset(
     ("format", "version", "min_reader", "generation", "files", "tensors", "aliases", "checksum")
 )
-"""Names in the manifest that a snapshot's ``meta`` cannot use (``generation`` is given by the writer)."""
+"""Names that a snapshot's ``meta`` cannot use. The writer sets ``generation``."""
 
 MAX_CHUNKS = 65536
-"""The most chunks one tensor can have."""
+"""The most chunks that one tensor can have."""
 
 _Box = list[tuple[int, int]]
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 MIGRATIONS: dict[int, Migration] = {}
-"""From the version that is the key to the next one; pure functions of the manifest's JSON."""
+"""By version: a pure function of the manifest's JSON that brings it to the next version."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file: relative path, size in bytes, SHA-256 in hex."""
+    """One file: its relative path, its size in bytes and its SHA-256 in hex."""
 
     path: str
     size: int
@@ -48,9 +46,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor in a file: where it starts in the tensor, its shape, the CRC-32 of its
-    bytes.
-    """
+    """A box of a tensor in a file: its offset in the tensor, its shape, the CRC-32 of its bytes."""
 
     file: str
     offset: tuple[int, ...]
@@ -60,7 +56,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One tensor: safetensors dtype code, shape, and the chunks that tile it."""
+    """One tensor: its safetensors dtype code, its shape, and the chunks that tile it."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -69,7 +65,16 @@ class TensorRecord:
 
 @dataclass
 class Manifest:
-    """The parsed MANIFEST.json. ``tensors`` and ``aliases`` go by file prefix, then by tensor name."""
+    """The parsed MANIFEST.json.
+
+    Attributes:
+        meta: the snapshot's facts.
+        generation: 1 for the first checkpoint of a step.
+        files: by relative path.
+        tensors: by file prefix, then by tensor name.
+        aliases: by file prefix: a tensor's name to the name of the tensor that it shares memory
+            with.
+    """
 
     meta: dict[str, Any]
     generation: int
@@ -79,11 +84,11 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files and of the manifest itself."""
+        """The bytes of all files and of the manifest itself."""
         return sum(record.size for record in self.files.values()) + len(self.dump())
 
     def dump(self) -> bytes:
-        """The bytes of MANIFEST.json. Raises as :func:`meta_json`."""
+        """Return the content of MANIFEST.json. Raises what :func:`meta_json` raises."""
         body = {
             **meta_json(self.meta),
             "format": FORMAT,
@@ -101,10 +106,11 @@ class Manifest:
 
 
 def meta_json(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """``meta`` as the manifest has it.
+    """Return ``meta`` as the manifest stores it.
 
-    ``ValueError`` for a name that is taken and without ``step``, ``TypeError`` for a value not
-    kept.
+    Raises:
+        ValueError: a name is reserved, or ``step`` is missing.
+        TypeError: a value has a type that cannot be saved.
     """
     own = {name: value for name, value in meta.items() if name != "generation"}
     if RESERVED.intersection(own) or any(
@@ -132,24 +138,29 @@ def _tensor_json(record: TensorRecord) -> dict[str, Any]:
 
 
 def checksum(body: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest without its ``checksum``, in the one way it is written."""
-    return hashlib.sha256(
-        dump_json({key: body[key] for key in body if key != "checksum"})
-    ).hexdigest()
+    """Return the SHA-256 of the manifest without its ``checksum``, as it is written."""
+    content = {key: body[key] for key in body if key != "checksum"}
+    return hashlib.sha256(dump_json(content)).hexdigest()
 
 
-def parse(
+def parse_manifest(
     data: bytes, what: str = MANIFEST, migrations: Mapping[int, Migration] = MIGRATIONS
 ) -> Manifest:
-    """The manifest in ``data``, migrated to this version and checked in itself.
+    """Parse a manifest, migrate it to this version and check that it is consistent.
 
-    ``CorruptCheckpointError`` when it is not what was written, ``CheckpointError`` when it was
-    written by a version that this one cannot read; ``what`` names it in the message.
+    Args:
+        data: the content of MANIFEST.json.
+        what: its name in error messages.
+        migrations: steps between versions, see :data:`MIGRATIONS`.
+
+    Raises:
+        CorruptCheckpointError: it is not what was written.
+        CheckpointError: this version of loopkit cannot read it.
     """
     raw = load_json(data, what)
     if type(raw) is not dict or raw.get("format") != FORMAT:
         raise CorruptCheckpointError(f"{what}: not a {FORMAT} manifest")
-    # Byte for byte, so that no edit passes, not even one of spaces.
+    # Compared byte for byte, so that no edit passes, not even one of spaces.
     if raw.get("checksum") != checksum(raw) or dump_json(raw) != data:
         raise CorruptCheckpointError(f"{what}: edited or damaged, its checksum does not match")
     try:
@@ -159,17 +170,20 @@ def parse(
 
 
 def migrate(raw: dict[str, Any], what: str, migrations: Mapping[int, Migration]) -> dict[str, Any]:
-    """The manifest's JSON brought to this version. ``CheckpointError`` when there is no way."""
+    """Bring the manifest's JSON to this version.
+
+    Raises:
+        CheckpointError: a newer loopkit is needed, or the version is no longer supported.
+    """
     version, needed = _count(raw["version"]), _count(raw["min_reader"])
     if needed > VERSION:
         raise CheckpointError(
             f"{what}: written in format version {version}, which needs a reader of version "
-            f"{needed}; "
-            f"this loopkit reads version {VERSION}. Install a newer loopkit."
+            f"{needed}; this loopkit reads version {VERSION}. Install a newer loopkit."
         )
     while version < VERSION:
         if version not in migrations:
-            raise CheckpointError(f"{what}: format version {version} cannot be read any more")
+            raise CheckpointError(f"{what}: format version {version} is no longer supported")
         raw = migrations[version](raw)
         version += 1
     return raw
@@ -216,10 +230,10 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def check_coverage(manifest: Manifest) -> None:
-    """Every tensor is tiled by its chunks, which are in files that are listed; aliases name
-    tensors.
+    """Check that the chunks tile every tensor, in files that are listed, and that aliases exist.
 
-    ``ValueError`` naming the tensor that is not.
+    Raises:
+        ValueError: with the name of the first tensor that is wrong.
     """
     seen: set[tuple[str, str]] = set()
     for prefix, records in manifest.tensors.items():
@@ -255,15 +269,15 @@ def _tiles(record: TensorRecord) -> bool:
     volume = sum(math.prod(chunk.shape) for chunk in record.chunks)
     if not 0 < len(boxes) <= MAX_CHUNKS or volume != math.prod(record.shape):
         return False
-    # Equal volume inside the bounds without overlap is a tiling.
+    # Boxes inside the bounds, of the same total volume and without overlap, tile the tensor.
     return volume == 0 or len(boxes) == 1 or not _overlapping(boxes)
 
 
 def _overlapping(boxes: list[_Box]) -> bool:
     open_boxes: list[_Box] = []
     for box in sorted(boxes):
-        # Sorted by the first dimension, so a box that ends before this one starts meets no later
-        # one.
+        # The boxes are sorted by the first dimension: one that ends before this one starts
+        # overlaps no later one.
         open_boxes = [other for other in open_boxes if other[0][1] > box[0][0]]
         if any(
             all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, other)) for other in open_boxes

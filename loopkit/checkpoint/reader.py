@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,28 +15,37 @@ from loopkit.checkpoint.format import (
     MAX_EXTRA,
     MAX_JSON,
     STATE,
-    ShardedTensor,
-    Snapshot,
     load_json,
     parse_name,
     step_name,
 )
-from loopkit.checkpoint.manifest import Chunk, FileRecord, Manifest, TensorRecord, parse
+from loopkit.checkpoint.manifest import (
+    Chunk,
+    FileRecord,
+    Manifest,
+    TensorRecord,
+    parse_manifest,
+)
+from loopkit.checkpoint.snapshot import ShardedTensor, Snapshot
 from loopkit.checkpoint.store import Store
+from loopkit.checkpoint.streams import FileReader
 from loopkit.errors import CheckpointError, CorruptCheckpointError
 
-_LARGE = ("model", "optimizer")
+logger = logging.getLogger(__name__)
+
+_MAPPED = ("model", "optimizer")
 
 
 def read_manifest(store: Store, directory: Path) -> Manifest:
-    """The manifest of a checkpoint, checked in itself and against the directory's name.
+    """Return a checkpoint's manifest, checked in itself and against the directory's name.
 
-    ``CorruptCheckpointError`` when it is damaged or missing, ``CheckpointError`` when it is too
-    new.
+    Raises:
+        CorruptCheckpointError: it is damaged or missing.
+        CheckpointError: a newer loopkit wrote it.
     """
     path = directory / MANIFEST
     try:
-        manifest = parse(store.read_bytes(directory, MANIFEST, MAX_JSON), str(path))
+        manifest = parse_manifest(store.read_bytes(directory, MANIFEST, MAX_JSON), str(path))
     except FileNotFoundError:
         raise CorruptCheckpointError(f"{path} is missing") from None
     name = step_name(manifest.meta["step"], manifest.generation)
@@ -44,37 +54,44 @@ def read_manifest(store: Store, directory: Path) -> Manifest:
     return manifest
 
 
-def read(store: Store, directory: Path, verify: bool = True) -> Snapshot:
-    """The checkpoint in ``directory``, all in fresh CPU memory.
+def read_checkpoint(store: Store, directory: Path, verify: bool = True) -> Snapshot:
+    """Read the checkpoint in ``directory`` into fresh CPU memory.
 
-    ``CorruptCheckpointError`` naming file and tensor when anything differs from what was written,
-    ``CheckpointError`` for one that is too new or cannot be read, ``FileNotFoundError`` when there
-    is no such directory. ``verify=False`` skips the SHA-256 of whole files; sizes, headers and the
-    CRC-32 of each tensor are checked all the same.
+    Args:
+        store: with ``maps``, tensors of the model and the optimizer are memory mapped instead.
+        directory: of the checkpoint.
+        verify: compute the SHA-256 of whole files. Sizes, headers and the CRC-32 of each tensor
+            are checked in any case.
+
+    Raises:
+        CorruptCheckpointError: anything differs from what was written; names file and tensor.
+        CheckpointError: it cannot be read, or a newer loopkit wrote it.
+        FileNotFoundError: there is no such directory.
     """
     if not store.is_dir(directory, follow=True):
         raise FileNotFoundError(f"{directory} is not a directory")
     manifest = read_manifest(store, directory)
-    found = Snapshot({prefix: {} for prefix in manifest.tensors}, {}, manifest.meta)
-    placed = _placed(manifest)
+    snapshot = Snapshot({prefix: {} for prefix in manifest.tensors}, {}, manifest.meta)
+    located = _chunks_by_file(manifest)
     if not store.maps:
         _check_memory(directory, manifest)
     for record in manifest.files.values():
-        _read_file(store, directory, record, placed.get(record.path), found, verify)
+        chunks = located.get(record.path)
+        _read_file(store, directory, record, chunks, into=snapshot, verify=verify)
     for prefix, names in manifest.aliases.items():
-        found.tensors[prefix].update(
-            {name: found.tensors[prefix][first] for name, first in names.items()}
-        )
-    data = load_json(found.files.pop(STATE), str(directory / STATE))
+        tensors = snapshot.tensors[prefix]
+        tensors.update({name: tensors[first] for name, first in names.items()})
+    data = load_json(snapshot.files.pop(STATE), str(directory / STATE))
     try:
-        found.state = codecs.decode(data, "", found.tensors.get("state", {}))
+        snapshot.state = codecs.decode(data, "", snapshot.tensors.get("state", {}))
     except CorruptCheckpointError as error:
         raise CorruptCheckpointError(f"{directory / STATE}: {error}") from None
-    if not found.tensors.get("state", True):
-        del found.tensors["state"]
-    if type(found.state) is not dict:
+    if not snapshot.tensors.get("state", True):
+        del snapshot.tensors["state"]
+    if type(snapshot.state) is not dict:
         raise CorruptCheckpointError(f"{directory / STATE}: not an object")
-    return found
+    logger.info("read checkpoint %s", directory)
+    return snapshot
 
 
 def _check_memory(directory: Path, manifest: Manifest) -> None:
@@ -92,105 +109,122 @@ def _check_memory(directory: Path, manifest: Manifest) -> None:
         )
 
 
-def verify(store: Store, directory: Path) -> list[str]:
-    """Everything that is wrong with a checkpoint, one line for each file; empty when it is good.
+def verify_checkpoint(store: Store, directory: Path) -> list[str]:
+    """Read every byte of a checkpoint and return what is wrong, one line per file; [] if valid.
 
-    Reads every byte but keeps none. ``CheckpointError`` for one that is too new or cannot be read.
+    Raises:
+        CheckpointError: it cannot be read, or a newer loopkit wrote it.
     """
     try:
         manifest = read_manifest(store, directory)
     except CorruptCheckpointError as error:
         return [str(error)]
     problems = []
-    placed = _placed(manifest)
+    located = _chunks_by_file(manifest)
     for record in manifest.files.values():
         try:
-            _read_file(store, directory, record, placed.get(record.path), None, True)
+            _read_file(store, directory, record, located.get(record.path), into=None, verify=True)
         except CorruptCheckpointError as error:
             problems.append(str(error))
     return problems
 
 
 def check_sizes(store: Store, directory: Path, manifest: Manifest) -> None:
-    """``CorruptCheckpointError`` when a file is missing or has another size; reads no data."""
+    """Check that every file exists and has its size; reads no data.
+
+    Raises:
+        CorruptCheckpointError: naming the first file that does not.
+    """
     for record in manifest.files.values():
         try:
-            with store.open(directory, record.path) as source:
-                _check_size(source.path, source.size, record)
+            with store.open(directory, record.path) as file:
+                _check_size(file, record)
         except FileNotFoundError:
             raise CorruptCheckpointError(f"{directory / record.path} is missing") from None
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Location:
+    """The part of a tensor that a file holds under the tensor's name."""
+
     prefix: str
     record: TensorRecord
     chunk: Chunk
 
+    def spec(self) -> safetensors_io.TensorSpec:
+        """What the manifest says of the part."""
+        return safetensors_io.TensorSpec(self.record.dtype, self.chunk.shape, self.chunk.crc32)
 
-def _placed(manifest: Manifest) -> dict[str, dict[str, _Place]]:
-    """File to name in the file to where its bytes belong."""
-    found: dict[str, dict[str, _Place]] = {}
+
+def _chunks_by_file(manifest: Manifest) -> dict[str, dict[str, _Location]]:
+    """Return, by file and by name in the file, which part of which tensor it is."""
+    found: dict[str, dict[str, _Location]] = {}
     for prefix, records in manifest.tensors.items():
         for name, record in records.items():
             for chunk in record.chunks:
-                found.setdefault(chunk.file, {})[name] = _Place(prefix, record, chunk)
+                found.setdefault(chunk.file, {})[name] = _Location(prefix, record, chunk)
     return found
 
 
-def _check_size(path: Path, size: int, record: FileRecord) -> None:
-    if size != record.size:
-        raise CorruptCheckpointError(f"{path}: {size} bytes, {record.size} were written")
+def _check_size(file: FileReader, record: FileRecord) -> None:
+    if file.size != record.size:
+        raise CorruptCheckpointError(f"{file.path}: {file.size} bytes, {record.size} were written")
 
 
 def _read_file(
     store: Store,
     directory: Path,
     record: FileRecord,
-    places: dict[str, _Place] | None,
+    chunks: dict[str, _Location] | None,
+    *,
     into: Snapshot | None,
     verify: bool,
 ) -> None:
+    """Check one file, and put its content into a snapshot if one is given.
+
+    Args:
+        chunks: the tensors in the file; None for a file of another kind.
+    """
+    keep = into is not None
+    maps = store.maps and all(part.prefix in _MAPPED for part in (chunks or {}).values())
     try:
-        with store.open(directory, record.path, hashed=verify) as source:
-            _check_size(source.path, source.size, record)
-            if places is not None:
-                specs = {
-                    name: safetensors_io.Spec(
-                        place.record.dtype, place.chunk.shape, place.chunk.crc32
-                    )
-                    for name, place in places.items()
-                }
-                maps = store.maps and all(place.prefix in _LARGE for place in places.values())
-                tensors = safetensors_io.read(source, specs, keep=into is not None, maps=maps)
+        with store.open(directory, record.path, hashed=verify) as file:
+            _check_size(file, record)
+            if chunks is not None:
+                specs = {name: part.spec() for name, part in chunks.items()}
+                tensors = safetensors_io.read_tensors(file, specs, keep=keep, maps=maps)
             else:
                 limit = MAX_JSON if record.path == STATE else MAX_EXTRA
-                if source.size > limit:
+                if file.size > limit:
                     raise CorruptCheckpointError(
-                        f"{source.path}: {source.size} bytes, more than {limit}"
+                        f"{file.path}: {file.size} bytes, more than {limit}"
                     )
-                data = source.read_all(keep=into is not None)
-            if verify and source.sha256 != record.sha256:
+                data = file.read_all(keep=keep)
+            if verify and file.sha256 != record.sha256:
                 raise CorruptCheckpointError(
-                    f"{source.path}: its bytes are not those written (SHA-256)"
+                    f"{file.path}: its bytes are not those written (SHA-256)"
                 )
     except FileNotFoundError:
         raise CorruptCheckpointError(f"{directory / record.path} is missing") from None
     if into is None:
         return
-    if places is None:
+    if chunks is None:
         into.files[record.path] = data
         return
     for name, tensor in tensors.items():
-        place = places[name]
-        named = into.tensors[place.prefix]
-        if place.chunk.shape == place.record.shape:
-            named[name] = tensor
-            continue
-        if maps:
-            pieces = named.setdefault(name, ShardedTensor(place.record.shape, tensor.dtype, []))
-            pieces.pieces.append((place.chunk.offset, tensor))
-            continue
-        whole = named.setdefault(name, torch.empty(place.record.shape, dtype=tensor.dtype))
-        box = tuple(slice(at, at + size) for at, size in zip(place.chunk.offset, place.chunk.shape))
-        whole[box] = tensor
+        _store_part(into, name, chunks[name], tensor, maps=maps)
+
+
+def _store_part(
+    into: Snapshot, name: str, part: _Location, tensor: torch.Tensor, *, maps: bool
+) -> None:
+    """Put a tensor into a snapshot, or a piece of one to the pieces that are there already."""
+    named, shape, offset = into.tensors[part.prefix], part.record.shape, part.chunk.offset
+    if part.chunk.shape == shape:
+        named[name] = tensor
+    elif maps:
+        sharded = named.setdefault(name, ShardedTensor(shape, tensor.dtype, []))
+        sharded.pieces.append((offset, tensor))
+    else:
+        whole = named.setdefault(name, torch.empty(shape, dtype=tensor.dtype))
+        whole[tuple(slice(at, at + size) for at, size in zip(offset, tensor.shape))] = tensor

@@ -1,4 +1,4 @@
-"""safetensors files, streamed: never built in memory, read once and checked on the way."""
+"""safetensors files, streamed: never built up in memory, read once and checked on the way."""
 
 from __future__ import annotations
 
@@ -10,45 +10,37 @@ from typing import Any
 
 import torch
 
-from loopkit.checkpoint.format import Shard, dump_json, load_json
+from loopkit.checkpoint.format import dump_json, load_json
+from loopkit.checkpoint.snapshot import Shard
 from loopkit.checkpoint.streams import CHUNK, FileReader, FileWriter
 from loopkit.errors import CheckpointError, CorruptCheckpointError
 
 MAX_HEADER = 100_000_000
-"""Bytes; the limit that the safetensors package has."""
+"""The most bytes of a header, as in the safetensors package."""
 
 ALIGNED = 64
-"""Bytes; where torch's memory begins. Sums over what others map from a file are then the same, to the last bit."""
+"""The alignment of tensors in a file in bytes, which is that of torch's own memory.
+
+Sums over tensors that another program maps from the file are then equal to the last bit.
+"""
 
 _CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-    "complex64": "C64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "float8_e8m0fnu": "F8_E8M0",
-}
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0",
+}  # fmt: skip
 CODE_OF = {getattr(torch, name): code for name, code in _CODES.items() if hasattr(torch, name)}
 """torch dtype to safetensors code."""
+
 DTYPE_OF = {code: dtype for dtype, code in CODE_OF.items()}
+"""safetensors code to torch dtype."""
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What the manifest says of one tensor in a file."""
+class TensorSpec:
+    """The dtype code, shape and CRC-32 that the manifest records for one tensor in a file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -56,22 +48,29 @@ class Spec:
 
     @property
     def nbytes(self) -> int:
-        """Size in the file; ``CorruptCheckpointError`` for an unknown dtype."""
+        """The bytes of the tensor in the file.
+
+        Raises:
+            CorruptCheckpointError: the dtype is unknown.
+        """
         if self.dtype not in DTYPE_OF:
             raise CorruptCheckpointError(f"unknown dtype {self.dtype!a}")
         return math.prod(self.shape) * int(DTYPE_OF[self.dtype].itemsize)
 
 
 def find_aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Names whose tensor is the memory of an earlier name, seen the same way: name to that earlier
-    name.
+    """Find names whose tensor is the same view of the same memory as an earlier name's.
 
-    For parts of tensors, by the memory of this rank's part.
+    Args:
+        tensors: by name. Of a Shard, the memory of this rank's part is compared.
+
+    Returns:
+        The later name to the earlier one.
     """
     first: dict[Any, str] = {}
     aliases = {}
-    for name, held in tensors.items():
-        tensor = held.tensor if isinstance(held, Shard) else held
+    for name, value in tensors.items():
+        tensor = value.tensor if isinstance(value, Shard) else value
         if tensor is None or tensor.layout is not torch.strided or not tensor.numel():
             continue
         key = (
@@ -88,29 +87,36 @@ def find_aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
     return aliases
 
 
-def check(name: str, held: torch.Tensor | Shard) -> None:
-    """``TypeError`` naming a tensor that the format cannot hold."""
-    tensor = held.tensor if isinstance(held, Shard) else held
+def check_tensor(name: str, value: torch.Tensor | Shard) -> None:
+    """Check that the format can hold a tensor.
+
+    Raises:
+        TypeError: it cannot; with the tensor's name.
+    """
+    tensor = value.tensor if isinstance(value, Shard) else value
     if tensor is None:
         return
     if tensor.dtype not in CODE_OF or tensor.layout is not torch.strided or tensor.is_meta:
         raise TypeError(
-            f"{name}: a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device} cannot be "
-            f"saved in a checkpoint"
+            f"{name}: a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device} "
+            "cannot be saved in a checkpoint"
         )
 
 
 def header(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> tuple[bytes, list[str]]:
-    """The bytes before the data, and the names in the order of the data. ``TypeError`` as
-    :func:`check`.
+    """Return the bytes before the data, and the names in the order of the data.
+
+    Raises:
+        TypeError: the format cannot hold a tensor.
+        ValueError: a name is reserved, or the header is too large.
     """
     for name, tensor in tensors.items():
-        check(name, tensor)
+        check_tensor(name, tensor)
     if "__metadata__" in tensors:
         raise ValueError("a tensor cannot be named '__metadata__'")
-    order = sorted(tensors, key=lambda name: (-_evenness(tensors[name]), name))
+    order = sorted(tensors, key=lambda name: (-_alignment(tensors[name]), name))
     fields: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     offset = 0
     for name in order:
@@ -131,29 +137,30 @@ def header(
     return len(text).to_bytes(8, "little") + text, order
 
 
-def _evenness(tensor: torch.Tensor) -> int:
-    """The power of two that a tensor's size in bytes is a multiple of, up to ALIGNED.
+def _alignment(tensor: torch.Tensor) -> int:
+    """Return the largest power of two, up to ALIGNED, that divides the bytes of a tensor.
 
-    In falling order of it each tensor begins at a multiple of it, and so of its item size too.
+    Stored in falling order of this number, each tensor begins at a multiple of it, and so at a
+    multiple of its item size.
     """
     size = tensor.numel() * tensor.dtype.itemsize
     return min(size & -size or ALIGNED, ALIGNED)
 
 
 def data_size(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of data, without the header."""
+    """Return the bytes of the data, without the header."""
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
 
 
-def write(
-    sink: FileWriter, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
-) -> dict[str, Spec]:
-    """Stream tensors into ``sink``; ``metadata`` goes into the header beside ``format``.
+def write_tensors(
+    file: FileWriter, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> dict[str, TensorSpec]:
+    """Stream tensors into ``file``; ``metadata`` goes into the header beside ``format``.
 
-    At most one tensor is copied at a time, and only when it is not contiguous or not on the CPU.
+    At most one tensor is copied at a time, and only if it is not contiguous or not on the CPU.
     """
     head, order = header(tensors, metadata)
-    sink.write(head)
+    file.write(head)
     specs = {}
     for name in order:
         tensor = tensors[name].detach().cpu()
@@ -162,50 +169,53 @@ def write(
         for start in range(0, len(view), CHUNK):
             piece = view[start : start + CHUNK]
             crc = zlib.crc32(piece, crc)
-            sink.write(piece)
-        specs[name] = Spec(CODE_OF[tensor.dtype], tuple(tensor.shape), crc)
+            file.write(piece)
+        specs[name] = TensorSpec(CODE_OF[tensor.dtype], tuple(tensor.shape), crc)
     return specs
 
 
-def read(
-    source: FileReader, specs: Mapping[str, Spec], keep: bool = True, maps: bool = False
+def read_tensors(
+    file: FileReader, specs: Mapping[str, TensorSpec], keep: bool = True, maps: bool = False
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a file into fresh memory, or as maps of it; with ``keep=False`` they are
-    checked and dropped.
+    """Read and check all tensors of a file.
 
-    The header must say what ``specs`` says and tile the file exactly. Raises
-    ``CorruptCheckpointError`` naming the file and every tensor that is wrong, ``CheckpointError``
-    when the memory does not suffice.
+    Args:
+        file: its tensors must be those of ``specs``, and fill the file exactly.
+        specs: what the manifest records, by name.
+        keep: return the tensors. False only checks them.
+        maps: return memory-mapped tensors instead of copies.
+
+    Raises:
+        CorruptCheckpointError: naming the file and every tensor that is wrong.
+        CheckpointError: there is not enough memory.
     """
-    order = _read_header(source, specs)
+    order = _read_header(file, specs)
     found: dict[str, torch.Tensor] = {}
     wrong = []
     for name in order:
         spec = specs[name]
         view = None
         if keep and not maps:
-            found[name] = _allocate(source, name, spec)
+            found[name] = _allocate(file, name, spec)
             view = _bytes_of(found[name])
-        if _fill(source, spec.nbytes, view) != spec.crc32:
+        if _fill(file, spec.nbytes, view) != spec.crc32:
             wrong.append(name)
     if wrong:
-        raise CorruptCheckpointError(f"{source.path}: damaged in {_listed(wrong)}")
-    return _mapped(source, specs, order) if keep and maps else found
+        raise CorruptCheckpointError(f"{file.path}: damaged in {_listed(wrong)}")
+    return _mapped(file, specs, order) if keep and maps else found
 
 
 def _mapped(
-    source: FileReader, specs: Mapping[str, Spec], order: list[str]
+    file: FileReader, specs: Mapping[str, TensorSpec], order: list[str]
 ) -> dict[str, torch.Tensor]:
-    """The tensors in the order in which they fill the end of the file, each a view of a map of it."""
-    view, found = source.map(), {}
-    start = source.size - sum(specs[name].nbytes for name in order)
+    """Return the tensors, which fill the end of the file in ``order``, as views of one memory map."""
+    view, found = file.map(), {}
+    start = file.size - sum(specs[name].nbytes for name in order)
     for name in order:
         spec, dtype = specs[name], DTYPE_OF[specs[name].dtype]
-        flat = (
-            torch.frombuffer(view, dtype=torch.uint8, count=spec.nbytes, offset=start)
-            if spec.nbytes
-            else None
-        )
+        flat = None
+        if spec.nbytes:
+            flat = torch.frombuffer(view, dtype=torch.uint8, count=spec.nbytes, offset=start)
         if flat is None or start % dtype.itemsize:
             found[name] = torch.empty(spec.shape, dtype=dtype)
             if flat is not None:
@@ -216,26 +226,26 @@ def _mapped(
     return found
 
 
-def _fill(source: FileReader, size: int, view: memoryview | None) -> int:
-    """Read ``size`` bytes into ``view``, or nowhere; their CRC-32."""
+def _fill(file: FileReader, size: int, view: memoryview | None) -> int:
+    """Read ``size`` bytes, into ``view`` if it is given, and return their CRC-32."""
     crc = 0
     for start in range(0, size, CHUNK):
         count = min(CHUNK, size - start)
         if view is None:
-            piece = source.read_piece(count)
+            piece = file.read_piece(count)
         else:
             piece = view[start : start + count]
-            source.read_into(piece)
+            file.read_into(piece)
         crc = zlib.crc32(piece, crc)
     return crc
 
 
-def _allocate(source: FileReader, name: str, spec: Spec) -> torch.Tensor:
+def _allocate(file: FileReader, name: str, spec: TensorSpec) -> torch.Tensor:
     try:
         return torch.empty(spec.shape, dtype=DTYPE_OF[spec.dtype])
     except (RuntimeError, MemoryError) as error:
         raise CheckpointError(
-            f"{source.path}: no memory for tensor {name!a}, {spec.nbytes} bytes"
+            f"{file.path}: no memory for tensor {name!a}, {spec.nbytes} bytes"
         ) from error
 
 
@@ -247,25 +257,26 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def _listed(names: list[str]) -> str:
+    """Return "tensors 'a', 'b'", cut after five names."""
     shown = ", ".join(ascii(name) for name in names[:5])
-    return f"tensor{'s' if len(names) > 1 else ''} {shown}" + (
-        f" and {len(names) - 5} more" if names[5:] else ""
-    )
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"tensor{'s' * (len(names) > 1)} {shown}{more}"
 
 
-def _read_header(source: FileReader, specs: Mapping[str, Spec]) -> list[str]:
-    where = str(source.path)
-    if source.size < 8:
+def _read_header(file: FileReader, specs: Mapping[str, TensorSpec]) -> list[str]:
+    """Read and check the header, and return the names in the order of the data."""
+    where = str(file.path)
+    if file.size < 8:
         raise CorruptCheckpointError(f"{where} ends early")
     start = bytearray(8)
-    source.read_into(memoryview(start))
+    file.read_into(memoryview(start))
     length = int.from_bytes(start, "little")
-    if length > min(MAX_HEADER, source.size - 8):
+    if length > min(MAX_HEADER, file.size - 8):
         raise CorruptCheckpointError(
-            f"{where}: its header would have {length} bytes, the file has {source.size}"
+            f"{where}: its header would have {length} bytes, the file has {file.size}"
         )
     text = bytearray(length)
-    source.read_into(memoryview(text))
+    file.read_into(memoryview(text))
     fields = load_json(text, f"{where}, header")
     if type(fields) is not dict:
         raise CorruptCheckpointError(f"{where}: its header is not an object")
@@ -285,14 +296,15 @@ def _read_header(source: FileReader, specs: Mapping[str, Spec]) -> list[str]:
                 f"{where}: tensor {name!a} does not start where the one before ends"
             )
         end = fields[name]["data_offsets"][1]
-    if 8 + length + end != source.size:
+    if 8 + length + end != file.size:
         raise CorruptCheckpointError(
-            f"{where}: {source.size} bytes, its header says {8 + length + end}"
+            f"{where}: {file.size} bytes, its header says {8 + length + end}"
         )
     return order
 
 
-def _check_entry(where: str, name: str, entry: Any, spec: Spec) -> None:
+def _check_entry(where: str, name: str, entry: Any, spec: TensorSpec) -> None:
+    """Check one entry of a header, which may be any JSON value."""
     try:
         shape, (begin, end) = entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]
@@ -303,11 +315,8 @@ def _check_entry(where: str, name: str, entry: Any, spec: Spec) -> None:
         )
     except (TypeError, KeyError, ValueError, CorruptCheckpointError):
         same, numbers = False, []
-    if (
-        not same
-        or len(entry) != 3
-        or any(type(number) is not int or number < 0 for number in numbers)
-    ):
+    integers = all(type(number) is int and number >= 0 for number in numbers)
+    if not same or len(entry) != 3 or not integers:
         raise CorruptCheckpointError(
             f"{where}: the header entry of tensor {name!a} is not that of the manifest"
         )

@@ -1,65 +1,58 @@
-"""Writing one checkpoint from several ranks: each its own parts, and whole only when all of them
-are.
-"""
+"""Writing one checkpoint from several ranks: each writes its shards, and it is published as one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from loopkit.checkpoint import safetensors_io
-from loopkit.checkpoint.format import TENSORS, Shard, Snapshot, checkpoints_dir
+from loopkit.checkpoint.format import TENSORS, checkpoints_dir
 from loopkit.checkpoint.manifest import Chunk, FileRecord, Manifest, TensorRecord
+from loopkit.checkpoint.snapshot import Shard, Snapshot
+from loopkit.checkpoint.staging import removed_on_error, staging_name
 from loopkit.checkpoint.store import Store
 from loopkit.checkpoint.writer import (
     PendingCheckpoint,
-    draft,
     point_latest,
+    prepare,
     publish,
-    removed_on_error,
-    staging_name,
     write_files,
 )
 from loopkit.errors import LoopkitError
 
+if TYPE_CHECKING:
+    from loopkit.distributed.communicator import Communicator
+
 SHARDS = "shards"
 
 
-class Everyone(Protocol):
-    """What writing together asks of the ranks; ``loopkit.distributed.communicator.World`` has it."""
-
-    rank: int
-
-    def all_gather_object(self, value: Any) -> list[Any]:
-        """Everyone's value."""
-
-    def run_on_rank_zero(self, function: Callable[[], Any]) -> Any:
-        """What the function gives, or raises, on the first rank."""
-
-
 @dataclass
-class Written:
-    """What one rank wrote of the parts: its files, and the chunks in them by prefix and tensor."""
+class RankFiles:
+    """What one rank wrote: its files, and by prefix and tensor the chunks in them, or its error.
 
-    files: list[FileRecord]
-    records: dict[str, dict[str, TensorRecord]]
-    aliases: dict[str, dict[str, str]]
-
-
-def write_together(
-    store: Store, run_dir: Path, snapshot: Snapshot | PendingCheckpoint, ranks: Everyone
-) -> Path:
-    """As ``write``, called by all ranks: parts are written by their ranks, everything else by the
-    first.
-
-    Whatever goes wrong on any rank, the staging directory is removed and all ranks raise the same
-    error.
+    Attributes:
+        manifest: of everything but the shards; rank 0 alone writes and has it.
     """
-    ready = snapshot if isinstance(snapshot, PendingCheckpoint) else draft(snapshot)
+
+    files: list[FileRecord] = field(default_factory=list)
+    records: dict[str, dict[str, TensorRecord]] = field(default_factory=dict)
+    aliases: dict[str, dict[str, str]] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    error: Exception | None = None
+
+
+def write_sharded(
+    store: Store, run_dir: Path, snapshot: Snapshot | PendingCheckpoint, communicator: Communicator
+) -> Path:
+    """Save one checkpoint from all ranks, and return its directory.
+
+    Every rank calls this. Each writes its own shards; rank 0 writes everything else. If anything
+    fails on any rank, the staging directory is removed and all ranks raise the same error.
+    """
+    pending = snapshot if isinstance(snapshot, PendingCheckpoint) else prepare(snapshot)
     parent = checkpoints_dir(run_dir)
 
     def stage() -> Path:
@@ -70,65 +63,68 @@ def write_together(
         store.mkdir(staging / SHARDS)
         return staging
 
-    staging = ranks.run_on_rank_zero(stage)
-    mine: tuple[Any, ...] = (None, None, None)
+    staging = communicator.run_on_rank_zero(stage)
     try:
-        manifest = write_files(store, staging, _without_parts(ready)) if ranks.rank == 0 else None
-        mine = (_write_parts(store, staging, ready, ranks.rank), manifest, None)
+        rank = communicator.rank
+        manifest = write_files(store, staging, _without_shards(pending)) if rank == 0 else None
+        written = replace(_write_shards(store, staging, pending, rank), manifest=manifest)
     except (LoopkitError, OSError) as error:
-        mine = (None, None, error)
-    gathered = ranks.all_gather_object(mine)
-    path: Path = ranks.run_on_rank_zero(lambda: _finish(store, staging, gathered))
+        written = RankFiles(error=error)
+    gathered = communicator.all_gather_object(written)
+    path: Path = communicator.run_on_rank_zero(lambda: _finish(store, staging, gathered))
     return path
 
 
-def _without_parts(ready: PendingCheckpoint) -> PendingCheckpoint:
-    plain = {
-        prefix: {n: t for n, t in named.items() if not isinstance(t, Shard)}
-        for prefix, named in ready.tensors.items()
+def _without_shards(pending: PendingCheckpoint) -> PendingCheckpoint:
+    whole = {
+        prefix: {name: value for name, value in named.items() if not isinstance(value, Shard)}
+        for prefix, named in pending.tensors.items()
     }
-    return replace(ready, tensors={prefix: named for prefix, named in plain.items() if named})
+    return replace(pending, tensors={prefix: named for prefix, named in whole.items() if named})
 
 
-def _write_parts(store: Store, staging: Path, ready: PendingCheckpoint, rank: int) -> Written:
-    written = Written([], {}, {})
-    for prefix, named in ready.tensors.items():
-        parts = {name: held for name, held in named.items() if isinstance(held, Shard)}
-        aliases = safetensors_io.find_aliases(parts)
-        own: dict[str, torch.Tensor] = {
-            name: part.tensor
-            for name, part in parts.items()
-            if part.tensor is not None and name not in aliases
+def _write_shards(store: Store, staging: Path, pending: PendingCheckpoint, rank: int) -> RankFiles:
+    written = RankFiles()
+    for prefix, named in pending.tensors.items():
+        shards = {name: value for name, value in named.items() if isinstance(value, Shard)}
+        aliases = safetensors_io.find_aliases(shards)
+        local: dict[str, torch.Tensor] = {
+            name: shard.tensor
+            for name, shard in shards.items()
+            if shard.tensor is not None and name not in aliases
         }
         if aliases:
             written.aliases[prefix] = aliases
-        if not own:
+        if not local:
             continue
-        name = f"{SHARDS}/{prefix}-{rank:05d}{TENSORS}"
-        with store.create(staging / name, safetensors_io.data_size(own)) as sink:
-            specs = safetensors_io.write(sink, own, {})
-        written.files.append(FileRecord(name, sink.size, sink.sha256))
+        path = f"{SHARDS}/{prefix}-{rank:05d}{TENSORS}"
+        with store.create(staging / path, safetensors_io.data_size(local)) as file:
+            specs = safetensors_io.write_tensors(file, local, {})
+        written.files.append(FileRecord(path, file.size, file.sha256))
         written.records[prefix] = {
-            key: TensorRecord(
-                s.dtype, parts[key].shape, (Chunk(name, parts[key].offset, s.shape, s.crc32),)
+            name: TensorRecord(
+                spec.dtype,
+                shards[name].shape,
+                (Chunk(path, shards[name].offset, spec.shape, spec.crc32),),
             )
-            for key, s in specs.items()
+            for name, spec in specs.items()
         }
     return written
 
 
-def _finish(store: Store, staging: Path, gathered: list[tuple[Any, ...]]) -> Path:
-    """On the first rank: one manifest of what all wrote, and the checkpoint its name."""
+def _finish(store: Store, staging: Path, gathered: list[RankFiles]) -> Path:
+    """On rank 0: merge the ranks' files into one manifest, and publish the checkpoint."""
     with removed_on_error(store, staging):
-        for _, _, failure in gathered:
-            if failure is not None:
-                raise failure
-        manifest: Manifest = gathered[0][1]
-        for written, _, _ in gathered:
+        for written in gathered:
+            if written.error is not None:
+                raise written.error
+        manifest, aliases = gathered[0].manifest, gathered[0].aliases
+        assert manifest is not None
+        for written in gathered:
             _merge(manifest, written)
         manifest.aliases = {
-            prefix: {**manifest.aliases.get(prefix, {}), **gathered[0][0].aliases.get(prefix, {})}
-            for prefix in manifest.aliases.keys() | gathered[0][0].aliases.keys()
+            prefix: {**manifest.aliases.get(prefix, {}), **aliases.get(prefix, {})}
+            for prefix in manifest.aliases.keys() | aliases.keys()
         }
         store.sync_dir(staging / SHARDS)
         final, digest = publish(store, staging, manifest)
@@ -136,10 +132,10 @@ def _finish(store: Store, staging: Path, gathered: list[tuple[Any, ...]]) -> Pat
     return final
 
 
-def _merge(manifest: Manifest, written: Written) -> None:
+def _merge(manifest: Manifest, written: RankFiles) -> None:
     manifest.files.update({record.path: record for record in written.files})
     for prefix, records in written.records.items():
-        held = manifest.tensors.setdefault(prefix, {})
+        tensors = manifest.tensors.setdefault(prefix, {})
         for name, record in records.items():
-            before = held[name].chunks if name in held else ()
-            held[name] = replace(record, chunks=(*before, *record.chunks))
+            before = tensors[name].chunks if name in tensors else ()
+            tensors[name] = replace(record, chunks=(*before, *record.chunks))

@@ -1,4 +1,4 @@
-"""What people ask of checkpoints: list, verify, compare, export."""
+"""Tools for people who look at checkpoints: list, verify, compare and export them."""
 
 from __future__ import annotations
 
@@ -17,63 +17,68 @@ from loopkit.checkpoint.discovery import Entry, scan
 from loopkit.checkpoint.format import (
     MANIFEST,
     STAGING,
-    Snapshot,
     checkpoints_dir,
     dump_json,
     parse_name,
 )
-from loopkit.checkpoint.reader import read
-from loopkit.checkpoint.reader import verify as verify_one
+from loopkit.checkpoint.reader import read_checkpoint, verify_checkpoint
+from loopkit.checkpoint.snapshot import Snapshot
+from loopkit.checkpoint.staging import removed_on_error
 from loopkit.checkpoint.store import Store
-from loopkit.checkpoint.writer import removed_on_error
 from loopkit.errors import CheckpointError, OptionError
 
-WEIGHTS, ADAPTER_WEIGHTS, ADAPTERS = (
-    "model.safetensors",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-)
+WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTERS = "adapter_config.json"
 ABOUT = "loopkit.json"
-"""What an export says about itself, in the JSON of :mod:`loopkit.checkpoint.codecs`."""
+"""The file of an export that describes it, in the JSON of :mod:`loopkit.checkpoint.codecs`."""
 
 
-def ls(run_dir: Path, store: Store | None = None, deep: bool = False) -> list[Entry]:
-    """The checkpoints of a run, oldest first; ``deep`` reads every byte, otherwise manifests and
-    sizes.
+def list_checkpoints(run_dir: Path, store: Store | None = None, deep: bool = False) -> list[Entry]:
+    """List the checkpoints of a run, oldest first.
+
+    Args:
+        deep: read every byte; otherwise only manifests and file sizes.
     """
     return scan(store or Store(), run_dir, deep)
 
 
 def verify_tree(path: Path, store: Store | None = None) -> dict[Path, list[str]]:
-    """What is wrong, by checkpoint, for a run directory, a ``checkpoints`` directory or one
-    checkpoint.
+    """Verify a checkpoint, or all those of a run directory or of a ``checkpoints`` directory.
 
-    ``FileNotFoundError`` when there is none.
+    Returns:
+        What is wrong, by checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
     """
-    door = store or Store()
+    store = store or Store()
     found: list[Path] = []
     for parent in (checkpoints_dir(path), Path(path)):
-        found = found or [parent / name for name in door.names(parent) if parse_name(name)]
-    if not found and MANIFEST in door.names(Path(path)):
+        found = found or [parent / name for name in store.names(parent) if parse_name(name)]
+    if not found and MANIFEST in store.names(Path(path)):
         found = [Path(path)]
     if not found:
         raise FileNotFoundError(f"no checkpoint in {path}")
-    return {each: _problems(door, each) for each in found}
+    return {checkpoint: _problems(store, checkpoint) for checkpoint in found}
 
 
 def _problems(store: Store, path: Path) -> list[str]:
     try:
-        return verify_one(store, path)
+        return verify_checkpoint(store, path)
     except CheckpointError as error:
         return [str(error)]
 
 
 @dataclass
 class Diff:
-    """How two checkpoints differ; names are "prefix:tensor" and paths into the state.
+    """How two checkpoints differ. False if they do not.
 
-    ``changed``: the largest absolute difference, ``None`` where dtype or shape differ, NaN where
-    only one side is NaN. ``state``: path to the two values, an absent one as ``"<absent>"``.
+    Attributes:
+        added, removed: tensors, named "prefix:tensor".
+        changed: by tensor, the largest absolute difference; None where dtype or shape differ, NaN
+            where only one of them is NaN.
+        state: by path into the state, the two values; an absent one is ``"<absent>"``.
     """
 
     added: list[str] = field(default_factory=list)
@@ -85,14 +90,14 @@ class Diff:
         return bool(self.added or self.removed or self.changed or self.state)
 
 
-def diff(a: Path, b: Path, store: Store | None = None) -> Diff:
-    """What changed from checkpoint ``a`` to checkpoint ``b``; both are verified first."""
-    door = store or Store()
-    before, after = read(door, a), read(door, b)
-    old, new = _flat(before), _flat(after)
+def diff_checkpoints(a: Path, b: Path, store: Store | None = None) -> Diff:
+    """Return what changed from checkpoint ``a`` to checkpoint ``b``; both are verified first."""
+    store = store or Store()
+    before, after = read_checkpoint(store, a), read_checkpoint(store, b)
+    old, new = _tensors(before), _tensors(after)
     found = Diff(sorted(new.keys() - old.keys()), sorted(old.keys() - new.keys()))
     for name in sorted(old.keys() & new.keys()):
-        if not _same(old[name], new[name]):
+        if not _same_tensor(old[name], new[name]):
             found.changed[name] = _distance(old[name], new[name])
     left, right = dict(_values(before)), dict(_values(after))
     for path in sorted(left.keys() | right.keys()):
@@ -102,16 +107,17 @@ def diff(a: Path, b: Path, store: Store | None = None) -> Diff:
     return found
 
 
-def _flat(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    """Return all tensors of a snapshot, those of its state among them."""
     found = {
-        f"{prefix}:{name}": t
+        f"{prefix}:{name}": tensor
         for prefix, named in snapshot.tensors.items()
-        for name, t in named.items()
+        for name, tensor in named.items()
     }
-    within = {
-        f"state:{path}": v for path, v in _leaves(snapshot.state, "") if isinstance(v, torch.Tensor)
-    }
-    return {**found, **within}
+    for path, value in _leaves(snapshot.state, ""):
+        if isinstance(value, torch.Tensor):
+            found[f"state:{path}"] = value
+    return found
 
 
 def _values(snapshot: Snapshot) -> Iterator[tuple[str, Any]]:
@@ -121,22 +127,23 @@ def _values(snapshot: Snapshot) -> Iterator[tuple[str, Any]]:
 def _same_value(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    # Of equal values the text differs where the type does, and NaN reads as NaN.
+    # By their text, in which equal values of different types differ and NaN equals NaN.
     return type(a) is type(b) and repr(a) == repr(b)
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float | None:
+    """Return the largest absolute difference; None if dtype or shape differ."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return None
     wide = torch.complex128 if a.is_complex() else torch.float64
     gap = (a.to(wide) - b.to(wide)).abs()
-    # Where both are NaN, or the same infinity, nothing changed in value.
+    # Where both are NaN, or the same infinity, the value did not change.
     both = (a.to(wide) == b.to(wide)) | (a.to(wide).isnan() & b.to(wide).isnan())
     return float(gap.masked_fill(both, 0.0).max())
 
@@ -152,24 +159,44 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def export(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
-    """The model alone, for use anywhere: ``model.safetensors``, the extra files, and
-    ``loopkit.json``.
+def export_model(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
+    """Verify a checkpoint, and write its model alone into a new directory for use anywhere.
 
-    Where the extra files are those of adapters, the weights are in ``adapter_model.safetensors``,
-    as peft opens them.
+    The directory gets ``model.safetensors``, the extra files, and ``loopkit.json`` with ``format``,
+    ``step``, ``task`` (the name of the class) and ``hparams`` (the arguments of its constructor).
+    If the extra files are those of adapters, the weights are in ``adapter_model.safetensors``,
+    where peft looks for them.
 
-    ``loopkit.json`` has ``task`` (the class's name) and ``hparams`` (its constructor's arguments),
-    ``step`` and ``format``. The checkpoint is verified first. ``OptionError`` when ``out_dir``
-    exists and is not empty, ``CheckpointError`` when there is no model in the checkpoint.
+    Raises:
+        OptionError: ``out_dir`` exists and is not empty.
+        CheckpointError: the checkpoint is corrupt, or holds no model.
     """
-    door, out = store or Store(), Path(out_dir)
-    if door.names(out) or (out.exists() and not out.is_dir()):
+    store, out = store or Store(), Path(out_dir)
+    if store.names(out) or (out.exists() and not out.is_dir()):
         raise OptionError(f"{out} exists already; export writes a new directory")
-    snapshot = read(door, checkpoint)
+    snapshot = read_checkpoint(store, checkpoint)
     model = snapshot.tensors.get("model")
     if not model:
         raise CheckpointError(f"{checkpoint} holds no model")
+    about = _about(checkpoint, snapshot)
+    weights = ADAPTER_WEIGHTS if ADAPTERS in snapshot.files else WEIGHTS
+    aliases = safetensors_io.find_aliases(model)
+    stored = {name: tensor for name, tensor in model.items() if name not in aliases}
+    staging = out.parent / f"{STAGING}{secrets.token_hex(4)}"
+    with removed_on_error(store, staging):
+        store.mkdir(staging)
+        with store.create(staging / weights) as file:
+            safetensors_io.write_tensors(file, stored, aliases)
+        for name, data in {**snapshot.files, ABOUT: about}.items():
+            store.write_below(staging, name, data)
+        store.sync_dir(staging)
+        store.rename(staging, out)
+        store.sync_dir(out.parent)
+    return out
+
+
+def _about(checkpoint: Path, snapshot: Snapshot) -> bytes:
+    """Return the content of ``loopkit.json``."""
     task = snapshot.state.get("task", {})
     about = {
         "format": "loopkit-export",
@@ -181,21 +208,6 @@ def export(checkpoint: Path, out_dir: Path, store: Store | None = None) -> Path:
     text = dump_json(codecs.encode(about, "", tensors), sort=False)
     if tensors:
         raise CheckpointError(
-            f"{checkpoint}: {sorted(tensors)[0]} is a tensor, which {ABOUT} cannot hold"
+            f"{checkpoint}: {min(tensors)} is a tensor, which {ABOUT} cannot hold"
         )
-    staging = out.parent / f"{STAGING}{secrets.token_hex(4)}"
-    with removed_on_error(door, staging):
-        door.mkdir(staging)
-        aliases = safetensors_io.find_aliases(model)
-        with door.create(
-            staging / (WEIGHTS if ADAPTERS not in snapshot.files else ADAPTER_WEIGHTS)
-        ) as sink:
-            safetensors_io.write(
-                sink, {name: t for name, t in model.items() if name not in aliases}, aliases
-            )
-        for name, data in {**snapshot.files, ABOUT: text}.items():
-            door.write_below(staging, name, data)
-        door.sync_dir(staging)
-        door.rename(staging, out)
-        door.sync_dir(out.parent)
-    return out
+    return text

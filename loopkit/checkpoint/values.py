@@ -16,18 +16,18 @@ import torch
 
 _EXACT_INT = 1 << 53
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-# Numbers and times, whose bytes say everything; text and objects are refused.
+# The bytes of numbers and times say everything about them; text and objects are refused.
 _NUMPY = re.compile(r"[<>|][biufcmM]\d{1,2}(\[[0-9a-zA-Z/]{1,20}\])?")
 
 
-def plain(value: str) -> bool:
-    """Whether JSON keeps a text: it would join two lone surrogates into one character."""
+def has_no_surrogates(value: str) -> bool:
+    """Return whether JSON keeps a text: it would join two lone surrogates into one character."""
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def text(value: str) -> Any:
-    """A text as it stands where JSON keeps it, else tagged."""
-    if plain(value):
+    """Return a text as it is if JSON keeps it, and tagged otherwise."""
+    if has_no_surrogates(value):
         return value
     return {"$str": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
 
@@ -39,7 +39,7 @@ def _float(value: float) -> Any:
     return {"$float": struct.pack(">d", value).hex() if math.isnan(value) else str(value)}
 
 
-def _moment(value: datetime) -> Any:
+def _datetime(value: datetime) -> Any:
     zone = value.tzinfo
     if zone is not None and type(zone) is not timezone:
         raise TypeError(f"{value!r}: only fixed-offset time zones can be saved in a checkpoint")
@@ -55,13 +55,13 @@ def _moment(value: datetime) -> Any:
     return {"$datetime": [fields, value.fold, None if zone is None else _zone(zone)]}
 
 
-def _span(value: timedelta) -> list[int]:
+def _timedelta(value: timedelta) -> list[int]:
     return [value.days, value.seconds, value.microseconds]
 
 
 def _zone(value: timezone) -> list[Any]:
     offset, name = value.utcoffset(None), value.tzname(None)
-    return [_span(offset), None if name == timezone(offset).tzname(None) else text(name)]
+    return [_timedelta(offset), None if name == timezone(offset).tzname(None) else text(name)]
 
 
 def _tag(name: str, body: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -69,7 +69,7 @@ def _tag(name: str, body: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 TO_JSON: dict[type, Callable[[Any], Any]] = {
-    # Beyond 2**53 other JSON readers round, and beyond 4300 digits Python refuses decimal text.
+    # Other JSON readers round beyond 2**53, and Python refuses decimal text beyond 4300 digits.
     int: lambda v: v if -_EXACT_INT <= v <= _EXACT_INT else {"$int": hex(v)},
     float: _float,
     complex: _tag("complex", lambda v: struct.pack(">dd", v.real, v.imag).hex()),
@@ -78,11 +78,11 @@ TO_JSON: dict[type, Callable[[Any], Any]] = {
     range: _tag("range", lambda v: [hex(v.start), hex(v.stop), hex(v.step)]),
     torch.dtype: _tag("dtype", str),
     torch.device: _tag("device", str),
-    datetime: _moment,
+    datetime: _datetime,
     date: _tag("date", lambda v: [v.year, v.month, v.day]),
-    timedelta: _tag("timedelta", _span),
+    timedelta: _tag("timedelta", _timedelta),
     timezone: _tag("timezone", _zone),
-    # Path() makes the concrete kind of the system that reads.
+    # Path() makes the concrete class of the system that reads the file.
     PosixPath: _tag("path", lambda v: ["Path", text(str(v))]),
     WindowsPath: _tag("path", lambda v: ["Path", text(str(v))]),
     PurePosixPath: _tag("path", lambda v: ["PurePosixPath", text(str(v))]),
@@ -91,20 +91,24 @@ TO_JSON: dict[type, Callable[[Any], Any]] = {
 
 
 def read_array(raw: torch.Tensor, dtype: str, shape: list[int]) -> Any:
-    """The array whose C-order bytes are ``raw`` (uint8, 1-d). ``ValueError`` when it is not."""
+    """Return the array of C-order bytes ``raw`` (uint8, 1-D).
+
+    Raises:
+        ValueError: the bytes, the dtype and the shape do not fit together.
+    """
     if raw.dtype is not torch.uint8 or any(type(size) is not int or size < 0 for size in shape):
         raise ValueError("the bytes of an array are expected")
     return raw.numpy().view(_numpy_dtype(dtype)).reshape(tuple(shape))
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:
-    if not numpy_kept(name):
+    if not is_numeric_dtype(name):
         raise ValueError(f"unknown dtype {name!r}")
     return np.dtype(name)
 
 
-def numpy_kept(name: str) -> bool:
-    """Whether a numpy dtype, by its ``str``, is one of numbers or times."""
+def is_numeric_dtype(name: str) -> bool:
+    """Return whether a numpy dtype, given by its ``str``, is one of numbers or times."""
     return _NUMPY.fullmatch(name) is not None
 
 
@@ -114,11 +118,9 @@ def _scalar(body: list[str]) -> Any:
 
 
 def _read_float(body: str) -> float:
-    return (
-        float(body)
-        if body in ("inf", "-inf")
-        else float(struct.unpack(">d", bytes.fromhex(body))[0])
-    )
+    if body in ("inf", "-inf"):
+        return float(body)
+    return float(struct.unpack(">d", bytes.fromhex(body))[0])
 
 
 def _read_zone(body: list[Any]) -> timezone:
@@ -128,10 +130,11 @@ def _read_zone(body: list[Any]) -> timezone:
     return timezone(offset, name if type(name) is str else FROM_JSON["$str"](name["$str"]))
 
 
-def _read_moment(body: list[Any]) -> datetime:
-    year, month, day, hour, minute, second, micro = body[0]
-    zone = None if body[2] is None else _read_zone(body[2])
-    return datetime(year, month, day, hour, minute, second, micro, zone, fold=body[1])
+def _read_datetime(body: list[Any]) -> datetime:
+    fields, fold, zone = body
+    year, month, day, hour, minute, second, micro = fields
+    tzinfo = None if zone is None else _read_zone(zone)
+    return datetime(year, month, day, hour, minute, second, micro, tzinfo, fold=fold)
 
 
 PATHS: dict[str, Callable[[str], PurePath]] = {
@@ -151,6 +154,6 @@ FROM_JSON: dict[str, Callable[[Any], Any]] = {
     "$date": lambda body: date(*body),
     "$timedelta": lambda body: timedelta(*body),
     "$timezone": _read_zone,
-    "$datetime": _read_moment,
+    "$datetime": _read_datetime,
     "$scalar": _scalar,
 }

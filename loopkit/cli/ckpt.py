@@ -6,9 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loopkit.checkpoint import Store, newest_valid, tools
-from loopkit.checkpoint.discovery import Entry
-from loopkit.checkpoint.format import checkpoints_dir
+from loopkit.checkpoint import Entry, checkpoints_dir, resolve, tools
 from loopkit.cli.args.simple import Arguments
 from loopkit.console.text import columns, cut, number
 from loopkit.errors import CheckpointError, NoGoodCheckpointError, OptionError, nearest
@@ -50,7 +48,7 @@ def ls(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if not given.run_dir.is_dir():
         raise CheckpointError(f"there is no run directory {given.run_dir}")
-    entries = tools.ls(given.run_dir)
+    entries = tools.list_checkpoints(given.run_dir)
     if given.json:
         for entry in entries:
             print(json.dumps(_facts(entry)))
@@ -144,7 +142,7 @@ def diff(argv: Sequence[str]) -> int:
                 f"{path} is a run directory: name one of its checkpoints, see loopkit ckpt ls "
                 f"{path}"
             )
-    found = tools.diff(given.a, given.b)
+    found = tools.diff_checkpoints(given.a, given.b)
     limit = None if given.all else SHOWN
     lines = _block("only in A", [[name] for name in found.removed], limit)
     lines += _block("only in B", [[name] for name in found.added], limit)
@@ -186,16 +184,5 @@ def export(argv: Sequence[str]) -> int:
     )
     parser.add_argument("dir", type=Path, help="a directory that does not exist yet")
     given = parser.parse_args(argv)
-    print(tools.export(_one(given.checkpoint), given.dir))
+    print(tools.export_model(resolve(given.checkpoint), given.dir))
     return 0
-
-
-def _one(path: Path) -> Path:
-    if not checkpoints_dir(path).is_dir():
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is no checkpoint: there is no such directory")
-        return path
-    found = newest_valid(Store(), path)
-    if found is None:
-        raise NoGoodCheckpointError(f"the run directory {path} holds no checkpoint")
-    return found

@@ -43,7 +43,11 @@ def report(run_dir: Path, *, everything: bool = False) -> str:
     Raises:
         LoopkitError: the directory holds nothing that a run writes.
     """
-    about, rows, checkpoints = _read_about(run_dir), _read_rows(run_dir), tools.ls(run_dir)
+    about, rows, checkpoints = (
+        _read_about(run_dir),
+        _read_rows(run_dir),
+        tools.list_checkpoints(run_dir),
+    )
     if not about and not rows and not checkpoints:
         raise LoopkitError(
             f"{run_dir} holds no run: there is no metrics.jsonl, hparams.json or checkpoints in it"

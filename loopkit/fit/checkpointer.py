@@ -14,14 +14,15 @@ from loopkit.checkpoint import (
     checkpoints_dir,
     clean,
     detach_after,
+    load_checkpoint,
     load_newest,
     load_snapshot,
     scan,
-    write,
-    write_together,
+    write_checkpoint,
+    write_sharded,
 )
 from loopkit.distributed.communicator import Communicator
-from loopkit.errors import CheckpointError, LoopkitError, NoGoodCheckpointError, RunDirError
+from loopkit.errors import CheckpointError, LoopkitError, RunDirError
 from loopkit.fit.state import load_run_state, run_state
 from loopkit.options import Checkpoint
 from loopkit.run import Run
@@ -111,16 +112,15 @@ class Checkpointer:
             self._background.submit(snapshot)
             return []
         if self._writers is None:
-            path = write(self.store, self.run_dir, snapshot)
+            path = write_checkpoint(self.store, self.run_dir, snapshot)
         else:
-            path = write_together(self.store, self.run_dir, snapshot, self._writers)
+            path = write_sharded(self.store, self.run_dir, snapshot, self._writers)
         if self._world.rank == 0:
             self._retain(path)
         return [path]
 
     def _report(self, run: Run, paths: list[Path]) -> None:
         for path in paths:
-            logger.info("saved %s", path)
             self.newest = path
             if run.events.save is not None:
                 run.events.save(run, path)
@@ -216,17 +216,4 @@ def _find(resume: str | Path | None, run_dir: Path, store: Store) -> tuple[Path,
                 "and train on in another run_dir"
             )
         return found
-    path = Path(resume)
-    if not path.exists():
-        raise CheckpointError(
-            f"resume={str(resume)!r}: there is no such checkpoint or run directory"
-        )
-    if (path / "checkpoints").is_dir():
-        # It may be the directory of another run: nothing in it is changed.
-        found = load_newest(store, path, kind="full", quarantine=False)
-        if found is None:
-            raise NoGoodCheckpointError(
-                f"resume={str(resume)!r}: the run directory holds no checkpoint"
-            )
-        return found
-    return path, load_snapshot(path, store)
+    return load_checkpoint(Path(resume), store, kind="full", option="resume=")

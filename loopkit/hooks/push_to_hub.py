@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopkit.checkpoint.format import parse_name
-from loopkit.checkpoint.tools import export
+from loopkit.checkpoint.tools import export_model
 from loopkit.errors import LoopkitWarning, OptionError, missing_extra, nearest
 from loopkit.events import Hook
 from loopkit.hooks.model_card import MARK, model_card
@@ -216,7 +216,7 @@ class PushToHub(Hook):
         repo = api.create_repo(self._repo, private=self._private, exist_ok=True).repo_id
         if self._revision is not None:
             api.create_branch(repo, branch=self._revision, exist_ok=True)
-        out = export(checkpoint, push.folder / "out")
+        out = export_model(checkpoint, push.folder / "out")
         for name in _BESIDE:
             if (push.folder / name).exists():
                 (push.folder / name).rename(out / name)

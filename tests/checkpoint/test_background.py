@@ -19,8 +19,8 @@ from loopkit.checkpoint import (
     apply_retention,
     load_newest,
     newest_valid,
-    read,
-    write,
+    read_checkpoint,
+    write_checkpoint,
 )
 from loopkit.errors import CheckpointError, RunDirError
 
@@ -61,7 +61,7 @@ def test_what_is_changed_after_submit_is_not_in_the_checkpoint(tmp_path):
         snapshot.tensors.clear()
         store.open_gate.set()
         (path,) = writer.wait()
-    assert alike(read(Store(), path), make(1))
+    assert alike(read_checkpoint(Store(), path), make(1))
 
 
 def test_submit_returns_while_the_save_is_in_flight_and_poll_does_not_wait(tmp_path):
@@ -101,7 +101,7 @@ def test_buffers_are_kept_between_saves_and_tied_weights_stay_tied(tmp_path):
                 if buffer.numel()
             }
         )
-        assert alike(read(Store(), writer.wait()[0]), make(seed))
+        assert alike(read_checkpoint(Store(), writer.wait()[0]), make(seed))
     same = [key for key in held[0] if held[0][key] == held[1].get(key)]
     assert ("model", "embed.weight") in same
     assert ("model", "head.weight") not in held[0]
@@ -116,14 +116,14 @@ def test_shapes_may_change_between_saves(tmp_path):
                 Snapshot({"model": {"w": torch.full((size,), float(step))}}, {}, {"step": step})
             )
             assert alike(
-                read(Store(), writer.wait()[0]).tensors["model"]["w"],
+                read_checkpoint(Store(), writer.wait()[0]).tensors["model"]["w"],
                 torch.full((size,), float(step)),
             )
 
 
 @pytest.mark.parametrize("ask", ["poll", "wait", "submit", "close"])
 def test_a_failure_is_raised_once_and_the_next_save_goes_on(tmp_path, ask):
-    write(Store(), tmp_path, make(1))
+    write_checkpoint(Store(), tmp_path, make(1))
     writer = BackgroundWriter(Failing(), tmp_path)
     writer.submit(make(2))
     while writer.busy:
@@ -202,7 +202,7 @@ def test_a_program_that_ends_finishes_its_last_save(tmp_path):
 
 
 def test_a_kill_during_a_background_save_leaves_the_one_before(tmp_path):
-    write(Store(), tmp_path, make(1))
+    write_checkpoint(Store(), tmp_path, make(1))
     with program(tmp_path, 60) as process:
         assert process.stdout.readline() == b"here\n"
         process.send_signal(signal.SIGKILL)
@@ -223,6 +223,6 @@ def test_tensors_on_a_device_may_be_changed_right_after_submit(tmp_path):
             assert writer._buffers.kept["model", "w"].is_pinned()
             source.mul_(2).add_(1)
             (path,) = writer.wait()
-            got = read(Store(), path)
+            got = read_checkpoint(Store(), path)
             assert torch.equal(got.tensors["model"]["w"], expected)
             assert torch.equal(got.state["a"], expected[:5])

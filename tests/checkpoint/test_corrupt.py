@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 from snapshots import alike, make
 
-from loopkit.checkpoint import Store, load_newest, newest_valid, read, verify, write
+from loopkit.checkpoint import (
+    Store,
+    load_newest,
+    newest_valid,
+    read_checkpoint,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from loopkit.checkpoint.format import dump_json
 from loopkit.checkpoint.manifest import checksum
 from loopkit.errors import (
@@ -32,7 +39,7 @@ FILES = [*TENSOR_FILES, "state.json", "config.json", "tokenizer/vocab.txt", "MAN
 def pristine(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("pristine")
     for step in (1, 2, 3):
-        write(Store(), run_dir, make(step))
+        write_checkpoint(Store(), run_dir, make(step))
     return run_dir
 
 
@@ -112,8 +119,8 @@ CASES = [(file, name, damage) for file in FILES for name, damage in ANY_FILE.ite
 def test_damage_is_found_and_named_and_the_one_before_is_used(run_dir, file, damage):
     damage(newest(run_dir) / file)
     with pytest.raises(CorruptCheckpointError, match=file.replace(".", r"\.")):
-        read(Store(), newest(run_dir))
-    (problem,) = verify(Store(), newest(run_dir))
+        read_checkpoint(Store(), newest(run_dir))
+    (problem,) = verify_checkpoint(Store(), newest(run_dir))
     assert file in problem
     told: list[str] = []
     path, snapshot = load_newest(Store(), run_dir, warn=told.append)
@@ -139,14 +146,14 @@ def test_the_damaged_tensor_is_named(run_dir, name):
         with pytest.raises(
             CorruptCheckpointError, match=rf"model\.safetensors: damaged in tensor '{name}'"
         ):
-            read(Store(), newest(run_dir))
+            read_checkpoint(Store(), newest(run_dir))
         flip(file, head + at)
-    assert verify(Store(), newest(run_dir)) == []
+    assert verify_checkpoint(Store(), newest(run_dir)) == []
 
 
 def test_all_damaged_tensors_are_named(run_dir):
     zero_page(newest(run_dir) / "model.safetensors")
-    (problem,) = verify(Store(), newest(run_dir))
+    (problem,) = verify_checkpoint(Store(), newest(run_dir))
     assert problem.endswith(
         "model.safetensors: damaged in tensors 'transposed', 'steps', 'embed.weight', 'bias'"
     )
@@ -157,9 +164,9 @@ def test_every_single_byte_of_a_checkpoint_matters(run_dir):
         path = newest(run_dir) / file
         for at in range(0, path.stat().st_size, 1 if path.stat().st_size < 400 else 13):
             flip(path, at)
-            assert verify(Store(), newest(run_dir)) != [], f"{file}, byte {at}"
+            assert verify_checkpoint(Store(), newest(run_dir)) != [], f"{file}, byte {at}"
             flip(path, at)
-    assert verify(Store(), newest(run_dir)) == []
+    assert verify_checkpoint(Store(), newest(run_dir)) == []
 
 
 EDITS: dict[str, Callable[[dict], object]] = {
@@ -182,14 +189,14 @@ def test_an_edited_manifest_is_found(run_dir, edit):
     edit(manifest)
     path.write_bytes(dump_json(manifest))
     with pytest.raises(CorruptCheckpointError, match="edited or damaged"):
-        read(Store(), newest(run_dir))
+        read_checkpoint(Store(), newest(run_dir))
     assert newest_valid(Store(), run_dir, warn=lambda text: None).name == "step-000000000002"
 
 
 def test_a_manifest_written_in_another_way_is_found(run_dir):
     path = newest(run_dir) / "MANIFEST.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=1, sort_keys=True))
-    assert "edited or damaged" in verify(Store(), newest(run_dir))[0]
+    assert "edited or damaged" in verify_checkpoint(Store(), newest(run_dir))[0]
 
 
 def test_a_checkpoint_under_another_step_s_name_is_found(run_dir):
@@ -203,14 +210,14 @@ def test_a_checkpoint_under_another_step_s_name_is_found(run_dir):
 
 def test_a_checkpoint_copied_elsewhere_can_be_read(run_dir, tmp_path):
     shutil.copytree(newest(run_dir), tmp_path / "mine")
-    assert alike(read(Store(), tmp_path / "mine"), make(3))
+    assert alike(read_checkpoint(Store(), tmp_path / "mine"), make(3))
     (tmp_path / "link").symlink_to(tmp_path / "mine")
-    assert alike(read(Store(), tmp_path / "link"), make(3))
+    assert alike(read_checkpoint(Store(), tmp_path / "link"), make(3))
 
 
 def test_files_that_are_not_listed_are_left_alone(run_dir):
     (newest(run_dir) / "notes.txt").write_text("mine")
-    assert verify(Store(), newest(run_dir)) == []
+    assert verify_checkpoint(Store(), newest(run_dir)) == []
 
 
 @pytest.mark.parametrize(
@@ -259,7 +266,7 @@ def test_a_second_corrupt_one_of_the_same_step_gets_the_next_number(run_dir):
     for _ in range(2):
         flip(newest(run_dir) / "state.json", 5)
         newest_valid(Store(), run_dir, warn=lambda text: None)
-        write(Store(), run_dir, make(3))
+        write_checkpoint(Store(), run_dir, make(3))
     assert sorted(p.name for p in (run_dir / "checkpoints").glob("*3*")) == [
         "step-000000000003",
         "step-000000000003.corrupt-1",
@@ -294,7 +301,7 @@ def test_only_quarantined_ones_are_never_a_silent_start_from_zero(run_dir):
     for path in (run_dir / "checkpoints").glob("step-*"):
         path.rename(path.with_name(path.name + ".corrupt-1"))
     (run_dir / "checkpoints" / "latest").unlink()
-    with pytest.raises(NoGoodCheckpointError, match="set aside before"):
+    with pytest.raises(NoGoodCheckpointError, match="quarantined before"):
         newest_valid(Store(), run_dir)
 
 
@@ -324,7 +331,7 @@ def test_what_cannot_be_read_for_another_reason_is_not_called_corrupt(run_dir):
 def test_a_kind_of_checkpoint_can_be_asked_for(run_dir):
     weights = make(5)
     weights.meta["kind"] = "weights"
-    path = write(Store(), run_dir, weights)
+    path = write_checkpoint(Store(), run_dir, weights)
     assert newest_valid(Store(), run_dir) == path
     assert newest_valid(Store(), run_dir, kind="full") == newest(run_dir)
 
@@ -338,7 +345,7 @@ def test_a_manifest_that_lies_with_a_right_checksum_is_found(run_dir):
         change(manifest)
         manifest["checksum"] = checksum(manifest)
         path.write_bytes(dump_json(manifest))
-        (problem,) = verify(Store(), newest(run_dir))
+        (problem,) = verify_checkpoint(Store(), newest(run_dir))
         return problem
 
     assert "unsafe" in lie(
@@ -371,9 +378,9 @@ def _reshape(record: dict, shape: list[int]) -> None:
 
 
 def test_reading_without_the_hash_still_checks_each_tensor(run_dir):
-    assert alike(read(Store(), newest(run_dir), verify=False), make(3))
+    assert alike(read_checkpoint(Store(), newest(run_dir), verify=False), make(3))
     (newest(run_dir) / "config.json").write_bytes(b"[" * 22)
-    assert read(Store(), newest(run_dir), verify=False).files["config.json"] == b"[" * 22
+    assert read_checkpoint(Store(), newest(run_dir), verify=False).files["config.json"] == b"[" * 22
     flip(newest(run_dir) / "model.safetensors", -1)
     with pytest.raises(CorruptCheckpointError, match="damaged in tensor"):
-        read(Store(), newest(run_dir), verify=False)
+        read_checkpoint(Store(), newest(run_dir), verify=False)

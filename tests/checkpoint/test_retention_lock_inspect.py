@@ -21,12 +21,12 @@ from loopkit.checkpoint import (
     Store,
     apply_retention,
     newest_valid,
-    read,
+    read_checkpoint,
     to_delete,
-    write,
+    write_checkpoint,
 )
 from loopkit.checkpoint.manifest import Manifest
-from loopkit.checkpoint.tools import diff, export, ls, verify_tree
+from loopkit.checkpoint.tools import diff_checkpoints, export_model, list_checkpoints, verify_tree
 from loopkit.errors import CheckpointError, CorruptCheckpointError, OptionError, RunDirError
 from loopkit.monitor import Monitor
 
@@ -107,7 +107,7 @@ def test_a_rule_that_makes_no_sense_is_refused(rule):
 
 
 def test_apply_reads_back_what_it_counts(tmp_path):
-    paths = [write(Store(), tmp_path, make(step)) for step in (1, 2, 3)]
+    paths = [write_checkpoint(Store(), tmp_path, make(step)) for step in (1, 2, 3)]
     data = bytearray((paths[2] / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (paths[2] / "model.safetensors").write_bytes(data)
@@ -124,7 +124,7 @@ def test_apply_does_not_read_again_what_is_trusted(tmp_path):
         def _op(self, kind, path, extra=None):
             self.count += kind == "read" and path.suffix == ".safetensors"
 
-    paths = {write(Store(), tmp_path, make(step)) for step in (1, 2)}
+    paths = {write_checkpoint(Store(), tmp_path, make(step)) for step in (1, 2)}
     store = Reads()
     assert apply_retention(store, tmp_path, keep=5, trusted=paths) == []
     assert store.count == 0
@@ -132,7 +132,7 @@ def test_apply_does_not_read_again_what_is_trusted(tmp_path):
 
 def test_apply_does_not_touch_what_is_not_a_checkpoint(tmp_path):
     for step in (1, 2):
-        write(Store(), tmp_path, make(step))
+        write_checkpoint(Store(), tmp_path, make(step))
     parent = tmp_path / "checkpoints"
     (parent / "mine").mkdir()
     (parent / "step-7").mkdir()
@@ -239,10 +239,10 @@ def test_a_directory_that_is_not_there_is_refused(tmp_path):
 
 
 def test_ls_tells_what_is_good(tmp_path):
-    write(Store(), tmp_path, make(1, metrics={"eval/accuracy": 0.25}))
-    bad = write(Store(), tmp_path, make(2))
+    write_checkpoint(Store(), tmp_path, make(1, metrics={"eval/accuracy": 0.25}))
+    bad = write_checkpoint(Store(), tmp_path, make(2))
     (bad / "config.json").write_bytes(b"{" * 22)
-    shallow, deep = ls(tmp_path), ls(tmp_path, deep=True)
+    shallow, deep = list_checkpoints(tmp_path), list_checkpoints(tmp_path, deep=True)
     assert [(e.step, e.generation, e.kind, e.problem) for e in shallow] == [
         (1, 1, "full", None),
         (2, 1, "full", None),
@@ -256,7 +256,10 @@ def test_ls_tells_what_is_good(tmp_path):
 
 
 def test_verify_tree_takes_a_run_a_folder_of_checkpoints_or_one(tmp_path):
-    good, bad = write(Store(), tmp_path, make(1)), write(Store(), tmp_path, make(2))
+    good, bad = (
+        write_checkpoint(Store(), tmp_path, make(1)),
+        write_checkpoint(Store(), tmp_path, make(2)),
+    )
     (bad / "state.json").unlink()
     for place in (tmp_path, tmp_path / "checkpoints"):
         found = verify_tree(place)
@@ -268,8 +271,8 @@ def test_verify_tree_takes_a_run_a_folder_of_checkpoints_or_one(tmp_path):
 
 
 def test_a_checkpoint_does_not_differ_from_itself(tmp_path):
-    path = write(Store(), tmp_path, make(1))
-    assert not diff(path, path)
+    path = write_checkpoint(Store(), tmp_path, make(1))
+    assert not diff_checkpoints(path, path)
 
 
 def test_diff_names_what_was_added_removed_and_changed(tmp_path):
@@ -283,7 +286,9 @@ def test_diff_names_what_was_added_removed_and_changed(tmp_path):
     b.state["hooks"]["Curve"]["window"].append(2.0)
     b.state["rng"] = a.state["rng"] + 1
     b.state["array"] = a.state["array"] + 1
-    found = diff(write(Store(), tmp_path, a), write(Store(), tmp_path, b))
+    found = diff_checkpoints(
+        write_checkpoint(Store(), tmp_path, a), write_checkpoint(Store(), tmp_path, b)
+    )
     assert found.added == ["model:new"]
     assert found.removed == ["optimizer:bias/exp_avg"]
     assert sorted(found.changed) == ["model:bias", "model:steps", "state:rng"]
@@ -303,7 +308,9 @@ def test_diff_sees_nan_and_the_sign_of_zero(tmp_path):
         {},
         {"step": 2},
     )
-    found = diff(write(Store(), tmp_path, a), write(Store(), tmp_path, b))
+    found = diff_checkpoints(
+        write_checkpoint(Store(), tmp_path, a), write_checkpoint(Store(), tmp_path, b)
+    )
     assert math.isnan(found.changed["model:n"])
     assert found.changed["model:z"] == 0.0
 
@@ -315,7 +322,7 @@ def test_export_writes_the_model_alone(tmp_path):
         "hparams": {"hidden": 32, "act": "relu"},
         "unsaved": [],
     }
-    out = export(write(Store(), tmp_path, snapshot), tmp_path / "out")
+    out = export_model(write_checkpoint(Store(), tmp_path, snapshot), tmp_path / "out")
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
         "config.json",
         "loopkit.json",
@@ -334,20 +341,22 @@ def test_export_writes_the_model_alone(tmp_path):
 
 
 def test_export_overwrites_nothing_and_verifies_first(tmp_path):
-    path = write(Store(), tmp_path, make(1))
+    path = write_checkpoint(Store(), tmp_path, make(1))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for place in ("full", "file"):
         with pytest.raises(OptionError, match="exists already"):
-            export(path, tmp_path / place)
-    export(path, tmp_path / "empty")
+            export_model(path, tmp_path / place)
+    export_model(path, tmp_path / "empty")
     with pytest.raises(CheckpointError, match="holds no model"):
-        export(write(Store(), tmp_path, Snapshot({}, {}, {"step": 9})), tmp_path / "none")
+        export_model(
+            write_checkpoint(Store(), tmp_path, Snapshot({}, {}, {"step": 9})), tmp_path / "none"
+        )
     (path / "config.json").unlink()
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(CorruptCheckpointError):
-        export(path, tmp_path / "bad")
+        export_model(path, tmp_path / "bad")
     assert sorted(os.listdir(tmp_path)) == before
-    assert read(Store(), newest_valid(Store(), tmp_path)).meta["step"] == 9
+    assert read_checkpoint(Store(), newest_valid(Store(), tmp_path)).meta["step"] == 9

@@ -21,14 +21,20 @@ from loopkit.checkpoint import (
     detach_after,
     load_newest,
     newest_valid,
-    read,
+    read_checkpoint,
     scan,
-    verify,
-    write,
+    verify_checkpoint,
+    write_checkpoint,
 )
 from loopkit.checkpoint import writer as writer_module
 from loopkit.checkpoint.format import dump_json
-from loopkit.checkpoint.manifest import Chunk, TensorRecord, check_coverage, checksum, parse
+from loopkit.checkpoint.manifest import (
+    Chunk,
+    TensorRecord,
+    check_coverage,
+    checksum,
+    parse_manifest,
+)
 from loopkit.checkpoint.safetensors_io import CODE_OF
 from loopkit.checkpoint.streams import CHUNK
 from loopkit.errors import CheckpointError, OptionError, RunDirError
@@ -39,20 +45,20 @@ def only(model: dict[str, torch.Tensor], **meta: object) -> Snapshot:
 
 
 def test_a_snapshot_comes_back_as_it_was(tmp_path):
-    path = write(Store(), tmp_path, make(3))
+    path = write_checkpoint(Store(), tmp_path, make(3))
     assert path == tmp_path / "checkpoints" / "step-000000000003"
-    assert alike(read(Store(), path), make(3))
-    assert verify(Store(), path) == []
+    assert alike(read_checkpoint(Store(), path), make(3))
+    assert verify_checkpoint(Store(), path) == []
 
 
 def test_what_was_read_can_be_written_again(tmp_path):
-    first = read(Store(), write(Store(), tmp_path, make(3)))
-    assert alike(read(Store(), write(Store(), tmp_path, first)), make(3))
+    first = read_checkpoint(Store(), write_checkpoint(Store(), tmp_path, make(3)))
+    assert alike(read_checkpoint(Store(), write_checkpoint(Store(), tmp_path, first)), make(3))
 
 
 def test_meta_keeps_values_that_json_has_not(tmp_path):
     meta = {"step": 1, "metrics": {"loss": float("nan"), "x": float("inf")}, "mesh": (2, 2)}
-    got = read(Store(), write(Store(), tmp_path, Snapshot({}, {}, meta)))
+    got = read_checkpoint(Store(), write_checkpoint(Store(), tmp_path, Snapshot({}, {}, meta)))
     assert got.meta.pop("generation") == 1
     assert alike({name: got.meta[name] for name in meta}, meta)
 
@@ -62,16 +68,16 @@ def test_meta_keeps_values_that_json_has_not(tmp_path):
 )
 def test_meta_that_cannot_be_kept_is_refused_and_leaves_nothing(tmp_path, meta):
     with pytest.raises(ValueError):
-        write(Store(), tmp_path, Snapshot({}, {}, meta))
+        write_checkpoint(Store(), tmp_path, Snapshot({}, {}, meta))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tied_weights_are_written_once_and_come_back_as_one(tmp_path):
-    path = write(Store(), tmp_path, make(1))
+    path = write_checkpoint(Store(), tmp_path, make(1))
     assert json.loads((path / "MANIFEST.json").read_text())["aliases"] == {
         "model": {"head.weight": "embed.weight"}
     }
-    model = read(Store(), path).tensors["model"]
+    model = read_checkpoint(Store(), path).tensors["model"]
     assert model["head.weight"] is model["embed.weight"]
 
 
@@ -84,7 +90,7 @@ def test_views_of_one_storage_that_differ_are_written_separately(tmp_path):
         "bits": base.view(torch.int32),
         "tail": base[:, 2:],
     }
-    got = read(Store(), write(Store(), tmp_path, only(model)))
+    got = read_checkpoint(Store(), write_checkpoint(Store(), tmp_path, only(model)))
     assert alike_tensors(got.tensors["model"], model)
 
 
@@ -97,8 +103,8 @@ def test_every_dtype_is_read_alike_by_us_and_by_safetensors(tmp_path, dtype):
         "scalar": values[1].clone(),
         "none": values[:0].reshape(0, 2),
     }
-    path = write(Store(), tmp_path, only(model))
-    assert alike_tensors(read(Store(), path).tensors["model"], model)
+    path = write_checkpoint(Store(), tmp_path, only(model))
+    assert alike_tensors(read_checkpoint(Store(), path).tensors["model"], model)
     theirs = load_file(path / "model.safetensors")
     assert alike({name: theirs[name] for name in model}, model)
 
@@ -111,7 +117,9 @@ def test_conjugated_negated_and_expanded_tensors_are_written_as_their_values(tmp
         "wide": torch.ones(1).expand(5),
         "plain": base,
     }
-    got = read(Store(), write(Store(), tmp_path, only(model))).tensors["model"]
+    got = read_checkpoint(Store(), write_checkpoint(Store(), tmp_path, only(model))).tensors[
+        "model"
+    ]
     assert all(alike(got[name], model[name].resolve_conj().resolve_neg()) for name in model)
 
 
@@ -126,12 +134,14 @@ def test_conjugated_negated_and_expanded_tensors_are_written_as_their_values(tmp
 )
 def test_a_tensor_that_the_format_has_not_is_refused_by_name(tmp_path, tensor):
     with pytest.raises(TypeError, match=r"model tensor 'a\.b'"):
-        write(Store(), tmp_path, only({"a.b": tensor}))
+        write_checkpoint(Store(), tmp_path, only({"a.b": tensor}))
 
 
 def test_a_value_that_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match=r"hooks\.H\.cache"):
-        write(Store(), tmp_path, Snapshot({}, {"hooks": {"H": {"cache": object()}}}, {"step": 1}))
+        write_checkpoint(
+            Store(), tmp_path, Snapshot({}, {"hooks": {"H": {"cache": object()}}}, {"step": 1})
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,7 +153,7 @@ def test_extra_files_cannot_take_other_names(tmp_path, name):
     snapshot = make(1)
     snapshot.files[name] = b"x"
     with pytest.raises(ValueError, match="cannot be the name"):
-        write(Store(), tmp_path, snapshot)
+        write_checkpoint(Store(), tmp_path, snapshot)
 
 
 def test_the_file_is_the_one_safetensors_would_read_with_tied_weights(tmp_path):
@@ -155,7 +165,7 @@ def test_the_file_is_the_one_safetensors_would_read_with_tied_weights(tmp_path):
             self.b.weight = self.a.weight
 
     module, other = Tied(), Tied()
-    path = write(Store(), tmp_path, only(dict(module.state_dict(keep_vars=True))))
+    path = write_checkpoint(Store(), tmp_path, only(dict(module.state_dict(keep_vars=True))))
     load_model(other, path / "model.safetensors", strict=True)
     assert torch.equal(other.a.weight, module.a.weight)
     with safe_open(path / "model.safetensors", "pt") as file:
@@ -164,7 +174,7 @@ def test_the_file_is_the_one_safetensors_would_read_with_tied_weights(tmp_path):
 
 def test_hugging_face_style_names_open_with_safetensors(tmp_path):
     names = {f"h.{i}.attn.w": torch.randn(2, 2) for i in range(3)}
-    path = write(Store(), tmp_path, only(names))
+    path = write_checkpoint(Store(), tmp_path, only(names))
     save_file(names, tmp_path / "theirs.safetensors")
     assert alike(load_file(path / "model.safetensors"), load_file(tmp_path / "theirs.safetensors"))
 
@@ -173,7 +183,7 @@ def test_writing_does_not_build_the_file_in_memory(tmp_path):
     model = {f"w{i}": torch.ones(2 << 20) for i in range(8)}
     tracemalloc.start()
     try:
-        write(Store(), tmp_path, only(model))
+        write_checkpoint(Store(), tmp_path, only(model))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -182,16 +192,16 @@ def test_writing_does_not_build_the_file_in_memory(tmp_path):
 
 def test_the_same_step_again_gets_the_next_generation_and_is_newer(tmp_path):
     store = Store()
-    names = [write(store, tmp_path, make(seed, step=10)).name for seed in range(12)]
+    names = [write_checkpoint(store, tmp_path, make(seed, step=10)).name for seed in range(12)]
     assert names[:3] == ["step-000000000010", "step-000000000010-g2", "step-000000000010-g3"]
     assert newest_valid(store, tmp_path).name == "step-000000000010-g12"
-    assert alike(read(store, newest_valid(store, tmp_path)), make(11, step=10))
+    assert alike(read_checkpoint(store, newest_valid(store, tmp_path)), make(11, step=10))
     assert [entry.generation for entry in scan(store, tmp_path)] == list(range(1, 13))
 
 
 def test_latest_names_the_checkpoint_and_its_manifest(tmp_path):
-    write(Store(), tmp_path, make(1))
-    path = write(Store(), tmp_path, make(2))
+    write_checkpoint(Store(), tmp_path, make(1))
+    path = write_checkpoint(Store(), tmp_path, make(2))
     latest = json.loads((tmp_path / "checkpoints" / "latest").read_text())
     digest = hashlib.sha256((path / "MANIFEST.json").read_bytes()).hexdigest()
     assert latest == {"dir": path.name, "step": 2, "generation": 1, "sha256": digest}
@@ -209,7 +219,7 @@ def test_what_is_mapped_from_a_file_lies_as_torch_allocates(tmp_path):
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()} | {
         "g": torch.ones(7, dtype=torch.float64)
     }
-    path = write(Store(), tmp_path, Snapshot({"model": dict(tensors)}, {}, {"step": 1}))
+    path = write_checkpoint(Store(), tmp_path, Snapshot({"model": dict(tensors)}, {}, {"step": 1}))
     with safe_open(path / "model.safetensors", "pt") as file:
         for name, tensor in tensors.items():
             found = file.get_tensor(name)
@@ -220,7 +230,7 @@ def test_what_is_mapped_from_a_file_lies_as_torch_allocates(tmp_path):
 
 def test_order_goes_by_step_whatever_the_clock_said(tmp_path):
     for step in (30, 10, 20):
-        path = write(Store(), tmp_path, make(step))
+        path = write_checkpoint(Store(), tmp_path, make(step))
         os.utime(path, (2e9 - step, 2e9 - step * 1000))
     assert newest_valid(Store(), tmp_path).name == "step-000000000030"
 
@@ -228,21 +238,21 @@ def test_order_goes_by_step_whatever_the_clock_said(tmp_path):
 def test_a_run_directory_with_an_odd_name(tmp_path):
     run_dir = tmp_path / "é 😀 %s\n*"
     run_dir.mkdir()
-    assert alike(read(Store(), write(Store(), run_dir, make(1))), make(1))
+    assert alike(read_checkpoint(Store(), write_checkpoint(Store(), run_dir, make(1))), make(1))
 
 
 def test_a_run_directory_that_vanished_is_named(tmp_path):
     with pytest.raises(RunDirError, match="gone"):
-        write(Store(), tmp_path / "gone" / "run", make(1))
+        write_checkpoint(Store(), tmp_path / "gone" / "run", make(1))
 
 
 def test_reading_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
-        read(Store(), tmp_path / "nothing")
+        read_checkpoint(Store(), tmp_path / "nothing")
 
 
 def test_clean_removes_what_the_dead_left_and_not_what_the_living_write(tmp_path):
-    write(Store(), tmp_path, make(1))
+    write_checkpoint(Store(), tmp_path, make(1))
     parent = tmp_path / "checkpoints"
     mine = writer_module.staging_name()
     host, pid, start = mine.removeprefix(".staging-").rsplit("-", 1)[0].rsplit("-", 2)
@@ -259,12 +269,12 @@ def test_clean_removes_what_the_dead_left_and_not_what_the_living_write(tmp_path
     (parent / ".deleting-link").symlink_to(parent / "step-000000000001")
     assert sorted(clean(Store(), tmp_path)) == sorted([*dead, ".deleting-link"])
     assert sorted(os.listdir(parent)) == sorted([mine, "step-000000000001", "latest"])
-    assert verify(Store(), parent / "step-000000000001") == []
+    assert verify_checkpoint(Store(), parent / "step-000000000001") == []
 
 
 def test_chunks_must_tile_the_tensor(tmp_path):
-    path = write(Store(), tmp_path, only({"w": torch.zeros(4, 6)}))
-    manifest = parse((path / "MANIFEST.json").read_bytes())
+    path = write_checkpoint(Store(), tmp_path, only({"w": torch.zeros(4, 6)}))
+    manifest = parse_manifest((path / "MANIFEST.json").read_bytes())
 
     def covered(
         *boxes: tuple[tuple[int, ...], tuple[int, ...]], file: str = "model.safetensors"
@@ -297,20 +307,20 @@ def test_chunks_must_tile_the_tensor(tmp_path):
 def test_a_tensor_in_chunks_is_put_together(tmp_path):
     whole = torch.arange(24.0).reshape(4, 6)
     parts = {"a": ((0, 0), whole[:2]), "b": ((2, 0), whole[2:, :1]), "c": ((2, 1), whole[2:, 1:])}
-    path = write(
+    path = write_checkpoint(
         Store(),
         tmp_path,
         Snapshot({prefix: {"w": part} for prefix, (_, part) in parts.items()}, {}, {"step": 1}),
     )
-    manifest = parse((path / "MANIFEST.json").read_bytes())
+    manifest = parse_manifest((path / "MANIFEST.json").read_bytes())
     chunks = []
     for prefix, (offset, _) in parts.items():
         (chunk,) = manifest.tensors.pop(prefix)["w"].chunks
         chunks.append(Chunk(chunk.file, offset, chunk.shape, chunk.crc32))
     manifest.tensors["model"] = {"w": TensorRecord("F32", (4, 6), tuple(chunks))}
     (path / "MANIFEST.json").write_bytes(manifest.dump())
-    assert alike(read(Store(), path).tensors, {"model": {"w": whole}})
-    assert verify(Store(), path) == []
+    assert alike(read_checkpoint(Store(), path).tensors, {"model": {"w": whole}})
+    assert verify_checkpoint(Store(), path) == []
 
 
 def test_a_coverage_gap_stops_the_commit(tmp_path, monkeypatch):
@@ -319,7 +329,7 @@ def test_a_coverage_gap_stops_the_commit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(writer_module, "check_coverage", gap)
     with pytest.raises(CheckpointError, match="not saved: the chunks of model tensor 'w'"):
-        write(Store(), tmp_path, only({"w": torch.zeros(1)}))
+        write_checkpoint(Store(), tmp_path, only({"w": torch.zeros(1)}))
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -331,8 +341,8 @@ GOLDEN = Path(__file__).parent / "golden" / "v1"
 
 def test_the_golden_checkpoint_of_version_1_reads_as_ever():
     (path,) = (GOLDEN / "checkpoints").glob("step-*")
-    assert verify(Store(), path) == []
-    got = read(Store(), path)
+    assert verify_checkpoint(Store(), path) == []
+    got = read_checkpoint(Store(), path)
     model = got.tensors["model"]
     assert model["weight"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     assert model["tied"] is model["weight"]
@@ -361,17 +371,17 @@ def _as_version(path: Path, **fields: object) -> bytes:
 
 
 def test_a_manifest_of_a_later_version_that_we_can_read_is_read(tmp_path):
-    path = write(Store(), tmp_path, make(1))
+    path = write_checkpoint(Store(), tmp_path, make(1))
     (path / "MANIFEST.json").write_bytes(_as_version(path, version=9, novelty={"a": 1}))
-    assert read(Store(), path).meta["novelty"] == {"a": 1}
+    assert read_checkpoint(Store(), path).meta["novelty"] == {"a": 1}
 
 
 def test_a_version_too_new_is_named_and_not_quarantined(tmp_path):
-    write(Store(), tmp_path, make(1))
-    path = write(Store(), tmp_path, make(2))
+    write_checkpoint(Store(), tmp_path, make(1))
+    path = write_checkpoint(Store(), tmp_path, make(2))
     (path / "MANIFEST.json").write_bytes(_as_version(path, version=9, min_reader=8))
     before = sorted(os.listdir(tmp_path / "checkpoints"))
-    for ask in (lambda: newest_valid(Store(), tmp_path), lambda: read(Store(), path)):
+    for ask in (lambda: newest_valid(Store(), tmp_path), lambda: read_checkpoint(Store(), path)):
         with pytest.raises(CheckpointError, match="needs a reader of version 8"):
             ask()
     assert sorted(os.listdir(tmp_path / "checkpoints")) == before
@@ -379,15 +389,15 @@ def test_a_version_too_new_is_named_and_not_quarantined(tmp_path):
 
 
 def test_an_old_manifest_is_migrated_step_by_step(tmp_path):
-    path = write(Store(), tmp_path, make(1))
+    path = write_checkpoint(Store(), tmp_path, make(1))
     old = _as_version(path, version=0)
 
     def from_zero(raw):
         return {**raw, "epoch": raw["epoch"] + 100}
 
-    assert parse(old, migrations={0: from_zero}).meta["epoch"] == 100
-    with pytest.raises(CheckpointError, match="format version 0 cannot be read"):
-        parse(old)
+    assert parse_manifest(old, migrations={0: from_zero}).meta["epoch"] == 100
+    with pytest.raises(CheckpointError, match="format version 0 is no longer supported"):
+        parse_manifest(old)
 
 
 def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
@@ -399,12 +409,12 @@ def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
     }
     snapshot = only(model)
     snapshot.files["blob.bin"] = bytes(range(256)) * (CHUNK // 100)
-    path = write(Store(), tmp_path, snapshot)
-    manifest = parse((path / "MANIFEST.json").read_bytes())
+    path = write_checkpoint(Store(), tmp_path, snapshot)
+    manifest = parse_manifest((path / "MANIFEST.json").read_bytes())
     for record in manifest.files.values():
         assert hashlib.sha256((path / record.path).read_bytes()).hexdigest() == record.sha256
-    assert verify(Store(), path) == []
-    assert alike_tensors(read(Store(), path).tensors["model"], model)
+    assert verify_checkpoint(Store(), path) == []
+    assert alike_tensors(read_checkpoint(Store(), path).tensors["model"], model)
     for name, at in (
         ("model.safetensors", -1),
         ("model.safetensors", CHUNK * 2),
@@ -416,10 +426,10 @@ def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte ^ 4]))
             file.flush()
-            assert name in verify(Store(), path)[0]
+            assert name in verify_checkpoint(Store(), path)[0]
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte]))
-    assert verify(Store(), path) == []
+    assert verify_checkpoint(Store(), path) == []
     deadline = time.monotonic() + 10
     while any(thread.name == "loopkit-hash" for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "a thread is left"
@@ -428,13 +438,13 @@ def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
 
 def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(tmp_path):
     store = Store()
-    paths = [write(store, tmp_path, make(step)) for step in (1, 2, 3)]
+    paths = [write_checkpoint(store, tmp_path, make(step)) for step in (1, 2, 3)]
     assert [path.name for path in detach_after(store, tmp_path, paths[0])] == [
         "step-000000000003.left-1",
         "step-000000000002.left-1",
     ]
     assert newest_valid(store, tmp_path) == paths[0]
-    assert write(store, tmp_path, make(4, step=2)).name == "step-000000000002"
+    assert write_checkpoint(store, tmp_path, make(4, step=2)).name == "step-000000000002"
     assert alike(load_newest(store, tmp_path)[1], make(4, step=2))
     assert [path.name for path in detach_after(store, tmp_path, paths[0])] == [
         "step-000000000002.left-2"

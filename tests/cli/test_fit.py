@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from loopkit.checkpoint import load_snapshot
-from loopkit.checkpoint.tools import ls
+from loopkit.checkpoint.tools import list_checkpoints
 
 
 def state(run_dir):
@@ -115,7 +115,7 @@ def test_settings_of_checkpoints(loopkit, shapes, tmp_path, every):
         "fit", shapes, "--checkpoint.every", every, "--checkpoint.keep", "2", "--epochs", "2"
     )
     steps = {"50%": [2, 4]}.get(every, [3, 4])
-    assert [entry.step for entry in ls(tmp_path / "runs/points/1")] == steps
+    assert [entry.step for entry in list_checkpoints(tmp_path / "runs/points/1")] == steps
 
 
 def test_hooks_by_class_path_and_by_short_name_in_order(loopkit, shapes):
@@ -164,7 +164,7 @@ def test_a_config_reads_the_same_names_and_the_command_line_goes_before_it(
     hparams = found.state["task"]["hparams"]
     assert (hparams["hidden"], hparams["lr"], hparams["seed"]) == (4, 0.05, 9)
     assert options(tmp_path / "runs/points/1")["clip_norm"] == 0.001
-    assert len(ls(tmp_path / "runs/points/1")) == 1
+    assert len(list_checkpoints(tmp_path / "runs/points/1")) == 1
 
 
 @pytest.mark.parametrize(

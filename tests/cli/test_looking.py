@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from loopkit.checkpoint import load_snapshot
-from loopkit.checkpoint.tools import ls
+from loopkit.checkpoint.tools import list_checkpoints
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run_dir(loopkit, shapes, tmp_path):
 def test_ls_shows_steps_sizes_and_metrics(loopkit, run_dir):
     head, *rows = loopkit.ok("ckpt", "ls", run_dir).splitlines()
     assert head.split() == ["checkpoint", "step", "kind", "size", "eval/loss"]
-    found = ls(run_dir)
+    found = list_checkpoints(run_dir)
     assert [row.split()[:3] for row in rows] == [[e.path.name, str(e.step), "full"] for e in found]
     assert [row.split()[-1] for row in rows] == [f"{e.metrics['eval/loss']:.4f}" for e in found]
 
@@ -37,7 +37,7 @@ def test_ls_shows_steps_sizes_and_metrics(loopkit, run_dir):
 def test_ls_as_json_lines(loopkit, run_dir):
     rows = [json.loads(line) for line in loopkit.ok("ckpt", "ls", "--json", run_dir).splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6]
-    files = ls(run_dir)[0].path.iterdir()
+    files = list_checkpoints(run_dir)[0].path.iterdir()
     assert 0 < rows[0]["bytes"] <= sum(file.stat().st_size for file in files)
 
 
@@ -49,7 +49,7 @@ def test_ls_of_a_folder_without_any(loopkit, tmp_path):
 
 def test_verify_names_what_is_damaged_and_exits_with_65(loopkit, run_dir):
     assert loopkit.ok("ckpt", "verify", run_dir).count("ok ") == 3
-    path = ls(run_dir)[1].path / "optimizer.safetensors"
+    path = list_checkpoints(run_dir)[1].path / "optimizer.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
@@ -62,12 +62,12 @@ def test_verify_names_what_is_damaged_and_exits_with_65(loopkit, run_dir):
     ]
     assert "optimizer.safetensors" in out
     assert loopkit("ckpt", "verify", path.parent)[0] == 65
-    assert loopkit("ckpt", "verify", ls(run_dir)[0].path)[0] == 0
+    assert loopkit("ckpt", "verify", list_checkpoints(run_dir)[0].path)[0] == 0
     assert loopkit("ckpt", "verify", run_dir.parent)[0] == 1
 
 
 def test_diff_shows_what_changed_and_exits_with_1(loopkit, run_dir):
-    first, _, last = (entry.path for entry in ls(run_dir))
+    first, _, last = (entry.path for entry in list_checkpoints(run_dir))
     code, out, _ = loopkit("ckpt", "diff", first, last)
     assert code == 1
     assert "model:net.0.weight" in out
@@ -83,7 +83,8 @@ def test_export_writes_weights_that_others_read(loopkit, run_dir, tmp_path):
     assert loopkit.ok("ckpt", "export", run_dir, "out") == "out\n"
     weights = load_file(tmp_path / "out/model.safetensors")
     assert {n: t.tolist() for n, t in weights.items()} == {
-        n: t.tolist() for n, t in load_snapshot(ls(run_dir)[-1].path).tensors["model"].items()
+        n: t.tolist()
+        for n, t in load_snapshot(list_checkpoints(run_dir)[-1].path).tensors["model"].items()
     }
     about = json.loads((tmp_path / "out/loopkit.json").read_text())
     assert (about["task"], about["step"], about["hparams"]["hidden"]) == ("Points", 6, 8)
@@ -93,7 +94,7 @@ def test_export_writes_weights_that_others_read(loopkit, run_dir, tmp_path):
 def test_report_of_a_run(loopkit, run_dir):
     out = loopkit.ok("report", run_dir)
     lines = [line.strip() for line in out.splitlines()]
-    losses = {entry.step: entry.metrics["eval/loss"] for entry in ls(run_dir)}
+    losses = {entry.step: entry.metrics["eval/loss"] for entry in list_checkpoints(run_dir)}
     best = min(losses, key=losses.get)
     assert "task       Points" in lines
     assert "epochs = 3" in out

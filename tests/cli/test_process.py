@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loopkit.checkpoint.tools import ls
+from loopkit.checkpoint.tools import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 SHAPES = str(Path(__file__).parent / "tasks/shapes.py")
@@ -84,19 +84,19 @@ def _interrupted(tmp_path, number):
 def test_ctrl_c_saves_and_ends_with_130_saying_how_to_go_on(tmp_path):
     code, _, err = _interrupted(tmp_path, signal.SIGINT)
     assert code == 130, err
-    step = ls(tmp_path / "r")[-1].step
+    step = list_checkpoints(tmp_path / "r")[-1].step
     assert f"interrupted at step {step}. To go on, add: --run-dir r --resume auto" in err
     done = program(
         "fit", SHAPES, "--steps", step + 2, "--run-dir", "r", "--resume", "auto", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert ls(tmp_path / "r")[-1].step == step + 2
+    assert list_checkpoints(tmp_path / "r")[-1].step == step + 2
 
 
 def test_sigterm_saves_and_ends_with_143(tmp_path):
     code, _, err = _interrupted(tmp_path, signal.SIGTERM)
     assert code == 143, err
-    assert ls(tmp_path / "r")[-1].step >= 1
+    assert list_checkpoints(tmp_path / "r")[-1].step >= 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such pipes")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopkit.checkpoint.tools import ls
+from loopkit.checkpoint.tools import list_checkpoints
 
 
 @pytest.fixture
@@ -20,11 +20,11 @@ def trained(loopkit, shapes, tmp_path):
 def test_metrics_are_those_of_the_checkpoint_with_the_arguments_it_was_trained_with(
     loopkit, shapes, trained
 ):
-    recorded = ls(trained)[-1].metrics["eval/loss"]
+    recorded = list_checkpoints(trained)[-1].metrics["eval/loss"]
     code, out, err = loopkit("evaluate", shapes, "--checkpoint", trained, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["eval/loss"] == recorded
-    one = ls(trained)[0]
+    one = list_checkpoints(trained)[0]
     out = loopkit.ok("evaluate", shapes, "--checkpoint", one.path, "--json")
     assert json.loads(out)["eval/loss"] == one.metrics["eval/loss"] != recorded
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from loopkit import Checkpoint, DeepSpeed, Fit
-from loopkit.checkpoint.tools import export
+from loopkit.checkpoint.tools import export_model
 from loopkit.errors import MissingExtraError, OptionError
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.deepspeed.config import ZeroSettings, resolve
@@ -230,7 +230,7 @@ def test_a_checkpoint_is_one_of_ours_and_opens_without_deepspeed(
     }
     first, _ = pair.call(jobs.train, strategy, "words", **options)
     assert {path.suffix for path in first["checkpoint"].rglob("*.*")} <= {".safetensors", ".json"}
-    export(first["checkpoint"], tmp_path / "out")
+    export_model(first["checkpoint"], tmp_path / "out")
     saved = load_file(tmp_path / "out" / "model.safetensors")
     assert distance(saved, first["model"]) == 0
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())

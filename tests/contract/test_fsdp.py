@@ -93,9 +93,9 @@ def test_a_checkpoint_has_a_file_for_each_rank_and_opens_anywhere(pair, tmp_path
     assert distance(snapshot.tensors["model"], first["model"]) == 0
     assert distance(TokenClassifier.load(first["checkpoint"]).state_dict(), first["model"]) == 0
     out = tmp_path / "out"
-    from loopkit.checkpoint.tools import export
+    from loopkit.checkpoint.tools import export_model
 
-    export(first["checkpoint"], out)
+    export_model(first["checkpoint"], out)
     assert distance(load_file(out / "model.safetensors"), first["model"]) == 0
     assert (
         Fit(progress=False, batch_size=4).evaluate(TokenClassifier(), checkpoint=tmp_path)[

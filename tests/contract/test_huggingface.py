@@ -76,7 +76,7 @@ def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, a
     import peft
     import transformers
 
-    from loopkit.checkpoint.tools import export
+    from loopkit.checkpoint.tools import export_model
     from tests.interop.models import made
 
     alone = train("single", tmp_path / "alone", adapters, batch_size=2, accumulate=2)
@@ -89,7 +89,7 @@ def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, a
         assert torch.equal(second["weights"][name], first["weights"][name])
         assert torch.equal(again["weights"][name], first["weights"][name])
     assert first["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-    place = export(Path(first["checkpoint"]), tmp_path / "out")
+    place = export_model(Path(first["checkpoint"]), tmp_path / "out")
     if adapters:
         opened = peft.PeftModel.from_pretrained(made("GPT2LMHeadModel"), place)
     else:
@@ -110,7 +110,7 @@ def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, a
 def test_a_model_is_split_by_the_plan_it_comes_with(pool, tmp_path, strategy, size, tied):
     import transformers
 
-    from loopkit.checkpoint.tools import export
+    from loopkit.checkpoint.tools import export_model
 
     llama = {"kind": "LlamaForCausalLM", "settings": {"tie_word_embeddings": tied}}
     alone = train("single", tmp_path / "alone", False, batch_size=2, accumulate=size // 2, **llama)
@@ -124,7 +124,7 @@ def test_a_model_is_split_by_the_plan_it_comes_with(pool, tmp_path, strategy, si
             assert torch.equal(other["weights"][name], ranks[0]["weights"][name])
     assert ranks[0]["loss"] == pytest.approx(alone["loss"], abs=1e-5)
     opened = transformers.LlamaForCausalLM.from_pretrained(
-        export(Path(ranks[0]["checkpoint"]), tmp_path / "out")
+        export_model(Path(ranks[0]["checkpoint"]), tmp_path / "out")
     )
     for name, parameter in opened.named_parameters():
         assert torch.equal(parameter, ranks[0]["weights"][name])

@@ -17,14 +17,14 @@ from store_faults import kill_at_every_operation
 
 from loopkit.checkpoint import (
     Store,
-    apply,
+    apply_retention,
     clean,
     load_newest,
     newest_valid,
-    read,
+    read_checkpoint,
     scan,
-    verify,
-    write,
+    verify_checkpoint,
+    write_checkpoint,
 )
 from loopkit.checkpoint.format import parse_name
 
@@ -45,8 +45,8 @@ def settle(run_dir: Path) -> list[str]:
 
 def only_whole(run_dir: Path) -> None:
     for entry in scan(Store(), run_dir):
-        assert verify(Store(), entry.path) == [], entry.path
-        assert alike(read(Store(), entry.path), make(entry.step)), entry.path
+        assert verify_checkpoint(Store(), entry.path) == [], entry.path
+        assert alike(read_checkpoint(Store(), entry.path), make(entry.step)), entry.path
 
 
 def save() -> int:
@@ -58,12 +58,12 @@ def save() -> int:
         assert found[1].meta["step"] in (1, 2)
         assert alike(found[1], make(found[1].meta["step"]))
         # And the run goes on from there.
-        write(Store(), run_dir, make(3))
+        write_checkpoint(Store(), run_dir, make(3))
         assert alike(load_newest(Store(), run_dir)[1], make(3))
 
     return kill_at_every_operation(
-        prepare=lambda run_dir: write(Store(), run_dir, make(1)),
-        act=lambda store, run_dir: write(store, run_dir, make(2)),
+        prepare=lambda run_dir: write_checkpoint(Store(), run_dir, make(1)),
+        act=lambda store, run_dir: write_checkpoint(store, run_dir, make(2)),
         check=check,
     )
 
@@ -76,7 +76,7 @@ def first_save() -> int:
 
     return kill_at_every_operation(
         prepare=lambda run_dir: None,
-        act=lambda store, run_dir: write(store, run_dir, make(1)),
+        act=lambda store, run_dir: write_checkpoint(store, run_dir, make(1)),
         check=check,
     )
 
@@ -84,10 +84,13 @@ def first_save() -> int:
 def retention() -> int:
     def prepare(run_dir: Path) -> None:
         for step in (6, 7, 8):
-            write(Store(), run_dir, make(step))
+            write_checkpoint(Store(), run_dir, make(step))
 
     def act(store: Store, run_dir: Path) -> None:
-        assert apply(store, run_dir, keep=1, keep_best=1, best=("eval/accuracy", "max")) != []
+        assert (
+            apply_retention(store, run_dir, keep=1, keep_best=1, best=("eval/accuracy", "max"))
+            != []
+        )
 
     def check(run_dir: Path) -> None:
         names = settle(run_dir)
@@ -100,9 +103,11 @@ def retention() -> int:
 
 def quarantine() -> int:
     def prepare(run_dir: Path) -> None:
-        write(Store(), run_dir, make(1))
+        write_checkpoint(Store(), run_dir, make(1))
         for step in (2, 3):
-            with open(write(Store(), run_dir, make(step)) / "model.safetensors", "r+b") as file:
+            with open(
+                write_checkpoint(Store(), run_dir, make(step)) / "model.safetensors", "r+b"
+            ) as file:
                 file.seek(-1, os.SEEK_END)
                 file.write(b"\x7f")
 
@@ -126,7 +131,7 @@ def quarantine() -> int:
 
 def cleaning() -> int:
     def prepare(run_dir: Path) -> None:
-        write(Store(), run_dir, make(1))
+        write_checkpoint(Store(), run_dir, make(1))
         for name in (".staging-gone", ".deleting-step-000000000000-ab"):
             folder = run_dir / "checkpoints" / name / "shards"
             folder.mkdir(parents=True)

@@ -25,7 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
 import torch
 from snapshots import alike, make
 
-from loopkit.checkpoint import Snapshot, Store, load_newest, newest_valid, read, verify, write
+from loopkit.checkpoint import (
+    Snapshot,
+    Store,
+    load_newest,
+    newest_valid,
+    read_checkpoint,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from loopkit.checkpoint.format import dump_json
 from loopkit.checkpoint.manifest import checksum
 from loopkit.errors import CheckpointError, CorruptCheckpointError
@@ -280,7 +288,7 @@ def main(mutations: int, seed: int) -> None:
         torch.save({"a": Boom()}, base / "evil.pt")
         run_dir = base / "run"
         run_dir.mkdir()
-        path = write(Store(), run_dir, make(1))
+        path = write_checkpoint(Store(), run_dir, make(1))
         keep = base / "keep"
         shutil.copytree(path, keep)
         # Once before, so that what is imported late is imported.
@@ -326,9 +334,9 @@ def fresh(keep: Path, path: Path) -> None:
 
 
 def reading(run_dir: Path, path: Path) -> Snapshot:
-    verify(Store(), path)
+    verify_checkpoint(Store(), path)
     load_newest(Store(), run_dir, warn=lambda text: None, quarantine=False)
-    return read(Store(), path)
+    return read_checkpoint(Store(), path)
 
 
 def attempt(run_dir: Path, path: Path, skip_verify: bool = False) -> str:
@@ -336,7 +344,7 @@ def attempt(run_dir: Path, path: Path, skip_verify: bool = False) -> str:
     global armed
     armed = True
     try:
-        problems = [] if skip_verify else verify(Store(), path)
+        problems = [] if skip_verify else verify_checkpoint(Store(), path)
         try:
             newest = (
                 None
@@ -346,7 +354,7 @@ def attempt(run_dir: Path, path: Path, skip_verify: bool = False) -> str:
         except CheckpointError:
             newest = None
         assert bool(problems) == (newest is None) or skip_verify
-        got = read(Store(), path)
+        got = read_checkpoint(Store(), path)
         assert not problems, problems
         assert isinstance(got, Snapshot)
         return "read"

@@ -31,17 +31,17 @@ from loopkit.checkpoint import (
     Store,
     apply_retention,
     load_newest,
-    write,
+    write_checkpoint,
 )
-from loopkit.checkpoint.tools import export
+from loopkit.checkpoint.tools import export_model
 from loopkit.errors import CheckpointError, DiskFullError, LoopkitError, RunDirError
 
 
 @pytest.fixture(scope="module")
 def operations(tmp_path_factory):
     store, run_dir = Counting(), tmp_path_factory.mktemp("count")
-    write(Store(), run_dir, make(1))
-    write(store, run_dir, make(2))
+    write_checkpoint(Store(), run_dir, make(1))
+    write_checkpoint(store, run_dir, make(2))
     return store.log
 
 
@@ -85,9 +85,9 @@ def test_a_failure_at_any_operation_of_a_save(fast_path, operations, code, kind)
     for count, (operation, path) in enumerate(operations, 1):
         run_dir = fast_path / str(count)
         run_dir.mkdir()
-        write(Store(), run_dir, make(1))
+        write_checkpoint(Store(), run_dir, make(1))
         with pytest.raises(LoopkitError) as caught:
-            write(FailAt(count, code), run_dir, make(2))
+            write_checkpoint(FailAt(count, code), run_dir, make(2))
         # The names of a directory are the only thing a save reads.
         assert isinstance(
             caught.value, CheckpointError if operation in ("names", "stat") else kind
@@ -105,11 +105,11 @@ def test_a_full_disk_names_the_file_what_was_wanted_and_what_is_free(tmp_path, o
         for n, (name, path) in enumerate(operations, 1)
         if name == "write" and path.name == "model.safetensors"
     )
-    write(Store(), tmp_path, make(1))
+    write_checkpoint(Store(), tmp_path, make(1))
     with pytest.raises(
         DiskFullError, match=r"model\.safetensors of \d+ bytes: no room; \d+ bytes are free"
     ) as caught:
-        write(FailAt(wanted), tmp_path, make(2))
+        write_checkpoint(FailAt(wanted), tmp_path, make(2))
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.exit_code == 74
 
@@ -119,16 +119,16 @@ def test_a_disk_that_stays_broken_leaves_the_last_good_checkpoint(tmp_path, oper
     for count in range(1, len(operations), 4):
         run_dir = tmp_path / str(count)
         run_dir.mkdir()
-        write(Store(), run_dir, make(1))
+        write_checkpoint(Store(), run_dir, make(1))
         with pytest.raises(LoopkitError):
-            write(FailAt(count, errno.EIO, onwards=True), run_dir, make(2))
+            write_checkpoint(FailAt(count, errno.EIO, onwards=True), run_dir, make(2))
         assert load_newest(Store(), run_dir)[1].meta["step"] in (1, 2)
 
 
 def test_retention_that_fails_at_any_operation_deletes_nothing_it_should_keep(tmp_path):
     (tmp_path / "made").mkdir()
     for step in (1, 2):
-        write(Store(), tmp_path / "made", make(step))
+        write_checkpoint(Store(), tmp_path / "made", make(step))
 
     def prepare(run_dir: Path) -> Path:
         return Path(shutil.copytree(tmp_path / "made", run_dir))
@@ -162,14 +162,14 @@ def big(step: int, size: int) -> Snapshot:
 
 
 def test_a_disk_that_is_really_full(small_disk):
-    write(Store(), small_disk, big(1, 1 << 20))
+    write_checkpoint(Store(), small_disk, big(1, 1 << 20))
     with pytest.raises(DiskFullError, match=r"model\.safetensors") as caught:
-        write(Store(), small_disk, big(2, 1 << 20))
+        write_checkpoint(Store(), small_disk, big(2, 1 << 20))
     assert caught.value.errno == errno.ENOSPC
     assert names(small_disk) == ["latest", "step-000000000001"]
     assert alike(load_newest(Store(), small_disk)[1].tensors, big(1, 1 << 20).tensors)
     # Room again: the next save gets through.
-    write(Store(), small_disk, big(3, 1 << 18))
+    write_checkpoint(Store(), small_disk, big(3, 1 << 18))
     assert load_newest(Store(), small_disk)[0].name == "step-000000000003"
 
 
@@ -185,20 +185,20 @@ def test_a_disk_that_is_really_full_in_the_background(small_disk):
 
 
 def test_an_export_to_a_full_disk_leaves_nothing(small_disk, tmp_path):
-    path = write(Store(), tmp_path, big(1, 4 << 20))
+    path = write_checkpoint(Store(), tmp_path, big(1, 4 << 20))
     with pytest.raises(DiskFullError):
-        export(path, small_disk / "out")
+        export_model(path, small_disk / "out")
     assert os.listdir(small_disk) == []
 
 
 def test_a_file_size_limit(tmp_path):
-    write(Store(), tmp_path, big(1, 1 << 16))
+    write_checkpoint(Store(), tmp_path, big(1, 1 << 16))
 
     def act() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
         with pytest.raises(DiskFullError, match="the file size limit is reached") as caught:
-            write(Store(), tmp_path, big(2, 1 << 20))
+            write_checkpoint(Store(), tmp_path, big(2, 1 << 20))
         assert caught.value.errno == errno.EFBIG
 
     assert in_fork(act) == 0
@@ -206,10 +206,10 @@ def test_a_file_size_limit(tmp_path):
 
 
 def test_a_read_only_file_system_is_refused_at_the_lock(small_disk):
-    write(Store(), small_disk, big(1, 1 << 10))
+    write_checkpoint(Store(), small_disk, big(1, 1 << 10))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(RunDirError, match="Read-only file system"):
         RunLock(small_disk)
     with pytest.raises(RunDirError, match="Read-only file system"):
-        write(Store(), small_disk, big(2, 1 << 10))
+        write_checkpoint(Store(), small_disk, big(2, 1 << 10))
     assert load_newest(Store(), small_disk)[1].meta["step"] == 1

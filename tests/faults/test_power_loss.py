@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
 from snapshots import alike, make
 from store_faults import MEMORY
 
-from loopkit.checkpoint import Store, apply_retention, clean, load_newest, scan, write
+from loopkit.checkpoint import Store, apply_retention, clean, load_newest, scan, write_checkpoint
 from loopkit.errors import CheckpointError
 
 Operation = tuple[str, Path, Any]
@@ -136,7 +136,7 @@ def story(tmp_path_factory):
     """The log of three saves with retention, and after which operation which step is promised."""
     run_dir, store, promised = tmp_path_factory.mktemp("story"), Logging(), {0: 0}
     for step in (1, 2, 3):
-        write(store, run_dir, make(step))
+        write_checkpoint(store, run_dir, make(step))
         promised[len(store.log)] = step
         apply_retention(store, run_dir, keep=1)
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
@@ -197,6 +197,6 @@ def test_each_sync_in_the_log_is_one_that_the_system_was_asked_for(tmp_path, mon
         "fsync",
         lambda handle: (asked.append(os.readlink(f"/proc/self/fd/{handle}")), fsync(handle)),
     )
-    write(store, tmp_path, make(1))
+    write_checkpoint(store, tmp_path, make(1))
     assert asked == [str(path) for kind, path, _ in store.log if kind in ("sync", "sync_dir")]
     assert len(asked) > 10

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from loopkit.checkpoint import Store, checkpoints_dir, load_newest, load_snapshot
+from loopkit.checkpoint import load_checkpoint
 from loopkit.cli.args.request import Request
 from loopkit.cli.args.tokens import Word, take_values
 from loopkit.distributed.environment import is_rank_zero
-from loopkit.errors import CheckpointError, NoGoodCheckpointError, OptionError
+from loopkit.errors import OptionError
 
 ABOUT = {
     "--checkpoint PATH": "the weights: a checkpoint, or a run directory for its newest good one. The task is "
@@ -39,8 +38,8 @@ def take_checkpoint(request: Request, words: list[Word]) -> Path | None:
                 file=sys.stderr,
             )
         return None
-    path, state = _open(Path(paths[0]))
-    about = state.get("task", {})
+    path, snapshot = load_checkpoint(Path(paths[0]), option="--checkpoint ")
+    about = snapshot.state.get("task", {})
     request.saved = about.get("hparams", {})
     lost = [name for name in about.get("unsaved", []) if not _typed(request, name)]
     if lost and is_rank_zero():
@@ -49,17 +48,6 @@ def take_checkpoint(request: Request, words: list[Word]) -> Path | None:
             file=sys.stderr,
         )
     return path
-
-
-def _open(path: Path) -> tuple[Path, dict[str, Any]]:
-    if checkpoints_dir(path).is_dir():
-        found = load_newest(Store(), path)
-        if found is None:
-            raise NoGoodCheckpointError(f"the run directory {path} holds no checkpoint")
-        return found[0], found[1].state
-    if not path.is_dir():
-        raise CheckpointError(f"--checkpoint {path}: there is no such checkpoint or run directory")
-    return path, load_snapshot(path).state
 
 
 def _typed(request: Request, name: str) -> bool:
