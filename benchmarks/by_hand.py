@@ -1,6 +1,4 @@
-"""Two hand-written training loops: the one that is usually written, and the fastest one we could
-write.
-"""
+"""Two hand-written training loops: the usual one, and the fastest one that we could write."""
 
 from __future__ import annotations
 
@@ -14,8 +12,9 @@ from benchmarks.job import CLIP, LOG_EVERY, LR, Job
 
 
 def naive(job: Job) -> None:
-    """The usual loop: AdamW as it comes, ``loss.item()`` each step; tqdm, TensorBoard,
-    ``clip_grad_norm_``.
+    """Run the usual loop: AdamW with its defaults, and ``loss.item()`` in each step.
+
+    With everything on, it also has tqdm, TensorBoard and ``clip_grad_norm_``.
     """
     model, optimizer = job.model, job.optimizer(fused=None)
     if not job.full:
@@ -50,8 +49,9 @@ def naive(job: Job) -> None:
 
 
 def best(job: Job) -> None:
-    """The fastest loop: fused AdamW, losses kept as tensors, clipping by one norm and one product,
-    a bar at 10 Hz.
+    """Run the fastest loop: fused AdamW, and losses kept as tensors.
+
+    With everything on, it clips with one norm and one product, and draws its bar at 10 Hz.
     """
     model, optimizer = job.model, job.optimizer()
     parameters = list(model.parameters())
@@ -67,7 +67,10 @@ def best(job: Job) -> None:
         return
     from tensorboardX import SummaryWriter
 
-    writer, group, kept, drawn = SummaryWriter(str(job.folder)), optimizer.param_groups[0], [], 0.0
+    writer = SummaryWriter(str(job.folder))
+    group = optimizer.param_groups[0]
+    kept: list[torch.Tensor] = []
+    drawn = 0.0
     for step, batch in enumerate(job.data, start=1):
         loss = model(**batch)
         loss.backward()

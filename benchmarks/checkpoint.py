@@ -1,8 +1,8 @@
-"""Saving and loading a large state: loopkit's checkpoints beside torch.save and safetensors.
+"""Time to save and load a large state: loopkit's checkpoints, torch.save and safetensors.
 
     python benchmarks/checkpoint.py --folder /some/disk
 
-The files are freshly written, so loading reads them from the page cache for all alike.
+Loading reads files that were just written, so all contestants read from the page cache.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ State = dict[str, torch.Tensor]
 
 
 def made(megabytes: int, tensors: int) -> State:
-    """Random float32 tensors of equal size, so that nothing can be skipped as zeros."""
+    """Return random float32 tensors of equal size. No writer can skip them as zeros."""
     each = megabytes * 1_000_000 // (4 * tensors)
     return {f"layer{i}.weight": torch.randn(each) for i in range(tensors)}
 
 
 def synced(path: Path) -> None:
-    """Have what was written to ``path`` on the disk."""
+    """Wait until the file ``path`` is on the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
@@ -64,7 +64,7 @@ def save_safetensors(state: State, folder: Path) -> None:
 
 
 def load_safetensors(folder: Path) -> State:
-    # The file is mapped into memory: touch it all, as a copy into a model does.
+    # safetensors maps the file into memory. Read it all, as a copy into a model does.
     return {
         name: tensor.clone()
         for name, tensor in safetensors.torch.load_file(folder / "state.safetensors").items()
@@ -72,7 +72,7 @@ def load_safetensors(folder: Path) -> State:
 
 
 def durable(save: Callable[[State, Path], None], name: str) -> Callable[[State, Path], None]:
-    """``save``, and wait for the disk."""
+    """Return a function that calls ``save`` and then waits for the disk."""
 
     def saved(state: State, folder: Path) -> None:
         save(state, folder)
@@ -116,20 +116,21 @@ def main() -> None:
     for number in range(args.rounds + 1):  # the first round warms up
         for name, (save, load, _, _) in CONTESTANTS.items():
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-                os.sync()  # nobody pays for what another left to be written
+                # No contestant pays for data that another one left to be written.
+                os.sync()
                 began = perf_counter()
                 save(state, Path(folder))
                 middle = perf_counter()
                 loaded = load(Path(folder))
                 ended = perf_counter()
             if any(not torch.equal(loaded[key], tensor) for key, tensor in state.items()):
-                raise RuntimeError(f"{name} gave back another state")
+                raise RuntimeError(f"{name} loaded another state than it saved")
             if number:
                 times[name]["save"].append(middle - began)
                 times[name]["load"].append(ended - middle)
     summary: dict[str, dict[str, Any]] = {}
     for name, (_, _, on_disk, checked) in CONTESTANTS.items():
-        save, load = (record.spread(times[name][what]) for what in ("save", "load"))
+        save, load = (record.quartiles(times[name][what]) for what in ("save", "load"))
         summary[name] = {"save": save, "load": load, "durable": on_disk, "verified": checked}
         print(
             f"{name:24} save {save['median']:6.2f} s ({save['low']:.2f} to {save['high']:.2f})   "

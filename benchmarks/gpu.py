@@ -1,12 +1,12 @@
-"""What a training step costs on one GPU: loopkit and the loop by hand, in turns; and the tests that
-need a GPU.
+"""Cost of a training step on one GPU, for loopkit and a loop by hand; runs the GPU tests first.
 
     pip install -e '.[dev]'
-    python benchmarks/gpu.py                     # a few minutes; on a CPU: --device cpu --rounds 2
-    --skip-tests
+    python benchmarks/gpu.py       # a few minutes
+    python benchmarks/gpu.py --device cpu --rounds 2 --skip-tests
 
-A GPT in bfloat16 autocast with fused AdamW, from the same weights over the same batches. The host's
-time is that of a step in which nothing waits; the device's is by events around whole runs.
+All contestants train a GPT in bfloat16 autocast with fused AdamW, from the same weights on the same
+batches. Host time is the time to submit a step; no step waits for the device. Device time comes
+from CUDA events around all steps of a run.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ STEPS, WARM, BATCH, LENGTH = 60, 10, 32, 256
 
 
 class Language(Task):
-    """The GPT over prepared batches; notes the host's time at each step and the device's at two of
-    them.
-    """
+    """The GPT on prepared batches. It records the time of each step."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -60,20 +58,20 @@ class Language(Task):
 
 
 class Clock:
-    """Times of steps, on the host and on the device."""
+    """Records host time at every step, and device time at two of them."""
 
     def __init__(self, device: str) -> None:
         self.cuda, self.host, self.events = device == "cuda", [], []
 
     def tick(self) -> None:
-        """A step begins."""
+        """Record the start of a step."""
         self.host.append(perf_counter())
         if self.cuda and len(self.host) in (WARM, STEPS):
             self.events.append(torch.cuda.Event(enable_timing=True))
             self.events[-1].record()
 
     def per_step(self) -> dict[str, float]:
-        """Milliseconds per step after the warm-up."""
+        """Return milliseconds per step after the warm-up."""
         count = STEPS - WARM
         host = (self.host[STEPS - 1] - self.host[WARM - 1]) / count * 1e3
         if not self.cuda:
@@ -83,7 +81,7 @@ class Clock:
 
 
 def by_hand(device: str) -> dict[str, float]:
-    """The hand-written loop, with batches pinned and copied without waiting."""
+    """Run the hand-written loop, with pinned batches and non-blocking copies."""
     task = Language(device).to(device)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3, fused=True)
     for batch in task.batches:
@@ -97,7 +95,7 @@ def by_hand(device: str) -> dict[str, float]:
 
 
 def ours(make: Callable[[], Any]) -> Callable[[str], dict[str, float]]:
-    """Fit as it comes, without logs and files."""
+    """Return a contestant: Fit with its defaults, without logs and files."""
 
     def train(device: str) -> dict[str, float]:
         task = Language(device)
@@ -164,9 +162,11 @@ def main() -> None:
     for name, runs in found.items():
         base = [run["device"] for run in found["by hand"]]
         rows[name] = {
-            kind: record.spread([run[kind] for run in runs]) for kind in ("host", "device")
+            kind: record.quartiles([run[kind] for run in runs]) for kind in ("host", "device")
         }
-        rows[name]["ratio"] = record.spread([run["device"] / best for run, best in zip(runs, base)])
+        rows[name]["ratio"] = record.quartiles(
+            [run["device"] / best for run, best in zip(runs, base)]
+        )
     print(f"{'':22}{'host ms':>10}{'device ms':>12}{'ratio':>8}")
     for name, row in rows.items():
         print(

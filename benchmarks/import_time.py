@@ -1,8 +1,8 @@
-"""What importing loopkit costs over ``import torch``, and what it must not import.
+"""Cost of importing loopkit over ``import torch``, and the packages that it must not import.
 
     python benchmarks/import_time.py
 
-Each measurement is a fresh process; its clock starts when Python is up and stops after the import.
+Each measurement is a fresh process. Its clock starts when Python runs and stops after the import.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TIMED = "import time; began = time.perf_counter(); {}; print(time.perf_counter()
 
 
 def python(code: str) -> str:
-    """What a fresh Python that runs ``code`` in the repository prints.
+    """Return the last line that a fresh Python prints when it runs ``code`` in the repository.
 
     Raises:
-        subprocess.CalledProcessError: it fails.
+        subprocess.CalledProcessError: the code fails.
     """
-    # Installed packages are compiled once; a checkout must be allowed to keep what it compiled, or
-    # it is timed too.
+    # Installed packages are compiled once. A checkout must keep its compiled files too, or the
+    # compilation is timed.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     words = [sys.executable, "-c", code]
     done = subprocess.run(
@@ -55,8 +55,8 @@ def main() -> None:
     )
     rounds = parser.parse_args().rounds
     heavy = python(
-        f"import sys; {STATEMENTS['loopkit']}; print([name for name in {LAZY} if name in "
-        f"sys.modules])"
+        f"import sys; {STATEMENTS['loopkit']}; "
+        f"print([name for name in {LAZY} if name in sys.modules])"
     )
     installed = {
         name: code for name, code in STATEMENTS.items() if find_spec(name.split(".")[0]) is not None
@@ -72,8 +72,8 @@ def main() -> None:
     summary = {}
     print(f"{'import':24}{'ms':>8}{'over torch':>12}   quartiles of that")
     for name, values in found.items():
-        whole = record.spread(values)
-        over = record.spread([mine - torch for mine, torch in zip(values, found["torch"])])
+        whole = record.quartiles(values)
+        over = record.quartiles([mine - torch for mine, torch in zip(values, found["torch"])])
         summary[name] = {"whole": whole, "over": over}
         quartiles = f"{over['low']:.0f} to {over['high']:.0f}"
         print(f"{name:24}{whole['median']:8.0f}{over['median']:+12.0f}   {quartiles}")

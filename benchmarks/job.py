@@ -1,4 +1,4 @@
-"""The training job that every contestant runs, and the clock that sits in the user's code."""
+"""The training job that every contestant runs, and the clock in the user's code."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ LR, CLIP, LOG_EVERY = 1e-3, 1.0, 50
 
 
 class Model(nn.Module):
-    """A tiny classifier that gives its own loss and notes the time of every call: the same code in
-    every framework.
+    """A tiny classifier that returns its loss and records the time of every call.
+
+    Every framework runs this same code.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Model(nn.Module):
 
 
 def batches(count: int) -> list[dict[str, Tensor]]:
-    """``count`` batches of 32 samples, prepared beforehand."""
+    """Return ``count`` prepared batches of 32 samples."""
     generator = torch.Generator().manual_seed(1)
     rule = torch.randn(16, 4, generator=generator)
     xs = torch.randn(count, 32, 16, generator=generator)
@@ -42,8 +43,9 @@ def batches(count: int) -> list[dict[str, Tensor]]:
 class Job:
     """One run: ``steps`` steps over as many batches, bare or with everything on.
 
-    With everything on: clipping to norm 1, a cosine schedule by step, logging every 50 steps to
-    files and a progress bar, each by the contestant's own means, and a checkpoint at the end.
+    With everything on, the contestant uses its own means to clip to norm 1, to follow a cosine
+    schedule by step, to log every 50 steps to files, to draw a progress bar, and to save a
+    checkpoint at the end.
     """
 
     steps: int
@@ -58,13 +60,13 @@ class Job:
         self.data = batches(self.steps)
 
     def optimizer(self, **options: Any) -> torch.optim.Optimizer:
-        """AdamW over all parameters in one group: fused, unless told otherwise."""
+        """Return AdamW over all parameters in one group. It is fused by default."""
         return torch.optim.AdamW(self.model.parameters(), lr=LR, **({"fused": True} | options))
 
     def factor(self, step: int) -> float:
-        """The cosine: the factor of the learning rate at ``step``."""
+        """Return the factor of the learning rate at ``step``, half a cosine over the run."""
         return 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-        """The cosine as a scheduler object of torch's."""
+        """Return the cosine as one of torch's schedulers."""
         return torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)

@@ -31,7 +31,7 @@ class Classifier(Task):
 
 
 def loopkit(job: Job) -> None:
-    """Fit as it comes: on_nan="raise" and rng="counter" are on in both settings."""
+    """Run Fit with its defaults: on_nan="raise" and rng="counter" in both settings."""
     if job.full:
         options: dict[str, Any] = {"clip_norm": CLIP, "log_every": LOG_EVERY}
     else:

@@ -1,14 +1,13 @@
-"""What a training step costs besides the user's code: loopkit, two hand-written loops and the
-peers, side by side.
+"""Cost of a training step besides the user's code: loopkit, two hand-written loops, the peers.
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/overhead.py                      # two minutes on an idle machine
     python benchmarks/overhead.py --only loopkit --rounds 5
 
-Every contestant trains the same model on the same prepared batches in one process, one torch
-thread, in short runs taken in turns. The clock is in the user's code: the model notes the time
-whenever it is called, so a step lasts from one call to the next, and whatever the framework does in
-between is counted, in the same way for all.
+Every contestant trains the same model on the same prepared batches, in one process with one torch
+thread. The contestants take turns, in short runs. The clock is in the user's code: the model
+records the time of every call. A step lasts from one call to the next, so everything that the
+framework does in between counts, in the same way for all.
 """
 
 from __future__ import annotations
@@ -50,12 +49,13 @@ PACKAGES = (
     "torchtnt",
 )
 BASE = "best hand-written loop"
-WARMUP, BLOCKS = LOG_EVERY, 4  # in blocks as long as the logging interval: each holds one log
+# Steps of warmup, and measured blocks. A block is as long as the logging interval: it has one log.
+WARMUP, BLOCKS = LOG_EVERY, 4
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside: standard output and error go nowhere, as in a job whose log nobody watches."""
+    """Discard standard output, standard error and warnings inside the context."""
     nowhere = io.StringIO()
     with (
         contextlib.redirect_stdout(nowhere),
@@ -67,10 +67,10 @@ def quiet() -> Iterator[None]:
 
 
 def once(train: Callable[[Job], None], full: bool) -> tuple[list[float], torch.Tensor]:
-    """One run: µs per step of each block, and the trained weights.
+    """Return µs per step of each block of one run, and the trained weights.
 
     Raises:
-        RuntimeError: the contestant did not call the model once a step.
+        RuntimeError: the contestant did not call the model once per step.
     """
     with tempfile.TemporaryDirectory() as folder:
         job = Job(WARMUP + BLOCKS * LOG_EVERY + 1, full, Path(folder))
@@ -87,8 +87,9 @@ def once(train: Callable[[Job], None], full: bool) -> tuple[list[float], torch.T
 def measure(
     contestants: dict[str, Callable[[Job], None]], full: bool, rounds: int
 ) -> dict[str, list[list[float]]]:
-    """Blocks of every round by contestant; the order rotates. One that cannot run is left out with
-    a line.
+    """Return the blocks of every round by contestant. The order of contestants rotates.
+
+    A contestant that cannot run is left out, and one line on stderr says why.
     """
     found: dict[str, list[list[float]]] = {name: [] for name in contestants}
     weights: torch.Tensor | None = None
@@ -123,23 +124,21 @@ def measure(
 
 
 def summarise(found: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Per contestant: µs per step over all blocks, and against the best hand-written loop of the
-    same round.
-    """
-    base = [record.spread(blocks)["median"] for blocks in found[BASE]]
+    """Return µs per step by contestant, alone and against the best loop of the same round."""
+    base = [record.quartiles(blocks)["median"] for blocks in found[BASE]]
     summary = {}
     for name, rounds in found.items():
-        each = [record.spread(blocks)["median"] for blocks in rounds]
+        each = [record.quartiles(blocks)["median"] for blocks in rounds]
         summary[name] = {
-            "step": record.spread([block for blocks in rounds for block in blocks]),
-            "over": record.spread([mine - best for mine, best in zip(each, base)]),
-            "ratio": record.spread([mine / best for mine, best in zip(each, base)]),
+            "step": record.quartiles([block for blocks in rounds for block in blocks]),
+            "over": record.quartiles([mine - best for mine, best in zip(each, base)]),
+            "ratio": record.quartiles([mine / best for mine, best in zip(each, base)]),
         }
     return summary
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary as lines of text, the cheapest first."""
+    """Return the summary as lines of text, the fastest contestant first."""
     lines = [f"{'':26}{'µs/step':>10}{'over the best':>16}{'ratio':>8}   quartiles of µs/step"]
     for name, row in sorted(summary.items(), key=lambda item: item[1]["over"]["median"]):
         step, over, ratio = row["step"], row["over"]["median"], row["ratio"]["median"]

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, made from the results on disk."""
+"""Makes docs/benchmarks.md from the results on disk."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 HEAD = """# Benchmarks
 
-Made by the scripts in `benchmarks/` from what they measured; the numbers with all quartiles are in
-`benchmarks/results/*.json`. Medians throughout. To measure again, on a machine with nothing else to do:
+The scripts in `benchmarks/` measured these numbers and wrote this page. `benchmarks/results/*.json` has all numbers
+with their quartiles. The tables show medians. To measure again, use a machine with nothing else to do:
 
 ```console
 $ pip install -c constraints.txt -e '.[bench]'
@@ -22,60 +22,69 @@ $ python benchmarks/checkpoint.py
 OVERHEAD = """
 ## The cost of a step
 
-A tiny classifier of {steps}, so that what a framework adds to a step can be seen; with a large
-model it is the same number of microseconds and a smaller share. Every contestant trains the same model from the
-same weights on the same list of prepared batches, in one process with one torch thread, in short runs taken in
-turns, {rounds} of each; all end with the same weights, which is checked. Each has a fused AdamW, but for the
-usual hand-written loop, which takes `torch.optim.AdamW(parameters)` as it comes.
+The model is a tiny classifier of {steps}, so that the time of the framework is visible. With a large model, the
+framework takes the same number of microseconds and a smaller part of the step. Every contestant trains the same model
+from the same weights on the same prepared batches, in one process with one torch thread. The contestants take turns, in
+{rounds} short runs each. A check compares the final weights, which are the same for all. Every contestant has a fused
+AdamW, except the usual hand-written loop, which uses `torch.optim.AdamW(parameters)` with its defaults.
 
-The clock is in the user's code: the model notes the time whenever it is called. A step lasts from one call to the
-next, so whatever happens in between is counted, in the same way for all. Times are averaged over blocks of 50
-steps, each with one log in it; the figure is the median block. "Over the best" and "ratio" compare with the best
-hand-written loop of the same round. Starting up, and the checkpoint at the end, lie outside the blocks.
+The clock is in the user's code: the model records the time of every call. A step lasts from one call to the next, so
+everything in between counts, in the same way for all. Times are averages over blocks of 50 steps with one log each, and
+the table shows the median block. "Over the best" and "ratio" compare with the best hand-written loop of the same round.
+The start and the last checkpoint lie outside of the blocks.
 
-"Bare" is the plain loop: no logging, no progress, no clipping, no schedule, no checkpoints. "Everything on" clips
-to norm 1, follows a cosine, logs the loss every 50 steps to files, draws a progress bar to nowhere and saves a
-checkpoint at the end, each contestant by its own means. loopkit runs with its defaults in both: a loss or gradient
-that is not finite is caught before it is used, and randomness is a function of seed and step; no other contestant
-does either by default. It can still be below the best hand-written loop, which uses torch's public interface,
-because it hands parameters to torch's fused kernel itself and spares the Python in `optimizer.step()`: the same
-kernel with the same arguments, and the same bits.
+"Bare" is the plain loop: no logging, no progress, no clipping, no schedule, no checkpoints. "Everything on" means:
+
+- clip to norm 1 and follow a cosine schedule;
+- log the loss every 50 steps to files, and draw a progress bar to nowhere;
+- save a checkpoint at the end.
+
+Each contestant does that by its own means.
+
+loopkit runs with its defaults in both settings. So it catches non-finite losses and gradients before the update, and
+its randomness is a function of seed and step. No other contestant does either by default. loopkit can still be faster
+than the best hand-written loop, which uses torch's public interface. The reason: loopkit calls torch's fused kernel
+itself and saves the Python code of `optimizer.step()`. The kernel, its arguments and the resulting bits are the same.
 """
 
 STRATEGIES = """
 ## The cost of a step over several ranks
 
-A GPT of {parameters:,} parameters on {ranks} ranks over gloo, one torch thread each: every contestant in one process
-group, in short runs taken in turns, {rounds} of each, all to the same weights. "By hand" is the loop one writes around
-torch's `DistributedDataParallel` or `fully_shard` with a fused AdamW; "ratio" compares with it in the same round.
-loopkit runs with its defaults: a value that is not finite on any rank is caught before it is used, and a signal to any
-rank is heard by all within about a second.
+The model is a GPT of {parameters:,} parameters on {ranks} ranks over gloo, with one torch thread each. All contestants
+run in one process group and take turns, in {rounds} short runs each, and end with the same weights. "By hand" is a loop
+around torch's `DistributedDataParallel` or `fully_shard` with a fused AdamW. "Ratio" compares with it in the same
+round. loopkit runs with its defaults: it catches a non-finite value on any rank before the update, and all ranks react
+to a signal to any rank within about a second.
 """
 
 GPU = """
 ## The cost of a step on a GPU
 
-A GPT in bfloat16 autocast on one {gpu}, fused AdamW, {steps} steps, {rounds} runs of each in turns. "Host" is the time
-in which the host has handed a step to the device, "device" that between the same moments of two steps by its own clock.
+A GPT in bfloat16 autocast on one {gpu}, with fused AdamW, {steps} steps, {rounds} runs of each in turns. "Host" is the
+time that the host needs to submit a step. "Device" is the time between the same moments of two steps, by the clock of
+the device.
 """
 
 IMPORTS = """
 ## The cost of `import`
 
-{rounds} fresh processes of each, in turns; "over torch" compares with `import torch` of the same round.
+{rounds} fresh processes of each contestant, in turns. "Over torch" compares with `import torch` of the same round.
 """
 
 CHECKPOINTS = """
 ## Saving and loading
 
-A state of {megabytes} MB in {tensors} tensors, {rounds} times each, in turns, on one file system. "Durable" says
-whether the data is on the disk when the call returns (`fsync`), "verified" whether loading notices a flipped bit.
+A state of {megabytes} MB in {tensors} tensors, saved and loaded {rounds} times each, in turns, on one file system.
+"Durable" says whether the data is on the disk when the call returns (`fsync`). "Verified" says whether loading
+notices a flipped bit.
 """
 
 
 def render(found: dict[str, Any]) -> str:
-    """The page for the results by name: "overhead", "strategies", "gpu", "import_time",
-    "checkpoint".
+    """Return the page.
+
+    Args:
+        found: results by name: "overhead", "strategies", "gpu", "import_time", "checkpoint".
     """
     parts = [HEAD]
     if "overhead" in found:
@@ -95,9 +104,8 @@ def _where(result: dict[str, Any]) -> str:
     machine = result["machine"]
     packages = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return (
-        f"\n{result['date']}, {machine['cpu']}, {machine['cores']} cores, load {machine['load']} "
-        f"at the end; "
-        f"Python {machine['python']}, {packages}.\n"
+        f"\n{result['date']}, {machine['cpu']}, {machine['cores']} cores, "
+        f"load {machine['load']} at the end; Python {machine['python']}, {packages}.\n"
     )
 
 

@@ -1,6 +1,4 @@
-"""Other frameworks as contestants: each trains the job in the way its documentation shows, with a
-fused AdamW.
-"""
+"""Other frameworks as contestants, used as their documentation shows, with a fused AdamW."""
 
 from __future__ import annotations
 
@@ -12,8 +10,8 @@ import torch
 from benchmarks.job import CLIP, LOG_EVERY, Job
 
 
-class MicroBatches:
-    """The list of batches as one data loader: Lightning takes a list for several loaders."""
+class PreparedBatches:
+    """The list of batches as one data loader. Lightning reads a list as several loaders."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
@@ -26,7 +24,7 @@ class MicroBatches:
 
 
 def lightning(job: Job) -> None:
-    """Lightning's Trainer."""
+    """Run Lightning's Trainer."""
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -59,11 +57,11 @@ def lightning(job: Job) -> None:
         options |= {"gradient_clip_val": CLIP, "logger": TensorBoardLogger(str(job.folder))}
     else:
         options |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    pl.Trainer(**options).fit(Module(), MicroBatches(job.data))
+    pl.Trainer(**options).fit(Module(), PreparedBatches(job.data))
 
 
 def transformers(job: Job) -> None:
-    """Hugging Face's Trainer."""
+    """Run Hugging Face's Trainer."""
     from transformers import Trainer, TrainingArguments
 
     class Outer(torch.nn.Module):
@@ -103,7 +101,7 @@ def transformers(job: Job) -> None:
 
 
 def accelerate(job: Job) -> None:
-    """Accelerate: a hand-written loop around its wrappers."""
+    """Run a hand-written loop around Accelerate's wrappers."""
     from accelerate import Accelerator
     from tqdm import tqdm
 
@@ -133,7 +131,7 @@ def accelerate(job: Job) -> None:
 
 
 def fabric(job: Job) -> None:
-    """Lightning Fabric: a hand-written loop around its wrappers."""
+    """Run a hand-written loop around Fabric's wrappers."""
     from lightning.fabric import Fabric
     from lightning.fabric.loggers import TensorBoardLogger
     from tqdm import tqdm
@@ -161,7 +159,7 @@ def fabric(job: Job) -> None:
 
 
 def ignite(job: Job) -> None:
-    """Ignite's Engine."""
+    """Run Ignite's Engine."""
     from ignite.contrib.handlers import ProgressBar
     from ignite.engine import Engine, Events
     from ignite.handlers import Checkpoint, DiskSaver, TensorboardLogger
@@ -194,7 +192,7 @@ def ignite(job: Job) -> None:
 
 
 def torchtnt(job: Job) -> None:
-    """TorchTNT's AutoUnit."""
+    """Run TorchTNT's AutoUnit."""
     from torchtnt.framework import AutoUnit, train
     from torchtnt.framework.callbacks import TQDMProgressBar
     from torchtnt.utils.loggers import TensorBoardLogger

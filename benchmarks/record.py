@@ -1,4 +1,4 @@
-"""Results on disk: one JSON file for each measurement, and the page that is made from them."""
+"""Writes results: one JSON file for each measurement, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, the lower and the upper quartile."""
     low, _, high = quantiles(values, n=4)
     return {"median": median(values), "low": low, "high": high}
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores, how busy it is, and the Python in use."""
+    """Return the processor, its cores, its load and the Python version."""
     names = []
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -39,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """The installed version of each package; those not installed are left out."""
+    """Return the version of each package that is installed."""
     found = {}
     for package in packages:
         try:
@@ -49,19 +50,19 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def results() -> dict[str, Any]:
+    """Return the results on disk, by name."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))}
+
+
 def save(name: str, result: dict[str, Any]) -> Path:
-    """Write ``benchmarks/results/<name>.json`` with the date and the machine, and make the page
-    anew.
-    """
+    """Write ``benchmarks/results/<name>.json`` with date and machine, and update the page."""
     from benchmarks.page import render
 
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     path.write_text(json.dumps({"date": date, "machine": machine(), **result}, indent=2) + "\n")
-    found = {file.stem: json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))}
-    page = ROOT / "docs" / "benchmarks.md"
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(render(found))
-    print(f"\nwritten: {path.relative_to(ROOT)} and {page.relative_to(ROOT)}", file=sys.stderr)
+    PAGE.write_text(render(results()))
+    print(f"\nwritten: {path.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}", file=sys.stderr)
     return path

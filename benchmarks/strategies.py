@@ -1,13 +1,12 @@
-"""What a training step costs over two ranks: loopkit, hand-written loops and the peers, in one
-process group.
+"""Cost of a training step over two ranks: loopkit, hand-written loops and the peers.
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/strategies.py                    # five minutes on two idle cores
 
-Two processes over gloo, one torch thread each. Every contestant trains the same small GPT from the
-same weights on the same batches, in short runs taken in turns within one process group, and all of
-a kind end with the same weights, which is checked. The clock is in the user's code, on the first
-rank, as in ``overhead.py``.
+The ranks are two processes over gloo, with one torch thread each. Every contestant trains the same
+small GPT from the same weights on the same batches. The contestants take turns in one process
+group, in short runs. A check compares the final weights within a kind. The clock is in the user's
+code, on rank 0, as in ``overhead.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 
 from benchmarks import record
 from benchmarks.overhead import quiet
-from benchmarks.peers import MicroBatches
+from benchmarks.peers import PreparedBatches
 from loopkit import DDP, FSDP, Fit, Task
 from loopkit.distributed.environment import find_rank_info
 from loopkit.distributed.launcher import die_with_parent, launch
@@ -60,7 +59,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """A GPT that gives its own loss and notes the time of every call."""
+    """A GPT that returns its loss and records the time of every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,12 +89,12 @@ class Job:
         self.data = self.all[rank::RANKS]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Fused AdamW over the model as it is now."""
+        """Return fused AdamW over the current parameters of the model."""
         return torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
 
 
 def loop(job: Job, model: Any) -> None:
-    """The best hand-written loop around a wrapped or sharded model."""
+    """Run the best hand-written loop around a wrapped or sharded model."""
     optimizer = job.optimizer()
     for ids in job.data:
         model(ids).backward()
@@ -104,12 +103,12 @@ def loop(job: Job, model: Any) -> None:
 
 
 def hand_ddp(job: Job) -> None:
-    """torch's DistributedDataParallel by hand."""
+    """Run torch's DistributedDataParallel by hand."""
     loop(job, torch.nn.parallel.DistributedDataParallel(job.model))
 
 
 def hand_fsdp(job: Job) -> None:
-    """torch's fully_shard by hand, by block."""
+    """Run torch's fully_shard by hand, on each block."""
     from torch.distributed.fsdp import fully_shard
 
     for block in job.model.blocks:
@@ -132,11 +131,12 @@ class Language(Task):
         return self.job.optimizer()
 
     def train_data(self) -> Any:
-        return self.job.all  # dealt out by Fit
+        # Fit splits the batches among the ranks.
+        return self.job.all
 
 
 def ours(strategy: Any) -> Callable[[Job], None]:
-    """Fit as it comes, without logs and files."""
+    """Return a contestant: Fit with its defaults, without logs and files."""
 
     def train(job: Job) -> None:
         options: dict[str, Any] = {
@@ -152,7 +152,7 @@ def ours(strategy: Any) -> Callable[[Job], None]:
 
 
 def lightning(strategy: str) -> Callable[[Job], None]:
-    """Lightning's Trainer."""
+    """Return a contestant: Lightning's Trainer."""
 
     def train(job: Job) -> None:
         import lightning.pytorch as pl
@@ -195,13 +195,13 @@ def lightning(strategy: str) -> Callable[[Job], None]:
             enable_progress_bar=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(Module(), MicroBatches(job.data))
+        trainer.fit(Module(), PreparedBatches(job.data))
 
     return train
 
 
 def accelerate(job: Job) -> None:
-    """Accelerate: a hand-written loop around its wrappers."""
+    """Run a hand-written loop around Accelerate's wrappers."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -224,7 +224,7 @@ KINDS: dict[str, dict[str, Callable[[Job], None]]] = {
 
 
 def once(train: Callable[[Job], None], rank: int) -> tuple[list[float], Tensor]:
-    """One run: ms per step of each block, and the trained weights."""
+    """Return ms per step of each block of one run, and the trained weights."""
     job = Job(rank)
     gc.collect()
     with quiet():
@@ -238,8 +238,9 @@ def once(train: Callable[[Job], None], rank: int) -> tuple[list[float], Tensor]:
 
 
 def measure(kind: str, rounds: int, world: Any) -> dict[str, list[list[float]]]:
-    """Blocks of every round by contestant, in rotating order. One that fails on any rank is left
-    out with a line.
+    """Return the blocks of every round by contestant. The order of contestants rotates.
+
+    A contestant that fails on any rank is left out, and one line on stderr says why.
     """
     found: dict[str, list[list[float]]] = {name: [] for name in KINDS[kind]}
     base: Tensor | None = None
@@ -252,7 +253,7 @@ def measure(kind: str, rounds: int, world: Any) -> dict[str, list[list[float]]]:
                 blocks, weights = once(KINDS[kind][name], world.rank)
             except Exception as error:
                 problem = f"{type(error).__name__}: {str(error)[:200]}"
-            problems = [told for told in world.all_gather_object(problem) if told]
+            problems = [text for text in world.all_gather_object(problem) if text]
             if problems:
                 if world.rank == 0:
                     print(f"left out: {name}: {problems[0]}", file=sys.stderr)
@@ -271,13 +272,13 @@ def measure(kind: str, rounds: int, world: Any) -> dict[str, list[list[float]]]:
 
 
 def summarise(found: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Per contestant: ms per step, and against the loop by hand of the same round."""
-    base = [record.spread(blocks)["median"] for blocks in found["by hand"]]
+    """Return ms per step by contestant, alone and against the loop by hand of the same round."""
+    base = [record.quartiles(blocks)["median"] for blocks in found["by hand"]]
     return {
         name: {
-            "step": record.spread([block for blocks in rounds for block in blocks]),
-            "ratio": record.spread(
-                [record.spread(mine)["median"] / best for mine, best in zip(rounds, base)]
+            "step": record.quartiles([block for blocks in rounds for block in blocks]),
+            "ratio": record.quartiles(
+                [record.quartiles(mine)["median"] / best for mine, best in zip(rounds, base)]
             ),
         }
         for name, rounds in found.items()
@@ -296,14 +297,14 @@ def main() -> None:
         "--kind", choices=KINDS, action="append", help="measure this alone; writes no results"
     )
     args = parser.parse_args()
-    place = find_rank_info()
-    if place is None:
+    rank_info = find_rank_info()
+    if rank_info is None:
         os.environ["OMP_NUM_THREADS"] = "1"
         sys.exit(launch(RANKS, [sys.executable, "-u", *sys.argv]))
     die_with_parent()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    world = init_process_group(place, torch.device("cpu"), 120)
+    world = init_process_group(rank_info, torch.device("cpu"), 120)
     settings = {kind: summarise(measure(kind, args.rounds, world)) for kind in args.kind or KINDS}
     if world.rank:
         return
@@ -311,10 +312,8 @@ def main() -> None:
         print(f"\n{kind}\n{'':12}{'ms/step':>10}{'ratio':>8}   quartiles of the ratio")
         for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]["median"]):
             ratio, step = row["ratio"], row["step"]["median"]
-            print(
-                f"{name:12}{step:10.2f}{ratio['median']:8.3f}   {ratio['low']:.3f} to "
-                f"{ratio['high']:.3f}"
-            )
+            quartiles = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
+            print(f"{name:12}{step:10.2f}{ratio['median']:8.3f}   {quartiles}")
     if args.kind is None:
         about = {
             "rounds": args.rounds,

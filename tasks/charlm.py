@@ -1,8 +1,7 @@
-"""A small GPT that learns to write Python from the source of Python's own standard library, letter
-by letter.
+"""A small GPT that learns to write Python, character by character, from the standard library.
 
 python -m tasks.charlm                   # about a minute on one CPU core
-python -m tasks.charlm --resume auto     # go on after Ctrl-C or kill -9, to the very same weights
+python -m tasks.charlm --resume auto     # after Ctrl-C or kill -9: ends with the same weights
 loopkit fit tasks/charlm.py --width 128 --steps 3000
 """
 
@@ -28,9 +27,7 @@ from loopkit.optim import AdamW, Spec, cosine
 
 
 class Block(nn.Module):
-    """Causal self-attention, then a two-layer network, each added to its input, which it sees
-    normalised.
-    """
+    """A transformer block with layer norm before attention and before the two-layer network."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -42,7 +39,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, width) to the same."""
+        """Map (batch, time, width) to the same shape."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = x + self.out(
             F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
@@ -57,7 +54,7 @@ class CharLM(Task):
         layers: transformer blocks.
         width: size of the vectors between them.
         heads: attention heads per block; they divide the width.
-        context: characters it looks back.
+        context: number of earlier characters that the model sees.
         lr: peak learning rate.
         folder: where the ``*.py`` files are; None for this Python's standard library.
     """
@@ -80,7 +77,7 @@ class CharLM(Task):
         nn.init.normal_(self.places.weight, std=0.02)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Character codes (batch, time) to logits of each next one (batch, time, 128)."""
+        """Map character codes (batch, time) to logits of each next one (batch, time, 128)."""
         x = self.letters(text) + self.places.weight[: text.shape[1]]
         return self.norm(self.blocks(x)) @ self.letters.weight.T
 
@@ -104,31 +101,28 @@ class CharLM(Task):
 
     def eval_data(self) -> TensorDataset:
         windows = self._windows(held_out=True)
-        return TensorDataset(
-            windows[:: len(windows) // 512 or 1]
-        )  # enough to know the loss to about 0.01
+        # About 512 windows give the loss to about 0.01.
+        return TensorDataset(windows[:: len(windows) // 512 or 1])
 
     def _windows(self, *, held_out: bool) -> Tensor:
-        """All windows of context + 1 characters, uint8; every tenth file is held out of training."""
+        """Return all windows of context + 1 characters, uint8. Every tenth file is for evaluation."""
         folder = Path(self.folder or sysconfig.get_path("stdlib"))
         files = [
             file for i, file in enumerate(sorted(folder.glob("*.py"))) if (i % 10 == 9) == held_out
         ]
-        # As tabs, indentation costs the model one character a level: it need not learn to count
-        # blanks.
+        # With tabs, a level of indentation is one character, and the model need not count blanks.
         text = b"\n\n".join(file.read_bytes() for file in files).replace(b"    ", b"\t")
         if len(text) <= self.context:
             raise DataError(
                 f"{folder} holds too little Python: {len(files)} of its *.py files have "
-                f"{len(text)} "
-                "characters. Give another folder, or a smaller context"
+                f"{len(text)} characters. Give another folder, or a smaller context"
             )
         codes = torch.frombuffer(bytearray(text), dtype=torch.uint8).clamp(max=127)
         return codes.unfold(0, self.context + 1, self.context)
 
     @torch.no_grad()
     def write(self, start: str, length: int, temperature: float = 0.7, seed: int = 0) -> str:
-        """Go on writing after ``start``: the same text for the same weights and seed."""
+        """Continue the text ``start``. The same weights and seed give the same text."""
         device = self.letters.weight.device
         generator = torch.Generator(device).manual_seed(seed)
         text = torch.tensor([list(start.encode("ascii"))], device=device)
@@ -139,7 +133,7 @@ class CharLM(Task):
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers: equal only if every bit is."""
+    """Return the SHA-256 of all parameters and buffers. It is equal only if every bit is equal."""
     state = module.state_dict().items()
     return hashlib.sha256(
         b"".join(name.encode() + t.cpu().numpy().tobytes() for name, t in state)
@@ -147,7 +141,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, show what was learned, and say where everything is."""
+    """Train, print text that the model writes, and say where the files are."""
     parser = argparse.ArgumentParser(
         prog="python -m tasks.charlm", description="Teach a small GPT to write Python."
     )
@@ -158,11 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--run-dir", metavar="DIR", help="where the files go (default: the next runs/charlm/<n>)"
     )
     parser.add_argument(
-        "--resume", metavar="auto|PATH", help="auto goes on with the newest run; or a checkpoint"
+        "--resume", metavar="auto|PATH", help="auto continues the newest run; or give a checkpoint"
     )
     args = parser.parse_args(arguments)
-    # Work this small gains little from a second thread, and loses much where another process wants
-    # the core.
+    # A model this small gains little from a second thread, and loses much on a busy machine.
     torch.set_num_threads(1)
     torch.manual_seed(0)
     task, plots = CharLM(), [Curves()] if find_spec("matplotlib") else []
@@ -186,16 +179,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = (
             f"python -m tasks.charlm --steps {args.steps} --run-dir {result.run_dir} --resume auto"
         )
-        print(f"Interrupted after step {result.step}. To go on: {again}")
+        print(f"Interrupted after step {result.step}. To resume: {again}")
         return 130
     print(f"\nIt writes:\n\n{task.write('def ', 400)}\n")
     print(f"validation loss  {result.metrics['eval/loss']:.3f} after {result.step} steps")
     print(f"weights          sha256 {fingerprint(task)}")
     print(f"checkpoint       {result.checkpoint}")
-    print(
-        f"curves           "
-        f"{f'{result.run_dir}/curves.png' if plots else 'pip install loopkit[plots] draws them'}"
-    )
+    curves = f"{result.run_dir}/curves.png" if plots else "pip install loopkit[plots] draws them"
+    print(f"curves           {curves}")
     print(f"TensorBoard      tensorboard --logdir {result.run_dir}")
     return 0
 

@@ -21,7 +21,7 @@ from loopkit.optim import AdamW, Spec, cosine
 
 
 class Digits(Task):
-    """Which digit an image shows.
+    """Classifies images of digits.
 
     Args:
         hidden: units of the hidden layer.
@@ -59,7 +59,7 @@ class Digits(Task):
 
 
 def _digits(*, held_out: bool) -> tuple[Tensor, Tensor]:
-    """Images (n, 64) from 0 to 1 and labels (n,); every fifth one is held out of training."""
+    """Return images (n, 64) from 0 to 1 and labels (n,). Every fifth image is for evaluation."""
     data = load_digits()
     images, labels = torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)
     chosen = (torch.arange(len(labels)) % 5 == 4) == held_out
@@ -67,7 +67,7 @@ def _digits(*, held_out: bool) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    """Train, then look at some predictions."""
+    """Train, then print some predictions."""
     task = Digits()
     fit = Fit(epochs=20, eval_every="5 epochs")
     result = fit.run(task)

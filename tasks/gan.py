@@ -2,8 +2,8 @@
 
     python -m tasks.gan
 
-The step is ``GanStep``: accumulation, clipping, precision, checkpoints and exact resume come with
-it.
+``GanStep`` is the custom step. Accumulation, clipping, precision, checkpoints and exact resume work
+without further code.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from loopkit import Fit, Run, StepLoop, Task
 from loopkit.optim import Adam, Spec, cosine
 
 POINTS = torch.tensor([[math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)] for k in range(8)])
+# Standard deviation of the points around each of the eight.
 SPREAD = 0.05
 
 
 class GanStep(StepLoop):
-    """The critic learns to tell real from made, then the generator learns to pass for real."""
+    """Trains the critic to recognise made points, then the generator to make points that look real."""
 
     def run(self, run: Run, batches: Any) -> Mapping[str, Any]:
-        """One update of each player, on the same micro-batches."""
+        """Update each player once, on the same micro-batches."""
         losses = {}
         for player in ("critic", "generator"):
             losses[player] = self.backward(
@@ -39,13 +40,13 @@ class GanStep(StepLoop):
 
 
 class RingGan(Task):
-    """Learns to make points like those of a narrow normal distribution around each of eight points.
+    """Learns to make points that are normally distributed around each of eight points.
 
-    The losses are those of Goodfellow et al. (2014), the generator's in its non-saturating form.
+    The losses are those of Goodfellow et al. (2014), with the non-saturating generator loss.
 
     Args:
         hidden: units of the hidden layers.
-        noise: dimensions of the noise that points are made from.
+        noise: dimensions of the noise from which the generator makes points.
         lr: peak learning rate of both players.
     """
 
@@ -71,26 +72,24 @@ class RingGan(Task):
         return {"step": GanStep()}
 
     def make(self, count: int) -> Tensor:
-        """``count`` new points (count, 2)."""
+        """Return ``count`` new points (count, 2)."""
         return self.generator(torch.randn(count, self.noise, device=next(self.parameters()).device))
 
     def critic_step(self, batch: Sequence[Tensor]) -> Tensor:
-        """The critic's loss: logits above 0 mean "real"."""
+        """Return the loss of the critic. Its logits above 0 mean "real"."""
         (real,) = batch
         made = self.make(len(real)).detach()
         return F.softplus(-self.critic(real)).mean() + F.softplus(self.critic(made)).mean()
 
     def generator_step(self, batch: Sequence[Tensor]) -> Tensor:
-        """The generator's loss: how clearly the critic sees through it."""
+        """Return the loss of the generator. It is high if the critic recognises made points."""
         return F.softplus(-self.critic(self.make(len(batch[0])))).mean()
 
     def eval_step(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"loss": self.generator_step(batch), "preds": self.make(len(batch[0]))}
 
     def compute_metrics(self, outputs: Any) -> dict[str, float]:
-        """How many of the eight points are reached, and what share of all made points is near one
-        of them.
-        """
+        """Return how many of the eight points are reached, and the fraction of points near one."""
         distance, nearest = torch.cdist(torch.as_tensor(outputs.preds), POINTS).min(-1)
         near = distance < 3 * SPREAD
         return {"points": len(set(nearest[near].tolist())), "near": near.float().mean().item()}
@@ -115,7 +114,7 @@ def _ring(count: int, seed: int) -> TensorDataset:
 
 
 def main() -> None:
-    """Train, and draw where the made points lie."""
+    """Train, and draw the made points as text."""
     task = RingGan()
     result = Fit(epochs=6, batch_size=128).run(task)
     points, near = result.metrics["eval/points"], result.metrics["eval/near"]

@@ -1,11 +1,10 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss nearby is worst. One custom
-step.
+"""Sharpness-aware minimisation, as a custom step.
 
     pip install 'loopkit[examples]'
     python -m tasks.sam
 
-It learns digits with 40 % of the training labels drawn at random, with plain steps and with
-``SamStep``.
+The script learns digits twice, with plain steps and with ``SamStep``. 40 % of the training labels
+are random.
 """
 
 from __future__ import annotations
@@ -21,18 +20,17 @@ from tasks.digits import Digits
 
 
 class SamStep(StepLoop):
-    """Sharpness-aware minimisation (Foret et al. 2021): the gradient at w + rho g/|g|, applied at
-    w.
+    """Sharpness-aware minimisation (Foret et al. 2021): updates w by the gradient at w + rho g/|g|.
 
     Args:
-        rho: how far to climb, as a Euclidean distance over all parameters.
+        rho: the distance to climb, as a Euclidean norm over all parameters.
     """
 
     def __init__(self, rho: float = 0.05) -> None:
         self.rho = rho
 
     def run(self, run: Run, batches: Any) -> Mapping[str, Any]:
-        """Climb along the gradient, take the gradient there, come back and update."""
+        """Climb along the gradient, compute the gradient there, restore the weights and update."""
         self.backward(run, batches, log=False)
         weights = [p.detach() for p in run.task.parameters() if p.grad is not None]
         grads = [p.grad for p in run.task.parameters() if p.grad is not None]
@@ -47,11 +45,11 @@ class SamStep(StepLoop):
 
 
 class NoisyDigits(Digits):
-    """Digits with many wrong labels, which a sharp minimum would learn by heart.
+    """Digits with many wrong labels, which a sharp minimum would memorise.
 
     Args:
-        wrong: the share of the training labels that is drawn at random.
-        rho: how far ``SamStep`` climbs; 0 takes plain steps.
+        wrong: the fraction of the training labels that are random.
+        rho: the distance that ``SamStep`` climbs; 0 means plain steps.
     """
 
     def __init__(self, wrong: float = 0.4, rho: float = 0.2) -> None:
@@ -71,7 +69,7 @@ class NoisyDigits(Digits):
 
 
 def main() -> None:
-    """Train twice from the same weights and compare on images with true labels."""
+    """Train twice from the same weights, and compare on images with true labels."""
     for name, rho in (("AdamW", 0.0), ("AdamW under SamStep(0.2)", 0.2)):
         torch.manual_seed(0)
         result = Fit(epochs=40, eval_every="10 epochs").run(NoisyDigits(rho=rho))

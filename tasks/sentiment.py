@@ -1,10 +1,12 @@
-"""Praise or blame: a transformers encoder learns it from sentences, or from a corpus of yours.
+"""Praise or blame: a transformers encoder learns to classify sentences.
 
-pip install 'loopkit[hf]'
-python -m tasks.sentiment                                     # a small sample that is built in,
-seconds python -m tasks.sentiment --data reviews/ --model path/to/bert   # reviews/*.pos and *.neg,
-one sentence a line loopkit fit tasks/sentiment.py --data reviews.csv --epochs 3     # with the
-columns text and label (0 or 1)
+    pip install 'loopkit[hf]'
+    python -m tasks.sentiment
+    python -m tasks.sentiment --data reviews/ --model path/to/bert
+    loopkit fit tasks/sentiment.py --data reviews.csv --epochs 3
+
+Without ``--data`` it learns a small built-in sample in seconds. A folder holds ``*.pos`` and
+``*.neg`` with one sentence per line. A CSV file has the columns text and label (0 or 1).
 """
 
 from __future__ import annotations
@@ -39,17 +41,17 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Sentiment(HFTask):
-    """Tells praise (1) from blame (0); every tenth sentence is held out of training.
+    """Classifies praise (1) and blame (0). Every tenth sentence is for evaluation.
 
     Args:
         data: a folder with ``*.pos`` and ``*.neg``, a CSV file with the columns text and label, or
             None for a sample.
         model: a folder with a transformers encoder to fine-tune; None makes a small one and its
             vocabulary.
-        width: size of the small one's vectors.
-        layers: of the small one.
-        lr: peak learning rate; for a model that was trained before, 2e-5 or so.
-        workers: processes that read ahead.
+        width: size of the vectors of the small encoder.
+        layers: number of layers of the small encoder.
+        lr: peak learning rate; about 2e-5 for a pretrained model.
+        workers: processes that load data.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Sentiment(HFTask):
     ) -> None:
         texts = _sample() if data is None else _read(Path(data))
         if model is None:
-            # Counted by hand: tokenizers' WordPiece trainer numbers its words anew each time.
+            # This code counts words itself: the WordPiece trainer of tokenizers gives them other
+            # numbers each time.
             counts = Counter(
                 re.findall(r"\w+|[^\w\s]", " ".join(text for text, _ in texts).lower())
             ).most_common(8000)
@@ -105,7 +108,7 @@ class Sentiment(HFTask):
 
     @torch.no_grad()
     def classify(self, texts: Sequence[str]) -> list[float]:
-        """How likely each text is praise, from 0 to 1."""
+        """Return for each text the probability that it is praise, from 0 to 1."""
         batch = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=64, return_tensors="pt"
         )
@@ -117,7 +120,7 @@ class Sentiment(HFTask):
 
 
 def _sample() -> list[tuple[str, int]]:
-    """Made sentences, praise and blame in turn."""
+    """Return made sentences, with praise and blame in random order."""
     words = [
         ("dull", "lovely"),
         ("a weak", "a great"),
@@ -150,15 +153,14 @@ def _read(path: Path) -> list[tuple[str, int]]:
         found = []
     if {label for _, label in found} != {0, 1}:
         raise DataError(
-            f"{path} holds no praise and blame: give a folder with *.pos and *.neg, a sentence a "
-            f"line, or "
-            "a CSV file with the columns text and label, 1 for praise and 0 for blame"
+            f"{path} holds no praise and blame: give a folder with *.pos and *.neg, one sentence "
+            "per line, or a CSV file with the columns text and label, 1 for praise and 0 for blame"
         )
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, keep the best by F1, export it, and judge two sentences."""
+    """Train, keep the best model by F1, export it, and classify two sentences."""
     parser = argparse.ArgumentParser(
         prog="python -m tasks.sentiment", description="Learn to tell praise from blame."
     )
@@ -187,10 +189,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"F1 {result.best['value']:.3f} after {result.best['step']} steps")
+<<<<<<< HEAD
     print(
         f"opens with from_pretrained: "
         f"{export_model(result.best['checkpoint'], Path(str(result.run_dir), 'best'))}"
     )
+=======
+    exported = export_model(result.best["checkpoint"], Path(str(result.run_dir), "best"))
+    print(f"opens with from_pretrained: {exported}")
+>>>>>>> docs
     for text in ("a moving film with a great cast", "a dull plot and a tired ending"):
         print(f"{task.classify([text])[0]:.2f}  {text}")
     return 0

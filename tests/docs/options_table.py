@@ -1,6 +1,4 @@
-"""The tables of docs/options.md, made from the code: ``python -m tests.docs.options_table`` writes
-them anew.
-"""
+"""Writes the tables of docs/options.md from the code: ``python -m tests.docs.options_table``."""
 
 import inspect
 import re
@@ -14,7 +12,7 @@ PAGE = DOCS / "options.md"
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """What the docstring says of each argument."""
+    """Return the description of each argument in the docstring."""
     section = re.split(
         r"\n\n(?=\w+:)|\Z", inspect.getdoc(kind).split("Args:\n")[-1].split("Attributes:\n")[-1]
     )[0]
@@ -37,16 +35,16 @@ def defaults(kind: type) -> dict[str, object]:
 
 
 def table(kind: type) -> str:
-    said = meanings(kind)
+    texts = meanings(kind)
     rows = [
-        f"| `{name}` | `{default!r}` | {said[name]} |" for name, default in defaults(kind).items()
+        f"| `{name}` | `{default!r}` | {texts[name]} |" for name, default in defaults(kind).items()
     ]
     text = "\n".join(["| name | default | meaning |", "|---|---|---|", *rows])
     return text.replace("``", "`").replace("<", "&lt;") + "\n"
 
 
 def written(page: str) -> str:
-    """The page with each table between its markers made anew."""
+    """Return the page with a new table between each pair of markers."""
     for kind in (Options, Checkpoint, Compile, Loader):
         begin, end = f"<!-- {kind.__name__} -->\n", "<!-- end -->"
         head, _, rest = page.partition(begin)

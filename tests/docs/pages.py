@@ -1,4 +1,4 @@
-"""Reading the pages: their blocks in order, and where they link to."""
+"""Reads the pages: their blocks in order, and their tables."""
 
 import re
 from dataclasses import dataclass
@@ -15,8 +15,13 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, text and first line, the file it stands for, and whether it
-    follows another.
+    """A fenced block of a page.
+
+    Attributes:
+        line: number of its first line.
+        title: name of the file that it shows; "" without one.
+        runs: False after a comment "not run".
+        follows: whether nothing but space separates it from the block before.
     """
 
     language: str
@@ -46,15 +51,13 @@ def blocks(page: Path) -> list[Block]:
 
 
 def matches(shown: str, printed: str) -> bool:
-    """Whether a page's block is what was printed; "…" stands for anything, and the width of a
-    column does not count.
-    """
+    """Compare a block of a page with the output. "…" matches anything; spaces are equal."""
     shown, printed = (re.sub(r" +", " ", text.rstrip()) for text in (shown, printed))
     return re.fullmatch(re.escape(shown).replace("…", ".*?"), printed, flags=re.DOTALL) is not None
 
 
 def rows_of(page: Path) -> list[list[str]]:
-    """The cells of every row of every table of a page, headings among them."""
+    """Return the cells of every row of every table of a page, including headings."""
     lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("| "))] for line in lines]
     return [row for row in rows if any(cell.strip("-: ") for cell in row)]

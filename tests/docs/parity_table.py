@@ -1,4 +1,4 @@
-"""The table of docs/strategies.md, measured: ``python -m tests.docs.parity_table`` writes it anew."""
+"""Measures and writes the table of docs/strategies.md: ``python -m tests.docs.parity_table``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from tests.docs.pages import DOCS
 from tests.ranks import Ranks
 
 PAGE = DOCS / "strategies.md"
-ZERO3 = {
-    "zero_optimization": {"stage3_param_persistence_threshold": 0}
-}  # or the small layers here stay whole
+# Without this setting DeepSpeed would not shard layers as small as these.
+ZERO3 = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 STRATEGIES: dict[str, Any] = {
     "DDP": "ddp", "FSDP": "fsdp", "DeepSpeed, stage 1": ("DeepSpeed", {"stage": 1}),
     "DeepSpeed, stage 2": ("DeepSpeed", {"stage": 2}), "DeepSpeed, stage 3": ("DeepSpeed", {"stage": 3, "config": ZERO3}),
     "TensorParallel": "tensor",
 }  # fmt: skip
-# Two epochs of 7 steps over 52 sentences with dropout, a schedule and weighted losses; one process
-# accumulates.
+# Two epochs of 7 steps over 52 sentences, with dropout, a schedule and weighted losses. The one
+# process accumulates.
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "clip_norm": {"clip_norm": 0.5},
@@ -36,18 +35,15 @@ BEGIN, END = "<!-- parity -->\n", "<!-- end -->"
 
 
 def distances(pair: Ranks, strategy: Any) -> dict[str, tuple[float, float]]:
-    """By case: the largest difference of a weight and of a loss, relative to the largest weight and
-    loss.
-    """
+    """Return by case the largest difference of a weight and of a loss, relative to the largest."""
     found = {}
     for case, given in CASES.items():
         options = {"batch_size": 8, "epochs": 2, "log_every": 1, **given}
         mine = pair.call(jobs.train, strategy, "words", **options)[0]
-        shares = (
-            1 if strategy == "tensor" else 2
-        )  # ranks that split layers train on the same samples
+        # Ranks of a tensor-parallel group train on the same samples.
+        dp_size = 1 if strategy == "tensor" else 2
         alone = jobs.train(
-            "single", "words", **{**options, "accumulate": shares * options.get("accumulate", 1)}
+            "single", "words", **{**options, "accumulate": dp_size * options.get("accumulate", 1)}
         )
         gap = max(
             float((mine["model"][n].double() - t.double()).abs().max())
@@ -64,7 +60,7 @@ def distances(pair: Ranks, strategy: Any) -> dict[str, tuple[float, float]]:
 
 
 def shown(weights: float, losses: float) -> str:
-    """The distances in words: powers of ten with room for a processor that rounds otherwise."""
+    """Return the distances in words: powers of ten, large enough for other processors."""
     if weights == losses == 0:
         return "the same bits"
     return ", ".join(
@@ -73,7 +69,7 @@ def shown(weights: float, losses: float) -> str:
 
 
 def bound(value: float) -> str:
-    """In words, the next power of ten above three times ``value``."""
+    """Return the next power of ten above three times ``value``, in words."""
     if not value:
         return "the same"
     power = -20
@@ -103,7 +99,7 @@ def table(pair: Ranks) -> str:
 
 
 def written(page: str, text: str) -> str:
-    """The page with the table between its markers made anew."""
+    """Return the page with a new table between its markers."""
     head, _, rest = page.partition(BEGIN)
     return head + BEGIN + "\n" + text + "\n" + END + rest.partition(END)[2]
 

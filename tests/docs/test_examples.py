@@ -1,6 +1,4 @@
-"""Every example of the pages is run: Python blocks in order, what they print compared, commands as
-typed.
-"""
+"""Every example of the pages runs: Python blocks in order, with their output, and commands."""
 
 import os
 import re
@@ -15,10 +13,9 @@ import pytest
 from loopkit.cli.main import main
 from tests.docs.pages import DOCS, ROOT, Block, blocks, matches
 
+RUN_ELSEWHERE = ("cli.md", "hooks-included.md")  # in tests/cli and tests/hooks
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-PAGES = [
-    page for page in PAGES if page.name not in ("cli.md", "hooks-included.md")
-]  # run in tests/cli, tests/hooks
+PAGES = [page for page in PAGES if page.name not in RUN_ELSEWHERE]
 LONGEST = 5.0
 HEAVY = re.compile(
     r"^from (?:transformers|peft|tokenizers|torchmetrics|sklearn)[\w.]* import .+$",
@@ -28,7 +25,7 @@ HEAVY = re.compile(
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
-    """A folder to run in, importable, whose modules are forgotten afterwards."""
+    """Run in a folder that is on sys.path. Forget the modules of that folder afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setenv("NO_COLOR", "1")
@@ -46,9 +43,7 @@ def run_python(block: Block, page, namespace):
 
 
 def run_console(block: Block, capsys):
-    """Each "$ loopkit …" line as the command line runs it, "$ python …" as a process; stdout is
-    compared.
-    """
+    """Run each "$ loopkit …" line in this process and each "$ python …" line in a new one."""
     for part in block.text.split("$ ")[1:]:
         command, _, shown = part.partition("\n")
         words = shlex.split(command)
@@ -82,9 +77,8 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page, capsys):
     printed, spent = "", 0.0
     for block in blocks(page):
         if block.language == "python" and block.runs and HEAVY.search(block.text):
-            exec(
-                "\n".join(HEAVY.findall(block.text)), {}
-            )  # how long others' packages take to import is not the page's
+            # The time to import large packages does not count.
+            exec("\n".join(HEAVY.findall(block.text)), {})
         if block.language == "python" and block.runs:
             capsys.readouterr()
             began = time.process_time()
@@ -92,7 +86,8 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page, capsys):
             spent += time.process_time() - began
             printed = capsys.readouterr().out
         elif block.language == "python" and block.title:
-            Path(block.title).write_text(block.text, encoding="utf-8")  # a command runs it
+            # A later command runs this file.
+            Path(block.title).write_text(block.text, encoding="utf-8")
         elif block.language == "text" and block.follows and block.runs:
             assert matches(block.text, printed), (
                 f"{page.name}, line {block.line}: printed\n{printed}"

@@ -1,6 +1,4 @@
-"""What the pages claim is compared with the code: options, names, tests that are linked to,
-commands, errors.
-"""
+"""Claims of the pages agree with the code: options, names, linked tests, events, errors."""
 
 import ast
 import inspect
@@ -8,25 +6,29 @@ import re
 
 import pytest
 
+from benchmarks import page as benchmarks_page
+from benchmarks import record
 from loopkit import errors
 from loopkit.errors import LoopkitError
 from loopkit.events import EVENTS
 from loopkit.foreign_names import FOREIGN_NAMES, WITHOUT
-from tests.docs import options_table
+from tests.docs import architecture_picture, options_table
 from tests.docs.pages import DOCS, ROOT, rows_of
 from tests.rules.test_rules import LAYERS
 
 
 def test_the_page_on_options_is_what_the_code_says():
     page = options_table.PAGE.read_text(encoding="utf-8")
-    assert page == options_table.written(page), "write it anew: python -m tests.docs.options_table"
+    assert page == options_table.written(page), (
+        "to update it, run: python -m tests.docs.options_table"
+    )
 
 
 ROWS = [row for page in ("from-trainer.md", "from-lightning.md") for row in rows_of(DOCS / page)]
 
 
 @pytest.mark.parametrize("theirs", [*FOREIGN_NAMES, *WITHOUT])
-def test_a_name_that_fit_knows_stands_in_a_table_with_what_fit_says(theirs):
+def test_a_name_that_fit_knows_is_in_a_table_beside_ours(theirs):
     beside = [cells[1] for cells in ROWS if theirs in re.findall(r"`(\w+)", cells[0])]
     assert beside, f"{theirs} has no row"
     ours = re.match(r"[\w.]+", FOREIGN_NAMES.get(theirs, "nothing"))[0].rpartition(".")[2]
@@ -35,12 +37,12 @@ def test_a_name_that_fit_knows_stands_in_a_table_with_what_fit_says(theirs):
 
 def test_every_argument_of_the_installed_trainer_has_a_row():
     arguments = pytest.importorskip("transformers").TrainingArguments.__dataclass_fields__
-    told = {
+    listed = {
         name
         for cells in rows_of(DOCS / "from-trainer.md")
         for name in re.findall(r"`(\w+)", cells[0])
     }
-    assert not arguments.keys() - told
+    assert not arguments.keys() - listed
 
 
 def test_every_event_is_in_the_table_once():
@@ -84,21 +86,49 @@ def test_every_row_of_the_coverage_is_done_with_a_test_or_not_yet():
         assert ("](../tests/" in status) == (not status.startswith("not yet")), status
 
 
-def test_the_architecture_names_every_room_and_no_other():
-    text = (
-        (DOCS / "architecture.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
-    )
-    told = set(re.findall(r"^  ([\w/.]+)", text, flags=re.MULTILINE))
-    package = ROOT / "loopkit"
-    files = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
-    assert told - {"loopkit/"} == files | {
-        f"{path.parent.name}/" for path in package.glob("*/__init__.py")
-    }
+def test_the_page_on_benchmarks_shows_the_results_on_disk():
+    text = record.PAGE.read_text(encoding="utf-8")
+    assert text == benchmarks_page.render(record.results())
 
 
-def test_the_architecture_has_the_layers_that_the_rules_enforce():
-    text = (
-        (DOCS / "architecture.md").read_text(encoding="utf-8").split("```text\n")[2].split("```")[0]
+def test_the_architecture_shows_the_rooms_and_imports_of_the_source():
+    page = architecture_picture.PAGE.read_text(encoding="utf-8")
+    assert page == architecture_picture.written(page), (
+        "to update it, run: python -m tests.docs.architecture_picture"
     )
-    told = [set(line.split()) for line in text.splitlines()]
-    assert told[::-1] == [layer - {"__main__", "__init__"} for layer in LAYERS]
+
+
+def test_the_picture_shows_an_import_that_points_up(monkeypatch):
+    name, lowest = "run", LAYERS[0]
+    moved = (lowest | {name}, *(layer - {name} for layer in LAYERS[1:]))
+    before = architecture_picture.picture()
+    monkeypatch.setattr(architecture_picture, "LAYERS", moved)
+    assert architecture_picture.picture() != before
+
+
+def test_the_architecture_says_where_things_are():
+    page = architecture_picture.PAGE.read_text(encoding="utf-8")
+    rows = page.split("| question | module |")[1].split("\n\n")[0]
+    paths = re.findall(r"`([\w/]+(?:\.py|/))`", rows)
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / "loopkit" / path).exists(), path
+
+
+PAGES = [*ROOT.glob("*.md"), *sorted(DOCS.rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_table_of_a_page_is_one_table(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    fenced, width = False, None
+    for number, line in enumerate(lines):
+        fenced ^= line.lstrip().startswith("```")
+        if fenced or not line.startswith("|"):
+            width = None
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line))) - 1
+        if width is None:  # the first row of a table; the second one has dashes alone
+            assert re.fullmatch(r"\|[-:| ]+\|", lines[number + 1]), f"line {number + 1} has no head"
+            width = cells
+        assert cells == width, f"line {number + 1} has {cells} cells, the head has {width}"

@@ -1,6 +1,4 @@
-"""The house rules, checked over the source: sizes, layers, names. A limit is raised only with a
-decision record.
-"""
+"""Limits of the source: sizes, layers, names. A limit is raised only with a decision record."""
 
 from __future__ import annotations
 
@@ -21,7 +19,8 @@ MOST_FUNCTION_STATEMENTS = 50
 MOST_PUBLIC_METHODS = 15
 MOST_BASES_INSIDE = 2
 
-# From the lowest room up; a room may import from its own line and the lines above it in this list.
+# The layers, from the lowest up. A room may import from its own layer and from lower ones.
+# docs/architecture.md shows them: run python -m tests.docs.architecture_picture after a change.
 LAYERS = (
     {"errors", "checks", "monitor", "durations", "rng", "foreign_names", "devices"},
     {"events", "distributed"},
@@ -56,7 +55,7 @@ def room(path: Path) -> str:
 
 
 def layer_of(module: str) -> int:
-    """The layer of a dotted name below loopkit; the most exact entry decides."""
+    """Return the layer of a dotted name below loopkit. The most exact entry decides."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         for number, layer in enumerate(LAYERS):
@@ -66,23 +65,28 @@ def layer_of(module: str) -> int:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Names imported at run time (what stands under TYPE_CHECKING is left out)."""
+    """Yield the names that are imported at run time, without those under TYPE_CHECKING."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "loopkit":
-                yield from ((f"loopkit.{alias.name}", node) for alias in node.names)
-            else:
-                yield node.module, node
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield (whole if node.module == "loopkit" or is_module(whole) else node.module), node
         else:
             yield from imports(node)
 
 
+def is_module(name: str) -> bool:
+    """Return whether a dotted name is a module of loopkit."""
+    path = ROOT.joinpath(*name.split("."))
+    return name.startswith("loopkit.") and (path.with_suffix(".py").exists() or path.is_dir())
+
+
 def statements(tree: ast.AST) -> int:
-    """How many statements a tree holds, docstrings left out."""
+    """Return how many statements a tree holds, without docstrings."""
     count = 0
     for node in ast.walk(tree):
         if not isinstance(node, ast.stmt) or _is_docstring(node):
@@ -139,7 +143,7 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_function_level_imports_are_for_optional_packages_alone(path):
     if room(path) == "cli" or path.name in ("__init__.py", "__main__.py"):
-        return  # the command line and the package itself start without torch
+        return  # the command line and the package start without torch
     for function in ast.walk(TREES[path]):
         if isinstance(function, (ast.FunctionDef, ast.Lambda)):
             for name, _ in imports(function):
@@ -193,7 +197,7 @@ def test_no_global_statement_and_no_unpickling():
 
 def test_only_the_store_touches_files_of_checkpoints():
     for path in (PACKAGE / "checkpoint").glob("*.py"):
-        if path.name in ("store.py", "streams.py"):  # the door, and what passes through it
+        if path.name in ("store.py", "streams.py"):
             continue
         calls = {
             ast.unparse(node.func) for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)
