@@ -189,15 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"F1 {result.best['value']:.3f} after {result.best['step']} steps")
-<<<<<<< HEAD
-    print(
-        f"opens with from_pretrained: "
-        f"{export_model(result.best['checkpoint'], Path(str(result.run_dir), 'best'))}"
-    )
-=======
     exported = export_model(result.best["checkpoint"], Path(str(result.run_dir), "best"))
     print(f"opens with from_pretrained: {exported}")
->>>>>>> docs
     for text in ("a moving film with a great cast", "a dull plot and a tired ending"):
         print(f"{task.classify([text])[0]:.2f}  {text}")
     return 0

@@ -22,7 +22,7 @@ MOST_BASES_INSIDE = 2
 # The layers, from the lowest up. A room may import from its own layer and from lower ones.
 # docs/architecture.md shows them: run python -m tests.docs.architecture_picture after a change.
 LAYERS = (
-    {"errors", "checks", "monitor", "durations", "rng", "foreign_names", "devices"},
+    {"errors", "checks", "monitor", "durations", "rng", "foreign_names", "keywords", "devices"},
     {"events", "distributed"},
     {"checkpoint", "data", "loggers", "metrics.accumulator"},
     {"task"},
