@@ -14,7 +14,7 @@ from loopkit import __version__, rng
 from loopkit.checkpoint import Snapshot
 from loopkit.checkpoint.codecs import encode
 from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
-from loopkit.events import Hook
+from loopkit.hooks.state_keys import state_keys
 from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.run import Run
 from loopkit.strategies import dtensor
@@ -64,7 +64,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
             "accumulator": run.accumulator.state_dict(run.strategy.dp.all_gather_object),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
             "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
-            "hooks": {key: hook.state_dict() for key, hook in _keyed(run.hooks).items()},
+            "hooks": {key: hook.state_dict() for key, hook in state_keys(run.hooks).items()},
             "triggers": run.triggers.state_dict(),
             "metrics": run.record.metrics,
             "best": run.record.best,
@@ -97,7 +97,6 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     load = run.strategy.load_optimizer_state(
         snapshot.tensors.get("optimizer", {}), state["optimizers"], path
     )
-    keyed = _keyed(run.hooks)
     run.strategy.load_model_state(snapshot.tensors["model"])
     load()
     for name, weight in state.get("training_weights", {}).items():
@@ -116,7 +115,7 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
             schedule.load_state_dict(state["schedules"][name])
     if run.strategy.scaler is not None and state["scaler"]:
         run.strategy.scaler.load_state_dict(dict(state["scaler"]))
-    for key, hook in keyed.items():
+    for key, hook in state_keys(run.hooks).items():
         if key in state["hooks"]:
             hook.load_state_dict(state["hooks"][key])
     run.triggers.load_state_dict(state["triggers"])
@@ -201,13 +200,3 @@ def _plain_hparams(hparams: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
             continue
         saved[name] = value
     return saved, lost
-
-
-def _keyed(hooks: list[Hook]) -> dict[str, Hook]:
-    """Hooks that keep state by class name and occurrence: ``"EMA"``, ``"EMA-2"``."""
-    keyed: dict[str, Hook] = {}
-    for hook in hooks:
-        name = type(hook).__name__
-        count = sum(1 for other in keyed.values() if type(other).__name__ == name) + 1
-        keyed[name if count == 1 else f"{name}-{count}"] = hook
-    return keyed

@@ -27,6 +27,7 @@ from loopkit.checkpoint import (
     write_checkpoint,
 )
 from loopkit.checkpoint.format import parse_name
+from loopkit.monitor import Monitor
 
 
 def settle(run_dir: Path) -> list[str]:
@@ -88,7 +89,9 @@ def retention() -> int:
 
     def act(store: Store, run_dir: Path) -> None:
         assert (
-            apply_retention(store, run_dir, keep=1, keep_best=1, best=("eval/accuracy", "max"))
+            apply_retention(
+                store, run_dir, keep=1, keep_best=1, best=Monitor("eval/accuracy", "max")
+            )
             != []
         )
 

@@ -6,7 +6,7 @@ import torch
 from loopkit import Checkpoint, Hook
 from loopkit.checkpoint import load_snapshot
 from loopkit.errors import CheckpointError, OptionError
-from loopkit.hooks import EMA
+from loopkit.hooks import EMA, SWA
 from tests.hooks.runs import Normed, check_resume, weights
 from tests.support import Tiny, digest, quiet
 
@@ -213,3 +213,87 @@ def test_nothing_averaged_yet_is_said():
 def test_bad_arguments_are_named(arguments, named):
     with pytest.raises(OptionError, match=named):
         EMA(**arguments)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two hooks of one run, one of another class between them, and the checkpoint of the run."""
+    slow, fast = EMA(0.99), EMA(0.5)
+    hooks = [slow, SWA(start=1, every=1), fast]
+    fit = quiet(steps=5, batch_size=8, hooks=hooks, run_dir=tmp_path, checkpoint=True)
+    return slow, fast, fit.run(Tiny()).checkpoint
+
+
+def holds(task, ema):
+    averages = ema.state_dict()["averages"]
+    return all(torch.equal(value, weights(task)[name]) for name, value in averages.items())
+
+
+def test_each_of_two_takes_its_own_averages_from_a_checkpoint(two):
+    for ema in two[:2]:
+        task = Tiny()
+        ema.apply(task, two[2])
+        assert holds(task, ema)
+
+
+def test_an_evaluation_with_one_of_them_does_not_change_which_averages_are_its_own(two):
+    _, fast, path = two
+    quiet(batch_size=8, hooks=[fast]).evaluate(Tiny())
+    task = Tiny()
+    fast.apply(task, path)
+    assert holds(task, fast)
+
+
+def test_of_two_averages_a_hook_from_elsewhere_must_choose(two, tmp_path):
+    slow, fast, path = two
+    elsewhere = EMA()
+    quiet(steps=1, batch_size=8, hooks=[elsewhere]).run(Tiny())
+    for ema in (EMA(), elsewhere):
+        with pytest.raises(
+            CheckpointError,
+            match=r"holds the states of 2 EMA hooks: there is EMA and EMA-2\..*name=",
+        ):
+            ema.apply(Tiny(), path)
+    for ema, name in ((slow, "EMA"), (fast, "EMA-2")):
+        task = Tiny()
+        EMA().apply(task, path, name=name)
+        assert holds(task, ema)
+    with pytest.raises(CheckpointError, match="no state of a hook EMA-3: there is EMA and EMA-2"):
+        EMA().apply(Tiny(), path, name="EMA-3")
+    with pytest.raises(CheckpointError, match="no averages of a hook Trail"):
+        quiet(steps=1, hooks=[Trail()], run_dir=tmp_path / "t", checkpoint=True).run(Tiny())
+        EMA().apply(Tiny(), tmp_path / "t", name="Trail")
+
+
+def test_the_second_of_a_run_is_not_looked_for_under_the_name_of_the_only_one(two, tmp_path):
+    only = quiet(steps=2, batch_size=8, hooks=[EMA()], run_dir=tmp_path / "1", checkpoint=True)
+    path = only.run(Tiny()).checkpoint
+    with pytest.raises(CheckpointError, match="no state of a hook EMA-2: there is EMA"):
+        two[1].apply(Tiny(), path)
+    without = quiet(steps=2, batch_size=8, run_dir=tmp_path / "2", checkpoint=True).run(Tiny())
+    with pytest.raises(CheckpointError, match="holds no state of a hook EMA"):
+        EMA().apply(Tiny(), without.checkpoint)
+
+
+def test_each_of_two_is_resumed_with_its_own(tmp_path):
+    def train(folder, stop_at=None):
+        hooks = [EMA(0.99), EMA(0.5)]
+        options = {"steps": 10, "batch_size": 8, "run_dir": tmp_path / folder, "hooks": hooks}
+        fit = quiet(**options, checkpoint=True, resume="auto")
+        fit.on("step_end", lambda run, out: run.progress.step == stop_at and run.stop("test"))
+        fit.run(Tiny())
+        return [digest(hook.state_dict()["averages"]) for hook in hooks]
+
+    whole = train("whole")
+    train("parts", stop_at=4)
+    assert train("parts") == whole
+    assert whole[0] != whole[1]
+
+
+def test_apply_at_end_with_load_best_takes_each_hook_s_own_averages(tmp_path):
+    task, trail = Tiny(), Trail()
+    hooks = [trail, EMA(0.99), EMA(0.5, evaluate=False, apply_at_end=True)]
+    best = Checkpoint(every="1000 steps", best="eval/loss:min", load_best=True)
+    options = {"steps": 6, "batch_size": 8, "eval_every": 6, "run_dir": tmp_path}
+    quiet(**options, checkpoint=best, hooks=hooks).run(task)
+    assert close(weights(task), by_hand(trail.start, trail.after, [0.5] * 6))
