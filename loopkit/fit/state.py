@@ -1,9 +1,12 @@
-"""Saving and resuming a run: all its state as one Snapshot, and back."""
+"""The state of a run as one Snapshot, and back."""
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +17,29 @@ from loopkit import __version__, rng
 from loopkit.checkpoint import Snapshot
 from loopkit.checkpoint.codecs import encode
 from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
+from loopkit.events import Events
 from loopkit.hooks.state_keys import state_keys
+from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.optim.schedule_free import evaluation_weights
-from loopkit.run import Run
+from loopkit.run import Progress, Record, Run
 from loopkit.strategies import dtensor
 from loopkit.task import name_of
 
 
 def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
-    """Everything a resume needs, as of this moment, on any number of ranks. Called by all of them.
+    """Return everything that a resume on any number of ranks needs. Every rank calls it.
 
-    Tensors are the live ones: copy or write before going on.
+    The tensors are the live ones: copy or write them before the next step.
+
+    Args:
+        run: the run, between two steps.
+        weights_only: only parameters and buffers, which cannot be resumed from.
     """
-    progress, task, world = run.progress, run.task, run.strategy.world
+    progress, task = run.progress, run.task
+    world, data = run.strategy.world, run.committed.data
     hparams, unsaved = _plain_hparams(task.hparams)
-    measured = run.record.last_eval_step == progress.step
+    evaluated = run.record.last_eval_step == progress.step
+    metrics = run.metrics.items() if evaluated else ()
     meta = {
         "kind": "weights" if weights_only else "full",
         "step": progress.step,
@@ -38,9 +49,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
         "world_size": run.strategy.world_size,
         "precision": run.strategy.settings.precision.name,
         "versions": {"loopkit": __version__, "torch": str(torch.__version__)},
-        "metrics": {name: value for name, value in run.metrics.items() if name.startswith("eval/")}
-        if measured
-        else {},
+        "metrics": {name: value for name, value in metrics if name.startswith("eval/")},
     }
     about = {"class": name_of(task), "hparams": hparams, "unsaved": unsaved}
     state: dict[str, Any] = {"task": about, "progress": progress.state_dict()}
@@ -58,9 +67,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
                 "data_seed": run.options.data_seed,
                 "rng": run.options.rng,
             },
-            "data": world.all_gather_object(run.committed.data)
-            if _data_differs(run)
-            else run.committed.data,
+            "data": world.all_gather_object(data) if _is_uneven(run) else data,
             "accumulator": run.accumulator.state_dict(run.strategy.dp.all_gather_object),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
             "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
@@ -80,9 +87,9 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
 
 
 def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
-    """Put a verified snapshot back into a run that is built like the one it was taken from.
+    """Load a verified snapshot into a run that is set up like the one that saved it.
 
-    Everything is compared before anything changes.
+    All parts are compared before the first one is changed.
 
     Raises:
         CheckpointError: the model, the optimizers or the hooks are not the ones that were saved.
@@ -102,14 +109,11 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     for name, weight in state.get("training_weights", {}).items():
         dtensor.put(run.task.get_parameter(name), weight)
     run.progress.load_state_dict(state["progress"])
-    run.committed.data = (
-        _own_part(run, state["data"], path) if _data_differs(run) else state["data"]
-    )
+    run.committed.data = _own_part(run, state["data"], path) if _is_uneven(run) else state["data"]
     if run.loader is not None and hasattr(run.train_loader.source, "load_state"):
         run.train_loader.source.load_state(run.committed.data)
-    run.accumulator.load_state_dict(
-        state["accumulator"] if run.strategy.rank == 0 else {}
-    )  # all ranks' together
+    # The saved values are those of all ranks together: rank 0 continues with them.
+    run.accumulator.load_state_dict(state["accumulator"] if run.strategy.rank == 0 else {})
     for name, schedule in run.schedules.items():
         if name in state["schedules"]:
             schedule.load_state_dict(state["schedules"][name])
@@ -125,8 +129,45 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     _load_rng_state(run, state["rng"])
 
 
-def _data_differs(run: Run) -> bool:
-    return run.loader is not None and run.train_loader.source.uneven
+@contextmanager
+def preserved(run: Run) -> Iterator[Run]:
+    """Inside, a trial run shares the task and the strategy of ``run``; its steps are undone after.
+
+    The trial run has no listeners and no schedules, and counts from 0. Weights, optimizers, the
+    loss scaler, the data's own state and all random states are as before afterwards.
+    """
+    strategy = run.strategy
+    batches: Any = getattr(run.train_loader.source, "batches", None)
+    stateful = hasattr(batches, "load_state_dict")
+    data = copy.deepcopy(batches.state_dict()) if stateful else None
+    weights = {name: tensor.detach().clone() for name, tensor in strategy.model_state().items()}
+    optimizers = {name: copy.deepcopy(o.state_dict()) for name, o in run.optimizers.items()}
+    scaler = strategy.scaler.state_dict() if strategy.scaler is not None else {}
+    rng_state = rng.get_state(strategy.device)
+    try:
+        yield replace(
+            run,
+            events=Events(),
+            accumulator=MetricAccumulator(),
+            schedules={},
+            progress=Progress(),
+            record=Record(),
+        )
+    finally:
+        strategy.pop_nonfinite_steps()
+        strategy.load_model_state(weights)
+        for name, optimizer in run.optimizers.items():
+            optimizer.load_state_dict(optimizers[name])
+            optimizer.zero_grad(set_to_none=True)
+        if strategy.scaler is not None:
+            strategy.scaler.load_state_dict(scaler)
+        if stateful:
+            batches.load_state_dict(data)
+        rng.set_state(rng_state, strategy.device)
+
+
+def _is_uneven(run: Run) -> bool:
+    return run.loader is not None and run.loader.source.uneven
 
 
 def _own_part(run: Run, saved: Any, path: Path) -> Any:
@@ -135,17 +176,16 @@ def _own_part(run: Run, saved: Any, path: Path) -> Any:
         count = len(saved) if isinstance(saved, list) else 1
         raise CheckpointError(
             f"{path} was saved by {count} ranks with data of their own (Loader(sharded=True)), "
-            f"which "
-            f"{world.size} ranks cannot go on with: start as many"
+            f"which {world.size} ranks cannot resume: start as many ranks as before"
         )
     return saved[world.rank]
 
 
 def _rng_state(run: Run) -> Any:
-    """torch's streams: under ``rng="stream"`` every rank has its own."""
-    streams = run.committed.rng_state or rng.get_state(run.strategy.device)
+    """Return torch's random state; under ``rng="stream"``, a list with that of every rank."""
+    state = run.committed.rng_state or rng.get_state(run.strategy.device)
     world = run.strategy.world
-    return world.all_gather_object(streams) if run.seed is None and world.size > 1 else streams
+    return world.all_gather_object(state) if run.seed is None and world.size > 1 else state
 
 
 def _load_rng_state(run: Run, saved: Any) -> None:
@@ -153,9 +193,9 @@ def _load_rng_state(run: Run, saved: Any) -> None:
     each = saved if isinstance(saved, list) else [saved]
     if run.seed is None and len(each) != strategy.world_size:
         warnings.warn(
-            f"{len(each)} ranks saved their random streams and {strategy.world_size} go on: under "
-            "rng='stream' what follows is drawn anew. rng='counter' goes on alike on any number of "
-            "ranks",
+            f"{len(each)} ranks saved their random state and {strategy.world_size} resume: under "
+            "rng='stream' the run continues with other random numbers. rng='counter' continues "
+            "with the same ones on any number of ranks",
             LoopkitWarning,
             stacklevel=2,
         )
@@ -167,29 +207,26 @@ def _load_rng_state(run: Run, saved: Any) -> None:
 
 
 def check_model(run: Run, snapshot: Snapshot, path: Path) -> None:
-    """Refuse weights that are not those of the task: other names or shapes, or what the task itself
-    refuses.
+    """Refuse weights that do not fit the task.
 
     Raises:
-        CheckpointError: with the differences.
+        CheckpointError: names or shapes differ, or the task refuses the checkpoint's files.
     """
     run.task.check_files(snapshot.files, path)
     have, saved = run.strategy.model_state(), snapshot.tensors.get("model", {})
     wrong = [f"{name} is missing in the checkpoint" for name in have if name not in saved]
     wrong += [f"{name} is not in the task" for name in saved if name not in have]
     for name in have.keys() & saved.keys():
-        mine, theirs = have[name], saved[name]
-        if mine.shape != theirs.shape:
-            wrong.append(
-                f"{name} has shape {tuple(theirs.shape)}, the task's has {tuple(mine.shape)}"
-            )
+        shape, saved_shape = tuple(have[name].shape), tuple(saved[name].shape)
+        if shape != saved_shape:
+            wrong.append(f"{name} has shape {saved_shape}, the task's has {shape}")
     if wrong:
         shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
         raise CheckpointError(f"{path} does not fit the task: {shown}")
 
 
 def _plain_hparams(hparams: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The constructor arguments that can be saved as values, and the names of those that cannot."""
+    """Return the constructor arguments that can be saved, and the names of the others."""
     saved, lost = {}, []
     for name, value in hparams.items():
         tensors: dict[str, Tensor] = {}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loopkit import rng
 from loopkit.errors import OptionError
-from loopkit.events import Events, Hook
+from loopkit.events import Hook
+from loopkit.fit.state import preserved
 from loopkit.keywords import checks_keywords
-from loopkit.metrics.accumulator import MetricAccumulator
-from loopkit.run import Progress, Record
 
 if TYPE_CHECKING:
     from loopkit.data.micro_batches import MicroBatches
@@ -89,8 +85,8 @@ class FindLR(Hook):
                 f"read "
                 "once: give an iterable that starts anew at each iter()"
             )
-        with _put_back(run):
-            self.rows = _smoothed(_sweep(run, self._rates))
+        with preserved(run) as trial:
+            self.rows = _smoothed(_sweep(trial, self._rates))
         self.suggestion = steepest(self.rows)
         if run.strategy.rank == 0:
             self._report(run)
@@ -132,44 +128,6 @@ def steepest(rows: list[tuple[float, float, float]]) -> float | None:
     return found
 
 
-@contextmanager
-def _put_back(run: Run) -> Iterator[None]:
-    """Inside, the run may be trained with and nobody hears of it; afterwards all is as before."""
-    strategy, loaded = (
-        run.strategy,
-        run.train_loader.source if run.loader is not None else None,
-    )
-    batches: Any = getattr(loaded, "batches", None)
-    own = copy.deepcopy(batches.state_dict()) if hasattr(batches, "load_state_dict") else None
-    weights = {name: tensor.detach().clone() for name, tensor in strategy.model_state().items()}
-    optimizers = {
-        name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in run.optimizers.items()
-    }
-    scaler = strategy.scaler.state_dict() if strategy.scaler is not None else {}
-    streams = rng.get_state(strategy.device)
-    kept = {
-        name: getattr(run, name)
-        for name in ("events", "accumulator", "schedules", "progress", "record")
-    }
-    run.events, run.accumulator, run.schedules = Events(), MetricAccumulator(), {}
-    run.progress, run.record = Progress(), Record()
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(run, name, value)
-        strategy.pop_nonfinite_steps()
-        strategy.load_model_state(weights)
-        for name, optimizer in run.optimizers.items():
-            optimizer.load_state_dict(optimizers[name])
-            optimizer.zero_grad(set_to_none=True)
-        if strategy.scaler is not None:
-            strategy.scaler.load_state_dict(scaler)
-        if own is not None:
-            batches.load_state_dict(own)
-        rng.set_state(streams, strategy.device)
-
-
 def _sweep(run: Run, rates: list[float]) -> Iterator[tuple[float, float]]:
     """(rate, loss) of one step at each rate, until a loss is not finite."""
     bases = {
@@ -190,7 +148,6 @@ def _sweep(run: Run, rates: list[float]) -> Iterator[tuple[float, float]]:
 
 
 def _endless(run: Run) -> Iterator[MicroBatches]:
-    assert run.loader is not None
     epoch = 0
     while True:
         yield from run.train_loader.open(epoch, 0)
