@@ -23,88 +23,129 @@ EVENTS = (
 
 
 class Hook:
-    """Something that listens. Override the events wanted; the others cost nothing.
+    """A listener to the events of a run. Define the events you want; the others cost nothing.
 
     State that must survive a resume goes through ``state_dict`` and ``load_state_dict``: plain
-    Python values and tensors. It is saved under the class name and its occurrence among the run's
-    hooks.
+    Python values and tensors. A checkpoint keeps it under the name of the class and the hook's
+    number among hooks of that class.
+
+    Example::
+
+        class PrintLoss(Hook):
+            def on_log(self, run, values):
+                print(run.progress.step, values["train/loss"])
 
     Attributes:
-        may_request: whether it may ask for anything (``run.stop``, ``run.request``) within a step: False
-            lets several ranks train on for about a second without telling each other what is asked
-            for.
+        may_request: whether the hook may call ``run.stop`` or ``run.request`` within a step. With
+            False for all hooks, several ranks exchange control messages only once a second.
     """
 
     may_request = True
 
     def on_setup(self, run: Run) -> None:
-        """Everything is built and placed; nothing has run."""
+        """Listen to the end of the set-up; no step has run."""
 
     def on_fit_start(self, run: Run) -> None:
-        """Training starts, or goes on after a resume."""
+        """Listen to the start of training, also after a resume."""
 
     def on_fit_end(self, run: Run) -> None:
-        """Training is over; the last checkpoint is on disk."""
+        """Listen to the end of training; the last checkpoint is on disk."""
 
     def on_epoch_start(self, run: Run) -> None:
-        """A pass over the training data starts, or goes on after a resume."""
+        """Listen to the start of a pass over the training data, also after a resume."""
 
     def on_epoch_end(self, run: Run) -> None:
-        """A pass is complete; ``run.progress.epoch`` counts it already."""
+        """Listen to the end of a pass, which ``run.progress.epoch`` has counted already."""
 
     def on_step_start(self, run: Run, batches: Sequence[Any]) -> None:
-        """One optimizer step starts, over these micro-batches, on the device."""
+        """Listen to the start of an optimizer step.
+
+        Args:
+            run: the run.
+            batches: the micro-batches of the step, on the device.
+        """
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
-        """One optimizer step is complete and counted; ``out`` holds what the step loop returned."""
+        """Listen to the end of an optimizer step, which ``run.progress.step`` has counted already.
+
+        Args:
+            run: the run.
+            out: the values that the step loop returned.
+        """
 
     def on_micro_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
-        """The backward pass of one micro-batch is done; ``out`` is what ``train_step`` returned."""
+        """Listen to the end of the backward pass of one micro-batch.
+
+        Args:
+            run: the run.
+            out: the values that ``train_step`` returned, detached.
+        """
 
     def on_before_update(self, run: Run, grad_norm: Tensor | None) -> None:
-        """Gradients are complete, unscaled and clipped, and not yet used; ``p.grad`` is alive.
+        """Listen before the optimizers step: gradients are complete, unscaled and clipped.
 
-        ``grad_norm`` is the total norm before clipping, a scalar on the device; None when nothing
-        clips.
+        Args:
+            run: the run.
+            grad_norm: the total norm before clipping, a scalar on the device.
         """
 
     def on_log(self, run: Run, values: Mapping[str, float]) -> None:
-        """Values are logged: plain numbers, averaged over the steps since the last log."""
+        """Listen to a log.
+
+        Args:
+            run: the run.
+            values: plain numbers by name, averaged over the steps since the last log.
+        """
 
     def on_eval_start(self, run: Run) -> None:
-        """An evaluation starts."""
+        """Listen to the start of an evaluation."""
 
     def on_eval_step_end(self, run: Run, outputs: Mapping[str, Any]) -> None:
-        """One batch is evaluated; ``outputs`` is what ``eval_step`` returned."""
+        """Listen to the end of one batch of an evaluation.
+
+        Args:
+            run: the run.
+            outputs: the values that ``eval_step`` returned.
+        """
 
     def on_eval_end(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """An evaluation is complete; ``metrics`` are its scalars by full name (``eval/loss``)."""
+        """Listen to the end of an evaluation.
+
+        Args:
+            run: the run.
+            metrics: its scalars by full name, such as ``eval/loss``.
+        """
 
     def on_predict_step_end(self, run: Run, outputs: Any) -> None:
-        """One batch is predicted; ``outputs`` is what ``predict_step`` returned."""
+        """Listen to the end of one batch of predictions.
+
+        Args:
+            run: the run.
+            outputs: the values that ``predict_step`` returned.
+        """
 
     def on_save(self, run: Run, path: Path) -> None:
-        """A checkpoint is durable at ``path``."""
+        """Listen to a save: the checkpoint at ``path`` is durable."""
 
     def on_load(self, run: Run, path: Path) -> None:
-        """The state of the checkpoint at ``path`` is restored."""
+        """Listen to a resume: the state of the checkpoint at ``path`` is loaded."""
 
     def on_commit(self, run: Run) -> None:
-        """The one moment of each step when all state agrees."""
+        """Listen to the one moment of each step at which all state agrees."""
 
     def on_error(self, run: Run, exception: BaseException) -> None:
-        """The run ends by this exception, which is raised again afterwards."""
+        """Listen to an exception that ends the run. It is raised again afterwards."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume."""
+        """Return the state that must survive a resume."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore the state that ``state_dict`` returned."""
 
 
 class Subscription(Hook):
-    """A function that listens to one event, at every occurrence or at a cadence of steps or epochs."""
+    """A function that listens to one event, always or at a cadence of steps or epochs."""
 
     def __init__(self, event: str, function: Callable[..., None], every: object = None) -> None:
         name = event.removeprefix("on_")
@@ -139,11 +180,10 @@ def _fan_out(calls: Sequence[Callable[..., None]]) -> Callable[..., None] | None
 
 
 class Events:
-    """The listeners of one run by event: each attribute is None or one callable that reaches them
-    all.
+    """The listeners of one run by event: each attribute is None or one callable that calls all.
 
-    A place that emits reads the attribute and tests it for None, so an event nobody listens to
-    costs one attribute load. The Task listens first, then the hooks in order.
+    A loop reads the attribute and tests it for None before it emits an event. An event without
+    listeners costs this one attribute load. The task listens first, then the hooks in order.
     """
 
     __slots__ = EVENTS
@@ -191,7 +231,7 @@ def logging_to_accumulator(task: object) -> object:
 
 
 def listens(listener: object, event: str) -> bool:
-    """Whether a hook, a task or a subscription has a method of its own for ``event``."""
+    """Return whether a hook, a task or a subscription defines a method for ``event``."""
     method = getattr(listener, f"on_{event}", None)
     return method is not None and getattr(method, "__func__", method) is not getattr(
         Hook, f"on_{event}"

@@ -1,4 +1,4 @@
-"""Task: what one step is, what is measured, what is optimised and where the data comes from."""
+"""Task: the user's module, with its steps, metrics, optimizers and data."""
 
 from __future__ import annotations
 
@@ -44,69 +44,80 @@ class LogCollector:
 
 
 class Task(nn.Module):
-    """A module that says how it is trained. It never sees the engine: ``task.train_step(batch)``
-    works alone.
+    """A module that defines how it is trained: its steps, metrics, optimizers and data.
 
-    Layers are plain attributes. Any event of ``loopkit.Hook`` may be defined as a method
-    (``on_fit_start`` …): a Task is the first listener of its own run.
+    A task never sees the engine: ``task.train_step(batch)`` can be called and tested alone. Layers
+    are plain attributes. A task may define any event of ``loopkit.Hook`` as a method
+    (``on_fit_start`` …): it is the first listener of its own run.
 
     Attributes:
-        hparams: the constructor's arguments by name, defaults included, recorded before
-            ``__init__`` runs.
+        hparams: the constructor's arguments by name, with defaults, recorded before ``__init__``.
+        log_collector: collects the values that ``log`` is given while a loop calls a step.
     """
 
     hparams: dict[str, Any]
     log_collector: LogCollector
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Record the constructor's arguments; ``__init__`` itself reports arguments that do not
-        fit.
-        """
+        """Record the constructor's arguments; ``__init__`` reports those that do not fit."""
         self = super().__new__(cls)
         self.__dict__["hparams"] = _arguments(cls, args, kwargs)
         self.__dict__["log_collector"] = LogCollector()
         return self
 
     def train_step(self, batch: Any) -> Any:
-        """The loss of one micro-batch: a scalar tensor, or a mapping with ``"loss"``.
+        """Return the loss of one micro-batch.
 
-        A mapping may carry ``"weight"``, the number of terms the mean loss averages (a number or
-        scalar tensor): micro-batches are then combined exactly by it. Other scalars in it are
-        logged as ``train/…``.
+        Args:
+            batch: one micro-batch, on the device.
+
+        Returns:
+            A scalar tensor, or a mapping with it under ``"loss"``. The mapping may hold
+            ``"weight"``, the number of terms that the mean loss averages, as a number or a scalar
+            tensor: micro-batches are then combined exactly by it. Its other scalars are logged as
+            ``train/…``.
         """
         raise TaskError(
             f"{type(self).__name__} has no train_step: define train_step(self, batch) -> loss to "
-            f"train it"
+            "train it"
         )
 
     def eval_step(self, batch: Any) -> Mapping[str, Any]:
-        """What one batch is measured by: ``loss``, its ``weight``, and what metrics' ``update``
-        asks for by name.
+        """Return the measurements of one batch.
+
+        Returns:
+            A mapping with ``"loss"``, its ``"weight"`` if it has one, and the arguments that the
+            metrics' ``update`` methods take, by name.
         """
         raise TaskError(
             f"{type(self).__name__} has no eval_step: define eval_step(self, batch) -> dict to "
-            f"evaluate it"
+            "evaluate it"
         )
 
     def predict_step(self, batch: Any) -> Any:
-        """The predictions for one batch; ``self(batch)`` unless overridden."""
+        """Return the predictions for one batch; ``self(batch)`` unless overridden."""
         return self(batch)
 
     def metrics(self) -> Mapping[str, Any]:
-        """Metrics by name: anything with ``update``, ``compute`` and ``reset``; asked anew for
-        every evaluation.
+        """Return metrics by name: objects with ``update``, ``compute`` and ``reset``.
+
+        Each evaluation calls this again, and so has fresh metrics.
         """
         return {}
 
     def compute_metrics(self, outputs: Any) -> Mapping[str, Any]:
-        """Metrics of the whole evaluation set at once, from ``outputs.preds`` and
-        ``outputs.target`` (NumPy).
+        """Return metrics of the whole evaluation set.
+
+        Args:
+            outputs: NumPy arrays of all samples, as ``outputs.preds`` and ``outputs.target``.
         """
         return {}
 
     def optimizers(self) -> Any:
-        """An optimizer: a ``loopkit.optim`` spec, a torch one, a pair with a torch scheduler, or a
-        dict of these.
+        """Return the optimizer, or a dict of several by name.
+
+        Each is a spec of ``loopkit.optim``, a torch optimizer, or a pair of a torch optimizer and
+        a torch scheduler.
         """
         raise TaskError(
             f"{type(self).__name__} has no optimizers: define optimizers(self), such as "
@@ -114,35 +125,39 @@ class Task(nn.Module):
         )
 
     def configure_model(self) -> None:
-        """Build what is too large for ``__init__``; called once, where the strategy wants
-        parameters made.
+        """Build layers that are too large for ``__init__``.
+
+        The engine calls this once, inside the strategy's ``init_context``.
         """
 
     def loops(self) -> Mapping[str, Any]:
-        """This task's own loops by place: ``{"step": GanStep()}``. The options of Fit go before
-        them.
-        """
+        """Return this task's own loops by name: ``{"step": GanStep()}``. Options of Fit win."""
         return {}
 
     def train_data(self) -> Any:
-        """What to train on: a Dataset, an IterableDataset, a DataLoader, a Loader or an iterable of
-        batches.
-        """
+        """Return the training data: a Dataset, DataLoader, Loader or iterable of batches."""
         raise TaskError(
             f"{type(self).__name__} has no train_data: define train_data(self) to train it"
         )
 
     def eval_data(self) -> Any:
-        """What to evaluate on: as ``train_data``, or a dict of such by name; None for nothing."""
+        """Return the evaluation data, as ``train_data``, or a dict of it by name; None for none."""
         return None
 
     def predict_data(self) -> Any:
-        """What to predict: as ``train_data``; the evaluation data unless overridden."""
+        """Return the data to predict, as ``train_data``; the evaluation data unless overridden."""
         return self.eval_data()
 
     def log(self, name: str, value: Any, reduce: Reduce = "mean") -> None:
-        """Log a scalar, averaged (or reduced otherwise) until the next log. Never waits for the
-        device.
+        """Log a scalar from within a step or an event of this task. Never waits for the device.
+
+        The next log shows the values since the last one, reduced over steps and ranks. Outside of
+        a run, the value is dropped.
+
+        Args:
+            name: the full name, such as ``"train/accuracy"``.
+            value: a number or a scalar tensor.
+            reduce: "mean", "sum", "max", "min" or "last".
 
         Raises:
             OptionError: an unknown reduction.
@@ -154,25 +169,27 @@ class Task(nn.Module):
         self.log_collector.add(name, value, reduce)
 
     def checkpoint_files(self) -> Mapping[str, bytes]:
-        """Further files for its checkpoints and exports, by name: small ones that let others open
-        them.
-        """
+        """Return further small files for checkpoints and exports, by name."""
         return {}
 
     def check_files(self, files: Mapping[str, bytes], path: Path) -> None:
-        """Refuse, with a CheckpointError, the checkpoint ``path`` for what its further files say."""
+        """Refuse the checkpoint at ``path`` for what its further files hold.
+
+        Raises:
+            CheckpointError: the checkpoint is not one of this task.
+        """
 
     @classmethod
     def load(cls, checkpoint: str | Path, **arguments: Any) -> Self:
-        """The task a checkpoint was saved from: built with its recorded arguments, with its
-        weights.
+        """Return the task of a checkpoint, built with its saved arguments and weights.
 
         Args:
-            checkpoint: a checkpoint directory, or a run directory for its newest good one.
-            arguments: constructor arguments to replace, or to give where they could not be saved.
+            checkpoint: a checkpoint directory, or a run directory for its newest valid one.
+            arguments: constructor arguments that replace the saved ones, or that could not be
+                saved.
 
         Raises:
-            CheckpointError: it cannot be trusted, or its weights do not fit.
+            CheckpointError: the checkpoint is not valid, or its weights do not fit.
         """
         snapshot = loopkit.checkpoint.load_snapshot(Path(checkpoint))
         saved = snapshot.state["task"]["hparams"]
@@ -197,19 +214,17 @@ class Task(nn.Module):
 
     @classmethod
     def _from_files(cls, files: Mapping[str, bytes], given: Collection[str]) -> dict[str, Any]:
-        """The constructor arguments, but for ``given`` ones, that a checkpoint's further files
-        make.
-        """
+        """Return the constructor arguments, without the ``given`` ones, made of further files."""
         return {}
 
 
 def overrides(task: Task, method: str) -> bool:
-    """Whether a task defines ``method`` itself, in its class or as an attribute."""
+    """Return whether a task defines ``method`` itself, in its class or as an attribute."""
     return getattr(getattr(task, method), "__func__", None) is not getattr(Task, method)
 
 
 def name_of(task: nn.Module) -> str:
-    """The name of the user's class, which a strategy may have derived one of its own from."""
+    """Return the name of the user's class, from which a strategy may have derived its own."""
     return next(
         kind.__name__
         for kind in type(task).__mro__
