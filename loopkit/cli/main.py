@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TextIO
 
 from loopkit import __version__
-from loopkit.distributed.failures import leave
+from loopkit.distributed.failures import exit_failed_rank
 from loopkit.errors import LoopkitError, LoopkitWarning, OptionError, nearest
 
 INTERRUPTED = 130
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(words)
         except LoopkitError as error:
-            leave(error, f"loopkit: {error}")
+            exit_failed_rank(error, f"loopkit: {error}")
             print(f"loopkit: {error}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except Exception as error:
             told = error.with_traceback(_of_the_user(error.__traceback__))
-            leave(error, "".join(traceback.format_exception(told)).rstrip())
+            exit_failed_rank(error, "".join(traceback.format_exception(told)).rstrip())
             traceback.print_exception(told)
             return 1
 

@@ -1,6 +1,4 @@
-"""What a rank leaves behind when it fails: who was first, why, and where; told once, however many
-ranks there are.
-"""
+"""How a rank ends when it fails: it reports the cause once, for all ranks, and exits at once."""
 
 from __future__ import annotations
 
@@ -13,17 +11,20 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from loopkit.errors import HungError, LoopkitError
 
+FailureKind = Literal["local", "propagated", "hang"]
+
+# Seconds that a process waits for another thread, or for another rank to end first.
 _GRACE = 3.0
-# What a rank hears when another one is gone; it says nothing of why.
-_ECHOES = (
+# Texts of the errors that a rank gets when another rank is gone. They do not give the cause.
+_PROPAGATED_SIGNS = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "connectFullMesh", "recvValue failed",
     "Socket Timeout", "NCCL communicator was aborted", "Connection refused", "remote process exited", "Gloo connect",
 )  # fmt: skip
-_TIMEOUTS = (
+_HANG_SIGNS = (
     "Timed out waiting",
     "timed out",
     "Watchdog caught collective operation timeout",
@@ -32,36 +33,38 @@ _TIMEOUTS = (
 
 
 def started_by_launcher() -> bool:
-    """Whether loopkit's own launcher started this process."""
+    """Return whether loopkit's own launcher started this process."""
     return "LOOPKIT_LAUNCH" in os.environ
 
 
-def kind_of(error: BaseException) -> str:
-    """ "own" for an error of this rank, "echo" of another one's, "hung" where the others never
-    came.
+def kind_of(error: BaseException) -> FailureKind:
+    """Return what made this rank fail.
+
+    Returns:
+        "local" for an error of this rank, "propagated" if another rank has ended, "hang" if other
+        ranks did not come to a collective in time.
     """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RuntimeError) and not isinstance(seen, LoopkitError):
             text = str(seen)
-            if any(sign in text for sign in _TIMEOUTS):
-                return "hung"
-            if any(sign in text for sign in _ECHOES):
-                return "echo"
+            if any(sign in text for sign in _HANG_SIGNS):
+                return "hang"
+            if any(sign in text for sign in _PROPAGATED_SIGNS):
+                return "propagated"
         seen = seen.__cause__ or seen.__context__
-    return "own"
+    return "local"
 
 
-class Failure:
-    """The end of this process when an exception leaves it: recorded for whoever started it, then
-    out at once.
+class FailureReporter:
+    """An excepthook for one of several ranks: it reports the error and exits at once.
 
-    Leaving at once closes the sockets, which frees the ranks that wait for this one.
+    The exit closes the sockets, which frees the ranks that wait for this one.
 
     Args:
         rank: this process's rank.
-        diagnose: for a hang, what is known of the ranks that did not come; also ends those of this
-            machine.
+        diagnose: called after a hang: kills the ranks of this machine that did not come, and
+            returns what is known of them.
     """
 
     def __init__(self, rank: int, diagnose: Callable[[], str]) -> None:
@@ -69,80 +72,71 @@ class Failure:
         self.diagnose = diagnose
 
     def install(self) -> None:
-        """Take over ``sys.excepthook``."""
+        """Become ``sys.excepthook``."""
         sys.excepthook = self
 
     def __call__(
-        self,
-        kind: type[BaseException],
-        error: BaseException,
-        trace: TracebackType | None,
-        text: str | None = None,
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        """Record and leave; ``text`` is what to show in place of the traceback."""
-        code = (
-            error.exit_code
-            if isinstance(error, LoopkitError)
-            else 130
-            if kind is KeyboardInterrupt
-            else 1
-        )
-        why = kind_of(error)
-        if why == "hung":
-            code, text = (
-                HungError.exit_code,
-                f"loopkit.errors.HungError: {self.diagnose()}\n{_last_line(error)}",
-            )
-        if text is None:
-            text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
-        self._tell(why, text, code)
-        _end_of_saves()
+        """Report the error with its traceback and exit."""
+        self.exit(error, "".join(traceback.format_exception(kind, error, trace)).rstrip())
+
+    def exit(self, error: BaseException, text: str) -> None:
+        """Report ``error``, shown as ``text``, and exit."""
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = error.exit_code if isinstance(error, LoopkitError) else code
+        kind = kind_of(error)
+        if kind == "hang":
+            code = HungError.exit_code
+            text = f"loopkit.errors.HungError: {self.diagnose()}\n{_first_line(error)}"
+        self._report(kind, text, code)
+        _wait_for_saves()
         sys.stdout.flush()
         sys.stderr.flush()
-        if why == "echo" and not started_by_launcher():
-            time.sleep(_GRACE)  # a launcher takes the first to end for the cause
+        # Other launchers take the first rank to end for the cause.
+        if kind == "propagated" and not started_by_launcher():
+            time.sleep(_GRACE)
         os._exit(code)
 
-    def _tell(self, why: str, text: str, code: int) -> None:
-        record = {"rank": self.rank, "why": why, "text": text, "code": code, "at": time.time_ns()}
+    def _report(self, kind: FailureKind, text: str, code: int) -> None:
         if started_by_launcher():
-            _write(Path(os.environ["LOOPKIT_LAUNCH"]) / f"failure-{self.rank}.json", record)
-        elif why == "echo":
+            directory = Path(os.environ["LOOPKIT_LAUNCH"])
+            record = {"rank": self.rank, "kind": kind, "text": text, "code": code}
+            _write(directory / f"failure-{self.rank}.json", {**record, "at": time.time_ns()})
+        elif kind == "propagated":
             print(f"rank {self.rank}: ended, as another rank did", file=sys.stderr)
-        elif "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun shows it, last and once
-            extra = {
+        elif "TORCHELASTIC_ERROR_FILE" in os.environ:
+            # torchrun shows this file last and once.
+            details = {
                 "py_callstack": f"rank {self.rank}: {text}",
                 "timestamp": str(int(time.time())),
             }
-            message = {"message": text.splitlines()[-1] if text else "", "extraInfo": extra}
+            message = {"message": text.splitlines()[-1] if text else "", "extraInfo": details}
             _write(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), {"message": message})
         else:
             print(f"rank {self.rank} failed:\n{text}", file=sys.stderr)
 
 
-def leave(error: BaseException, text: str) -> None:
-    """In one of several ranks: end it by ``error``, of which ``text`` is shown. Returns where there
-    is one process.
-    """
-    hook = sys.excepthook
-    if isinstance(hook, Failure):
-        hook(type(error), error, error.__traceback__, text)
+def exit_failed_rank(error: BaseException, text: str) -> None:
+    """Report ``error``, shown as ``text``, and exit; return if this process is not a rank."""
+    if isinstance(sys.excepthook, FailureReporter):
+        sys.excepthook.exit(error, text)
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    """Replace ``path`` at once: whoever reads it may end this process in the midst of a write."""
+    """Replace ``path`` at once: its reader may kill this process in the middle of a write."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh.write_text(json.dumps(value))
     fresh.replace(path)
 
 
-def _last_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip().splitlines()[0][:300]
 
 
-def _end_of_saves() -> None:
-    """Let a save in the background come to its end; nothing that is whole is left half written."""
+def _wait_for_saves() -> None:
+    """Let a save in the background end, so that no checkpoint is left half written."""
     for thread in threading.enumerate():
         if thread.name == "loopkit-checkpoint":
             thread.join(_GRACE)

@@ -1,6 +1,4 @@
-"""Pulse: each rank says once a second that it lives and where it is, so that a hang can be told
-from a wait.
-"""
+"""Heartbeats: each rank reports once a second where it is, to tell a hang from a wait."""
 
 from __future__ import annotations
 
@@ -21,109 +19,104 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from loopkit.distributed.environment import RankInfo
 
-_PERIOD = 1.0
-_OURS = f"{os.sep}loopkit{os.sep}"
+# Seconds between two heartbeats, and from one look at all ranks' heartbeats to the next.
+_INTERVAL = 1.0
+_LOOK_AGAIN = 1.6 * _INTERVAL
+_LOOPKIT = f"{os.sep}loopkit{os.sep}"
 _TORCH = f"{os.sep}torch{os.sep}"
-_LIBRARY = os.path.dirname(os.__file__) + os.sep
+_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
+
+# What a rank reports: number, pid, host, and where its main thread is.
+Report = dict[str, Any]
 
 
 class Heartbeat:
-    """Reports this rank to the store at which all of them met, from a thread with a connection of
-    its own.
+    """Reports this rank to the store where all ranks meet.
 
-    Attributes:
-        last: what this rank said last.
+    A thread sends the heartbeats over a connection of its own.
     """
 
-    def __init__(self, place: RankInfo) -> None:
-        self.place = place
-        self.last: dict[str, Any] = {}
+    def __init__(self, rank_info: RankInfo) -> None:
+        self._rank_info = rank_info
         self._store: Any = None
         self._watched = threading.main_thread().ident
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="loopkit-pulse", daemon=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._send, name="loopkit-heartbeat", daemon=True)
         self._thread.start()
-        atexit.register(
-            self.stop
-        )  # a thread that is still in torch when the interpreter goes aborts the process
+        # A thread that is inside torch when the interpreter ends would abort the process.
+        atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Fall silent."""
-        self._over.set()
-        self._thread.join(2 * _PERIOD)
+        """Send no more heartbeats."""
+        self._stopped.set()
+        self._thread.join(2 * _INTERVAL)
 
-    def _beat(self) -> None:
+    def _send(self) -> None:
         number = 0
-        with suppress(RuntimeError):  # the store is gone, and with it whoever would ask
+        # If the store is gone, the processes that would read from it are gone too.
+        with suppress(RuntimeError):
             self._store = TCPStore(
-                self.place.host,
-                self.place.port,
+                self._rank_info.host,
+                self._rank_info.port,
                 is_master=False,
                 wait_for_workers=False,
                 timeout=timedelta(seconds=5),
             )
-            while not self._over.is_set():
+            while not self._stopped.is_set():
                 number += 1
-                about = {
+                frame = sys._current_frames().get(self._watched or 0)
+                report: Report = {
                     "number": number,
                     "pid": os.getpid(),
                     "host": platform.node(),
-                    "at": self._where(),
+                    "at": "" if frame is None else describe(frame),
                 }
-                self._store.set(self._key(self.place.rank), json.dumps(about))
-                self._over.wait(_PERIOD)
+                self._store.set(self._key(self._rank_info.rank), json.dumps(report))
+                self._stopped.wait(_INTERVAL)
 
     def _key(self, rank: int) -> str:
-        return f"loopkit/pulse/{self.place.attempt}/{rank}"
-
-    def _where(self) -> str:
-        frame = sys._current_frames().get(self._watched or 0)
-        return "" if frame is None else describe(frame)
+        return f"loopkit/heartbeat/{self._rank_info.attempt}/{rank}"
 
     def diagnose(self) -> str:
-        """Which ranks are not where the others wait; those of this machine are ended, as the run
-        is.
+        """Describe which ranks did not come to where the others wait, and kill them.
+
+        Only ranks on this machine are killed. They would keep the launcher waiting.
         """
-        before = self._read()
-        time.sleep(1.6 * _PERIOD)
-        after = self._read()
-        dead = [r for r, said in after.items() if said is None or said == before.get(r)]
+        before = self._read_reports()
+        time.sleep(_LOOK_AGAIN)
+        after = self._read_reports()
+        dead = [r for r, report in after.items() if report is None or report == before.get(r)]
         if dead:
             for rank in dead:
-                self._end(after[rank])
+                self._kill(after[rank])
+            last = "".join(f"; rank {r} was last at {after[r]['at']}" for r in dead if after[r])  # type: ignore[index]
             return (
-                f"hung: {_ranks(dead)} stopped: nothing was heard of it for {1.6 * _PERIOD:g} s or "
-                f"longer"
-                + "".join(
-                    f"; rank {rank} was last at {said['at']}"
-                    for rank, said in after.items()
-                    if rank in dead and said
-                )
+                f"hung: {_ranks(dead)} stopped: no heartbeat for at least {_LOOK_AGAIN:g} s{last}"
             )
-        places = {
-            rank: said["at"] for rank, said in after.items() if said and rank != self.place.rank
-        }
-        elsewhere = [rank for rank, at in places.items() if "waiting" not in at]
+        others = {r: report["at"] for r, report in after.items() if report}
+        others.pop(self._rank_info.rank, None)
+        elsewhere = [rank for rank, at in others.items() if "waiting" not in at]
         for rank in elsewhere:
-            self._end(after[rank])
-        elsewhere = elsewhere or list(places)
-        told = "; ".join(f"rank {rank} at {at}" for rank, at in places.items())
-        return f"hung: {_ranks(elsewhere)} did not come to where the others wait. {told}"
+            self._kill(after[rank])
+        late = _ranks(elsewhere or list(others))
+        positions = "; ".join(f"rank {rank} at {at}" for rank, at in others.items())
+        return f"hung: {late} did not come to where the others wait. {positions}"
 
-    def _read(self) -> dict[int, dict[str, Any] | None]:
-        said: dict[int, dict[str, Any] | None] = {}
-        for rank in range(self.place.size):
+    def _read_reports(self) -> dict[int, Report | None]:
+        reports: dict[int, Report | None] = {}
+        for rank in range(self._rank_info.size):
+            # A rank that has stopped may be the one that holds the store.
             try:
                 there = self._store is not None and self._store.check([self._key(rank)])
-                said[rank] = json.loads(self._store.get(self._key(rank))) if there else None
-            except RuntimeError:  # the store is with a rank that has stopped
-                said[rank] = None
-        return said
+                reports[rank] = json.loads(self._store.get(self._key(rank))) if there else None
+            except RuntimeError:
+                reports[rank] = None
+        return reports
 
-    def _end(self, said: dict[str, Any] | None) -> None:
-        if said and said["host"] == platform.node() and said["pid"] != os.getpid():
+    def _kill(self, report: Report | None) -> None:
+        if report and report["host"] == platform.node() and report["pid"] != os.getpid():
             with suppress(ProcessLookupError):
-                os.kill(said["pid"], getattr(signal, "SIGKILL", signal.SIGTERM))
+                os.kill(report["pid"], getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _ranks(numbers: list[int]) -> str:
@@ -131,19 +124,20 @@ def _ranks(numbers: list[int]) -> str:
 
 
 def describe(frame: FrameType) -> str:
-    """Where a thread is: the innermost line that is the user's (else loopkit's), and whether it
-    waits for ranks.
+    """Return where a thread is, with ", waiting" appended if it waits in a collective.
+
+    The line is the innermost one of the user's code, or else of loopkit's.
     """
     waiting, ours, inner = False, "", frame
     here: FrameType | None = frame
     while here is not None:
         file = here.f_code.co_filename
-        collective = "distributed" in file or here.f_code.co_name == "_engine_run_backward"
-        waiting = waiting or (_TORCH in file and collective)
-        where = f"{os.path.basename(file)}:{here.f_lineno} in {here.f_code.co_name}"
-        if _OURS in file:
-            ours = ours or where
-        elif not file.startswith(("<", _LIBRARY)) and _TORCH not in file:
-            return f"{where}{', waiting' if waiting else ''}"
+        is_collective = "distributed" in file or here.f_code.co_name == "_engine_run_backward"
+        waiting = waiting or (_TORCH in file and is_collective)
+        line = f"{os.path.basename(file)}:{here.f_lineno} in {here.f_code.co_name}"
+        if _LOOPKIT in file:
+            ours = ours or line
+        elif not file.startswith(("<", _STANDARD_LIBRARY)) and _TORCH not in file:
+            return f"{line}{', waiting' if waiting else ''}"
         here = here.f_back
     return f"{ours or inner.f_code.co_name}{', waiting' if waiting else ''}"

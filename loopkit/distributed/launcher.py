@@ -1,8 +1,7 @@
-"""Launching: a plain ``python train.py`` starts the ranks it asks for, and ends as the first of
-them to fail ends.
+"""Start the ranks that a plain ``python train.py`` asks for, and end with the first that fails.
 
-Each rank runs the same script anew, with torchrun's environment, so a script is written once for
-all ways to start it. The process that the user started only watches: it never comes back from
+Each rank runs the same script from the start, with torchrun's environment, so a script is written
+once for all launchers. The process that the user started only watches: it never returns from
 ``Fit``, and ends with the exit code of the ranks.
 """
 
@@ -18,19 +17,24 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-_POLL = 0.02
-_LAST_WORDS = 2.0
-_STOP = 30.0
+# All in seconds.
+_POLL_INTERVAL = 0.02
+_TIME_TO_REPORT = 2.0
+_TIME_TO_STOP = 30.0
 
 
-def command() -> list[str] | None:
-    """What starts this program again; None without a script: in an interactive session, a notebook,
-    ``python -c``.
+def relaunch_command() -> list[str] | None:
+    """Return the command that starts this program again.
+
+    Returns:
+        None if there is no script: in an interactive session, a notebook or ``python -c``.
     """
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
@@ -42,13 +46,12 @@ def command() -> list[str] | None:
     return [sys.executable, "-u", os.path.abspath(script), *sys.argv[1:]]
 
 
-def launch(count: int, words: list[str]) -> int:
-    """Start ``count`` ranks on this machine with the command line ``words``, and watch them to
-    their end.
+def launch(count: int, command: Sequence[str]) -> int:
+    """Run ``command`` as ``count`` ranks on this machine, and watch them to their end.
 
-    SIGTERM, SIGINT and SIGUSR1 are passed on, once each. When a rank fails, the others get two
-    seconds for their last words and are ended; what is told is the traceback of the first that
-    failed by itself.
+    SIGTERM, SIGINT and SIGUSR1 are forwarded to the ranks, once each. When a rank fails, the others
+    get two seconds to report and are then killed. The traceback shown is that of the first rank
+    with a failure of its own.
 
     Returns:
         The exit code: 0, or that of the failure.
@@ -60,30 +63,29 @@ def launch(count: int, words: list[str]) -> int:
     store = TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
     )
-    place = Path(tempfile.mkdtemp(prefix="loopkit-launch-"))
-    ranks = Ranks(words, count, place, store.port)
+    directory = Path(tempfile.mkdtemp(prefix="loopkit-launch-"))
+    ranks = RankProcesses(command, count, directory, port=store.port)
     try:
-        with ranks.signals():
+        with ranks.forwarding_signals():
             return ranks.watch()
     finally:
         ranks.kill()
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-class Ranks:
+class RankProcesses:
     """The processes of one launch.
 
     Args:
-        words: the command line.
-        count: how many.
-        place: a directory for their failure records, and for what all but the first write to
-            stderr.
-        port: of the store where they meet.
+        command: what each rank runs.
+        count: the number of ranks.
+        directory: where ranks write failure records, and all but rank 0 their stderr.
+        port: of the store where the ranks meet.
     """
 
-    def __init__(self, words: list[str], count: int, place: Path, port: int) -> None:
-        self.place = place
-        self.stopping: float | None = None
+    def __init__(self, command: Sequence[str], count: int, directory: Path, *, port: int) -> None:
+        self.directory = directory
+        self._stopping_since: float | None = None
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
         shared = {
             "WORLD_SIZE": count,
@@ -91,35 +93,54 @@ class Ranks:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
             "OMP_NUM_THREADS": threads,
-            "LOOPKIT_LAUNCH": place,
+            "LOOPKIT_LAUNCH": directory,
             "LOOPKIT_PARENT": os.getpid(),
         }
         self.processes: list[subprocess.Popen[bytes]] = []
         for rank in range(count):
             env = {**os.environ, **{name: str(value) for name, value in shared.items()}}
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # What a script prints should show once. Sessions of their own, so that Ctrl-C comes
-            # through us, once.
-            out: IO[bytes] | None = None if rank == 0 else (place / f"stderr-{rank}").open("wb")
-            quiet = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": out}
-            self.processes.append(subprocess.Popen(words, env=env, start_new_session=True, **quiet))  # type: ignore[call-overload]
-            if out is not None:
-                out.close()
+            # What a script prints shows once. Each rank has a session of its own, so that Ctrl-C
+            # reaches it once, through this process.
+            stderr: IO[bytes] | None = None if rank == 0 else self._stderr_of(rank).open("wb")
+            silent = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": stderr}
+            self.processes.append(
+                subprocess.Popen(command, env=env, start_new_session=True, **silent)  # type: ignore[call-overload]
+            )
+            if stderr is not None:
+                stderr.close()
 
-    def signals(self) -> Any:
-        """A context that passes signals on to the ranks."""
-        return SignalForwarder(self)
+    def _stderr_of(self, rank: int) -> Path:
+        return self.directory / f"stderr-{rank}"
 
-    def pass_on(self, number: int) -> None:
-        """Send a signal to every rank that runs."""
-        if number != getattr(signal, "SIGUSR1", None) and self.stopping is None:
-            self.stopping = time.monotonic()
+    @contextmanager
+    def forwarding_signals(self) -> Iterator[None]:
+        """Inside, the signals that this process gets go to the ranks."""
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            self.forward_signal(number)
+
+        before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            numbers += [signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []
+            before = {number: signal.signal(number, forward) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def forward_signal(self, number: int) -> None:
+        """Send a signal to every rank that still runs."""
+        if number != getattr(signal, "SIGUSR1", None) and self._stopping_since is None:
+            self._stopping_since = time.monotonic()
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     def kill(self) -> None:
-        """End whatever still runs."""
+        """Kill the ranks that still run."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
@@ -127,90 +148,68 @@ class Ranks:
             process.wait()
 
     def watch(self) -> int:
-        """Wait for the end of all; returns the exit code, after telling what failed."""
+        """Wait until all ranks have ended; report a failure and return the exit code."""
         first: int | None = None
-        since = 0.0
+        failed_at = 0.0
         while True:
             codes = [process.poll() for process in self.processes]
             failed = [rank for rank, code in enumerate(codes) if code]
             if first is None and failed:
-                first, since = failed[0], time.monotonic()
+                first, failed_at = failed[0], time.monotonic()
             if None not in codes:
                 break
-            if first is not None and time.monotonic() - since > (
-                _LAST_WORDS if self.stopping is None else _STOP
-            ):
+            limit = _TIME_TO_REPORT if self._stopping_since is None else _TIME_TO_STOP
+            if first is not None and time.monotonic() - failed_at > limit:
                 self.kill()
                 break
-            time.sleep(_POLL)
-        return 0 if first is None else self._tell(first, codes)
+            time.sleep(_POLL_INTERVAL)
+        return 0 if first is None else self._report(first, codes)
 
-    def _tell(self, first: int, codes: list[int | None]) -> int:
-        records = [
-            json.loads(path.read_text()) for path in sorted(self.place.glob("failure-*.json"))
-        ]
-        told = {record["rank"]: record for record in records}
-        silent = [
-            first,
-            *range(len(codes)),
-        ]  # ranks that ended without a word, the first to be seen in front
-        silent = [rank for rank in silent if codes[rank] is not None and rank not in told]
-        hung = [
-            record for record in records if record["why"] == "hung"
-        ]  # whose rank ends the one that it waits for
-        causes = hung or [record for record in records if record["why"] == "own"]
-        if hung or (causes and not (codes[first] or 0) < 0):
+    def _report(self, first: int, codes: list[int | None]) -> int:
+        """Print the cause of the failure and return its exit code.
+
+        Args:
+            first: the rank that was seen to end first.
+            codes: the exit code of each rank; None where this process killed the rank.
+        """
+        paths = sorted(self.directory.glob("failure-*.json"))
+        records = [json.loads(path.read_text()) for path in paths]
+        # The rank that finds a hang kills the rank that it waits for, so its record comes first.
+        hangs = [record for record in records if record["kind"] == "hang"]
+        causes = hangs or [record for record in records if record["kind"] == "local"]
+        if hangs or (causes and not (codes[first] or 0) < 0):
             cause = min(causes, key=lambda record: record["at"])
             print(f"rank {cause['rank']} failed:\n{cause['text']}", file=sys.stderr)
             return int(cause["code"])
-        rank = silent[0] if silent else first
+        reported = {record["rank"] for record in records}
+        ended = [rank for rank in (first, *range(len(codes))) if codes[rank] is not None]
+        rank = next((rank for rank in ended if rank not in reported), first)
         code = codes[rank] or 0
-        if code > 0 and not records:  # it said what it had to say, as SystemExit(143) does
+        # A rank that ends itself, as SystemExit(143) does, has printed why.
+        if code > 0 and not records:
             return code
-        self._tell_silent(rank, code)
+        self._report_unexplained(rank, code)
         return 128 - code if code < 0 else code or 1
 
-    def _tell_silent(self, rank: int, code: int) -> None:
-        said = self.place / f"stderr-{rank}"
-        words = said.read_text(errors="replace").strip().splitlines()[-30:] if said.exists() else []
-        how = (
-            f"was ended by signal {signal.Signals(-code).name}"
-            if code < 0
-            else f"ended with exit code {code}"
-        )
-        how += " while the others went on" if code >= 0 else ""
+    def _report_unexplained(self, rank: int, code: int) -> None:
+        """Print the end of a rank that left no record, after the last lines of its stderr."""
+        stderr = self._stderr_of(rank)
+        text = stderr.read_text(errors="replace") if stderr.exists() else ""
+        if code < 0:
+            end = f"was ended by signal {signal.Signals(-code).name}"
+        else:
+            end = f"ended with exit code {code} while the others continued"
         hint = " (out of memory ends a process like this)" if code == -9 else ""
-        print("\n".join([*words, f"rank {rank} {how}{hint}"]), file=sys.stderr)
-
-
-class SignalForwarder:
-    """A context in which this process's signals go to the ranks."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            self.ranks.pass_on(number)
-
-        if threading.current_thread() is threading.main_thread():
-            wanted = [
-                signal.SIGTERM,
-                signal.SIGINT,
-                *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []),
-            ]
-            self.before = {number: signal.signal(number, pass_on) for number in wanted}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        lines = [*text.strip().splitlines()[-30:], f"rank {rank} {end}{hint}"]
+        print("\n".join(lines), file=sys.stderr)
 
 
 def die_with_parent() -> None:
-    """Have Linux end this process when the launcher is gone, however it went."""
+    """Have Linux kill this process when its launcher is gone, however the launcher ended."""
     parent = os.environ.get("LOOPKIT_PARENT")
     if parent is not None and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != int(parent):  # it went before we asked
+        # The 1 is PR_SET_PDEATHSIG.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        # The launcher may have gone before the call.
+        if os.getppid() != int(parent):
             os._exit(1)

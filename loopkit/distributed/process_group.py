@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from loopkit.devices import find_device
-from loopkit.distributed.communicator import Communicator, Group
+from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
 from loopkit.distributed.environment import RankInfo, find_rank_info
 from loopkit.errors import OptionError
 
@@ -73,7 +73,7 @@ def init_process_group(
         timeout: seconds that a rank waits in a collective before it gives up.
     """
     if dist.is_initialized():
-        return Group()
+        return ProcessGroupCommunicator()
     limit = timedelta(seconds=timeout)
     rank, size = (rank_info.rank, rank_info.size) if rank_info else (0, 1)
     options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
@@ -91,7 +91,7 @@ def init_process_group(
     # Later Fits of this process use the same group. At exit its threads would abort the process.
     atexit.register(_destroy_process_group)
     logger.debug("rank %d of %d has joined the process group on %s", rank, size, device)
-    return Group()
+    return ProcessGroupCommunicator()
 
 
 def _connect(rank_info: RankInfo, limit: timedelta) -> Any:

@@ -10,9 +10,9 @@ import torch
 
 from loopkit.devices import visible_devices
 from loopkit.distributed.environment import find_rank_info
-from loopkit.distributed.failures import Failure
+from loopkit.distributed.failures import FailureReporter
 from loopkit.distributed.heartbeat import Heartbeat
-from loopkit.distributed.launcher import command, die_with_parent, launch
+from loopkit.distributed.launcher import die_with_parent, launch, relaunch_command
 from loopkit.errors import OptionError, nearest
 from loopkit.options import Options
 from loopkit.strategies.base import Strategy
@@ -60,14 +60,14 @@ def start_ranks(options: Options) -> int:
             )
         if count == 1:
             return 0
-        again = command()
-        if again is None:
+        command = relaunch_command()
+        if command is None:
             return count
         logger.info("starting %d ranks on this machine", count)
-        raise SystemExit(launch(count, again))
-    if rank_info.size > 1 and not isinstance(sys.excepthook, Failure):
+        raise SystemExit(launch(count, command))
+    if rank_info.size > 1 and not isinstance(sys.excepthook, FailureReporter):
         die_with_parent()
-        Failure(rank_info.rank, Heartbeat(rank_info).diagnose).install()
+        FailureReporter(rank_info.rank, Heartbeat(rank_info).diagnose).install()
     started = rank_info.local_size
     if options.devices not in ("auto", started) and _is_multi_process(options):
         raise OptionError(

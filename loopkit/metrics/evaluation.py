@@ -5,9 +5,9 @@ whole-set metrics.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,25 +19,11 @@ from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.metrics.sync import ReplayedMetric, interleave_ranks, is_torchmetric, merge, to_float64
 from loopkit.task import Task, name_of, overrides
 
+if TYPE_CHECKING:
+    from loopkit.distributed.communicator import Communicator
+
 PADDING = -100
 _OWN_KEYS = ("loss", "weight")
-
-
-class Ranks(Protocol):
-    """What an evaluation asks of those who evaluate together; ``loopkit.distributed.communicator.World``
-    has it.
-    """
-
-    size: int
-
-    def all_gather_object(self, value: Any) -> list[Any]:
-        """Everyone's value."""
-
-    def gather_object(self, value: Any) -> list[Any]:
-        """Everyone's value, on the first rank."""
-
-    def run_on_rank_zero(self, function: Callable[[], Any]) -> Any:
-        """What the function gives on the first rank."""
 
 
 @dataclass
@@ -71,12 +57,12 @@ class Evaluation:
     """Accumulates one pass over one data set, of which each rank sees its share.
 
     Args:
-        ranks: those who evaluate together; its collective methods are called by ``compute``.
+        communicator: over the ranks that evaluate together. ``compute`` calls its collectives.
     """
 
-    def __init__(self, task: Task, device: torch.device, ranks: Ranks) -> None:
+    def __init__(self, task: Task, device: torch.device, communicator: Communicator) -> None:
         self._task = task
-        self._ranks = ranks
+        self._communicator = communicator
         self._metrics = [
             (name, self._prepared(metric, device), _wanted(name, metric))
             for name, metric in _flat(task.metrics(), "")
@@ -91,7 +77,7 @@ class Evaluation:
             if device.type != "mps":  # which has no double precision
                 to_float64(metric)
             return metric
-        return ReplayedMetric(metric) if self._ranks.size > 1 else metric
+        return ReplayedMetric(metric) if self._communicator.size > 1 else metric
 
     def update(
         self, outputs: Mapping[str, Any], size: int, logged: Sequence[tuple[str, Any, str]] = ()
@@ -138,18 +124,18 @@ class Evaluation:
         Raises:
             MetricError: ``compute_metrics`` returned no mapping.
         """
-        gather = self._ranks.all_gather_object
+        gather = self._communicator.all_gather_object
         found: dict[str, Any] = dict(self._means.take(gather))
         for name, metric, _ in self._metrics:
-            if self._ranks.size > 1 and is_torchmetric(metric):
+            if self._communicator.size > 1 and is_torchmetric(metric):
                 merge(metric, gather)
             computed = (
                 metric.compute(gather) if isinstance(metric, ReplayedMetric) else metric.compute()
             )
             found |= dict(_flat_values(computed, name))
         if self._whole:
-            gathered = self._ranks.gather_object(self._kept)
-            found |= self._ranks.run_on_rank_zero(lambda: self._of_the_whole(gathered))
+            gathered = self._communicator.gather_object(self._kept)
+            found |= self._communicator.run_on_rank_zero(lambda: self._of_the_whole(gathered))
         scalars, arrays = {}, {}
         for name, value in found.items():
             if isinstance(value, (int, float)):

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from loopkit.distributed.data_parallel import DataParallelView
+from loopkit.distributed.communicator import ProcessGroupCommunicator
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
@@ -104,7 +104,7 @@ class FSDP(SingleDevice):
         self._team = 1
         if self.tensor is not None:
             self._team = self.tensor.team(self.world_size, self._join.local_size)
-            self.dp = DataParallelView(self.world, self._team)
+            self.dp = ProcessGroupCommunicator(tp_size=self._team)
             if self.scaler is not None:
                 raise OptionError(
                     "TensorParallel with precision='fp16': the loss scaler takes no layers that "

@@ -270,9 +270,9 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
     """
     import signal
 
-    from loopkit.distributed.communicator import Group
+    from loopkit.distributed.communicator import ProcessGroupCommunicator
 
-    kept, words, seen = Group.all_reduce_sum, [0], [0]
+    kept, words, seen = ProcessGroupCommunicator.all_reduce_sum, [0], [0]
 
     def add(self: Any, *numbers: float) -> list[float]:
         sums = kept(self, *numbers)
@@ -281,7 +281,7 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
             signal.raise_signal(signal.SIGTERM)
         return sums
 
-    Group.all_reduce_sum = add  # type: ignore[method-assign]
+    ProcessGroupCommunicator.all_reduce_sum = add  # type: ignore[method-assign]
     fit = quiet(strategy="ddp", batch_size=4, epochs=2, eval_every="3 steps", log_every="3 steps")
     fit.on(
         "step_end", lambda run, out: seen.__setitem__(0, run.progress.step)
@@ -291,7 +291,7 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
     except SystemExit as error:
         return f"exit {error.code}", seen[0]
     finally:
-        Group.all_reduce_sum = kept  # type: ignore[method-assign]
+        ProcessGroupCommunicator.all_reduce_sum = kept  # type: ignore[method-assign]
 
 
 class Counts(Hook):
@@ -321,17 +321,17 @@ def words(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
     """How many sums over the ranks a run of 21 steps takes where a second is never over; tokens at
     its end.
     """
-    from loopkit.distributed.communicator import Group
+    from loopkit.distributed.communicator import ProcessGroupCommunicator
     from loopkit.loops import coordination
 
-    kept, count, spacing = Group.all_reduce_sum, [0], coordination.SYNC_INTERVAL
+    kept, count, spacing = ProcessGroupCommunicator.all_reduce_sum, [0], coordination.SYNC_INTERVAL
     coordination.SYNC_INTERVAL = 1e9
 
     def add(self: Any, *numbers: float) -> list[float]:
         count[0] += 1
         return kept(self, *numbers)
 
-    Group.all_reduce_sum = add  # type: ignore[method-assign]
+    ProcessGroupCommunicator.all_reduce_sum = add  # type: ignore[method-assign]
     counts, said = Counts(may_request), []
     fit = quiet(
         strategy="ddp",
@@ -345,7 +345,7 @@ def words(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
         fit.run(Spoken())
         return count[0], counts.steps, *said[0]
     finally:
-        Group.all_reduce_sum, coordination.SYNC_INTERVAL = kept, spacing  # type: ignore[method-assign]
+        ProcessGroupCommunicator.all_reduce_sum, coordination.SYNC_INTERVAL = kept, spacing  # type: ignore[method-assign]
 
 
 def signal_between_words(rank: int, at: int, place: Path) -> tuple[str, list[int]]:

@@ -60,7 +60,7 @@ def sweep(counts: Iterable[int], sizes: Iterable[int]) -> list[str]:
 
 def fit_first(value: Any) -> Any:
     """The first rank's value."""
-    from loopkit.distributed.communicator import Communicator, Group
+    from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
 
-    world = Group() if torch.distributed.is_initialized() else Communicator()
+    world = ProcessGroupCommunicator() if torch.distributed.is_initialized() else Communicator()
     return world.broadcast_object(value)

@@ -149,7 +149,7 @@ def test_a_rank_that_is_slow_is_waited_for(tmp_path, whole):
 def test_a_rank_that_leaves_without_a_word_is_named(tmp_path):
     code, _, err = finish(start(tmp_path / "run", "exit", "hook", 1))
     assert code == 3
-    assert "rank 1 ended with exit code 3 while the others went on" in err
+    assert "rank 1 ended with exit code 3 while the others continued" in err
 
 
 def ranks_of(run_dir: Path, launcher: int) -> list[int]:
