@@ -79,9 +79,16 @@ class HungError(LoopkitError, TimeoutError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the known name nearest to ``name``, or ``""`` when none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """Return " Did you mean 'x'?" for the known name written most like ``name``, else "".
+
+    Only misspellings count as near: a similarity of at least 0.8 (``difflib``), or the same letters
+    in another order. Upper and lower case are alike.
+    """
+    spelled = {each.casefold(): each for each in known}
+    typed = name.casefold()
+    close = difflib.get_close_matches(typed, spelled, n=1, cutoff=0.8)
+    close = close or [each for each in spelled if sorted(each) == sorted(typed)]
+    return f" Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
 def missing_extra(package: str, extra: str, use: str) -> MissingExtraError:

@@ -1,8 +1,21 @@
-"""What the Hugging Face Trainer and Lightning call things, and what Fit calls them, or why it has
-none.
+"""What other libraries call an option, and what loopkit calls it, by the constructor that is called.
+
+Sources: the arguments of the Hugging Face Trainer, of Lightning's Trainer, callbacks and strategies,
+of torch's DataLoader, wrappers, optimizers and schedulers, of accelerate and of well-known scripts.
+``loopkit.keywords`` reads these tables when a constructor gets a name that it does not have.
 """
 
-FOREIGN_NAMES = {
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class Reason(str):
+    """A sentence that answers an option without a counterpart, in place of a name."""
+
+
+# The two Trainers, for Fit. Each of these stands in docs/from-trainer.md or docs/from-lightning.md.
+TRAINER_NAMES: Mapping[str, str] = {
     "output_dir": "run_dir",
     "logging_dir": "run_dir, or an object in loggers",
     "num_train_epochs": "epochs",
@@ -33,14 +46,13 @@ FOREIGN_NAMES = {
     "logging_strategy": "log_every",
     "logging_steps": 'log_every="50 steps"',
     "log_every_n_steps": "log_every",
-    "logging_first_step": "nothing: step 1 is always logged",
     "save_strategy": 'checkpoint=Checkpoint(every="1 epoch")',
     "save_steps": 'checkpoint=Checkpoint(every="500 steps")',
     "save_total_limit": "checkpoint=Checkpoint(keep=3)",
     "save_only_model": "checkpoint=Checkpoint(weights_only=True)",
     "load_best_model_at_end": 'checkpoint=Checkpoint(best="eval/loss:min", load_best=True)',
     "metric_for_best_model": 'checkpoint=Checkpoint(best="eval/f1:max")',
-    "greater_is_better": 'checkpoint=Checkpoint(best="eval/f1:max"), where ":max" or ":min" says it',
+    "greater_is_better": 'checkpoint=Checkpoint(best="eval/f1:max"), where ":max" or ":min" is the mode',
     "resume_from_checkpoint": "resume",
     "ckpt_path": "resume",
     "enable_checkpointing": "checkpoint",
@@ -85,16 +97,14 @@ FOREIGN_NAMES = {
     "hub_strategy": 'hooks=[PushToHub("me/model", when="every_save")]',
     "hub_private_repo": 'hooks=[PushToHub("me/model", private=True)]',
     "hub_revision": 'hooks=[PushToHub("me/model", revision="branch")]',
-    "hub_always_push": 'hooks=[PushToHub("me/model", when="all_checkpoints")], which passes none over',
+    "hub_always_push": 'hooks=[PushToHub("me/model", when="all_checkpoints")], which skips none',
     "detect_anomaly": "on_nan",
     "gradient_checkpointing": 'activation_checkpointing="full"',
     "gradient_checkpointing_kwargs": "activation_checkpointing",
-    "remat": "activation_checkpointing",
     "activation_checkpointing_kwargs": "activation_checkpointing",
     "lr_scheduler_kwargs": "the arguments of the schedule in Task.optimizers, such as cosine(floor=0.1)",
     "optim_args": "the arguments of the spec in Task.optimizers",
     "label_smoothing_factor": "Task.train_step: F.cross_entropy(..., label_smoothing=0.1)",
-    "include_num_input_tokens_seen": "nothing: run.progress.tokens counts the elements of input_ids",
     "include_for_metrics": "Task.eval_step, which returns what compute_metrics sees",
     "include_inputs_for_metrics": "Task.eval_step, which returns what compute_metrics sees",
     "label_names": "Task.eval_step, which returns its labels as 'target'",
@@ -103,17 +113,11 @@ FOREIGN_NAMES = {
     "length_column_name": "Loader(group_by_length='length'), returned by Task.train_data",
     "train_sampling_strategy": "Loader(shuffle=..., group_by_length=...), returned by Task.train_data",
     "dataloader_multiprocessing_context": "Loader(multiprocessing_context=...), returned by Task.train_data",
-    "dataloader_in_order": "nothing: batches always come in order",
-    "ignore_data_skip": "nothing: a resume opens the data at its place, without reading up to it",
-    "restore_callback_states_from_checkpoint": "nothing: hooks' states are always restored",
-    "average_tokens_across_devices": "nothing: a loss with a weight is always averaged exactly",
     "logging_nan_inf_filter": "on_nan",
     "do_train": "Fit.run(task)",
     "do_eval": "Fit.evaluate(task)",
     "do_predict": "Fit.predict(task)",
-    "eval_do_concat_batches": "nothing: compute_metrics sees the whole set, padded with -100",
     "prediction_loss_only": "Task.eval_step, which returns just {'loss': ...}",
-    "enable_jit_checkpoint": "nothing: SIGTERM always saves before the run ends",
     "plugins": "strategy",
     "ddp_find_unused_parameters": "strategy=DDP(find_unused_parameters=True)",
     "ddp_bucket_cap_mb": "strategy=DDP(bucket_cap_mb=25)",
@@ -123,32 +127,459 @@ FOREIGN_NAMES = {
     "fsdp": "strategy=FSDP()",
     "fsdp_config": "strategy=FSDP(wrap=..., reshard_after_forward=..., offload=...)",
     "deepspeed": "strategy=DeepSpeed(config=...)",
-}
+    "logging_first_step": Reason("step 1 is always logged"),
+    "include_num_input_tokens_seen": Reason("run.progress.tokens counts the elements of input_ids"),
+    "dataloader_in_order": Reason("batches always come in order"),
+    "ignore_data_skip": Reason("a resume opens the data at its position, without reading up to it"),
+    "restore_callback_states_from_checkpoint": Reason("hooks' states are always restored"),
+    "average_tokens_across_devices": Reason("a loss with a weight is always averaged exactly"),
+    "eval_do_concat_batches": Reason("compute_metrics sees the whole set, padded with -100"),
+    "enable_jit_checkpoint": Reason("SIGTERM always saves before the run ends"),
+    "optim_target_modules": Reason("give AdamW(params=<regular expression>) for a part of the model"),
+    "use_liger_kernel": Reason("apply the kernels to the model in the task's __init__"),
+    "liger_kernel_config": Reason("apply the kernels to the model in the task's __init__"),
+    "use_cache": Reason("set model.config.use_cache in the task's __init__"),
+    "neftune_noise_alpha": Reason("add the noise in Task.train_step"),
+    "torch_empty_cache_steps": Reason("call torch.cuda.empty_cache() in a function given to fit.on('step_end')"),
+    "log_on_each_node": Reason("one process logs, on one node"),
+    "log_level": Reason("loopkit raises and warns; Python's warnings filters decide what is shown"),
+    "log_level_replica": Reason("one process logs, on one node"),
+    "trackio_static_space_id": Reason("sync the project yourself: `trackio sync`"),
+    "eval_use_gather_object": Reason("outputs of any type are gathered"),
+    "eval_accumulation_steps": Reason("outputs move to the CPU after every batch"),
+    "batch_eval_metrics": Reason("metrics with update() get every batch as it comes"),
+    "save_on_each_node": Reason("one process saves"),
+    "hub_token": Reason("set $HF_TOKEN, or call `hf auth login`: loopkit takes no token"),
+    "accelerator_config": Reason("each of its parts is an option of Fit or Loader"),
+    "parallelism_config": Reason("choose a strategy: DDP, FSDP(replicas=...), DeepSpeed or TensorParallel"),
+    "ddp_backend": Reason("CUDA tensors go over NCCL, all others over gloo"),
+    "local_rank": Reason("it is read from the environment that torchrun, srun or loopkit itself sets"),
+    "skip_memory_metrics": Reason("memory is not logged by default"),
+}  # fmt: skip
 
-WITHOUT = {
-    "optim_target_modules": "give AdamW(params=<regular expression>) for a part of the model",
-    "use_liger_kernel": "apply the kernels to the model in the task's __init__",
-    "liger_kernel_config": "apply the kernels to the model in the task's __init__",
-    "use_cache": "set model.config.use_cache in the task's __init__",
-    "neftune_noise_alpha": "add the noise in Task.train_step",
-    "torch_empty_cache_steps": "call torch.cuda.empty_cache() from a function given to fit.on('step_end', every=...)",
-    "log_on_each_node": "one process logs, on one node",
-    "log_level": "loopkit raises and warns; Python's warnings filters decide what is shown",
-    "log_level_replica": "one process logs, on one node",
-    "trackio_static_space_id": "sync the project yourself: `trackio sync`",
-    "eval_use_gather_object": "outputs are gathered whatever they are",
-    "eval_accumulation_steps": "outputs move to the CPU after every batch",
-    "batch_eval_metrics": "metrics with update() are fed batch by batch anyway",
-    "save_on_each_node": "one process saves",
-    "hub_token": "set $HF_TOKEN, or call `hf auth login`: no token stands in a script",
-    "accelerator_config": "its parts are options of Fit and Loader of their own",
-    "parallelism_config": "the strategy says it: DDP, FSDP(replicas=...) or DeepSpeed",
-    "ddp_backend": "CUDA tensors go over NCCL, all others over gloo",
-    "local_rank": "it is read from the environment that torchrun, srun or loopkit itself sets",
-    "skip_memory_metrics": "memory is not logged by default",
-}
+_LOADER = "Loader({}=...), returned by Task.train_data"
+_OPTIMIZER = "Task.optimizers: AdamW({}=...)"
 
-OPTIMIZER_NAMES = {
+# Other libraries, for Fit.
+_FIT: Mapping[str, str] = {
+    # accelerate, torchrun and scripts: where to run
+    "gpus": "devices",
+    "num_gpus": "devices",
+    "n_gpu": "devices",
+    "num_devices": "devices",
+    "num_processes": "devices",
+    "nproc_per_node": "devices",
+    "nnodes": "nodes",
+    "num_machines": "nodes",
+    "device": "accelerator",
+    "cpu": 'accelerator="cpu"',
+    "amp": 'precision="bf16"',
+    "use_amp": 'precision="bf16"',
+    "mixed_precision": 'precision="bf16"',
+    "dtype": "precision",
+    "find_unused_parameters": "strategy=DDP(find_unused_parameters=True)",
+    "bucket_cap_mb": "strategy=DDP(bucket_cap_mb=25)",
+    "static_graph": "strategy=DDP(static_graph=True)",
+    "auto_wrap_policy": "strategy=FSDP(wrap=...)",
+    "cpu_offload": "strategy=FSDP(offload=True)",
+    "zero_stage": "strategy=DeepSpeed(stage=2)",
+    "deepspeed_config": "strategy=DeepSpeed(config=...)",
+    "tp_size": "strategy=TensorParallel(plan=..., size=2)",
+    "sync_batchnorm": Reason("call SyncBatchNorm.convert_sync_batchnorm on the model in the task's __init__"),
+    # how long
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "max_epoch": "epochs",
+    "epoch_num": "epochs",
+    "num_steps": "steps",
+    "total_steps": "steps",
+    "max_iters": "steps",
+    "iterations": "steps",
+    "num_iterations": "steps",
+    "max_train_steps": "steps",
+    "num_training_steps": "steps",
+    "min_epochs": 'hooks=[EarlyStop("eval/loss:min", patience=3)], which counts evaluations; eval_after delays them',
+    "min_steps": 'hooks=[EarlyStop("eval/loss:min", patience=3)], which counts evaluations; eval_after delays them',
+    # the step
+    "grad_accum_steps": "accumulate",
+    "gradient_accumulation": "accumulate",
+    "accumulation_steps": "accumulate",
+    "micro_batch_size": "batch_size",
+    "train_micro_batch_size_per_gpu": "batch_size",
+    "clip_grad_norm": "clip_norm",
+    "grad_clip": "clip_norm",
+    "gradient_clipping": "clip_norm",
+    "max_norm": "clip_norm",
+    "clip_grad_value": "clip_value",
+    "gradient_clip_algorithm": "clip_value, in place of clip_norm",
+    "lr": _OPTIMIZER.format("lr"),
+    "optimizer": "Task.optimizers, which returns a spec of loopkit.optim",
+    "optimizers": "Task.optimizers, which returns a spec of loopkit.optim",
+    "scheduler": "Task.optimizers: AdamW(schedule=cosine())",
+    "lr_scheduler": "Task.optimizers: AdamW(schedule=cosine())",
+    "schedule": "Task.optimizers: AdamW(schedule=cosine())",
+    "warmup": 'Task.optimizers: cosine(warmup="10%")',
+    # data
+    "num_workers": _LOADER.format("num_workers"),
+    "workers": _LOADER.format("num_workers"),
+    "pin_memory": _LOADER.format("pin_memory"),
+    "persistent_workers": _LOADER.format("persistent_workers"),
+    "prefetch_factor": _LOADER.format("prefetch_factor"),
+    "collate_fn": _LOADER.format("collate_fn"),
+    "data_collator": _LOADER.format("collate_fn"),
+    "shuffle": _LOADER.format("shuffle"),
+    "drop_last": _LOADER.format("drop_last"),
+    "train_dataset": "Task.train_data",
+    "train_dataloader": "Task.train_data",
+    "train_dataloaders": "Task.train_data",
+    "train_loader": "Task.train_data",
+    "train_data": "Task.train_data",
+    "datamodule": "Task.train_data and Task.eval_data",
+    "eval_dataset": "Task.eval_data",
+    "val_dataloaders": "Task.eval_data",
+    "val_loader": "Task.eval_data",
+    "eval_data": "Task.eval_data",
+    "use_distributed_sampler": Reason("ranks share the data by position, without padding"),
+    # evaluation, logs, checkpoints
+    "model": "Fit.run(task)",
+    "task": "Fit.run(task)",
+    "metrics": "Task.metrics",
+    "compute_metrics": "Task.compute_metrics",
+    "limit_test_batches": "limit_eval",
+    "limit_predict_batches": "limit_eval",
+    "eval_interval": "eval_every",
+    "val_every": "eval_every",
+    "val_freq": "eval_every",
+    "log_interval": "log_every",
+    "log_freq": "log_every",
+    "print_freq": "log_every",
+    "save_interval": 'checkpoint=Checkpoint(every="1 epoch")',
+    "save_every": 'checkpoint=Checkpoint(every="1 epoch")',
+    "checkpoint_every": 'checkpoint=Checkpoint(every="1 epoch")',
+    "monitor": 'checkpoint=Checkpoint(best="eval/loss:min")',
+    "keep": "checkpoint=Checkpoint(keep=3)",
+    "best": 'checkpoint=Checkpoint(best="eval/loss:min")',
+    "load_best": 'checkpoint=Checkpoint(best="eval/loss:min", load_best=True)',
+    "checkpoint_dir": "run_dir",
+    "ckpt_dir": "run_dir",
+    "save_dir": "run_dir",
+    "out_dir": "run_dir",
+    "log_dir": "run_dir",
+    "resume_from": "resume",
+    "wandb": 'loggers=("jsonl", "wandb")',
+    "tensorboard": 'loggers=("jsonl", "tensorboard")',
+    "mlflow": 'loggers=("jsonl", "mlflow")',
+    "verbose": "progress",
+    # hooks
+    "ema": "hooks=[EMA()], from loopkit.hooks",
+    "swa": "hooks=[SWA()], from loopkit.hooks",
+    "early_stopping": 'hooks=[EarlyStop("eval/loss:min", patience=3)]',
+    "early_stop": 'hooks=[EarlyStop("eval/loss:min", patience=3)]',
+    "patience": 'hooks=[EarlyStop("eval/loss:min", patience=3)]',
+    "profiler": "hooks=[Profiler()], from loopkit.hooks",
+    "auto_lr_find": "hooks=[FindLR()], from loopkit.hooks",
+    "enable_model_summary": "hooks=[ModelSummary()], from loopkit.hooks",
+    # the rest
+    "random_seed": "seed",
+    "manual_seed": "seed",
+    "benchmark": Reason("set torch.backends.cudnn.benchmark = True in your script"),
+    "inference_mode": Reason("evaluation and prediction run without gradients"),
+    "remat": "activation_checkpointing",
+}  # fmt: skip
+
+_SEEDED = Reason("the order follows from Fit(data_seed=...) and the epoch")
+_OWN_ORDER = Reason(
+    "give weights= to draw samples by weight; for another order return a torch DataLoader from the task"
+)
+_SHARED = Reason("the ranks share the data without being told")
+
+_FACTOR = Reason("give floor=<lowest rate> / lr: floor is a factor of the base rate")
+_PEAK = Reason("the optimizer's lr is the peak")
+_SCHEDULE: Mapping[str, str] = {
+    "lr": _PEAK,
+    "base_lr": _PEAK,
+    "max_lr": _PEAK,
+    "last_epoch": Reason("a resume continues the schedule at its step"),
+    "optimizer": Reason("the optimizer takes the schedule: AdamW(lr=1e-3, schedule=cosine())"),
+}  # fmt: skip
+_WARMUP: Mapping[str, str] = {
+    **_SCHEDULE,
+    "warmup_steps": "warmup",
+    "num_warmup_steps": "warmup",
+    "warmup_iters": "warmup",
+    "warmup_epochs": 'warmup="1 epoch"',
+    "warmup_ratio": 'warmup="10%"',
+}  # fmt: skip
+_FLOOR: Mapping[str, str] = {
+    "eta_min": _FACTOR,
+    "min_lr": _FACTOR,
+    "lr_end": _FACTOR,
+    "end_lr": _FACTOR,
+    "final_lr": _FACTOR,
+    "min_lr_rate": "floor",
+    "min_lr_ratio": "floor",
+    "end_factor": "floor",
+}  # fmt: skip
+_TOTAL: Mapping[str, str] = dict.fromkeys(
+    ("T_max", "total_iters", "total_steps", "max_steps", "num_training_steps", "max_iters"),
+    Reason("the schedule ends where the run does: Fit(epochs=...) or Fit(steps=...)"),
+)
+
+OPTIMIZER_ARGUMENTS: Mapping[str, str] = {
+    "learning_rate": "lr",
+    "beta1": "betas=(beta1, beta2)",
+    "beta2": "betas=(beta1, beta2)",
+    "adam_beta1": "betas=(beta1, beta2)",
+    "adam_beta2": "betas=(beta1, beta2)",
+    "epsilon": "eps",
+    "adam_epsilon": "eps",
+    "wd": "weight_decay",
+    "lr_scheduler": "schedule=cosine()",
+    "scheduler": "schedule=cosine()",
+    "warmup": 'schedule=cosine(warmup="10%")',
+    "parameters": "params",
+    "model_parameters": "params",
+    "param_groups": "groups",
+    "no_weight_decay": "no_decay",
+    "layerwise_decay": "layer_decay",
+    "layer_wise_lr_decay": "layer_decay",
+    "llrd": "layer_decay",
+}  # fmt: skip
+
+
+def _without(*missing: str) -> Mapping[str, str]:
+    """Return the names for an optimizer that lacks some of the arguments."""
+    return {
+        theirs: ours
+        for theirs, ours in OPTIMIZER_ARGUMENTS.items()
+        if ours.partition("=")[0] not in missing
+    }
+
+
+FOREIGN_NAMES: Mapping[str, Mapping[str, str]] = {
+    "Fit": {**TRAINER_NAMES, **_FIT},
+    "Loader": {
+        "workers": "num_workers",
+        "pin": "pin_memory",
+        "prefetch": "prefetch_factor",
+        "persistent": "persistent_workers",
+        "collate": "collate_fn",
+        "data_collator": "collate_fn",
+        "sampler": _OWN_ORDER,
+        "batch_sampler": _OWN_ORDER,
+        "generator": _SEEDED,
+        "seed": _SEEDED,
+        "in_order": Reason("batches always come in order"),
+        "pin_memory_device": Reason("memory is pinned for the device of the strategy"),
+        "num_samples": "length",
+        "replacement": Reason("weights= draws with replacement, and without weights nothing is drawn twice"),
+        "rank": _SHARED,
+        "num_replicas": _SHARED,
+        "world_size": _SHARED,
+    },
+    "Padded": {
+        "padding_value": 'values={"labels": -100}',
+        "pad_value": 'values={"labels": -100}',
+        "padding_side": "side",
+        "pad_to_multiple_of": "multiple_of",
+    },
+    "Checkpoint": {
+        "monitor": 'best="eval/loss:min"',
+        "mode": 'best="eval/loss:min", where ":min" is the mode',
+        "metric_for_best_model": 'best="eval/f1:max"',
+        "greater_is_better": 'best="eval/f1:max", where ":max" is the mode',
+        "load_best_model_at_end": "load_best",
+        "save_top_k": "keep_best",
+        "save_total_limit": "keep",
+        "keep_last": "keep",
+        "every_n_epochs": 'every="1 epoch"',
+        "every_n_train_steps": 'every="500 steps"',
+        "train_time_interval": 'every="30 min"',
+        "save_steps": 'every="500 steps"',
+        "save_weights_only": "weights_only",
+        "save_only_model": "weights_only",
+        "async_save": "background",
+        "dirpath": "Fit(run_dir=...)",
+        "filename": Reason("a checkpoint is named by its step"),
+        "save_last": Reason("the newest checkpoint is always kept"),
+    },
+    "Compile": {
+        "compile_mode": "mode",
+    },
+    "SingleDevice": {
+        "accelerator": "device",
+    },
+    "DDP": {
+        "find_unused": "find_unused_parameters",
+        "ddp_comm_hook": "compress",
+        "backend": Reason("CUDA tensors go over NCCL, all others over gloo"),
+        "process_group_backend": Reason("CUDA tensors go over NCCL, all others over gloo"),
+        "device_ids": Reason("each rank takes its own device"),
+        "devices": "Fit(devices=...)",
+        "num_nodes": "Fit(nodes=...)",
+        "precision": 'Fit(precision="bf16")',
+    },
+    "FSDP": {
+        "auto_wrap_policy": "wrap",
+        "transformer_layer_cls_to_wrap": "wrap=[Block]",
+        "min_num_params": "wrap=100_000",
+        "cpu_offload": "offload",
+        "offload_policy": "offload",
+        "offload_params": "offload",
+        "mixed_precision": 'Fit(precision="bf16"), or param_dtype and reduce_dtype',
+        "mp_policy": 'Fit(precision="bf16"), or param_dtype and reduce_dtype',
+        "forward_prefetch": "prefetch",
+        "backward_prefetch": "prefetch",
+        "sharding_strategy": "reshard_after_forward, or replicas for hybrid sharding",
+        "num_replicate": "replicas",
+        "tensor_parallel_size": "tensor=TensorParallel(plan=..., size=2)",
+        "tp_size": "tensor=TensorParallel(plan=..., size=2)",
+        "activation_checkpointing": 'Fit(activation_checkpointing="full")',
+        "activation_checkpointing_policy": 'Fit(activation_checkpointing="full")',
+        "use_orig_params": Reason("parameters keep their own names and shapes"),
+        "precision": 'Fit(precision="bf16")',
+    },
+    "DeepSpeed": {
+        "zero_stage": "stage",
+        "zero_optimization": "stage, or config",
+        "ds_config": "config",
+        "config_file": "config",
+        "hf_ds_config": "config",
+        "offload_params": "offload_parameters",
+        "precision": 'Fit(precision="bf16")',
+    },
+    "TensorParallel": {
+        "tp_plan": "plan",
+        "parallelize_plan": "plan",
+        "tp_size": "size",
+        "tensor_parallel_size": "size",
+        "data_parallel_size": Reason("ranks beyond size are data parallel"),
+    },
+    "EarlyStop": {
+        "monitor": 'metric="eval/loss:min"',
+        "mode": 'metric="eval/loss:min", where ":min" is the mode',
+        "early_stopping_patience": "patience",
+        "threshold": "min_delta",
+        "early_stopping_threshold": "min_delta",
+    },
+    "EMA": {
+        "beta": "decay",
+        "ema_decay": "decay",
+        "update_every": 'every="10 steps"',
+        "update_every_n_steps": 'every="10 steps"',
+    },
+    "SWA": {
+        "swa_epoch_start": 'start="75%"',
+        "swa_start": 'start="75%"',
+        "swa_freq": 'every="1 epoch"',
+        "swa_lrs": Reason("the schedule of the optimizer sets the rate"),
+        "swa_lr": Reason("the schedule of the optimizer sets the rate"),
+    },
+    "FindLR": {
+        "min_lr": "low",
+        "start_lr": "low",
+        "max_lr": "high",
+        "end_lr": "high",
+        "num_training": "steps",
+        "num_iter": "steps",
+    },
+    "ModelSummary": {
+        "max_depth": "depth",
+    },
+    "Profiler": {
+        "profile_memory": "memory",
+        "with_stack": "stacks",
+        "filename": "path",
+    },
+    "PushToHub": {
+        "repo_id": "repo",
+        "hub_model_id": "repo",
+        "hub_strategy": "when",
+        "token": Reason("set $HF_TOKEN, or call `hf auth login`: loopkit takes no token"),
+    },
+    "Throughput": {
+        "available_flops": "peak_flops",
+        "device_flops": "peak_flops",
+    },
+    "JsonlLogger": {
+        "save_dir": "path",
+    },
+    "CsvLogger": {
+        "save_dir": "path",
+    },
+    "TensorBoardLogger": {
+        "log_dir": "dir",
+        "save_dir": "dir",
+    },
+    "WandbLogger": {
+        "save_dir": "dir",
+    },
+    "MLflowLogger": {
+        "experiment_name": "project",
+        "run_name": "name",
+    },
+    "CometLogger": {
+        "project_name": "project",
+        "experiment_name": "name",
+    },
+    "ClearMLLogger": {
+        "project_name": "project",
+        "task_name": "name",
+    },
+    "HFTask": {
+        "data_collator": "collate_fn",
+        "train_dataset": "train_data",
+        "eval_dataset": "eval_data",
+        "processing_class": "tokenizer",
+        "callbacks": "Fit(hooks=...)",
+        "args": Reason("Fit takes the training arguments"),
+    },
+    "Group": {
+        "learning_rate": "lr",
+        "params": "match",
+        "pattern": "match",
+    },
+    **dict.fromkeys(("Adam", "AdamW", "AdamWBf16"), OPTIMIZER_ARGUMENTS),
+    **dict.fromkeys(("AdamW8bit", "Lion", "Muon", "ScheduleFree"), _without("eps")),
+    **dict.fromkeys(("Adafactor", "Adagrad", "RMSprop", "SGD"), _without("betas", "eps")),
+    "constant": _WARMUP,
+    "inverse_sqrt": _WARMUP,
+    "linear": {**_WARMUP, **_FLOOR, **_TOTAL},
+    "polynomial": {**_WARMUP, **_FLOOR, **_TOTAL, "degree": "power"},
+    "cosine": {**_WARMUP, **_FLOOR, **_TOTAL, "num_cycles": "cycles"},
+    "cosine_restarts": {**_WARMUP, **_FLOOR, **_TOTAL, "num_cycles": "cycles"},
+    "warm_restarts": {**_WARMUP, **_FLOOR},
+    "wsd": {
+        **_WARMUP,
+        **_FLOOR,
+        **_TOTAL,
+        "num_decay_steps": "decay",
+        "decay_steps": "decay",
+        "decay_type": "shape",
+        "num_stable_steps": Reason("the rate is stable between warmup and decay"),
+    },
+    "one_cycle": {
+        **_SCHEDULE,
+        **_TOTAL,
+        "rise": "pct_start",
+        "warmup": "pct_start",
+        "floor": "start and end",
+        "div_factor": "start=1 / div_factor",
+        "final_div_factor": "end=1 / (div_factor * final_div_factor)",
+        "anneal_strategy": Reason("the rate always follows a cosine"),
+        "cycle_momentum": Reason("the momentum stays as it is"),
+    },
+    "reduce_on_plateau": {
+        **_WARMUP,
+        **_FLOOR,
+        "monitor": 'metric="eval/loss:min"',
+        "mode": 'metric="eval/loss:min", where ":min" is the mode',
+        "threshold_mode": Reason("the threshold is relative to the best value"),
+    },
+}  # fmt: skip
+
+# The names that the Trainer's `optim` takes.
+OPTIMIZER_NAMES: Mapping[str, str] = {
     "adamw_torch": "'adamw', fused wherever torch has it",
     "adamw_torch_fused": "'adamw', fused wherever torch has it",
     "adamw_torch_xla": "'adamw'",
@@ -169,7 +600,8 @@ OPTIMIZER_NAMES = {
     "lion_32bit": "'lion'",
 }
 
-SCHEDULE_NAMES = {
+# The names that the Trainer's `lr_scheduler_type` takes.
+SCHEDULE_NAMES: Mapping[str, str] = {
     "linear": "linear()",
     "cosine": "cosine()",
     "cosine_with_restarts": "cosine_restarts(cycles=...)",

@@ -11,7 +11,7 @@ from loopkit.devices import ACCELERATORS
 from loopkit.durations import Duration
 from loopkit.errors import OptionError, nearest
 from loopkit.events import Hook
-from loopkit.foreign_names import FOREIGN_NAMES, WITHOUT
+from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
 from loopkit.loggers.registry import check_loggers
 from loopkit.monitor import Monitor
@@ -32,6 +32,7 @@ Every: TypeAlias = "str | int"
 RNGS = ("counter", "stream")
 
 
+@checks_keywords
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What is saved, when, and what is kept.
@@ -325,21 +326,3 @@ def _named(value: Any) -> Any:
     if isinstance(value, (str, Path, Checkpoint, Compile)):
         return str(value)
     return type(value).__name__
-
-
-def check_names(given: dict[str, Any]) -> None:
-    """Refuse names that are no option, with the one that was probably meant.
-
-    Raises:
-        OptionError: naming the unknown option.
-    """
-    known = [option.name for option in fields(Options)]
-    for name in given:
-        if name in FOREIGN_NAMES and name not in known:
-            raise OptionError(f"Fit has no option {name!r}: here that is {FOREIGN_NAMES[name]}")
-        if name in WITHOUT and name not in known:
-            raise OptionError(f"Fit has no option {name!r}: {WITHOUT[name]}")
-        if name not in known:
-            raise OptionError(
-                f"Fit has no option {name!r}.{nearest(name, known)} Options: {', '.join(known)}"
-            )

@@ -35,9 +35,9 @@ def run(argv: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0 if argv else 2
     if argv[0] not in commands:
+        hint = " Did you mean 'ls'?" if argv[0] == "list" else nearest(argv[0], commands)
         raise OptionError(
-            f"there is no command 'ckpt {argv[0]}'.{nearest(argv[0], commands)} "
-            f"Commands: {', '.join(commands)}"
+            f"there is no command 'ckpt {argv[0]}'.{hint} Commands: {', '.join(commands)}"
         )
     return commands[argv[0]](argv[1:])
 

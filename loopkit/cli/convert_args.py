@@ -15,7 +15,7 @@ from typing import Any
 from loopkit.cli.convert_loggers import hub_source, logger_sources
 from loopkit.cli.convert_strategy import strategy_source
 from loopkit.errors import OptionError, nearest
-from loopkit.foreign_names import FOREIGN_NAMES, WITHOUT
+from loopkit.foreign_names import TRAINER_NAMES, Reason
 
 SAME = {
     "output_dir": "run_dir", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
@@ -98,13 +98,10 @@ def convert(given: Mapping[str, Any]) -> Conversion:
     unknown = [
         name
         for name in given
-        if name not in FOREIGN_NAMES
-        and name not in WITHOUT
-        and name not in SAME
-        and name not in ("debug", "warmup_ratio")
+        if name not in TRAINER_NAMES and name not in SAME and name not in ("debug", "warmup_ratio")
     ]
     if unknown:
-        hint = nearest(unknown[0], [*FOREIGN_NAMES, *WITHOUT])
+        hint = nearest(unknown[0], TRAINER_NAMES)
         raise OptionError(f"TrainingArguments has no {unknown[0]!r}.{hint}")
     args = {**DEFAULTS, **given}
     found = Conversion(optimizer=_optimizer(args))
@@ -142,8 +139,9 @@ def convert(given: Mapping[str, Any]) -> Conversion:
         if given.get(name) not in (None, False) and name != "dataloader_pin_memory":
             found.loader[ours] = repr(given[name])
     for name, value in given.items():
-        if name in WITHOUT and value not in OFF:
-            found.notes[name] = WITHOUT[name]
+        meant = TRAINER_NAMES.get(name)
+        if isinstance(meant, Reason) and value not in OFF:
+            found.notes[name] = meant
     return found
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from loopkit.errors import DataError, OptionError
+from loopkit.keywords import checks_keywords
 
 
+@checks_keywords
 class Padded:
     """Joins samples (dicts) into a batch, sequences padded to the longest among them.
 

@@ -13,8 +13,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset, 
 from loopkit import rng
 from loopkit.data.sampler import Sharding, WorkItem, group_by_length, permutation, weighted_sample
 from loopkit.errors import DataError, LoopkitError, OptionError
+from loopkit.keywords import checks_keywords
 
 
+@checks_keywords
 class Loader:
     """A data set and how to read it. What is left None is chosen by the use: training shuffles,
     evaluation not.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -18,7 +17,8 @@ from loopkit.fit.lifecycle import finish, inference, training
 from loopkit.fit.notebook import on_ranks
 from loopkit.fit.signals import PREEMPTED
 from loopkit.fit.strategy_setup import start_ranks
-from loopkit.options import Options, check_names
+from loopkit.keywords import checks_keywords
+from loopkit.options import Options
 from loopkit.result import Result
 from loopkit.strategies.dtensor import put_all
 from loopkit.task import Task, name_of
@@ -42,6 +42,7 @@ def _with_signature_of(
     return wrap
 
 
+@checks_keywords
 class Fit:
     """Train, evaluate and predict with a Task. ``loopkit.options.Options`` lists every option.
 
@@ -55,7 +56,6 @@ class Fit:
 
     @_with_signature_of(Options)
     def __init__(self, **options: Any) -> None:
-        check_names(options)
         self.options = Options(**options)
         self._subscriptions: list[Subscription] = []
 
@@ -171,9 +171,7 @@ class Fit:
         Raises:
             OptionError: an unknown option, or a value that is not accepted.
         """
-        check_names(changes)
-        changed = Fit()
-        changed.options = replace(self.options, **changes)
+        changed = Fit(**{**vars(self.options), **changes})
         changed._subscriptions = list(self._subscriptions)
         return changed
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopkit.errors import LoopkitWarning, missing_extra
 from loopkit.events import Hook
+from loopkit.keywords import checks_keywords
 from loopkit.task import name_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _HIDDEN = ("eval/runtime", "eval/samples_per_second")
 _COLOURS = ("#1f6feb", "#e36209", "#2da44e", "#8250df", "#cf222e", "#0a7ea4", "#bf8700", "#57606a")
 
 
+@checks_keywords
 class Curves(Hook):
     """Draws losses, metrics, learning rate and gradient norm against the step, after evaluations
     and at the end.

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from loopkit.checks import checked_int, checked_number
 from loopkit.errors import OptionError
 from loopkit.events import Hook
+from loopkit.keywords import checks_keywords
 from loopkit.monitor import Monitor
 
 if TYPE_CHECKING:
     from loopkit.run import Run
 
 
+@checks_keywords
 class EarlyStop(Hook):
     """Stops the run after ``patience`` evaluations in a row without an improvement.
 

@@ -14,6 +14,7 @@ from loopkit.durations import Cadence, Duration
 from loopkit.errors import CheckpointError, OptionError
 from loopkit.events import Hook
 from loopkit.hooks.weight_averaging import AveragedParameters, trained_parameters
+from loopkit.keywords import checks_keywords
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Every = str | int
 
 
+@checks_keywords
 class EMA(Hook):
     """Keeps ``average = decay * average + (1 - decay) * weights`` of all trained parameters, on
     their device.

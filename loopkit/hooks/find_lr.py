@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loopkit import rng
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
+from loopkit.keywords import checks_keywords
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.run import Progress, Record
 
@@ -26,6 +27,7 @@ _DIVERGED = 4.0
 _FEWEST = 10
 
 
+@checks_keywords
 class FindLR(Hook):
     """Trains a few steps while the rate grows from ``low`` to ``high``, notes the loss at each, and
     goes back.

@@ -12,6 +12,7 @@ from loopkit.durations import Cadence, Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
 from loopkit.hooks.weight_averaging import trained_parameters
+from loopkit.keywords import checks_keywords
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _TINY = 1e-12
 
 
+@checks_keywords
 class GradMonitor(Hook):
     """Logs ``grad_norm/<layer>`` and ``update_ratio/<layer>``, without reading the device.
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from loopkit.console.summary import model_summary
 from loopkit.errors import OptionError
 from loopkit.events import Hook
+from loopkit.keywords import checks_keywords
 
 if TYPE_CHECKING:
     from loopkit.run import Run
 
 
+@checks_keywords
 class ModelSummary(Hook):
     """Prints the model's layers, their classes and parameters, to stderr
     (``loopkit.console.summary``).

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from loopkit.errors import LoopkitWarning, OptionError
 from loopkit.events import Hook
+from loopkit.keywords import checks_keywords
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _ALLOCATIONS = 100_000
 
 
+@checks_keywords
 class Profiler(Hook):
     """Profiles ``active`` steps with ``torch.profiler`` and writes a trace for chrome://tracing or
     Perfetto.

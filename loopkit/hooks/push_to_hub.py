@@ -19,6 +19,7 @@ from loopkit.checkpoint.tools import export
 from loopkit.errors import LoopkitWarning, OptionError, missing_extra, nearest
 from loopkit.events import Hook
 from loopkit.hooks.model_card import MARK, model_card
+from loopkit.keywords import checks_keywords
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -37,6 +38,7 @@ class _Push:
     card: str
 
 
+@checks_keywords
 class PushToHub(Hook):
     """Uploads the weights and what tells of them, while training goes on.
 

@@ -17,6 +17,7 @@ from loopkit.durations import Cadence, Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
 from loopkit.hooks.weight_averaging import AveragedParameters, trained_parameters
+from loopkit.keywords import checks_keywords
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Every = str | int
 
 
+@checks_keywords
 class SWA(Hook):
     """Averages the weights along the last part of a run, all alike (Izmailov et al. 2018), and ends
     with them.

@@ -14,11 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from loopkit.errors import LoopkitWarning, OptionError
 from loopkit.events import Hook
+from loopkit.keywords import checks_keywords
 
 if TYPE_CHECKING:
     from loopkit.run import Run
 
 
+@checks_keywords
 class Throughput(Hook):
     """Logs ``train/samples_per_second`` and, where batches carry ``input_ids``,
     ``train/tokens_per_second``.

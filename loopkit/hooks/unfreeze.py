@@ -14,6 +14,7 @@ from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
 from loopkit.hooks.weight_averaging import trained_parameters
+from loopkit.keywords import checks_keywords
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _SHOWN = 8
 
 
+@checks_keywords
 class Unfreeze(Hook):
     """Freezes what its patterns name when the run starts, and unfreezes each at its time.
 

@@ -26,6 +26,7 @@ from loopkit.interop.columns import (
 )
 from loopkit.interop.pretrained_files import files_of, model_from, tokenizer_from
 from loopkit.interop.state_dict_names import Names
+from loopkit.keywords import checks_keywords
 from loopkit.optim import AdamW, linear
 from loopkit.task import Task
 
@@ -36,6 +37,7 @@ BASE = "base.json"
 """What a checkpoint of adapters says of the model below them."""
 
 
+@checks_keywords
 class HFTask(Task):
     """Trains a transformers model by its own loss. Its checkpoints and exports open with
     ``from_pretrained``.

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from loopkit.keywords import checks_keywords
 from loopkit.loggers.remote import Opening, RemoteLogger, Row
 from loopkit.loggers.serialize import flat, number
 
 
+@checks_keywords
 class ClearMLLogger(RemoteLogger):
     """Scalars by iteration, hyperparameters by section, 2-D arrays as matrices, 1-D ones as bars.
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from loopkit.errors import LoopkitError
+from loopkit.keywords import checks_keywords
 from loopkit.loggers.remote import Opening, RemoteLogger, Row
 from loopkit.loggers.serialize import flat, plain
 
 
+@checks_keywords
 class CometLogger(RemoteLogger):
     """Scalars by step, hyperparameters flat, 1-D arrays as histograms, square matrices of whole
     numbers as confusion matrices, others as JSON assets.

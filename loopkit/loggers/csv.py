@@ -9,12 +9,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import IO, Any
 
+from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
 from loopkit.loggers.serialize import rename_aside, replace_file
 
 _PATIENCE = 20
 
 
+@checks_keywords
 class CsvLogger(Logger):
     """Writes a row of metrics.csv for every log; cells without a value are empty.
 

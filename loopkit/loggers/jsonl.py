@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
 from loopkit.loggers.serialize import plain, rename_aside, replace_file
 
 _ODD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 
+@checks_keywords
 class JsonlLogger(Logger):
     """Writes ``{"step": …, "train/loss": …}`` a line to metrics.jsonl, each on disk when ``log``
     returns.

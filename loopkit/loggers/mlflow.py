@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loopkit.keywords import checks_keywords
 from loopkit.loggers.remote import Opening, RemoteLogger, Row
 from loopkit.loggers.serialize import flat, number, plain
 
@@ -20,6 +21,7 @@ _MOST_CELLS = 10_000
 _STATUS = {"interrupted": "KILLED", "failed": "FAILED"}
 
 
+@checks_keywords
 class MLflowLogger(RemoteLogger):
     """Scalars by step in batches, hyperparameters flat, arrays of up to 10,000 elements as JSON
     artifacts.

@@ -28,6 +28,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import (
 from tensorboardX.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
 from tensorboardX.record_writer import masked_crc32c
 
+from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
 from loopkit.loggers.serialize import flat, number, numbers
 
@@ -36,6 +37,7 @@ _PIXELS = 256
 _MOST_CELLS = 1024
 
 
+@checks_keywords
 class TensorBoardLogger(Logger):
     """Writes scalars, hyperparameters, 1-D arrays as histograms and 2-D arrays as images.
 

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from loopkit.keywords import checks_keywords
 from loopkit.loggers.remote import Opening, RemoteLogger, Row, drawn
 
 
+@checks_keywords
 class TrackioLogger(RemoteLogger):
     """Scalars by step, the config, 1-D arrays as histograms, 2-D ones (up to 10,000 cells) as
     tables.

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loopkit.keywords import checks_keywords
 from loopkit.loggers.remote import Opening, RemoteLogger, Row, drawn
 
 
+@checks_keywords
 class WandbLogger(RemoteLogger):
     """Scalars by step, the config, 1-D arrays as histograms, 2-D ones (up to 10,000 cells) as
     tables.

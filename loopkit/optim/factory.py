@@ -12,6 +12,7 @@ from typing_extensions import TypedDict, Unpack
 
 from loopkit.errors import OptionError, missing_extra, nearest
 from loopkit.foreign_names import OPTIMIZER_NAMES
+from loopkit.keywords import checks_keywords
 from loopkit.optim.groups import Group, select
 from loopkit.optim.layers import hidden_matrices
 from loopkit.optim.schedules import Plateau, Schedule
@@ -110,6 +111,7 @@ def find(name: str) -> type[Optimizer]:
     return kind
 
 
+@checks_keywords
 def AdamW(
     lr: float = 1e-3,
     *,
@@ -121,6 +123,7 @@ def AdamW(
     return _spec("adamw", lr=lr, betas=betas, eps=eps, **settings)
 
 
+@checks_keywords
 def Adam(
     lr: float = 1e-3,
     *,
@@ -132,6 +135,7 @@ def Adam(
     return _spec("adam", lr=lr, betas=betas, eps=eps, **settings)
 
 
+@checks_keywords
 def SGD(
     lr: float, *, momentum: float = 0.0, nesterov: bool = False, **settings: Unpack[FusedSettings]
 ) -> Spec:
@@ -139,11 +143,13 @@ def SGD(
     return _spec("sgd", lr=lr, momentum=momentum, nesterov=nesterov, **settings)
 
 
+@checks_keywords
 def Adagrad(lr: float = 1e-2, **settings: Unpack[FusedSettings]) -> Spec:
     """Adagrad (Duchi et al. 2011)."""
     return _spec("adagrad", lr=lr, **settings)
 
 
+@checks_keywords
 def RMSprop(
     lr: float = 1e-2, *, alpha: float = 0.99, momentum: float = 0.0, **settings: Unpack[Settings]
 ) -> Spec:
@@ -151,6 +157,7 @@ def RMSprop(
     return _spec("rmsprop", lr=lr, alpha=alpha, momentum=momentum, **settings)
 
 
+@checks_keywords
 def Adafactor(lr: float = 1e-2, **settings: Unpack[Settings]) -> Spec:
     """Adafactor (Shazeer and Stern 2018), second moments by rows and columns: almost no state.
 
@@ -160,6 +167,7 @@ def Adafactor(lr: float = 1e-2, **settings: Unpack[Settings]) -> Spec:
     return _spec("adafactor", lr=lr, **settings)
 
 
+@checks_keywords
 def Lion(
     lr: float = 1e-4, *, betas: tuple[float, float] = (0.9, 0.99), **settings: Unpack[Settings]
 ) -> Spec:
@@ -169,6 +177,7 @@ def Lion(
     return _spec("lion", lr=lr, betas=betas, **settings)
 
 
+@checks_keywords
 def AdamWBf16(
     lr: float = 1e-3,
     *,
@@ -180,6 +189,7 @@ def AdamWBf16(
     return _spec("adamw_bf16", lr=lr, betas=betas, eps=eps, **settings)
 
 
+@checks_keywords
 def AdamW8bit(
     lr: float = 1e-3,
     *,
@@ -196,6 +206,7 @@ def AdamW8bit(
     return _spec("adamw_8bit", lr=lr, betas=betas, is_paged=paged, **settings)
 
 
+@checks_keywords
 def ScheduleFree(
     lr: float = 2.5e-3,
     *,
@@ -213,6 +224,7 @@ def ScheduleFree(
     return _spec("schedule_free_adamw", lr=lr, betas=betas, warmup_steps=warmup_steps, **settings)
 
 
+@checks_keywords
 def Muon(
     lr: float = 1e-3,
     *,

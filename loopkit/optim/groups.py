@@ -13,12 +13,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from loopkit.errors import OptionError, TaskError
+from loopkit.keywords import checks_keywords
 from loopkit.optim.layers import dimensions, layer_levels
 from loopkit.task import name_of
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
+@checks_keywords
 @dataclass(frozen=True)
 class Group:
     """Settings of their own for the parameters whose names match.

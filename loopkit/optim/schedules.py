@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from loopkit.durations import Duration, RunLength
 from loopkit.errors import OptionError, nearest
+from loopkit.keywords import checks_keywords
 from loopkit.monitor import Monitor
 
 Shape = Callable[..., float]
@@ -118,11 +119,13 @@ class Plateau:
         return Monitor.parse(self.metric, "reduce_on_plateau(metric=)")
 
 
+@checks_keywords
 def constant(warmup: object = 0) -> Schedule:
     """The base rate throughout, after a linear warmup (steps, ``"10%"`` or ``"1 epoch"``)."""
     return Schedule("constant", lambda step, total: 1.0, warmup, needs_total=False)
 
 
+@checks_keywords
 def linear(warmup: object = 0, floor: float = 0.0) -> Schedule:
     """Linearly from the base rate to ``floor`` times it at the end of the run, after a linear
     warmup.
@@ -130,6 +133,7 @@ def linear(warmup: object = 0, floor: float = 0.0) -> Schedule:
     return polynomial(warmup, 1.0, floor, name="linear")
 
 
+@checks_keywords
 def cosine(warmup: object = 0, floor: float = 0.0, cycles: float = 0.5) -> Schedule:
     """Along a cosine from the base rate to ``floor`` times it (Loshchilov and Hutter 2017), after a
     linear warmup.
@@ -146,6 +150,7 @@ def cosine(warmup: object = 0, floor: float = 0.0, cycles: float = 0.5) -> Sched
     return Schedule("cosine", _above("cosine", floor, wave), warmup)
 
 
+@checks_keywords
 def cosine_restarts(warmup: object = 0, cycles: int = 1, floor: float = 0.0) -> Schedule:
     """``cycles`` half cosines of equal length within the run, each from the base rate anew."""
     _at_least("cosine_restarts(cycles=", cycles, 1)
@@ -158,6 +163,7 @@ def cosine_restarts(warmup: object = 0, cycles: int = 1, floor: float = 0.0) -> 
     return Schedule("cosine_restarts", _above("cosine_restarts", floor, wave), warmup)
 
 
+@checks_keywords
 def polynomial(
     warmup: object = 0, power: float = 1.0, floor: float = 0.0, *, name: str = "polynomial"
 ) -> Schedule:
@@ -172,6 +178,7 @@ def polynomial(
     return Schedule(name, _above(name, floor, slope), warmup)
 
 
+@checks_keywords
 def inverse_sqrt(warmup: object = 0, timescale: object = None) -> Schedule:
     """Falling as 1 / sqrt(step), for runs without a known end (Vaswani et al. 2017; with timescale,
     Zhai et al. 2022).
@@ -188,6 +195,7 @@ def inverse_sqrt(warmup: object = 0, timescale: object = None) -> Schedule:
     return Schedule("inverse_sqrt", slope, warmup, needs_total=False, lengths=lengths)
 
 
+@checks_keywords
 def wsd(
     warmup: object = 0, decay: object = "10%", shape: str = "cosine", floor: float = 0.0
 ) -> Schedule:
@@ -217,6 +225,7 @@ def wsd(
     )
 
 
+@checks_keywords
 def warm_restarts(
     T_0: object, T_mult: float = 1, floor: float = 0.0, warmup: object = 0
 ) -> Schedule:
@@ -244,6 +253,7 @@ def warm_restarts(
     return Schedule("warm_restarts", shape, warmup, needs_total=False, lengths={"T_0": T_0})
 
 
+@checks_keywords
 def one_cycle(pct_start: float = 0.3, start: float = 1 / 25, end: float = 1 / 250_000) -> Schedule:
     """Up along a cosine to the base rate, then down (Smith and Topin 2018); torch's ``OneCycleLR``
     without momentum.
@@ -267,6 +277,7 @@ def one_cycle(pct_start: float = 0.3, start: float = 1 / 25, end: float = 1 / 25
     return Schedule("one_cycle", shape)
 
 
+@checks_keywords
 def reduce_on_plateau(
     metric: str = "eval/loss:min",
     factor: float = 0.1,

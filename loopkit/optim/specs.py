@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.durations import RunLength
-from loopkit.errors import OptionError, TaskError, nearest
-from loopkit.foreign_names import SCHEDULE_NAMES
+from loopkit.errors import OptionError, TaskError
+from loopkit.foreign_names import OPTIMIZER_ARGUMENTS, SCHEDULE_NAMES
+from loopkit.keywords import unknown_keyword
 from loopkit.optim.groups import (
     Group,
     check_complete,
@@ -88,11 +89,13 @@ class Spec:
             return
         for option in self.options:
             if option not in accepted:
-                known = sorted({*accepted, *SETTINGS} - {"lr"})
-                raise OptionError(
-                    f"{name} has no option {option!r}.{nearest(option, known)} "
-                    f"Options: lr, {', '.join(known)}"
-                )
+                known = sorted({*accepted, *SETTINGS})
+                foreign = {
+                    theirs: ours
+                    for theirs, ours in OPTIMIZER_ARGUMENTS.items()
+                    if ours.partition("=")[0] in known
+                }
+                raise unknown_keyword(name, option, known, foreign)
         if self.weight_decay and "weight_decay" not in accepted:
             raise OptionError(
                 f"{name}(weight_decay={self.weight_decay!r}): this optimizer has no weight decay"

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from loopkit.data.nested import map_tensors
 from loopkit.errors import LoopkitWarning, OptionError
+from loopkit.keywords import checks_keywords
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 
 
+@checks_keywords
 @dataclass(frozen=True)
 class Compile:
     """How ``torch.compile`` is used.

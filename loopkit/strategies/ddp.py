@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import OptionError, TaskError
+from loopkit.keywords import checks_keywords
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.single import SingleDevice
 
@@ -33,6 +34,7 @@ class StepForward(nn.Module):
         return self.methods[name](*arguments)
 
 
+@checks_keywords
 class DDP(SingleDevice):
     """Data parallel: every rank has the whole task, trains on its share of each step, and averages
     gradients.

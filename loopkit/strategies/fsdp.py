@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from loopkit.distributed.data_parallel import DataParallelView
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import OptionError
+from loopkit.keywords import checks_keywords
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.dtensor import align, copies, is_sharded, local, put
@@ -30,6 +31,7 @@ Wrap = Literal["auto"] | int | Sequence[str | type]
 _FUSED = (torch.optim.Adam, torch.optim.AdamW)  # whose fused kernels know sharded tensors
 
 
+@checks_keywords
 class FSDP(SingleDevice):
     """Fully sharded data parallel: each rank keeps a part of every parameter, and gathers a block
     when it needs it.

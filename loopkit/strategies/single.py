@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from loopkit.devices import find_device
 from loopkit.distributed.communicator import Communicator
+from loopkit.keywords import checks_keywords
 from loopkit.optim.fused import stepper
 from loopkit.rng import torch_seeder
 from loopkit.strategies import optimizer_state
@@ -28,6 +29,7 @@ from loopkit.strategies.nonfinite import NonFiniteGuard, propagate_nonfinite
 from loopkit.strategies.precision import forward_context
 
 
+@checks_keywords
 class SingleDevice(Strategy):
     """Everything on one device, in this process.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from loopkit.errors import OptionError, nearest
+from loopkit.keywords import checks_keywords
 
 STYLES = ("colwise", "rowwise", "colwise_rep", "rowwise_rep", "sequence_parallel")
 # transformers' names of them: ours, and some of its own.
@@ -20,6 +21,7 @@ _THEIRS = {style: style for style in STYLES} | {
 }
 
 
+@checks_keywords
 @dataclass(frozen=True)
 class TensorParallel:
     """How layers are split over the ranks of a team, which train on the same samples.

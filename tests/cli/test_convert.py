@@ -11,7 +11,7 @@ from loopkit import Checkpoint, Fit, Loader
 from loopkit.cli.convert_args import SCHEDULES, convert
 from loopkit.cli.main import main
 from loopkit.errors import OptionError
-from loopkit.foreign_names import FOREIGN_NAMES, WITHOUT
+from loopkit.foreign_names import TRAINER_NAMES
 from tests.support import points
 
 GUIDE = {
@@ -328,7 +328,7 @@ def test_all_114_fields_are_known_to_the_checker():
     for name in FIELDS:
         if name in options or name == "debug":
             continue
-        text = FOREIGN_NAMES.get(name) or WITHOUT[name]
+        text = TRAINER_NAMES[name]
         with pytest.raises(OptionError, match=f"Fit has no option '{name}'") as error:
             Fit(**{name: True})
         assert text in str(error.value)

@@ -46,6 +46,10 @@ def test_commands(loopkit, argv, says):
     [
         ("--epohcs 3", "there is no option --epohcs. Did you mean '--epochs'?"),
         ("--epoch_s=3", "there is no option --epoch_s. Did you mean '--epochs'?"),
+        ("--num_workers 3", "--num_workers. Here that is Loader(num_workers=...), returned by"),
+        ("--push_to_hub true", 'Here that is hooks=[PushToHub("me/model")]'),
+        ("--logging_first_step true", "--logging_first_step. Step 1 is always logged"),
+        ("--wrkrs 3", "there is no option --wrkrs."),
         ("--hiden 3", "Did you mean '--hidden'?"),
         ("--task.hiden 3", "Did you mean '--task.hidden'? Points takes hidden, lr, seed"),
         ("--task 3", "--task alone says nothing"),

@@ -23,7 +23,7 @@ MOST_BASES_INSIDE = 2
 
 # From the lowest room up; a room may import from its own line and the lines above it in this list.
 LAYERS = (
-    {"errors", "checks", "monitor", "durations", "rng", "foreign_names", "devices"},
+    {"errors", "checks", "monitor", "durations", "rng", "foreign_names", "keywords", "devices"},
     {"events", "distributed"},
     {"checkpoint", "data", "loggers", "metrics.accumulator"},
     {"task"},

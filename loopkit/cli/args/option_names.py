@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from loopkit.cli.args.signature import Argument
 from loopkit.errors import OptionError, nearest
-from loopkit.foreign_names import FOREIGN_NAMES
+from loopkit.foreign_names import FOREIGN_NAMES, Reason
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,24 @@ class Names:
 
 def _translated(name: str, dashes: str) -> str:
     """What a name of another trainer is here; empty for any other name."""
-    meant = FOREIGN_NAMES.get(name)
+    meant = FOREIGN_NAMES["Fit"].get(name)
     if meant is None:
         return ""
-    if not dashes:
-        return f" Here that is {meant}"
+    if isinstance(meant, Reason):
+        return f" {meant[0].upper()}{meant[1:]}"
+    return f" Here that is {_on_command_line(meant) if dashes else meant}"
+
+
+def _on_command_line(meant: str) -> str:
+    """``name=value`` of Python as options; what cannot be written so stays as it is."""
+    if meant.isidentifier():
+        return f"--{meant}"
     try:
         call = ast.parse(f"f({meant})", mode="eval").body
-    except SyntaxError:
-        return f" Here that is {meant}"
-    if not isinstance(call, ast.Call):
-        return f" Here that is {meant}"
-    if call.keywords:
-        return f" Here that is {' '.join(_typed(each) for each in call.keywords)}"
-    return f" Here that is --{meant}" if meant.isidentifier() else f" Here that is {meant}"
+        keywords = call.keywords if isinstance(call, ast.Call) else []
+        return " ".join(_typed(each) for each in keywords) or meant
+    except (SyntaxError, ValueError):
+        return meant
 
 
 def _typed(keyword: ast.keyword, prefix: str = "--") -> str:

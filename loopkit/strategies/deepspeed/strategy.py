@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import DataError, TaskError
+from loopkit.keywords import checks_keywords
 from loopkit.strategies import optimizer_state
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.ddp import StepForward
@@ -45,6 +46,7 @@ from loopkit.strategies.single import SingleDevice
 FP16 = Precision("fp16", storage=torch.float16, scaled=True)
 
 
+@checks_keywords
 class DeepSpeed(SingleDevice):
     """DeepSpeed's ZeRO: every rank keeps a part of the optimizer's state, of the gradients, or of
     everything.
