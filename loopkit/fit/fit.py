@@ -171,8 +171,7 @@ class Fit:
         Raises:
             OptionError: an unknown option, or a value that is not accepted.
         """
-        present = {name: getattr(self.options, name) for name in vars(self.options)}
-        changed = Fit(**{**present, **changes})
+        changed = Fit(**{**vars(self.options), **changes})
         changed._subscriptions = list(self._subscriptions)
         return changed
 
