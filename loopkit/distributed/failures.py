@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from loopkit.errors import HungError, LoopkitError
+from loopkit.files import write_file
 
 _GRACE = 3.0
 # What a rank hears when another one is gone; it says nothing of why.
@@ -131,10 +132,8 @@ def leave(error: BaseException, text: str) -> None:
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     """Replace ``path`` at once: whoever reads it may end this process in the midst of a write."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh.write_text(json.dumps(value))
-    fresh.replace(path)
+    write_file(path, [json.dumps(value).encode()])
 
 
 def _last_line(error: BaseException) -> str:
