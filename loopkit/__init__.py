@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from loopkit.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from loopkit.data.loader import Loader
     from loopkit.events import Hook
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from loopkit.strategies.single import SingleDevice
     from loopkit.strategies.tensor_parallel import TensorParallel
     from loopkit.task import Task
-
-__version__ = "0.1.0"
 
 __all__ = [
     "DDP", "FSDP", "Checkpoint", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from loopkit import __version__
 from loopkit.cli.args.simple import Arguments
 from loopkit.console.text import columns
+from loopkit.version import __version__
 
 PACKAGES = ("torch", "numpy", "torchmetrics", "safetensors", "tensorboardX", "rich", "jsonargparse")
 LEAST_DISK = 5e9  # bytes; a few checkpoints of a small model

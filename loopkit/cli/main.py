@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
-from loopkit import __version__
 from loopkit.distributed.failures import exit_failed_rank
 from loopkit.errors import LoopkitError, LoopkitWarning, OptionError, nearest
+from loopkit.version import __version__
 
 INTERRUPTED = 130
 

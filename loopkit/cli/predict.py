@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +20,7 @@ from loopkit.cli.args.tokens import take_values
 from loopkit.cli.evaluate import strict
 from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import DiskFullError, OptionError, RunDirError, TaskError, nearest
+from loopkit.files import replacing
 from loopkit.loops.predict import concatenate
 
 PREDICT = Command(
@@ -213,21 +213,12 @@ def open_sink(out: Path | None) -> Iterator[Sink]:
             f"--out {out}: the ending says the format, one of {', '.join(kinds)}."
             f"{nearest(out.suffix, kinds)}"
         )
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        with _writing(out, partial) as file:
-            sink = (
-                Arrays(file, named=out.suffix == ".npz")
-                if out.suffix in (".npy", ".npz")
-                else Lines(file, as_json=out.suffix == ".jsonl")
-            )
-            yield sink
-            sink.finish()
-        os.replace(partial, out)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+    with replacing(out) as partial, _writing(out, partial) as file:
+        sink: Sink = Lines(file, as_json=out.suffix == ".jsonl")
+        if out.suffix in (".npy", ".npz"):
+            sink = Arrays(file, named=out.suffix == ".npz")
+        yield sink
+        sink.finish()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from loopkit.errors import HungError, LoopkitError
+from loopkit.files import write_file
 
 FailureKind = Literal["local", "propagated", "hang"]
 
@@ -125,10 +126,8 @@ def exit_failed_rank(error: BaseException, text: str) -> None:
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     """Replace ``path`` at once: its reader may kill this process in the middle of a write."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh.write_text(json.dumps(value))
-    fresh.replace(path)
+    write_file(path, [json.dumps(value).encode()])
 
 
 def _first_line(error: BaseException) -> str:

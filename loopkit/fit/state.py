@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopkit import __version__, rng
+from loopkit import rng
 from loopkit.checkpoint import Snapshot
 from loopkit.checkpoint.codecs import encode
 from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
@@ -24,6 +24,7 @@ from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.run import Progress, Record, Run
 from loopkit.strategies import dtensor
 from loopkit.task import name_of
+from loopkit.version import __version__
 
 
 def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopkit.errors import LoopkitWarning, missing_extra
 from loopkit.events import Hook
+from loopkit.files import replacing
 from loopkit.keywords import checks_keywords
 from loopkit.task import name_of
 
@@ -107,16 +107,10 @@ def draw_curves(rows: Iterable[Mapping[str, Any]], path: Path, title: str = "") 
     if title:
         figure.suptitle(title, fontweight="bold")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Glyph", UserWarning
-            )  # a name may hold what the font has not
-            canvas.print_figure(fresh)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # A name may hold characters that the font does not have.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        canvas.print_figure(temporary)
 
 
 Series = dict[str, tuple[list[float], list[float]]]

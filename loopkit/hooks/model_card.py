@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loopkit import __version__
 from loopkit.loggers.serialize import flat
 from loopkit.options import Options
 from loopkit.task import name_of
+from loopkit.version import __version__
 
 if TYPE_CHECKING:
     from loopkit.run import Run

@@ -9,9 +9,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import IO, Any
 
+from loopkit.files import rename_aside, write_file
 from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
-from loopkit.loggers.serialize import rename_aside, replace_file
 
 _PATIENCE = 20
 
@@ -52,7 +52,7 @@ class CsvLogger(Logger):
             rename_aside(self.path)
         self._columns, rows = _read(self.path)
         kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) <= step]
-        replace_file(self.path, [_line(self._columns), *map(_line, kept)])
+        write_file(self.path, [_line(self._columns), *map(_line, kept)], durable=True)
         self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -84,7 +84,7 @@ class CsvLogger(Logger):
         for row in self._waiting:
             self._columns |= dict.fromkeys(row)
         _, rows = _read(self.path)
-        replace_file(self.path, self._all_lines(rows))
+        write_file(self.path, self._all_lines(rows), durable=True)
         self._waiting = []
         assert self._file is not None
         self._file.close()

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from loopkit.files import rename_aside, write_file
 from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
-from loopkit.loggers.serialize import plain, rename_aside, replace_file
+from loopkit.loggers.serialize import plain
 
 _ODD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
@@ -52,7 +53,7 @@ class JsonlLogger(Logger):
         self.rows = _resume(self.path, step)
         _resume(self._arrays_path, step)
         text = json.dumps(plain(hparams), indent=2, ensure_ascii=False)
-        replace_file(Path(run_dir) / "hparams.json", [_bytes(text + "\n")])
+        write_file(Path(run_dir) / "hparams.json", [_bytes(text + "\n")], durable=True)
         self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -129,5 +130,5 @@ def _resume(path: Path, step: int) -> list[dict[str, Any]]:
                 rows.append(row)
                 lines.append(line)
     if cut:
-        replace_file(path, lines)
+        write_file(path, lines, durable=True)
     return rows

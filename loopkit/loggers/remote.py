@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from loopkit.errors import HungError, LoopkitError, missing_extra
+from loopkit.files import write_file
 from loopkit.loggers.base import Logger
-from loopkit.loggers.serialize import numbers, plain, replace_file
+from loopkit.loggers.serialize import numbers, plain
 
 Row = tuple[dict[str, Any], int]
 _MOST_WAITING = 100_000
@@ -260,7 +261,7 @@ class _Ledger:
 
     def save(self) -> None:
         text = json.dumps({"id": self.id, "last": self._last}) + "\n"
-        replace_file(self._path, [text.encode("utf-8")])
+        write_file(self._path, [text.encode("utf-8")], durable=True)
 
 
 def _run_name(run_dir: Path) -> str:

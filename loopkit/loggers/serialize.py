@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -82,28 +81,3 @@ def numbers(value: Any) -> Any:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         return None
-
-
-def replace_file(path: Path, parts: Iterable[bytes]) -> None:
-    """Write ``path`` anew in one piece: a reader, or a crash, sees the old file or the new one."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(fresh, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def rename_aside(path: Path) -> None:
-    """Make way for a fresh ``path``: what an earlier attempt left there gets a number
-    (``metrics.1.jsonl``).
-    """
-    if not path.exists():
-        return
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    path.rename(aside)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loopkit.cli.bench.tables import Row
 from loopkit.errors import OptionError, RunDirError, missing_extra, nearest
+from loopkit.files import replacing
 
 _COLOURS = ("#1f6feb", "#e36209", "#2da44e")
 _PARTS = {
@@ -50,14 +50,11 @@ def draw(kind: str, title: str, rows: Sequence[Row], path: Path) -> None:
     for place, (name, series) in enumerate(panels.items(), 1):
         _panel(figure.add_subplot(1, len(panels), place), name, [row.shown for row in held], series)
     figure.suptitle(title.replace("$", r"\$"), fontweight="bold")
-    fresh = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        _canvas(figure).print_figure(fresh)
-        os.replace(fresh, path)
+        with replacing(path) as temporary:
+            _canvas(figure).print_figure(temporary)
     except OSError as error:
         raise RunDirError(f"--picture {path} cannot be written: {error.strerror}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 Series = Mapping[str, list[float]]

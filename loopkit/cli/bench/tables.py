@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from loopkit import __version__
 from loopkit.cli.evaluate import strict
 from loopkit.console.text import columns, cut, megabytes, number
+from loopkit.version import __version__
 
 # Bits that a parameter takes; in 8 and 4 bits without the scales that are kept for each block of
 # them.

@@ -1,0 +1,50 @@
+"""Files that are replaced in one piece: a reader, or a crash, sees the old file or the new one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path with the same suffix; the file written there then replaces ``path``.
+
+    If the block raises, the temporary file is removed and ``path`` stays as it was.
+
+    Args:
+        durable: wait until the content is on the disk before it replaces ``path``.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_file(path: Path, parts: Iterable[bytes], *, durable: bool = False) -> None:
+    """Write ``parts`` one after another into ``path``, and replace it in one piece."""
+    with replacing(path, durable=durable) as temporary, open(temporary, "wb") as file:
+        file.writelines(parts)
+
+
+def rename_aside(path: Path) -> None:
+    """Free the name ``path``: a file that has it gets a number, such as ``metrics.1.jsonl``."""
+    if not path.exists():
+        return
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(aside)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
