@@ -17,7 +17,17 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
+from tests import fork_server
+
 ROOT = Path(__file__).parents[1]
+
+
+class Popen(fork_server.Popen):
+    """Forks with what the ranks of the contract tests import."""
+
+    server = fork_server.Server(
+        "deepspeed", "peft", "sklearn.datasets", "torch._inductor.compile_fx", "transformers"
+    )
 
 
 class Ranks:
@@ -38,7 +48,7 @@ class Ranks:
             "DS_ACCELERATOR": "cpu",
         }
         self._processes = [
-            subprocess.Popen(
+            Popen(
                 [sys.executable, "-m", "tests.ranks"],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,

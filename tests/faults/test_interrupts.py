@@ -18,7 +18,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(run_dir: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return popen(
         [sys.executable, "-m", "tests.faults.slow_run", str(run_dir), *more],
         text=True,
         env=ENV,
