@@ -97,8 +97,8 @@ def described(code: CodeType) -> tuple[str, str]:
 def traced(function: Callable[[], object]) -> Call:
     """Return the tree of calls of loopkit's functions, and of the task, inside ``function``.
 
-    Left out: lambdas, comprehensions, methods like ``__len__``, and private functions without a
-    docstring. Calls inside of them belong to the caller.
+    Private functions, lambdas and comprehensions are left out. Calls inside of them belong to their
+    caller.
     """
     root = Call(traced.__code__)
     active: dict[FrameType, Call] = {}
@@ -129,15 +129,8 @@ def traced(function: Callable[[], object]) -> Call:
 
 def is_shown(code: CodeType) -> bool:
     """Return whether calls of ``code`` are part of the trace."""
-    if code.co_name.startswith("<") or (
-        code.co_name.startswith("__") and code.co_name != "__call__"
-    ):
-        return False
-    if code in TASK:
-        return True
-    if not code.co_filename.startswith(PACKAGE):
-        return False
-    return bool(not code.co_name.startswith("_") or described(code)[1])
+    public = not code.co_name.startswith(("_", "<")) or code.co_name == "__call__"
+    return code in TASK or (public and code.co_filename.startswith(PACKAGE))
 
 
 def walk(call: Call) -> Iterator[Call]:
@@ -199,9 +192,9 @@ def one_step(trace: Call) -> list[Call]:
 
 
 def one_save(trace: Call) -> list[Call]:
-    """Return the calls of the first boundary at which the run saves."""
-    boundaries = [call for call in walk(trace) if call.name == "EpochLoop.boundary"]
-    return [next(call for call in boundaries if any(c.name == "write" for c in walk(call)))]
+    """Return the first call of ``EpochLoop.run`` that writes a checkpoint."""
+    epoch = next(call for call in walk(trace) if call.name == "EpochLoop.run")
+    return [next(call for call in epoch.calls if any(c.name == "write" for c in walk(call)))]
 
 
 def one_write(trace: Call) -> list[Call]:
@@ -232,7 +225,7 @@ This page follows a run by function name. A script traced a small run on one CPU
 `python -m tests.docs.lifecycle_trace`. A test compares the page with a new trace.
 
 Each line has a module, a function and the first line of its docstring. A function that is called by another one is
-indented below it. Repeated calls are shown once, and private functions without a docstring are left out.
+indented below it. Repeated calls are shown once. Private functions are left out.
 
 ## One step
 
@@ -242,8 +235,8 @@ These are the calls of a plain step: nothing is due, and one micro-batch makes t
 {step}
 ## One save
 
-After the last step of an epoch, `EpochLoop.run` calls `boundary`. It does the work that is due: here the end of the
-epoch and a save. The block leaves out calls below the sixth level.
+After the last step of an epoch, `EpochLoop.run` does the work that is due: here the end of the epoch and a save. The
+block leaves out calls below the sixth level.
 
 {save}
 `write` in [`checkpoint/writer.py`](../loopkit/checkpoint/writer.py) makes these calls, down to the second level:

@@ -3,6 +3,8 @@
 import ast
 import inspect
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -106,6 +108,17 @@ def test_the_picture_shows_an_import_that_points_up(monkeypatch):
     before = architecture_picture.picture()
     monkeypatch.setattr(architecture_picture, "LAYERS", moved)
     assert architecture_picture.picture() != before
+
+
+def test_the_lifecycle_is_that_of_a_new_trace():
+    code = "from tests.docs import lifecycle_trace; print(lifecycle_trace.page(), end='')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (DOCS / "lifecycle.md").read_text(encoding="utf-8") == done.stdout, (
+        "to update it, run: python -m tests.docs.lifecycle_trace"
+    )
 
 
 def test_the_architecture_says_where_things_are():
