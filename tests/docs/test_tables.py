@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -88,6 +89,19 @@ def test_every_row_of_the_coverage_is_done_with_a_test_or_not_yet():
             continue
         assert re.match(r"(done|in part|not yet)\b", status), status
         assert ("](../tests/" in status) == (not status.startswith("not yet")), status
+
+
+REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
+OBJECTS = re.findall(
+    r"^::: ([\w.]+)(?:\n    options: .*members: \[(.*)\])?", REFERENCE, re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("name", "members"), OBJECTS, ids=lambda value: value)
+def test_the_reference_names_objects_that_exist(name, members):
+    found = pkgutil.resolve_name(name)
+    for member in filter(None, members.split(", ")):
+        assert hasattr(found, member), member
 
 
 def test_the_page_on_benchmarks_shows_the_results_on_disk():
