@@ -24,10 +24,11 @@ from tests.support import points
 
 PAGE = DOCS / "lifecycle.md"
 PACKAGE = str(ROOT / "loopkit") + os.sep
+WRITER = os.path.join("checkpoint", "writer.py")
 WIDTHS = (34, 46)  # of the columns for module and function
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """A call of a function, with the calls inside of it."""
 
@@ -194,12 +195,13 @@ def one_step(trace: Call) -> list[Call]:
 def one_save(trace: Call) -> list[Call]:
     """Return the first call of ``EpochLoop.run`` that writes a checkpoint."""
     epoch = next(call for call in walk(trace) if call.name == "EpochLoop.run")
-    return [next(call for call in epoch.calls if any(c.name == "write" for c in walk(call)))]
+    writer = one_write(trace)
+    return [next(call for call in epoch.calls if writer in walk(call))]
 
 
-def one_write(trace: Call) -> list[Call]:
-    """Return the calls inside of the function that writes the files of a checkpoint."""
-    return next(call for call in walk(trace) if call.name == "write").calls
+def one_write(trace: Call) -> Call:
+    """Return the first call of the function that writes the files of a checkpoint."""
+    return next(call for call in walk(trace) if call.code.co_filename == PACKAGE + WRITER)
 
 
 def one_failure(trace: Call) -> list[Call]:
@@ -239,7 +241,7 @@ After the last step of an epoch, `EpochLoop.run` does the work that is due: here
 block leaves out calls below the sixth level.
 
 {save}
-`write` in [`checkpoint/writer.py`](../loopkit/checkpoint/writer.py) makes these calls, down to the second level:
+`{writer}` in [`checkpoint/writer.py`](../loopkit/checkpoint/writer.py) makes these calls, down to the second level:
 
 {write}
 ## One failure
@@ -262,7 +264,8 @@ def page() -> str:
     return TEXT.format(
         step=block(one_step(good), 20),
         save=block(one_save(good), 6),
-        write=block(one_write(good), 2),
+        writer=one_write(good).name,
+        write=block(one_write(good).calls, 2),
         failure=block(one_failure(bad), 3),
     )
 
