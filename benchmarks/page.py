@@ -53,8 +53,8 @@ STRATEGIES = """
 The model is a GPT of {parameters:,} parameters on {ranks} ranks over gloo, with one torch thread each. All contestants
 run in one process group and take turns, in {rounds} short runs each, and end with the same weights. "By hand" is a loop
 around torch's `DistributedDataParallel` or `fully_shard` with a fused AdamW. "Ratio" compares with it in the same
-round. loopkit runs with its defaults: it catches a non-finite value on any rank before the update, and all ranks react
-to a signal to any rank within about a second.
+round. loopkit runs with its defaults: it catches a non-finite value on any rank before the update. All ranks react to
+a signal to any rank within about a second.
 """
 
 GPU = """

@@ -24,10 +24,11 @@ from tests.support import points
 
 PAGE = DOCS / "lifecycle.md"
 PACKAGE = str(ROOT / "loopkit") + os.sep
+WRITER = os.path.join("checkpoint", "writer.py")
 WIDTHS = (34, 46)  # of the columns for module and function
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """A call of a function, with the calls inside of it."""
 
@@ -97,8 +98,8 @@ def described(code: CodeType) -> tuple[str, str]:
 def traced(function: Callable[[], object]) -> Call:
     """Return the tree of calls of loopkit's functions, and of the task, inside ``function``.
 
-    Left out: lambdas, comprehensions, methods like ``__len__``, and private functions without a
-    docstring. Calls inside of them belong to the caller.
+    Private functions, lambdas and comprehensions are left out. Calls inside of them belong to their
+    caller.
     """
     root = Call(traced.__code__)
     active: dict[FrameType, Call] = {}
@@ -129,15 +130,8 @@ def traced(function: Callable[[], object]) -> Call:
 
 def is_shown(code: CodeType) -> bool:
     """Return whether calls of ``code`` are part of the trace."""
-    if code.co_name.startswith("<") or (
-        code.co_name.startswith("__") and code.co_name != "__call__"
-    ):
-        return False
-    if code in TASK:
-        return True
-    if not code.co_filename.startswith(PACKAGE):
-        return False
-    return bool(not code.co_name.startswith("_") or described(code)[1])
+    public = not code.co_name.startswith(("_", "<")) or code.co_name == "__call__"
+    return code in TASK or (public and code.co_filename.startswith(PACKAGE))
 
 
 def walk(call: Call) -> Iterator[Call]:
@@ -199,14 +193,15 @@ def one_step(trace: Call) -> list[Call]:
 
 
 def one_save(trace: Call) -> list[Call]:
-    """Return the calls of the first boundary at which the run saves."""
-    boundaries = [call for call in walk(trace) if call.name == "EpochLoop.boundary"]
-    return [next(call for call in boundaries if any(c.name == "write" for c in walk(call)))]
+    """Return the first call of ``EpochLoop.run`` that writes a checkpoint."""
+    epoch = next(call for call in walk(trace) if call.name == "EpochLoop.run")
+    writer = one_write(trace)
+    return [next(call for call in epoch.calls if writer in walk(call))]
 
 
-def one_write(trace: Call) -> list[Call]:
-    """Return the calls inside of the function that writes the files of a checkpoint."""
-    return next(call for call in walk(trace) if call.name == "write").calls
+def one_write(trace: Call) -> Call:
+    """Return the first call of the function that writes the files of a checkpoint."""
+    return next(call for call in walk(trace) if call.code.co_filename == PACKAGE + WRITER)
 
 
 def one_failure(trace: Call) -> list[Call]:
@@ -232,7 +227,7 @@ This page follows a run by function name. A script traced a small run on one CPU
 `python -m tests.docs.lifecycle_trace`. A test compares the page with a new trace.
 
 Each line has a module, a function and the first line of its docstring. A function that is called by another one is
-indented below it. Repeated calls are shown once, and private functions without a docstring are left out.
+indented below it. Repeated calls are shown once. Private functions are left out.
 
 ## One step
 
@@ -242,11 +237,11 @@ These are the calls of a plain step: nothing is due, and one micro-batch makes t
 {step}
 ## One save
 
-After the last step of an epoch, `EpochLoop.run` calls `boundary`. It does the work that is due: here the end of the
-epoch and a save. The block leaves out calls below the sixth level.
+After the last step of an epoch, `EpochLoop.run` does the work that is due: here the end of the epoch and a save. The
+block leaves out calls below the sixth level.
 
 {save}
-`write` in [`checkpoint/writer.py`](../loopkit/checkpoint/writer.py) makes these calls, down to the second level:
+`{writer}` in [`checkpoint/writer.py`](../loopkit/checkpoint/writer.py) makes these calls, down to the second level:
 
 {write}
 ## One failure
@@ -269,7 +264,8 @@ def page() -> str:
     return TEXT.format(
         step=block(one_step(good), 20),
         save=block(one_save(good), 6),
-        write=block(one_write(good), 2),
+        writer=one_write(good).name,
+        write=block(one_write(good).calls, 2),
         failure=block(one_failure(bad), 3),
     )
 

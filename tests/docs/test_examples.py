@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if page.name not in RUN_ELSEWHERE]
 LONGEST = 5.0
 HEAVY = re.compile(
-    r"^from (?:transformers|peft|tokenizers|torchmetrics|sklearn)[\w.]* import .+$",
+    r"^from (?:transformers|peft|tokenizers|torchmetrics|sklearn)[\w.]* import (?:\([^)]*\)|.+)$",
     flags=re.MULTILINE,
 )
 

@@ -2,7 +2,10 @@
 
 import ast
 import inspect
+import pkgutil
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -88,6 +91,19 @@ def test_every_row_of_the_coverage_is_done_with_a_test_or_not_yet():
         assert ("](../tests/" in status) == (not status.startswith("not yet")), status
 
 
+REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
+OBJECTS = re.findall(
+    r"^::: ([\w.]+)(?:\n    options: .*members: \[(.*)\])?", REFERENCE, re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("name", "members"), OBJECTS, ids=lambda value: value)
+def test_the_reference_names_objects_that_exist(name, members):
+    found = pkgutil.resolve_name(name)
+    for member in filter(None, members.split(", ")):
+        assert hasattr(found, member), member
+
+
 def test_the_page_on_benchmarks_shows_the_results_on_disk():
     text = record.PAGE.read_text(encoding="utf-8")
     assert text == benchmarks_page.render(record.results())
@@ -106,6 +122,17 @@ def test_the_picture_shows_an_import_that_points_up(monkeypatch):
     before = architecture_picture.picture()
     monkeypatch.setattr(architecture_picture, "LAYERS", moved)
     assert architecture_picture.picture() != before
+
+
+def test_the_lifecycle_is_that_of_a_new_trace():
+    code = "from tests.docs import lifecycle_trace; print(lifecycle_trace.page(), end='')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (DOCS / "lifecycle.md").read_text(encoding="utf-8") == done.stdout, (
+        "to update it, run: python -m tests.docs.lifecycle_trace"
+    )
 
 
 def test_the_architecture_says_where_things_are():

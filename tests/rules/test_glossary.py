@@ -15,14 +15,23 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
-# Rooms whose words follow the glossary.
-COVERED = ("docs", "tasks", "benchmarks", "tests/docs", "tests/rules")
+ROOMS = ("loopkit", "tasks", "benchmarks", "tests", "docs")
+# Rooms and modules that still have words to replace. Remove an entry once it passes; add none.
+PENDING = (
+    "loopkit/checkpoint", "loopkit/cli", "loopkit/console", "loopkit/data", "loopkit/distributed", "loopkit/fit",
+    "loopkit/hooks", "loopkit/interop", "loopkit/loggers", "loopkit/metrics", "loopkit/optim", "loopkit/strategies",
+    "loopkit/errors.py", "loopkit/events.py", "loopkit/foreign_names.py", "loopkit/options.py", "loopkit/task.py",
+    "tests/checkpoint", "tests/cli", "tests/console", "tests/contract", "tests/data", "tests/engine", "tests/faults",
+    "tests/hooks", "tests/interop", "tests/loggers", "tests/optim", "tests/resume", "tests/test_keywords.py",
+    "docs/errors.md", "docs/lifecycle.md", "docs/options.md",
+)  # fmt: skip
+PENDING_TWICE = {"Names", "ModelSummary", "Group", "Ranks", "table", "nonfinite"}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # This file quotes the words that it looks for.
-CODE = sorted({path for room in COVERED for path in (ROOT / room).rglob("*.py")} - {Path(__file__)})
+CODE = sorted({path for room in ROOMS for path in (ROOT / room).rglob("*.py")} - {Path(__file__)})
 # Pages that list the names of earlier versions, or of other programs.
-OLD_NAMES = {"glossary.md", "CHANGELOG.md"}
-MOST_WORDS = 35
+OLD_NAMES = {"glossary.md", "CHANGELOG.md", "from-trainer.md", "from-lightning.md"}
+MOST_WORDS = 30
 
 # A module may bear one of these names in several rooms: it is the same thing in each.
 CONVENTIONAL = {"__init__", "base", "config", "fit", "evaluate", "predict"}
@@ -154,13 +163,19 @@ def sentences(page: str) -> Iterator[str]:
         yield from re.split(r"[.?!][)\"*]*\s+", paragraph.strip())
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def finished(paths: list[Path]) -> list[Path]:
+    """Return the paths outside of the rooms that still have words to replace."""
+    pending = [ROOT / entry for entry in PENDING]
+    return [path for path in paths if not {path, *path.parents} & set(pending)]
+
+
+@pytest.mark.parametrize("path", finished(CODE), ids=lambda path: str(path.relative_to(ROOT)))
 def test_code_says_the_words_of_the_glossary(path):
     faults = faults_of_code(path)
     assert not faults, advice(faults)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", finished(PAGES), ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_say_the_words_of_the_glossary(path):
     faults = faults_of_page(path)
     assert not faults, advice(faults)
@@ -204,4 +219,4 @@ def test_a_public_name_is_one_thing():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 classes[node.name].append(where)
     twice = {n: at for names in (classes, modules) for n, at in names.items() if len(at) > 1}
-    assert not twice
+    assert not twice.keys() - PENDING_TWICE, twice
