@@ -1,6 +1,4 @@
-"""Lengths of a run and cadences within it: ``"500 steps"``, ``"1 epoch"``, ``"10%"``, ``"30 min"``,
-``"never"``.
-"""
+"""Lengths of a run and cadences within it: "500 steps", "1 epoch", "10%", "30 min", "never"."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from loopkit.checks import shown
 from loopkit.errors import OptionError
 
 Unit = Literal["step", "epoch", "percent", "second", "never"]
@@ -28,10 +27,13 @@ _FORMS = "'500 steps', '1 epoch', '10%', '30 min', 'never' or a whole number of 
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is, as far as it is known.
+    """The length of a run, as far as it is known.
 
-    ``steps_per_epoch`` is None for data without a length; ``steps`` is None when neither the
-    options nor the data bound the number of optimizer steps.
+    Attributes:
+        steps_per_epoch: optimizer steps in one epoch; None for data without a length.
+        steps: the last optimizer step; None where neither the options nor the data limit it.
+        epochs: passes over the data; None without such a limit.
+        seconds: the time limit; None without one.
     """
 
     steps_per_epoch: int | None = None
@@ -42,69 +44,80 @@ class RunLength:
 
 @dataclass(frozen=True)
 class Duration:
-    """An amount of training in one unit; ``str()`` gives back a form that parses to the same."""
+    """An amount of training in one unit. ``parse`` reads what ``str()`` returns."""
 
     amount: Fraction
     unit: Unit
 
     @classmethod
-    def parse(cls, value: object, option: str) -> Duration:
-        """Read what a user typed for ``option``.
+    def parse(cls, value: object, option: str, *, by_clock: bool = True) -> Duration:
+        """Read what a user gave for ``option``.
+
+        Args:
+            option: the option as the user writes it: "eval_every" or "EMA(every=)".
+            by_clock: whether a length of time and "never" are accepted.
 
         Raises:
             OptionError: the value has none of the accepted forms, or is not positive.
         """
-        if isinstance(value, Duration):
-            return value
-        if (isinstance(value, int) and not isinstance(value, bool)) or (
-            isinstance(value, str) and value.isdecimal()
-        ):
+        parsed = value if isinstance(value, Duration) else cls._read(value)
+        if parsed is None:
+            raise OptionError(f"{shown(option, value)} is not a duration: give {_FORMS}")
+        if not by_clock and parsed.unit in ("second", "never"):
+            given = shown(option, str(value))
+            raise OptionError(f"{given}: give steps, epochs or a percentage of the run")
+        return parsed
+
+    @classmethod
+    def _read(cls, value: object) -> Duration | None:
+        if isinstance(value, int) and not isinstance(value, bool):
             value = f"{value} steps"
-        if isinstance(value, str):
-            text = value.strip().lower()
-            if text == "never":
-                return cls(Fraction(0), "never")
-            match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+|%)", text)
-            if match and match[2] in _UNITS:
-                unit, factor = _UNITS[match[2]]
-                amount = Fraction(match[1]) * factor
-                if amount > 0 and (unit != "step" or amount.denominator == 1):
-                    return cls(amount, unit)
-        raise OptionError(f"{option}={value!r} is not a duration: give {_FORMS}")
+        if not isinstance(value, str):
+            return None
+        text = value.strip().lower()
+        if text == "never":
+            return cls(Fraction(0), "never")
+        if text.isdecimal():
+            text = f"{text} steps"
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+|%)", text)
+        if match is None or match[2] not in _UNITS:
+            return None
+        unit, factor = _UNITS[match[2]]
+        amount = Fraction(match[1]) * factor
+        whole = unit != "step" or amount.denominator == 1
+        return cls(amount, unit) if amount > 0 and whole else None
 
     def __str__(self) -> str:
-        """The canonical form, for configs and messages."""
+        """Return the canonical form, for configs and messages."""
         if self.unit == "never":
             return "never"
         amount = int(self.amount) if self.amount.denominator == 1 else float(self.amount)
-        return (
-            f"{amount}%"
-            if self.unit == "percent"
-            else f"{amount} {self.unit}{'s' if amount != 1 else ''}"
-        )
+        if self.unit == "percent":
+            return f"{amount}%"
+        return f"{amount} {self.unit}{'s' if amount != 1 else ''}"
 
     def in_steps(self, length: RunLength, option: str) -> Fraction | None:
-        """The period in optimizer steps; None for time and for ``"never"``.
+        """Return the duration in optimizer steps; None for a time and for "never".
+
+        An epoch of data without a length is None too, if the number of epochs is whole.
 
         Raises:
-            OptionError: the unit needs a length of epoch or run that the data and the options do
-                not give.
+            OptionError: the unit needs the length of the epoch or of the run, which is not known.
         """
         if self.unit == "step":
             return self.amount
+        given = shown(option, str(self))
         if self.unit == "epoch":
             if length.steps_per_epoch is not None:
                 return self.amount * length.steps_per_epoch
             if self.amount.denominator != 1:
                 raise OptionError(
-                    f"{option}='{self}' needs data with a length: give it in steps, or give "
-                    f"limit_train"
+                    f"{given} needs data with a length: give it in steps, or give limit_train"
                 )
         if self.unit == "percent":
             if length.steps is None:
                 raise OptionError(
-                    f"{option}='{self}' needs a run of known length: give steps=, or data with a "
-                    f"length"
+                    f"{given} needs a run of known length: give steps=, or data with a length"
                 )
             return self.amount * length.steps / 100
         return None
@@ -112,7 +125,7 @@ class Duration:
 
 @dataclass(frozen=True)
 class Start:
-    """A point of training before which a cadence does nothing: by one of step, epoch and seconds."""
+    """A point of training before which a cadence is not due: a step, an epoch or a time."""
 
     step: int = 0
     epoch: int = 0
@@ -120,13 +133,15 @@ class Start:
 
     @classmethod
     def parse(cls, value: object, option: str, length: RunLength, every: Duration) -> Start:
-        """Read what a user typed for ``option``, the start of what comes ``every`` so often.
+        """Read what a user gave for ``option``.
 
-        A point beyond the last step counts as the last step, where that is known.
+        A point beyond the last step becomes the last step, where that is known.
+
+        Args:
+            every: the cadence that starts at this point.
 
         Raises:
-            OptionError: it is not a duration, or nothing says where in the data or the run that
-                point is.
+            OptionError: the value is no duration, or its point in the run is not known.
         """
         after = Duration.parse(value, option)
         if after.unit == "never":
@@ -149,7 +164,15 @@ class Start:
 
 @dataclass
 class Cadence:
-    """When something that repeats is next due. Pure in the step; only a time cadence keeps a clock."""
+    """When a repeated action is next due. Only a cadence in time has state: when it was last due.
+
+    Attributes:
+        every: how often the action is due.
+        length: the length of the run.
+        option: the option that gave the cadence, for messages.
+        last_seconds: seconds of training at which a cadence in time was last due.
+        start: the point of training before which the action is not due.
+    """
 
     every: Duration
     length: RunLength
@@ -162,17 +185,18 @@ class Cadence:
 
     @property
     def counts_steps(self) -> bool:
-        """Whether it is due at known steps."""
+        """Whether the steps at which it is due are known."""
         return self._period is not None
 
     @property
     def next_seconds(self) -> float | None:
-        """After how many seconds of training this is next due; None where no clock tells."""
+        """Seconds of training after which a cadence in time is next due; None for the others."""
         return self.last_seconds + self.every.amount if self.every.unit == "second" else None
 
     def next_step(self, step: int) -> int | None:
-        """The first step after ``step`` at which this is due; the very next one where only a clock
-        can tell.
+        """Return the first step after ``step`` at which it is due; None where no step is.
+
+        A cadence in time may be due at any step: for it, that is the very next step.
         """
         if self._period is None:
             return step + 1 if self.every.unit == "second" else None
@@ -184,9 +208,12 @@ class Cadence:
         return due if due > step else math.ceil((count + 1) * self._period)
 
     def is_due(self, step: int, seconds: float, epoch_ended: int | None) -> bool:
-        """Whether ``step``, just completed after ``seconds`` of training, is one of the due ones.
+        """Return whether the action is due after a step.
 
-        ``epoch_ended`` is the number of epochs completed if the step closed one, else None.
+        Args:
+            step: the number of completed steps.
+            seconds: seconds of training so far.
+            epoch_ended: the number of completed epochs if the step closed one, else None.
         """
         started = step >= self.start.step and seconds >= self.start.seconds
         if self._period is not None:
@@ -194,9 +221,8 @@ class Cadence:
         if self.every.unit == "second":
             if seconds - self.last_seconds < self.every.amount:
                 return False
-            self.last_seconds = (
-                seconds  # also before the start: what falls due there is left out, not put off
-            )
+            # The clock runs before the start, too: an action due there is skipped, not postponed.
+            self.last_seconds = seconds
             return started
         if self.every.unit != "epoch" or epoch_ended is None or epoch_ended % self.every.amount:
             return False

@@ -1,4 +1,4 @@
-"""Options: every keyword of Fit, checked when it is given."""
+"""The options of Fit, checked when they are given."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from loopkit.checks import checked_choice, checked_int, checked_number
 from loopkit.devices import ACCELERATORS
 from loopkit.durations import Duration
-from loopkit.errors import OptionError, nearest
+from loopkit.errors import OptionError
 from loopkit.events import Hook
 from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     StrategyLike: TypeAlias = str | Strategy | TensorParallel
 else:
-    StrategyLike: TypeAlias = str | Strategy  # what the command line makes of classes by name
+    # The command line builds strategies from the names of their classes.
+    StrategyLike: TypeAlias = str | Strategy
 Every: TypeAlias = "str | int"
 RNGS = ("counter", "stream")
 
@@ -35,18 +37,22 @@ RNGS = ("counter", "stream")
 @checks_keywords
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What is saved, when, and what is kept.
+    """What is saved, when, and which checkpoints are kept.
 
     Args:
-        every: the cadence of saves; the last step of a run is saved in any case.
-        keep: how many of the newest to keep; None keeps all. The newest good one and the best
-            always stay.
-        best: the metric that decides which is best, as ``"eval/accuracy:max"`` or
-            ``"eval/loss:min"``.
-        keep_best: how many of the best to keep besides.
-        load_best: give the task the weights of the best checkpoint when the run is over.
-        weights_only: save parameters and buffers alone; such a checkpoint cannot be resumed.
-        background: write in a thread, while training goes on.
+        every: how often to save, such as ``"500 steps"`` or ``"1 epoch"``. The last step of a run
+            is always saved.
+        keep: how many of the newest checkpoints to keep; None keeps all. The newest valid
+            checkpoint and the best one are always kept.
+        best: the metric that decides which checkpoint is best, with its mode:
+            ``"eval/accuracy:max"`` or ``"eval/loss:min"``.
+        keep_best: how many of the best checkpoints to keep besides the newest.
+        load_best: load the best checkpoint's weights into the task when the run ends.
+        weights_only: save only parameters and buffers. Such a checkpoint cannot be resumed.
+        background: write in a thread while training continues.
+
+    Raises:
+        OptionError: a value that is not accepted.
     """
 
     every: Every = "1 epoch"
@@ -59,14 +65,9 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         Duration.parse(self.every, "Checkpoint(every=)")
-        for name in ("keep", "keep_best"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise OptionError(
-                    f"Checkpoint({name}={value!r}): give a whole number of at least 1"
-                )
-        self.monitor()
-        if self.load_best and self.best is None:
+        checked_int(self.keep, "Checkpoint(keep=)", or_none=True)
+        checked_int(self.keep_best, "Checkpoint(keep_best=)")
+        if self.monitor() is None and self.load_best:
             raise OptionError("Checkpoint(load_best=True) needs best=, as in best='eval/loss:min'")
 
     def monitor(self) -> Monitor | None:
@@ -76,68 +77,72 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a task is trained.
+    """The options of ``Fit``: how a task is trained.
 
     Args:
-        strategy: where it runs: "auto" (DDP where there are several devices), "single", "ddp",
-            "fsdp", "deepspeed", or a Strategy or TensorParallel object.
-        devices: how many devices on this machine, a process each: "auto" (all GPUs, or one CPU
-            process) or a number.
-        nodes: how many machines; each is started by torchrun or srun.
-        accelerator: "auto", "cpu", "cuda" or "mps".
-        device_map: the layers of one model on several devices of one process: "auto", or the device
-            of each part by the start of its name, as {"encoder": "cpu", "head": "cuda:0"}.
-        precision: "fp32", "tf32", "bf16", "fp16" (autocast; fp16 with a scaler), "bf16-true",
-            "fp16-true" or "fp64".
-        epochs: passes over the data; fractions are taken. 1 where neither steps nor time is given.
-        steps: optimizer steps. Of several limits the first reached ends the run.
+        strategy: where the task runs: "auto" (DDP where there are several devices), "single",
+            "ddp", "fsdp", "deepspeed", or a Strategy or TensorParallel object.
+        devices: the number of devices on this machine, one process for each; "auto" takes all GPUs,
+            or one process on the CPU.
+        nodes: the number of machines; torchrun or srun starts the processes of each.
+        accelerator: the kind of device: "auto", "cpu", "cuda" or "mps".
+        device_map: splits the layers of one model over several devices of one process: "auto", or
+            a device for each prefix of a module's name, as {"encoder": "cpu", "head": "cuda:0"}.
+        precision: the dtype of the computation: "fp32", "tf32", "bf16", "fp16" (autocast; fp16 with
+            a loss scaler), "bf16-true", "fp16-true" or "fp64".
+        epochs: passes over the data, which may be a fraction; 1 where no limit is given.
+        steps: optimizer steps. Of several limits, the first that is reached ends the run.
         time: how long to train: "2 h", "30 min", or seconds.
         batch_size: samples per device and micro-batch, where the task returns a Dataset.
-        eval_batch_size: the same for evaluation and prediction; None takes batch_size.
-        global_batch_size: samples per optimizer step on all devices; accumulation is derived from
-            it.
+        eval_batch_size: samples per device and batch in evaluation and prediction; None takes
+            batch_size.
+        global_batch_size: samples per optimizer step over all devices; the number of micro-batches
+            to accumulate follows from it.
         accumulate: micro-batches per optimizer step.
-        micro_batch: "auto" takes micro-batches in smaller parts where memory runs out, with the
-            same gradient.
-        clip_norm: the largest norm of all gradients together.
-        clip_value: the largest absolute value of any element of a gradient.
-        eval_every: cadence of evaluations: "500 steps", "1 epoch", "10%", "30 min", "never" or a
+        micro_batch: "auto" splits micro-batches that do not fit into memory; the gradient stays the
+            same.
+        clip_norm: clips gradients to this norm, taken over all parameters together.
+        clip_value: clips each element of a gradient to this absolute value.
+        eval_every: how often to evaluate: "500 steps", "1 epoch", "10%", "30 min", "never" or a
             number of steps.
-        eval_after: leave out evaluations that fall due before this point of training: "500 steps",
-            "1 epoch", "10%", "30 min" or a number of steps; those at the start (eval_first) and the
-            end of the run stay.
-        eval_first: evaluate before the first step.
-        log_every: cadence of logs; step 1 is always logged.
-        checkpoint: what is saved: a Checkpoint, True for its defaults, False for nothing.
-        resume: "auto" (the newest good checkpoint of run_dir, or a fresh start), a checkpoint or
-            run directory.
-        run_dir: where everything of this run goes; None makes the next runs/<task>/<n>.
-        hooks: listeners, in order.
-        loggers: names ("jsonl", "csv", "tensorboard", "wandb", "mlflow", "comet", "clearml",
-            "trackio") or Logger objects.
-        progress: "auto", "rich", "plain" or False.
-        compile: True, or a Compile with its settings.
-        activation_checkpointing: compute activations again in the backward pass, to save memory: "full" (every block),
-            "every:2", "select:<regular expression>", "class:<name>"; "offload" keeps them on the
-            CPU; joined by "+".
-        seed: of everything random.
-        data_seed: of the data's order and augmentation; None takes seed.
-        deterministic: have torch use deterministic algorithms only.
-        rng: "counter" (randomness is a function of seed, step and micro-batch) or "stream" (torch's
-            own streams).
-        on_nan: a loss or gradient that is not finite: "raise" before it is used, "skip" the step,
-            or "ignore".
+        eval_after: skips evaluations that are due before this point of training: "500 steps",
+            "1 epoch", "10%", "30 min" or a number of steps. It does not skip the evaluation at the
+            start (eval_first) and the one at the end.
+        eval_first: evaluates before the first step.
+        log_every: how often to log; step 1 is always logged.
+        checkpoint: what to save: a Checkpoint, True for its defaults, or False for nothing.
+        resume: where to continue from: "auto" (the newest valid checkpoint of run_dir, or the
+            start), or the path of a checkpoint or run directory.
+        run_dir: the directory for all files of this run; None makes the next runs/<task>/<n>.
+        hooks: the hooks to call, in this order.
+        loggers: where to log: names ("jsonl", "csv", "tensorboard", "wandb", "mlflow", "comet",
+            "clearml", "trackio") or Logger objects.
+        progress: how to show progress: "auto", "rich", "plain" or False.
+        compile: compiles the task with torch.compile: True, or a Compile with its settings.
+        activation_checkpointing: recomputes activations in the backward pass to save memory: "full"
+            (every block), "every:2", "select:<regular expression>" or "class:<name>"; "offload"
+            keeps them in CPU memory instead. "+" joins two of them.
+        seed: seeds torch, NumPy, Python's random and, unless data_seed is given, the order of the
+            data.
+        data_seed: seeds the order and the augmentation of the data; None takes seed.
+        deterministic: makes torch use deterministic algorithms only.
+        rng: "counter" makes randomness a function of seed, step and micro-batch; "stream" uses
+            torch's own random streams.
+        on_nan: what to do about a loss or gradient that is not finite: "raise" before the update,
+            "skip" the step, or "ignore" it.
         debug: "numerics" ends the run at the first module whose output or gradient is not finite,
-            and names it; slow.
+            and names the module; slow.
         limit_train: batches per epoch, or a fraction of them.
         limit_eval: batches per evaluation set, or a fraction of them.
-        overfit: train and evaluate on this many batches, the same ones each epoch.
-        dry_run: do one step of everything, checkpoint and resume included, and leave nothing
-            behind.
-        step: a StepLoop in place of the default one.
-        epoch: an EpochLoop in place of the default one.
-        eval: an EvalLoop in place of the default one.
-        predict: a PredictLoop in place of the default one.
+        overfit: trains and evaluates on this many batches, the same ones each epoch.
+        dry_run: does one step of everything, checkpoint and resume included, and leaves no files.
+        step: a StepLoop that replaces the default one.
+        epoch: an EpochLoop that replaces the default one.
+        eval: an EvalLoop that replaces the default one.
+        predict: a PredictLoop that replaces the default one.
+
+    Raises:
+        OptionError: a value that is not accepted, or options that contradict each other.
     """
 
     strategy: StrategyLike = "auto"
@@ -188,57 +193,29 @@ class Options:
         parse_activation_checkpointing(self.activation_checkpointing)
         if self.device_map is not None:
             parse_device_map(self.device_map)
+        check_loggers(self.loggers)
         self._check_choices()
         self._check_numbers()
+        self._check_limits()
         self._check_durations()
         self._check_objects()
 
     def _check_choices(self) -> None:
-        choices: dict[str, tuple[Any, ...]] = {
-            "rng": RNGS, "on_nan": ON_NAN, "progress": ("auto", "rich", "plain", True, False),
-            "debug": (None, "numerics"), "micro_batch": (None, "auto"),
-        }  # fmt: skip
+        checked_choice(self.rng, "rng", RNGS)
+        checked_choice(self.on_nan, "on_nan", ON_NAN)
+        checked_choice(self.progress, "progress", ("auto", "rich", "plain", True, False))
+        checked_choice(self.debug, "debug", (None, "numerics"))
+        checked_choice(self.micro_batch, "micro_batch", (None, "auto"))
         if ":" not in self.accelerator:
-            choices["accelerator"] = ACCELERATORS
-        for name, accepted in choices.items():
-            value = getattr(self, name)
-            if value not in accepted:
-                hint = nearest(str(value), [a for a in accepted if isinstance(a, str)])
-                raise OptionError(
-                    f"{name}={value!r} is not known: give one of "
-                    f"{', '.join(map(repr, accepted))}.{hint}"
-                )
+            checked_choice(self.accelerator, "accelerator", ACCELERATORS)
 
     def _check_numbers(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "eval_batch_size",
-            "global_batch_size",
-            "accumulate",
-            "nodes",
-            "overfit",
-        ):
-            value = getattr(self, name)
-            if value is not None and (
-                not isinstance(value, int) or isinstance(value, bool) or value < 1
-            ):
-                raise OptionError(f"{name}={value!r}: give a whole number of at least 1")
+        for name in ("batch_size", "accumulate", "nodes"):
+            checked_int(getattr(self, name), name)
+        for name in ("steps", "eval_batch_size", "global_batch_size", "overfit"):
+            checked_int(getattr(self, name), name, or_none=True)
         for name in ("epochs", "clip_norm", "clip_value"):
-            value = getattr(self, name)
-            if value is not None and (type(value) not in (int, float) or not value > 0):
-                raise OptionError(f"{name}={value!r}: give a number above 0")
-        for name in ("limit_train", "limit_eval"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if (
-                value is not None
-                and not whole
-                and not (isinstance(value, float) and 0 < value <= 1)
-            ):
-                raise OptionError(
-                    f"{name}={value!r}: give a whole number of batches, or a fraction such as 0.1"
-                )
+            checked_number(getattr(self, name), name, above=0, or_none=True)
         if self.devices != "auto" and (not isinstance(self.devices, int) or self.devices < 1):
             raise OptionError(
                 f"devices={self.devices!r}: give 'auto' or a whole number of at least 1"
@@ -247,82 +224,86 @@ class Options:
             raise OptionError(f"seed={self.seed!r}: give a whole number")
         if self.global_batch_size is not None and self.accumulate != 1:
             raise OptionError(
-                "global_batch_size and accumulate are both given: accumulation follows from the "
-                "first"
+                "global_batch_size and accumulate are both given: leave accumulate out, which "
+                "follows from global_batch_size"
             )
 
+    def _check_limits(self) -> None:
+        for name in ("limit_train", "limit_eval"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            fraction = isinstance(value, float) and 0 < value <= 1
+            if value is not None and not whole and not fraction:
+                raise OptionError(
+                    f"{name}={value!r}: give a whole number of batches, or a fraction such as 0.1"
+                )
+
     def _check_durations(self) -> None:
-        for name in ("eval_every", "log_every"):
-            Duration.parse(getattr(self, name), name)
-        if (
-            self.eval_after is not None
-            and Duration.parse(self.eval_after, "eval_after").unit == "never"
-        ):
-            raise OptionError(
-                "eval_after='never' names no point of training: to evaluate never, "
-                "give eval_every='never'"
-            )
+        Duration.parse(self.eval_every, "eval_every")
+        Duration.parse(self.log_every, "log_every")
+        if self.eval_after is not None:
+            after = Duration.parse(self.eval_after, "eval_after")
+            if after.unit == "never":
+                raise OptionError(
+                    "eval_after='never' names no point of training: "
+                    "to switch evaluation off, give eval_every='never'"
+                )
         if isinstance(self.time, (int, float)):
-            timed = self.time > 0
+            is_time = self.time > 0
         else:
-            timed = self.time is None or Duration.parse(self.time, "time").unit == "second"
-        if not timed:
+            is_time = self.time is None or Duration.parse(self.time, "time").unit == "second"
+        if not is_time:
             raise OptionError(
                 f"time={self.time!r}: give a length of time above 0, such as '30 min' or seconds"
             )
 
     def _check_objects(self) -> None:
         for hook in self.hooks:
-            if not isinstance(hook, Hook):
-                hint = (
-                    "; give an instance, with ()"
-                    if isinstance(hook, type)
-                    else ": derive it from loopkit.Hook"
-                )
-                raise OptionError(f"hooks holds {hook!r}, which is not a Hook{hint}")
+            if isinstance(hook, Hook):
+                continue
+            advice = ": derive it from loopkit.Hook"
+            if isinstance(hook, type):
+                advice = "; give an instance, with ()"
+            raise OptionError(f"hooks holds {hook!r}, which is not a Hook{advice}")
         for name, kind in (("checkpoint", Checkpoint), ("compile", Compile)):
             value = getattr(self, name)
             if not isinstance(value, (bool, kind)):
                 raise OptionError(f"{name}={value!r}: give True, False or a {kind.__name__}(...)")
-        check_loggers(self.loggers)
         for name in ("step", "epoch", "eval", "predict"):
             loop = getattr(self, name)
-            if loop is not None and (
-                isinstance(loop, type) or not callable(getattr(loop, "run", None))
-            ):
-                raise OptionError(f"{name}={loop!r} is no loop: give an object with run(run, ...)")
+            is_loop = not isinstance(loop, type) and callable(getattr(loop, "run", None))
+            if loop is not None and not is_loop:
+                raise OptionError(
+                    f"{name}={loop!r} is not a loop: give an object with run(run, ...)"
+                )
 
     def saves(self) -> Checkpoint | None:
-        """The checkpoint settings; None when nothing is saved."""
+        """Return the checkpoint settings; None when nothing is saved."""
         if isinstance(self.checkpoint, Checkpoint):
             return self.checkpoint
         return Checkpoint() if self.checkpoint else None
 
     def seconds(self) -> float | None:
-        """The time limit in seconds."""
+        """Return the time limit in seconds; None without one."""
         if self.time is None or isinstance(self.time, (int, float)):
             return self.time
         return float(Duration.parse(self.time, "time").amount)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as plain values; objects by their repr."""
-        plain = (str, int, float, bool, type(None))
-        values = {option.name: getattr(self, option.name) for option in fields(self)}
-        return {
-            name: value if isinstance(value, plain) else _named(value)
-            for name, value in values.items()
-        }
+        """Return the options as JSON values; settings as text, other objects by their class."""
+        return {option.name: _as_json(getattr(self, option.name)) for option in fields(self)}
 
 
-def _named(value: Any) -> Any:
-    """A value as text: settings by their repr, other objects by their class."""
+def _as_json(value: Any) -> Any:
+    if isinstance(value, (str, int, float, type(None))):
+        return value
     if isinstance(value, (list, tuple)):
-        return [_named(part) for part in value]
+        return [_as_json(part) for part in value]
     if isinstance(value, Mapping):
         return {
             str(name): part if isinstance(part, (str, int)) else str(part)
             for name, part in value.items()
         }
-    if isinstance(value, (str, Path, Checkpoint, Compile)):
+    if isinstance(value, (Path, Checkpoint, Compile)):
         return str(value)
     return type(value).__name__

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loopkit.checkpoint import load_snapshot
+from loopkit.checks import checked_number
 from loopkit.durations import Cadence, Duration
 from loopkit.errors import CheckpointError, OptionError
 from loopkit.events import Hook
@@ -64,13 +65,8 @@ class EMA(Hook):
         evaluate: bool = True,
         apply_at_end: bool = False,
     ) -> None:
-        if not isinstance(decay, (int, float)) or not 0 < decay < 1:
-            raise OptionError(f"EMA(decay={decay!r}): give a number between 0 and 1, such as 0.999")
-        self._every = Duration.parse(every, "EMA(every=)")
-        if self._every.unit not in ("step", "epoch", "percent"):
-            raise OptionError(
-                f"EMA(every={every!r}): give steps, epochs or a percentage of the run"
-            )
+        checked_number(decay, "EMA(decay=)", above=0, below=1)
+        self._every = Duration.parse(every, "EMA(every=)", by_clock=False)
         self.decay = decay
         self.warmup = warmup
         self.evaluate = evaluate

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loopkit.checks import checked_int
 from loopkit.errors import OptionError
 from loopkit.events import Hook
 from loopkit.fit.state import preserved
@@ -56,8 +57,7 @@ class FindLR(Hook):
             raise OptionError(
                 f"FindLR(low={low!r}, high={high!r}): give two rates above 0, the lower one first"
             )
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < _FEWEST:
-            raise OptionError(f"FindLR(steps={steps!r}): give a whole number of at least {_FEWEST}")
+        checked_int(steps, "FindLR(steps=)", at_least=_FEWEST)
         self._rates = [low * (high / low) ** (index / (steps - 1)) for index in range(steps)]
         self._stop = stop
         self.rows: list[tuple[float, float, float]] = []

@@ -44,11 +44,8 @@ class GradMonitor(Hook):
     ) -> None:
         if per not in ("layer", "all"):
             raise OptionError(f"GradMonitor(per={per!r}): give 'layer' or 'all'")
-        self._every, self._per = Duration.parse(every, "GradMonitor(every=)"), per
-        if self._every.unit not in ("step", "epoch", "percent"):
-            raise OptionError(
-                f"GradMonitor(every={every!r}): give steps, epochs or a percentage of the run"
-            )
+        self._every = Duration.parse(every, "GradMonitor(every=)", by_clock=False)
+        self._per = per
         self._before: dict[str, Tensor] = {}
 
     def on_setup(self, run: Run) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from loopkit.checks import checked_int
 from loopkit.console.summary import model_summary
-from loopkit.errors import OptionError
 from loopkit.events import Hook
 from loopkit.keywords import checks_keywords
 
@@ -27,9 +27,7 @@ class ModelSummary(Hook):
     """
 
     def __init__(self, depth: int = 2) -> None:
-        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
-            raise OptionError(f"ModelSummary(depth={depth!r}): give a whole number of at least 0")
-        self._depth = depth
+        self._depth = checked_int(depth, "ModelSummary(depth=)", at_least=0)
 
     def on_fit_start(self, run: Run) -> None:
         """Print it, on the first rank."""

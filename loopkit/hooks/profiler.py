@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from loopkit.errors import LoopkitWarning, OptionError
+from loopkit.checks import checked_int
+from loopkit.errors import LoopkitWarning
 from loopkit.events import Hook
 from loopkit.keywords import checks_keywords
 
@@ -56,12 +57,11 @@ class Profiler(Hook):
         memory: bool = False,
         stacks: bool = False,
     ) -> None:
-        for name, value, least in (("wait", wait, 0), ("warmup", warmup, 0), ("active", active, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise OptionError(
-                    f"Profiler({name}={value!r}): give a whole number of at least {least}"
-                )
-        self._spans = {"wait": wait, "warmup": warmup, "active": active}
+        self._spans = {
+            "wait": checked_int(wait, "Profiler(wait=)", at_least=0),
+            "warmup": checked_int(warmup, "Profiler(warmup=)", at_least=0),
+            "active": checked_int(active, "Profiler(active=)"),
+        }
         self._path, self._memory, self._stacks = Path(path), memory, stacks
         self._profile: profile | None = None
         self._recording = False

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from loopkit import rng
+from loopkit.checks import checked_int
 from loopkit.durations import Cadence, Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
@@ -54,20 +55,9 @@ class SWA(Hook):
     def __init__(
         self, start: Every = "75%", every: Every = "1 epoch", batches: int | None = None
     ) -> None:
-        self._start, self._every = (
-            Duration.parse(start, "SWA(start=)"),
-            Duration.parse(every, "SWA(every=)"),
-        )
-        for name, given in (("start", self._start), ("every", self._every)):
-            if given.unit not in ("step", "epoch", "percent"):
-                raise OptionError(
-                    f"SWA({name}='{given}'): give steps, epochs or a percentage of the run"
-                )
-        if batches is not None and (not isinstance(batches, int) or batches < 1):
-            raise OptionError(
-                f"SWA(batches={batches!r}): give a whole number of at least 1, or None for an epoch"
-            )
-        self._batches = batches
+        self._start = Duration.parse(start, "SWA(start=)", by_clock=False)
+        self._every = Duration.parse(every, "SWA(every=)", by_clock=False)
+        self._batches = checked_int(batches, "SWA(batches=)", or_none=True)
         self.count = 0
         self._averages: AveragedParameters | None = None
         self._loaded: Mapping[str, Any] | None = None

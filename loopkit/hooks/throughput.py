@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from loopkit.errors import LoopkitWarning, OptionError
+from loopkit.checks import checked_number
+from loopkit.errors import LoopkitWarning
 from loopkit.events import Hook
 from loopkit.keywords import checks_keywords
 
@@ -54,14 +55,14 @@ class Throughput(Hook):
         peak_flops: float | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        if peak_flops is not None and (
-            not isinstance(peak_flops, (int, float)) or not peak_flops > 0
-        ):
-            raise OptionError(
-                f"Throughput(peak_flops={peak_flops!r}): give operations per second, such as 989e12"
-            )
         self._count = flops or peak_flops is not None
-        self._peak = peak_flops
+        self._peak = checked_number(
+            peak_flops,
+            "Throughput(peak_flops=)",
+            above=0,
+            or_none=True,
+            what="operations per second, such as 989e12,",
+        )
         self._clock = clock
         self.flops_per_step: int | None = None
 

@@ -50,11 +50,7 @@ class Unfreeze(Hook):
             )
         self._stages: list[tuple[Duration, list[str]]] = []
         for when, what in stages.items():
-            duration = Duration.parse(when, "Unfreeze")
-            if duration.unit not in ("step", "epoch", "percent"):
-                raise OptionError(
-                    f"Unfreeze({{{when!r}: …}}): give steps, epochs or a percentage of the run"
-                )
+            duration = Duration.parse(when, "Unfreeze()", by_clock=False)
             patterns = [what] if isinstance(what, str) else list(what)
             for pattern in patterns:
                 try:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from loopkit.checks import checked_int
 from loopkit.distributed.communicator import ProcessGroupCommunicator
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import OptionError
@@ -87,12 +88,8 @@ class FSDP(SingleDevice):
             raise OptionError(
                 f"FSDP(wrap={wrap!r}): give 'auto', a number of parameters, or a list of classes"
             )
-        if type(replicas) is not int or replicas < 1:
-            raise OptionError(f"FSDP(replicas={replicas!r}): give a whole number of at least 1")
-        if prefetch is not None and (type(prefetch) is not int or prefetch < 1):
-            raise OptionError(
-                f"FSDP(prefetch={prefetch!r}): give a whole number of at least 1, or None"
-            )
+        checked_int(replicas, "FSDP(replicas=)")
+        checked_int(prefetch, "FSDP(prefetch=)", or_none=True)
         self.wrap, self.reshard_after_forward, self.prefetch = wrap, reshard_after_forward, prefetch
         self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
         self.offload, self.replicas, self.tensor = offload, replicas, tensor

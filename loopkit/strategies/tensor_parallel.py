@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from loopkit.checks import checked_int
 from loopkit.errors import OptionError, nearest
 from loopkit.keywords import checks_keywords
 
@@ -64,10 +65,7 @@ class TensorParallel:
                     f"{', '.join(STYLES)}, or "
                     f"a ParallelStyle of torch's.{nearest(style, STYLES)}"
                 )
-        if self.size is not None and (type(self.size) is not int or self.size < 1):
-            raise OptionError(
-                f"TensorParallel(size={self.size!r}): give a whole number of ranks, or None"
-            )
+        checked_int(self.size, "TensorParallel(size=)", or_none=True)
 
     def team(self, ranks: int, local: int) -> int:
         """How many of ``ranks`` make a team, where a machine has ``local``.

@@ -87,7 +87,7 @@ def test_an_abbreviation_is_no_option(loopkit, shapes):
         ("--precision bf61", "Did you mean 'bf16'?"),
         ("--checkpoint.keep x", "checkpoint.keep: 'x' is not accepted: give int or null."),
         ("--checkpoint.keep 0", "Checkpoint(keep=0): give a whole number of at least 1"),
-        ("--checkpoint.every sometimes", "Checkpoint(every=)='sometimes' is not a duration"),
+        ("--checkpoint.every sometimes", "Checkpoint(every='sometimes') is not a duration"),
         ("--hooks+=Shot", "hooks: there is no class 'Shot'. Did you mean 'Shout'?"),
         (
             "--hooks+=shapes.Shot",

@@ -37,18 +37,21 @@ OPTIONS = [
     ({"steps": 1.5}, "steps=1.5: give a whole number of at least 1"),
     ({"batch_size": -1}, "batch_size=-1: give a whole number of at least 1"),
     ({"eval_every": "often"}, "eval_every='often' is not a duration: give '500 steps'"),
-    ({"log_every": 0}, "log_every='0 steps' is not a duration"),
+    ({"log_every": 0}, "log_every=0 is not a duration"),
     ({"time": "3 epochs"}, "time='3 epochs': give a length of time"),
     ({"on_nan": "warn"}, "on_nan='warn' is not known: give one of 'raise', 'skip', 'ignore'"),
     ({"rng": "philox"}, "rng='philox' is not known"),
     ({"limit_train": 1.5}, "limit_train=1.5: give a whole number of batches, or a fraction"),
     ({"devices": 0}, "devices=0: give 'auto' or a whole number"),
     ({"clip_norm": "1"}, "clip_norm='1': give a number above 0"),
-    ({"global_batch_size": 64, "accumulate": 2}, "accumulation follows from the first"),
+    (
+        {"global_batch_size": 64, "accumulate": 2},
+        "accumulate out, which follows from global_batch_size",
+    ),
     ({"hooks": [Hook]}, "give an instance, with ()"),
     ({"hooks": ["ema"]}, "which is not a Hook"),
     ({"checkpoint": "yes"}, "checkpoint='yes': give True, False or a Checkpoint(...)"),
-    ({"step": object()}, "is no loop: give an object with run(run, ...)"),
+    ({"step": object()}, "is not a loop: give an object with run(run, ...)"),
     ({"loggers": ["jsonlines"]}, "jsonl"),
     ({"progress": "fancy"}, "progress='fancy' is not known"),
 ]
@@ -67,7 +70,7 @@ def test_a_bad_option_is_named_with_what_is_accepted(options, text, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"every": "sometimes"}, "Checkpoint(every=)='sometimes'"),
+        ({"every": "sometimes"}, "Checkpoint(every='sometimes')"),
         ({"keep": 0}, "Checkpoint(keep=0): give a whole number of at least 1"),
         ({"best": "eval/loss"}, "'eval/loss:min' or 'eval/accuracy:max'"),
         ({"load_best": True}, "needs best="),

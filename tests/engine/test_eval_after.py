@@ -139,10 +139,10 @@ def test_the_best_checkpoint_is_chosen_among_those_from_then_on(tmp_path):
         ("later", "eval_after='later' is not a duration: give '500 steps'"),
         (
             "never",
-            "eval_after='never' names no point of training: to evaluate never, give "
+            "eval_after='never' names no point of training: to switch evaluation off, give "
             "eval_every='never'",
         ),
-        (0, "eval_after='0 steps' is not a duration"),
+        (0, "eval_after=0 is not a duration"),
     ],
 )
 def test_a_bad_value_is_named(value, text):

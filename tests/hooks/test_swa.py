@@ -109,7 +109,7 @@ def test_an_interrupted_run_keeps_its_weights():
 @pytest.mark.parametrize(
     ("arguments", "options", "named"),
     [
-        ({"every": "5 min"}, {}, "every='300 seconds'"),
+        ({"every": "5 min"}, {}, "every='5 min'"),
         ({"start": "soon"}, {}, "start=.*'soon'"),
         ({"batches": 0}, {}, "batches=0"),
         ({"start": 9}, {}, "start='9 steps'.*step 9.*ends at 8"),

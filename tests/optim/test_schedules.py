@@ -345,7 +345,7 @@ def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
     ("make", "said"),
     [
         (lambda: wsd(shape="square"), r"wsd\(shape='square'\): give one of linear, cosine, 1-sqrt"),
-        (lambda: wsd(decay="a bit"), r"wsd\(decay=\)='a bit' is not a duration"),
+        (lambda: wsd(decay="a bit"), r"wsd\(decay='a bit'\) is not a duration"),
         (
             lambda: cosine(floor=2),
             r"cosine\(floor=2\): give a factor of the base rate, from 0 to 1",
