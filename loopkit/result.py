@@ -1,4 +1,4 @@
-"""Result: what a run gives back."""
+"""Result: the outcome of a run."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ class Result:
     """The outcome of ``Fit.run``.
 
     Attributes:
-        status: "finished", "stopped" (a hook or limit asked for it) or "interrupted" (a signal).
-        reason: what stopped or interrupted it; empty otherwise.
-        step, epoch: completed optimizer steps and passes over the data.
-        metrics: the latest value of everything logged.
-        best: of the best evaluation: metric, value, step, checkpoint; empty without
+        status: "finished", "stopped" (by a hook or a limit) or "interrupted" (by a signal).
+        reason: the reason of a stop or an interruption; empty otherwise.
+        step: completed optimizer steps.
+        epoch: completed passes over the data.
+        metrics: the latest value of every name that was logged.
+        best: "metric", "value", "step" and "checkpoint" of the best evaluation; empty without
             ``Checkpoint(best=)``.
-        history: every logged row, ``{"step": ..., "train/loss": ...}``, earlier attempts of a
-            resumed run included.
-        checkpoint: the newest checkpoint; None when nothing was saved.
-        run_dir: the run's directory; None when it has none.
+        history: every logged row, such as ``{"step": 50, "train/loss": 0.3}``, with those of
+            earlier attempts of a resumed run.
+        checkpoint: the newest checkpoint; None if nothing was saved.
+        run_dir: the run's directory; None if it has none.
         timings: microseconds per step on the host by part: "data", "compute" (forward and
             backward), "update", "framework" (everything outside the user's code, the data and the
             optimizer) and "step", their sum.
+        progress: all counters of the run.
     """
 
     status: str
@@ -46,7 +48,7 @@ class Result:
 
     @classmethod
     def of(cls, run: Run) -> Result:
-        """The result of a run that is over."""
+        """Return the result of a run that has ended."""
         record, checkpointer = run.record, run.checkpointer
         return cls(
             status=run.outcome.status,
@@ -63,26 +65,18 @@ class Result:
         )
 
     def summary(self) -> str:
-        """What happened, as text: status, metrics, where the files are, where the time of a step
-        went.
-        """
-        return result_summary(
-            self.status,
-            self.reason,
-            self.progress,
-            self.metrics,
-            self.best,
-            self.timings,
-            self.run_dir,
-            self.checkpoint,
-        )
+        """Return the outcome as text: status, metrics, files, and the time of a step by part."""
+        return result_summary(self)
 
     def export(self, directory: str | Path) -> Path:
-        """Write the newest checkpoint's weights as one plain ``model.safetensors`` into
-        ``directory``.
+        """Write the newest checkpoint's weights as ``model.safetensors`` into a new directory.
+
+        Returns:
+            The directory.
 
         Raises:
-            CheckpointError: nothing was saved, it cannot be trusted, or the directory is not empty.
+            CheckpointError: nothing was saved, or the checkpoint cannot be trusted.
+            OptionError: the directory is not empty.
         """
         if self.checkpoint is None:
             raise CheckpointError(

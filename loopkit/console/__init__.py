@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress, the table of evaluations, summaries."""
+"""The console: progress, the table of evaluations, and summaries."""
 
 from loopkit.console.progress import build_progress
 

@@ -1,11 +1,11 @@
-"""The lines that open and close a run."""
+"""The lines that are printed at the start and at the end of a run."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from loopkit.console.eta import total_steps
-from loopkit.console.summary import count_parameters
+from loopkit.console.layer_table import count_parameters
 from loopkit.console.text import duration
 from loopkit.console.text import number as shown
 from loopkit.task import name_of
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from loopkit.run import Run
 
 
-def opening(run: Run) -> list[str]:
-    """What is trained, where and for how long, and where a resumed run goes on."""
+def start_banner(run: Run) -> list[str]:
+    """Return lines that say what is trained, where and for how long, and from where it resumes."""
     strategy, length = run.strategy, run.length
     ranks = f" x {strategy.world_size}" if strategy.world_size > 1 else ""
-    place = f"{strategy.device}, {strategy.settings.precision.name}, {strategy.name}{ranks}"
+    hardware = f"{strategy.device}, {strategy.settings.precision.name}, {strategy.name}{ranks}"
     lengths = []
     if length.epochs is not None:
         lengths.append(f"{length.epochs:g} epoch{'s' * (length.epochs != 1)}")
@@ -27,12 +27,11 @@ def opening(run: Run) -> list[str]:
         lengths.append(f"{steps:,} step{'s' * (steps != 1)}")
     if length.seconds is not None:
         lengths.append(f"at most {duration(length.seconds)}")
-    lines = [f"{name_of(run.task)}: {count_parameters(run.task)}", f"  on       {place}"]
-    numbered = [
-        pair for optimizer in run.optimizers.values() for pair in enumerate(optimizer.param_groups)
-    ]
+    lines = [f"{name_of(run.task)}: {count_parameters(run.task)}", f"  on       {hardware}"]
     groups = [
-        f"{g.get('name', number)} {sum(p.numel() for p in g['params']):,}" for number, g in numbered
+        f"{group.get('name', index)} {sum(p.numel() for p in group['params']):,}"
+        for optimizer in run.optimizers.values()
+        for index, group in enumerate(optimizer.param_groups)
     ]
     if len(groups) > 1:
         lines.append(f"  groups   {', '.join(groups)}")
@@ -45,12 +44,12 @@ def opening(run: Run) -> list[str]:
     return lines
 
 
-def closing(run: Run) -> str:
-    """How the run ended."""
+def end_banner(run: Run) -> str:
+    """Return one line that says how the run ended."""
     progress, best = run.progress, run.record.best
-    why = f" ({run.outcome.reason})" if run.outcome.reason else ""
+    reason = f" ({run.outcome.reason})" if run.outcome.reason else ""
     steps = f"{progress.step:,} step{'s' * (progress.step != 1)}"
-    text = f"{run.outcome.status.capitalize()}{why}: {steps} in {duration(run.seconds())}"
+    text = f"{run.outcome.status.capitalize()}{reason}: {steps} in {duration(run.seconds())}"
     name, value = best.get("metric", best.get("name")), best.get("value")
     if isinstance(value, (int, float)):
         text += f", best {name or 'metric'} {shown(value)}"

@@ -1,4 +1,4 @@
-"""How fast a run goes and when it will be over."""
+"""The speed of a run, and the time until it ends."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from loopkit.durations import RunLength
     from loopkit.run import Run
 
-_MEMORY = 15.0
+_TIME_CONSTANT = 15.0
 
 
 class SpeedEstimate:
-    """Steps per second, smoothed exponentially over the last fifteen seconds or so."""
+    """Steps per second, averaged exponentially with a time constant of 15 seconds."""
 
     def __init__(self) -> None:
         self._step = 0
@@ -23,18 +23,18 @@ class SpeedEstimate:
         self._weight = 0.0
 
     def restart(self, step: int, now: float) -> None:
-        """Go on from ``step`` at ``now``: what lies before was no training, and does not count."""
+        """Continue from ``step`` at ``now``: the time since the last tick was no training."""
         self._step, self._at = step, now
 
     def tick(self, step: int, now: float) -> None:
-        """``step`` steps are complete at ``now``."""
+        """Note that ``step`` steps are complete at ``now``."""
         if self._at is None or step < self._step:
             self.restart(step, now)
             return
         taken = now - self._at
         if step == self._step or taken <= 0:
             return
-        keep = math.exp(-taken / _MEMORY)
+        keep = math.exp(-taken / _TIME_CONSTANT)
         self._weighted = keep * self._weighted + (1 - keep) * (step - self._step) / taken
         self._weight = keep * self._weight + (1 - keep)
         self._step, self._at = step, now
@@ -47,7 +47,13 @@ class SpeedEstimate:
 
 @dataclass(frozen=True)
 class Eta:
-    """Where a run stands: steps in all, share done and seconds left, each None where nothing tells."""
+    """How far a run is.
+
+    Attributes:
+        total: its steps; None if their number is not known.
+        done: the part that is complete, from 0 to 1; None if no limit is known.
+        left: the seconds that remain; None if they cannot be estimated.
+    """
 
     total: int | None
     done: float | None
@@ -55,7 +61,7 @@ class Eta:
 
 
 def total_steps(length: RunLength) -> int | None:
-    """The number of optimizer steps of a run, where it is known."""
+    """Return the number of optimizer steps of a run; None if it is not known."""
     if length.steps is not None:
         return length.steps
     if length.epochs is not None and length.steps_per_epoch is not None:
@@ -63,8 +69,8 @@ def total_steps(length: RunLength) -> int | None:
     return None
 
 
-def outlook(run: Run, steps_per_second: float | None) -> Eta:
-    """What is to come, by the limit that will be reached first."""
+def estimate(run: Run, steps_per_second: float | None) -> Eta:
+    """Estimate how far a run is, by the limit that it reaches first."""
     total, shares, left = total_steps(run.length), [], []
     if total:
         shares.append(run.progress.step / total)
@@ -79,15 +85,13 @@ def outlook(run: Run, steps_per_second: float | None) -> Eta:
 
 
 def epoch_now(run: Run) -> float:
-    """The epoch as a number: 1.5 is in the middle of the second."""
+    """Return the epoch as a number: 1.5 is in the middle of the second epoch."""
     per_epoch = run.length.steps_per_epoch
     return run.progress.epoch + (run.progress.step_in_epoch / per_epoch if per_epoch else 0.0)
 
 
 def epoch_text(run: Run) -> str:
-    """``2/5``: the epoch under way, counted from 1, of how many; ``2`` where their number is not
-    known.
-    """
+    """Return ``2/5`` in the second of five epochs, or ``2`` if their number is not known."""
     length, epoch = run.length, run.progress.epoch
     epochs = length.epochs
     if length.steps is not None and length.steps_per_epoch:

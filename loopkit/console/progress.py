@@ -1,4 +1,4 @@
-"""Which kind of progress a run shows."""
+"""The choice of the hook that shows the progress of a run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ KINDS = {
 
 
 def build_progress(option: object) -> Hook | None:
-    """The hook for ``Fit(progress=option)``: "auto" (or True), "rich", "plain", or False (or None)
-    for none.
+    """Return the hook for ``Fit(progress=option)``.
 
-    "auto" is a bar on a terminal and in a notebook, and plain lines elsewhere.
+    Args:
+        option: "rich", "plain", "auto" or True for a bar on a terminal and in a notebook and plain
+            lines elsewhere, False or None for no hook.
 
     Raises:
-        OptionError: none of these.
+        OptionError: the option is none of these.
     """
     if option is None or option is False:
         return None
@@ -41,13 +42,14 @@ def build_progress(option: object) -> Hook | None:
 
 
 def on_terminal() -> bool:
-    """Whether stderr is a terminal that can move its cursor."""
+    """Return whether stderr is a terminal that can move its cursor."""
     try:
         return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
-    except (AttributeError, ValueError):  # no stderr, or a closed one
+    except (AttributeError, ValueError):
+        # There is no stderr, or it is closed.
         return False
 
 
 def in_notebook() -> bool:
-    """Whether this is a Jupyter kernel that can redraw its output."""
+    """Return whether this is a Jupyter kernel that can redraw its output."""
     return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None

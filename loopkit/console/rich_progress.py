@@ -16,10 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loopkit.console.banner import closing, opening
-from loopkit.console.eta import Eta, SpeedEstimate, epoch_text, outlook
+from loopkit.console.banner import end_banner, start_banner
+from loopkit.console.epoch_table import EpochTable
+from loopkit.console.eta import Eta, SpeedEstimate, epoch_text, estimate
 from loopkit.console.plain_progress import latest
-from loopkit.console.table import EpochTable
 from loopkit.console.text import duration, number, rate
 from loopkit.events import Hook
 
@@ -31,25 +31,24 @@ _LABEL = 10
 
 
 class Screen(Console):
-    """A rich Console whose closed pipe is an ordinary error; rich would end the program."""
+    """A rich Console that raises an error if its pipe is closed; rich would end the program."""
 
     def on_broken_pipe(self) -> None:
-        """Pass it on."""
+        """Raise an error."""
         raise BrokenPipeError("nobody reads the progress any more")
 
 
 class RichProgress(Hook):
-    """Redraws a bar at most ten times a second; a row per evaluation and whatever is printed appear
-    above it.
+    """Draw a progress bar, with a row per evaluation and everything that is printed above it.
 
-    Between redraws a step costs one look at the clock. What it shows are numbers that were logged:
-    it reads nothing from the device. The cursor stays visible, so that even a killed run leaves a
-    sane terminal. Rank 0 alone draws.
+    Rank 0 alone draws. Between redraws, a step only reads the clock. The numbers shown are those
+    that were logged, so the hook reads nothing from the device. The cursor stays visible, so that
+    even a run that is killed leaves the terminal usable.
 
     Args:
-        every: seconds between redraws, at least.
-        console: where to draw; None is a rich Console on stderr.
-        clock: seconds, for tests.
+        every: the least number of seconds between redraws.
+        console: the console to draw on; None for a rich Console on stderr.
+        clock: returns seconds; for tests.
     """
 
     may_request = False
@@ -66,32 +65,32 @@ class RichProgress(Hook):
         self._next = _NEVER
         self._live: Live | None = None
         self._fitting = False
-        self._pace = SpeedEstimate()
+        self._speed = SpeedEstimate()
         self._table: EpochTable | None = None
         self._batches = 0
         self._eval_total: int | None = None
         self._evaluating = False
 
     def on_fit_start(self, run: Run) -> None:
-        """Say what is about to be done, and begin to draw."""
+        """Print what is trained, and begin to draw."""
         if run.strategy.rank == 0:
             self._fitting = True
-            self._pace.restart(run.progress.step, self._clock())
-            self._show(*opening(run))
+            self._speed.restart(run.progress.step, self._clock())
+            self._show(*start_banner(run))
             self._start(run)
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
-        """Redraw, where it is time."""
+        """Redraw, if a redraw is due."""
         now = self._clock()
         if now < self._next:
             return
-        self._pace.tick(run.progress.step, now)
+        self._speed.tick(run.progress.step, now)
         self._draw(run, now)
 
     def on_eval_start(self, run: Run) -> None:
         """Show a second bar."""
         if run.strategy.rank == 0:
-            self._pace.tick(run.progress.step, self._clock())
+            self._speed.tick(run.progress.step, self._clock())
             counts = [source.batches_per_epoch() for source in run.eval_data.values()]
             known = [count for count in counts if count is not None]
             self._eval_total = sum(known) or None if len(known) == len(counts) else None
@@ -99,7 +98,7 @@ class RichProgress(Hook):
             self._start(run)
 
     def on_eval_step_end(self, run: Run, outputs: Mapping[str, Any]) -> None:
-        """Redraw, where it is time."""
+        """Redraw, if a redraw is due."""
         self._batches += 1
         now = self._clock()
         if now >= self._next:
@@ -114,21 +113,21 @@ class RichProgress(Hook):
             self._stop()
         if self._table is None:
             self._table = EpochTable(self._screen().width)
-        self._pace.restart(run.progress.step, self._clock())
+        self._speed.restart(run.progress.step, self._clock())
         if self._live is not None:
             self._live.update(self._frame(run))
         self._show(*self._table.lines(run, metrics))
 
     def on_fit_end(self, run: Run) -> None:
-        """Leave the finished bar, and say how it ended."""
+        """Leave the finished bar, and print how the run ended."""
         if run.strategy.rank == 0:
-            self._pace.tick(run.progress.step, self._clock())
+            self._speed.tick(run.progress.step, self._clock())
             self._draw(run, self._clock())
             self._stop()
-            self._show(closing(run))
+            self._show(end_banner(run))
 
     def on_error(self, run: Run, exception: BaseException) -> None:
-        """Leave the bar as it stands, below it a clean line."""
+        """Leave the bar as it is, with a clean line below it."""
         if self._live is not None:
             self._draw(run, self._clock())
         self._stop()
@@ -139,9 +138,9 @@ class RichProgress(Hook):
         return self._console
 
     def _start(self, run: Run) -> None:
-        """Begin to draw, unless drawing is under way; prints and warnings go above from now on."""
+        """Begin to draw. From now on, everything that is printed appears above the bar."""
         if self._live is None:
-            # What goes to a file or another program must not end up on the screen.
+            # Output that goes to a file or to another program must not appear on the screen.
             shared = sys.stdout is not None and sys.stdout.isatty()
             screen = self._screen()
             self._live = Live(
@@ -151,29 +150,29 @@ class RichProgress(Hook):
                 transient=False,
             )
             self._live.update(self._frame(run))
-            self._guarded(self._live.start)
-            self._guarded(lambda: screen.show_cursor(True))
+            self._call(self._live.start)
+            self._call(lambda: screen.show_cursor(True))
             atexit.register(self._stop)
         self._draw(run, self._clock())
 
     def _draw(self, run: Run, now: float) -> None:
         if self._live is not None:
             live, self._next = self._live, now + self._every
-            self._guarded(lambda: live.update(self._frame(run), refresh=True))
+            self._call(lambda: live.update(self._frame(run), refresh=True))
 
     def _stop(self) -> None:
         live, self._live, self._next = self._live, None, _NEVER
         if live is not None:
             atexit.unregister(self._stop)
-            self._guarded(live.stop)
+            self._call(live.stop)
 
     def _show(self, *lines: str) -> None:
-        self._guarded(
+        self._call(
             partial(self._screen().print, Text("\n".join(lines), no_wrap=True), soft_wrap=True)
         )
 
-    def _guarded(self, call: Callable[[], Any]) -> None:
-        """Training goes on when the terminal is gone."""
+    def _call(self, call: Callable[[], Any]) -> None:
+        """Call a function that draws. If the terminal is gone, stop to draw; the run continues."""
         try:
             call()
         except (OSError, ValueError):
@@ -183,13 +182,11 @@ class RichProgress(Hook):
                     live.stop()
 
     def _frame(self, run: Run) -> RenderableType:
-        """The bar, the last values, and during an evaluation its own bar."""
+        """Return the bar, the last values, and during an evaluation a second bar."""
         parts: list[RenderableType] = []
         if self._fitting:
-            ahead = outlook(run, self._pace.rate)
-            parts.append(
-                _bar(f"Epoch {epoch_text(run)}", run.progress.step, ahead, self._facts(run, ahead))
-            )
+            eta = estimate(run, self._speed.rate)
+            parts.append(_bar(f"Epoch {epoch_text(run)}", eta, self._facts(run, eta)))
             values = latest(run.metrics) | latest(run.metrics, evaluated=True)
             if values:
                 shown = "   ".join(f"{name} {number(value)}" for name, value in values.items())
@@ -199,24 +196,23 @@ class RichProgress(Hook):
         if self._evaluating:
             done = self._batches / self._eval_total if self._eval_total else None
             total = "" if self._eval_total is None else f"/{self._eval_total:,}"
-            ahead = Eta(self._eval_total, done, None)
-            parts.append(
-                _bar("Evaluating", self._batches, ahead, f"{self._batches:,}{total} batches")
-            )
+            eta = Eta(self._eval_total, done, None)
+            parts.append(_bar("Evaluating", eta, f"{self._batches:,}{total} batches"))
         return Group(*parts)
 
-    def _facts(self, run: Run, ahead: Eta) -> str:
-        total = "" if ahead.total is None else f"/{ahead.total:,}"
-        left = "" if ahead.left is None else f" < {duration(ahead.left)}"
-        return f"{run.progress.step:,}{total}  {rate(self._pace.rate)}  {duration(run.seconds())}{left}"
+    def _facts(self, run: Run, eta: Eta) -> str:
+        """Return the steps, the speed and the times that stand at the right of the bar."""
+        steps = f"{run.progress.step:,}" + ("" if eta.total is None else f"/{eta.total:,}")
+        left = "" if eta.left is None else f" < {duration(eta.left)}"
+        return f"{steps}  {rate(self._speed.rate)}  {duration(run.seconds())}{left}"
 
 
-def _bar(label: str, step: int, ahead: Eta, facts: str) -> Table:
+def _bar(label: str, eta: Eta, facts: str) -> Table:
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(min_width=_LABEL, no_wrap=True)
     grid.add_column(ratio=1)
     grid.add_column(justify="right", no_wrap=True)
-    known = ahead.done is not None
-    bar = ProgressBar(total=1.0 if known else None, completed=ahead.done or 0.0, pulse=not known)
+    known = eta.done is not None
+    bar = ProgressBar(total=1.0 if known else None, completed=eta.done or 0.0, pulse=not known)
     grid.add_row(Text(label, style="bold"), bar, Text(facts))
     return grid

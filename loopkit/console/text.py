@@ -1,4 +1,4 @@
-"""Numbers and columns as a person reads them."""
+"""Numbers, durations and columns as text for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def width(text: str) -> int:
-    """How many terminal cells ``text`` takes."""
+    """Return how many terminal cells ``text`` takes."""
     return sum(
         0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
         for c in text
@@ -16,13 +16,13 @@ def width(text: str) -> int:
 
 
 def pad(text: str, cells: int, *, right: bool = False) -> str:
-    """``text`` filled up with spaces to ``cells``; ``right`` puts it at the right."""
+    """Return ``text`` padded with spaces to ``cells``; with ``right`` it is aligned to the right."""
     space = " " * (cells - width(text))
     return space + text if right else text + space
 
 
 def cut(text: str, cells: int) -> str:
-    """``text`` in at most ``cells``, with an ellipsis where something is left out."""
+    """Return ``text`` cut to at most ``cells``, with an ellipsis if anything is left out."""
     if width(text) <= cells:
         return text
     while text and width(text) > cells - 1:
@@ -31,7 +31,7 @@ def cut(text: str, cells: int) -> str:
 
 
 def number(value: float) -> str:
-    """Four decimals where they say something, else powers of ten; large whole numbers in full."""
+    """Return a number with four decimals, or as a power of ten if it is very small or large."""
     size = abs(value)
     if not math.isfinite(value):
         return str(float(value))
@@ -41,7 +41,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``0:07``, ``12:34``, ``1:02:03``, ``2d 03:04:05``."""
+    """Return seconds as ``0:07``, ``12:34``, ``1:02:03`` or ``2d 03:04:05``."""
     minutes, second = divmod(max(0, int(seconds)), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 
 def rate(per_second: float | None) -> str:
-    """``12.3 it/s``, or ``4.56 s/it`` where a step takes longer than a second."""
+    """Return ``12.3 it/s``, or ``4.56 s/it`` if a step takes longer than a second."""
     if not per_second:
         return "- it/s"
     if per_second < 1:
@@ -60,12 +60,18 @@ def rate(per_second: float | None) -> str:
 
 
 def megabytes(size: int) -> str:
-    """Bytes in MB."""
+    """Return bytes in MB."""
     return f"{size / 1e6:,.2f} MB" if size < 1e8 else f"{size / 1e6:,.0f} MB"
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[bool], gap: int = 2) -> list[str]:
-    """Rows of cells as aligned lines; ``right`` says which columns stand at the right."""
+    """Return rows of cells as aligned lines.
+
+    Args:
+        rows: of equal length.
+        right: for each column, whether it is aligned to the right.
+        gap: spaces between columns.
+    """
     widths = [max(width(row[at]) for row in rows) for at in range(len(right))]
     lines = []
     for row in rows:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from loopkit.checks import checked_int
-from loopkit.console.summary import model_summary
+from loopkit.console.layer_table import layer_table
 from loopkit.events import Hook
 from loopkit.keywords import checks_keywords
 
@@ -32,4 +32,4 @@ class ModelSummary(Hook):
     def on_fit_start(self, run: Run) -> None:
         """Print it, on the first rank."""
         if run.strategy.rank == 0:
-            print(model_summary(run.task, depth=self._depth), file=sys.stderr)
+            print(layer_table(run.task, depth=self._depth), file=sys.stderr)

@@ -16,6 +16,7 @@ from loopkit.data.nested import transfer_fn
 from loopkit.errors import TaskError
 from loopkit.metrics.evaluation import Evaluation
 from loopkit.optim.schedule_free import evaluation_weights
+from loopkit.preserve import preserved
 from loopkit.run import Run
 from loopkit.task import name_of
 
@@ -23,25 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def preserved_modes(run: Run) -> Iterator[None]:
-    """Inside, modules may change between train and eval mode; afterwards each is as before.
-
-    The random state is also as before afterwards.
-    """
-    modes = [(module, module.training) for module in run.task.modules()]
-    rng_state = rng.get_state(run.strategy.device)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        rng.set_state(rng_state, run.strategy.device)
-
-
-@contextmanager
 def evaluation_mode(run: Run) -> Iterator[None]:
     """Inside, the task is in eval mode with its evaluation weights, and no gradients are made."""
-    with preserved_modes(run):
+    with preserved(run.task, run.strategy.device):
         run.task.eval()
         try:
             with evaluation_weights(run.optimizers.values()), torch.no_grad():

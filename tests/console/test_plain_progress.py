@@ -9,8 +9,8 @@ import torch
 from made_runs import Clock, evaluate, made_run, take_step
 
 from loopkit.console import build_progress
+from loopkit.console.epoch_table import EpochTable
 from loopkit.console.plain_progress import PlainProgress
-from loopkit.console.table import EpochTable
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from made_runs import Digits
 from rich.console import Console
 from torch import nn
 
-from loopkit.console.summary import count_parameters, model_summary, result_summary
+from loopkit.console.layer_table import count_parameters, layer_table
+from loopkit.console.summary import result_summary
+from loopkit.result import Result
 from loopkit.run import Progress
 
 
@@ -41,7 +44,7 @@ def test_parameters_are_counted_once_however_often_they_are_used():
 
 
 def test_rows_add_up_and_the_second_use_of_a_weight_says_so():
-    summary = model_summary(Tied())
+    summary = layer_table(Tied())
     assert (
         sum(row.counts.total for row in summary.rows if row.depth == 1)
         == summary.totals.total
@@ -71,7 +74,7 @@ def test_a_batch_shows_shapes_and_leaves_no_trace():
     model.blocks[0].eval()
     modes = [part.training for part in model.modules()]
     random = torch.get_rng_state()
-    summary = model_summary(model, torch.zeros(4, 6, dtype=torch.long))
+    summary = layer_table(model, torch.zeros(4, 6, dtype=torch.long))
     shapes = {row.name: row.shape for row in summary.rows}
     assert shapes["head"] == "[4, 6, 50]"
     assert shapes[""] == "logits [4, 6, 50], hidden [4, 6, 8]"
@@ -83,14 +86,14 @@ def test_a_batch_shows_shapes_and_leaves_no_trace():
 def test_a_failing_forward_leaves_no_hooks_behind():
     model = Tied()
     with pytest.raises(IndexError):
-        model_summary(model, torch.full((1,), 999))
+        layer_table(model, torch.full((1,), 999))
     assert not any(part._forward_hooks for part in model.modules())
     assert model.training
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])
 def test_depth_bounds_the_rows(depth):
-    rows = model_summary(Tied(), depth=depth).rows
+    rows = layer_table(Tied(), depth=depth).rows
     assert max(row.depth for row in rows) == min(depth, 3)
     assert rows[0].counts.total == 576
 
@@ -100,7 +103,7 @@ def test_a_task_is_run_through_its_predict_step():
         def predict_step(self, batch):
             return self.net(batch[0]).argmax(-1)
 
-    summary = model_summary(Predicts(), (torch.zeros(3, 64), torch.zeros(3)))
+    summary = layer_table(Predicts(), (torch.zeros(3, 64), torch.zeros(3)))
     assert {row.name: row.shape for row in summary.rows}[""] == "[3]"
     assert {row.name: row.shape for row in summary.rows}["net.0"] == "[3, 128]"
 
@@ -110,14 +113,14 @@ def test_a_dict_is_handed_over_by_name():
         def forward(self, x, y):
             return x + y
 
-    (row,) = model_summary(Named(), {"x": torch.zeros(2), "y": torch.zeros(2)}).rows
+    (row,) = layer_table(Named(), {"x": torch.zeros(2), "y": torch.zeros(2)}).rows
     assert row.shape == "[2]"
 
 
 def test_meta_parameters_are_summarised_without_memory():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(100_000, 100_000), nn.Linear(100_000, 10))
-    summary = model_summary(model, torch.zeros(2, 100_000))
+    summary = layer_table(model, torch.zeros(2, 100_000))
     assert summary.rows[-1].shape == "[2, 10]"
     assert summary.totals.total == 100_000 * 100_000 + 100_000 + 100_000 * 10 + 10
 
@@ -128,8 +131,8 @@ def test_lazy_parameters_are_said_to_be_and_stay_lazy():
         str(count_parameters(model))
         == "10 parameters, all trainable, 0.00 MB; 2 more without a shape yet"
     )
-    assert model_summary(model).cells()[1][:3] == ["  0", "LazyLinear", "lazy"]
-    known = model_summary(model, torch.zeros(3, 7))
+    assert layer_table(model).cells()[1][:3] == ["  0", "LazyLinear", "lazy"]
+    known = layer_table(model, torch.zeros(3, 7))
     assert known.rows[1].shape == "[3, 4]"
     assert known.totals.total == 7 * 4 + 4 + 10
     assert count_parameters(model).lazy == 2
@@ -137,7 +140,7 @@ def test_lazy_parameters_are_said_to_be_and_stay_lazy():
 
 def test_rich_prints_it_as_a_table():
     console = Console(file=io.StringIO(), width=100)
-    console.print(model_summary(Tied(), torch.zeros(1, 1, dtype=torch.long)))
+    console.print(layer_table(Tied(), torch.zeros(1, 1, dtype=torch.long)))
     text = console.file.getvalue()
     assert "Output shape" in text
     assert text.splitlines()[-1].strip() == "576 parameters, 176 trainable, 0.00 MB"
@@ -153,9 +156,20 @@ def test_the_end_of_a_run_reads_in_aligned_blocks():
         "checkpoint": "runs/1/checkpoints/step-300",
     }
     timings = {"data": 62.0, "compute": 1494.0, "update": 332.0, "framework": 112.0, "step": 2000.0}
-    text = result_summary(
-        "finished", "", progress, metrics, best, timings, "runs/1", "runs/1/checkpoints/step-400"
+    result = Result(
+        status="finished",
+        reason="",
+        step=400,
+        epoch=4,
+        metrics=metrics,
+        best=best,
+        history=[],
+        checkpoint=Path("runs/1/checkpoints/step-400"),
+        run_dir=Path("runs/1"),
+        timings=timings,
+        progress=progress,
     )
+    text = result_summary(result)
     assert (
         text
         == """\
@@ -183,6 +197,7 @@ def test_the_end_of_a_run_reads_in_aligned_blocks():
 
 
 def test_a_run_of_which_nothing_is_known_has_a_summary():
-    text = result_summary("stopped", "time is up", Progress(), {}, {}, {}, None, None)
+    empty = Result("stopped", "time is up", 0, 0, {}, {}, [], None, None, {})
+    text = result_summary(empty)
     assert text.splitlines()[0] == "***** stopped: time is up *****"
     assert len(text.splitlines()) == 4

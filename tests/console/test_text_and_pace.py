@@ -5,7 +5,7 @@ import math
 import pytest
 from made_runs import made_run
 
-from loopkit.console.eta import SpeedEstimate, epoch_text, outlook
+from loopkit.console.eta import SpeedEstimate, epoch_text, estimate
 from loopkit.console.text import columns, cut, duration, megabytes, number, pad, rate, width
 from loopkit.durations import RunLength
 
@@ -111,7 +111,7 @@ def test_time_spent_evaluating_does_not_slow_the_pace():
 def test_the_limit_reached_first_tells_how_long_it_takes(plan, total, done, left):
     run = made_run(length=plan)
     run.progress.step, run.progress.seconds = 200, 60.0
-    seen = outlook(run, 10.0)
+    seen = estimate(run, 10.0)
     assert (seen.total, seen.done, seen.left) == (
         total,
         pytest.approx(done) if done else None,

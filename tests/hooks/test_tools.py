@@ -11,7 +11,7 @@ from torch import nn
 
 import loopkit.hooks
 from loopkit import Hook, Loader
-from loopkit.console.summary import model_summary
+from loopkit.console.layer_table import layer_table
 from loopkit.errors import LoopkitWarning, NotFiniteError, OptionError
 from loopkit.hooks import FindLR, ModelSummary, Numerics, Profiler
 from loopkit.hooks.find_lr import steepest
@@ -86,7 +86,7 @@ def test_the_summary_is_printed_once_to_stderr(capsys):
     quiet(steps=1, hooks=[ModelSummary(depth=1)]).run(task)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"{model_summary(task, depth=1)}\n"
+    assert err == f"{layer_table(task, depth=1)}\n"
     assert "BatchNorm1d" not in err
 
 

@@ -32,6 +32,7 @@ LAYERS = (
         "keywords",
         "devices",
         "files",
+        "preserve",
         "version",
     },
     {"events", "distributed"},

@@ -1,4 +1,4 @@
-"""EpochTable: a row per evaluation, which grows downwards and reads well in a log file too."""
+"""EpochTable: one row per evaluation, printed line by line, so that it fits into a log file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OWN = ("eval/loss", "eval/runtime", "eval/samples_per_second")
 
 
 class EpochTable:
-    """The lines to print after each evaluation: its row, after a header where the columns are new.
+    """A table that gets a row after each evaluation, and a new header if its columns change.
 
     Args:
-        cells: how wide a line may be; None for any width.
+        cells: the most terminal cells of a line; None for no limit.
     """
 
     def __init__(self, cells: int | None = None) -> None:
@@ -29,20 +29,25 @@ class EpochTable:
         self._columns: list[str] = []
 
     def lines(self, run: Run, metrics: Mapping[str, float]) -> list[str]:
-        """The row of ``metrics``, numbers by full name, at the run's present step."""
+        """Return the lines to print after an evaluation.
+
+        Args:
+            run: at the step of the evaluation.
+            metrics: numbers by full name, such as "eval/loss".
+        """
         row = self._row(run, metrics)
         widths = [max(_NARROWEST, width(name)) for name in row]
         cells = [pad(text, cells, right=True) for text, cells in zip(row.values(), widths)]
-        lines = [(" " * _GAP).join(cells)]
-        if list(row) != self._columns:
-            self._columns = list(row)
-            header = (" " * _GAP).join(
-                pad(name, cells, right=True) for name, cells in zip(row, widths)
-            )
-            lines = [header, "-" * width(header), *lines]
-        return lines
+        line = (" " * _GAP).join(cells)
+        if list(row) == self._columns:
+            return [line]
+        self._columns = list(row)
+        names = [pad(name, cells, right=True) for name, cells in zip(row, widths)]
+        header = (" " * _GAP).join(names)
+        return [header, "-" * width(header), line]
 
     def _row(self, run: Run, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Return the cells by column, as many metrics among them as the width allows."""
         epoch = epoch_now(run)
         trained = run.metrics.get("train/loss")
         row = {
@@ -68,6 +73,7 @@ class EpochTable:
         return row | last
 
     def _room(self, names: list[str]) -> float:
+        """Return how many cells are free beside the columns ``names``."""
         if self._cells is None:
             return float("inf")
         return self._cells - sum(max(_NARROWEST, width(name)) + _GAP for name in names) + _GAP
