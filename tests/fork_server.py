@@ -84,7 +84,7 @@ class Popen(ExecutingPopen):
 
     def _execute_child(self, *args: Any) -> None:
         given = inspect.signature(super()._execute_child).bind(*args).arguments
-        words = list(map(os.fspath, given["args"])) if isinstance(given["args"], list) else []
+        words = list(map(os.fspath, given["args"])) if isinstance(given["args"], (list, tuple)) else []
         if sys.platform != "linux" or words[:1] != [sys.executable]:
             super()._execute_child(*args)
             return
@@ -118,23 +118,24 @@ def serve(connection: socket.socket) -> dict[str, Any]:
         request, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
         if not request:
             os._exit(0)
-        answer, pid = os.pipe()
+        pid_read, pid_written = os.pipe()
+        adopted, not_yet = os.pipe()
         if between := os.fork():
             # The process between ends at once, which gives its child to whoever adopts orphans.
             os.waitpid(between, 0)
-            connection.send(os.read(answer, 64))
-            for file in (answer, pid, *files):
+            connection.send(os.read(pid_read, 64))
+            for file in (pid_read, pid_written, adopted, not_yet, *files):
                 os.close(file)
             continue
         if child := os.fork():
-            os.write(pid, str(child).encode())
+            os.write(pid_written, str(child).encode())
             os._exit(0)
+        os.close(not_yet)
+        os.read(adopted, 1)  # ends when the server closes its copy: a program may ask for its parent
         connection.close()
-        os.close(answer)
-        os.close(pid)
         for number, file in enumerate(files):
             os.dup2(file, number)
-        for file in files:
+        for file in (pid_read, pid_written, adopted, *files):
             os.close(file)
         return json.loads(request)
 

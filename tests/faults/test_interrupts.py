@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import fork_server
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def start(run_dir: Path, *more: str) -> subprocess.Popen[str]:
+def start(run_dir: Path, *more: str, popen: Any = fork_server.Popen) -> subprocess.Popen[str]:
     return popen(
         [sys.executable, "-m", "tests.faults.slow_run", str(run_dir), *more],
         text=True,
@@ -47,7 +50,9 @@ def finish(process: subprocess.Popen[str], limit: float = 60) -> tuple[int, list
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> str:
-    code, lines, err = finish(start(tmp_path_factory.mktemp("whole")))
+    """What an executed process ends with; the other processes of this file are forked."""
+    process = start(tmp_path_factory.mktemp("whole"), popen=subprocess.Popen)
+    code, lines, err = finish(process)
     assert code == 0, err
     return lines[-1].split()[-1]
 

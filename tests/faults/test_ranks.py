@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import fork_server
 from tests.faults.rank_run import TIMEOUT
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,7 @@ def start(
     where: str = "none",
     rank: int = 0,
     launcher: tuple[str, ...] = (),
+    popen: Any = fork_server.Popen,
     **env: str,
 ):
     run_dir.mkdir(exist_ok=True)
@@ -45,7 +48,7 @@ def start(
         where,
         str(rank),
     ]
-    return subprocess.Popen(
+    return popen(
         words,
         cwd=ROOT,
         env={**ENV, **env},
@@ -79,7 +82,8 @@ def left_over(run_dir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> str:
-    code, lines, err = finish(start(tmp_path_factory.mktemp("whole")))
+    """What executed processes end with; the other launchers of this file fork their ranks."""
+    code, lines, err = finish(start(tmp_path_factory.mktemp("whole"), popen=subprocess.Popen))
     assert code == 0, err
     assert lines[-1].startswith(f"end finished  {ALL} ")
     assert lines.count("step 7") == 1, "what ranks print shows once"
@@ -187,7 +191,7 @@ def test_ctrl_c_saves_and_the_script_goes_on(tmp_path, whole):
 
 
 def test_no_rank_outlives_its_launcher(tmp_path):
-    process = start(tmp_path / "run")
+    process = start(tmp_path / "run", popen=subprocess.Popen)
     read_until(process, "step 3")
     process.kill()
     process.wait()
@@ -230,6 +234,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(tmp_path, how, whole):
 
 def test_deepspeeds_launcher_gives_a_place(tmp_path, whole):
     launcher = (
+        sys.executable,
         str(Path(sys.executable).parent / "deepspeed"),
         "--num_accelerators",
         "2",
@@ -239,7 +244,7 @@ def test_deepspeeds_launcher_gives_a_place(tmp_path, whole):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     words = [*launcher, "tests.faults.rank_run", str(run_dir), "none", "none", "0"]
-    done = subprocess.run(
+    done = fork_server.run(
         words,
         cwd=ROOT,
         env={
@@ -331,13 +336,13 @@ def test_the_command_line_starts_ranks_and_tells_the_cause(tmp_path):
     assert done.stdout.count("***** finished *****") == 1
     assert "DDP x 2" in done.stderr
     failing = [*words, "--run-dir", "two", "--fail", "1"]
-    done = subprocess.run(
+    done = fork_server.run(
         failing, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, done.stderr
     assert done.stderr.strip().splitlines()[-1] == "ValueError: bad batch 17"
-    taken = subprocess.run(
+    taken = fork_server.run(
         [*words, "--run-dir", "one"],
         cwd=tmp_path,
         env=env,

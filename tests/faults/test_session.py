@@ -10,6 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+from tests import fork_server
 
 ROOT = Path(__file__).parents[2]
 DEFINED = """
@@ -48,9 +51,9 @@ class Greets(Hook):
 """
 
 
-def session(text: str, place: Path) -> subprocess.Popen:
+def session(text: str, place: Path, popen: Any = fork_server.Popen) -> subprocess.Popen:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
+    process = popen(
         [sys.executable, "-u", "-"],
         cwd=place,
         env=env,
