@@ -41,7 +41,8 @@ IMPORTED = (
 )
 LONGEST_COMMAND_LINE = 4096
 PR_SET_CHILD_SUBREAPER = 36
-ExecutingPopen = subprocess.Popen  # whatever stands in its place later
+# The original class: later code replaces ``subprocess.Popen``.
+ExecutingPopen = subprocess.Popen
 
 
 class Server:
