@@ -20,7 +20,7 @@ from loopkit.fit.strategy_setup import start_ranks
 from loopkit.keywords import checks_keywords
 from loopkit.options import Options
 from loopkit.result import Result
-from loopkit.strategies.dtensor import put_all
+from loopkit.strategies.dtensor import copy_all_into
 from loopkit.task import Task, name_of
 
 P = ParamSpec("P")
@@ -210,5 +210,5 @@ def _dry_run(fit: Fit, task: Task) -> Result:
         first.run(task)
         result = fit.with_options(**changes, resume="auto").run(task)
         result.run_dir = result.checkpoint = None
-    put_all(task.state_dict(), before)
+    copy_all_into(task.state_dict(), before)
     return result

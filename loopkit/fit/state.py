@@ -83,7 +83,10 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
             },
         }
     return Snapshot(
-        dtensor.parts(tensors), dtensor.parts(state), meta, dict(task.checkpoint_files())
+        dtensor.local_shards(tensors),
+        dtensor.local_shards(state),
+        meta,
+        dict(task.checkpoint_files()),
     )
 
 
@@ -108,7 +111,7 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     run.strategy.load_model_state(snapshot.tensors["model"])
     load()
     for name, weight in state.get("training_weights", {}).items():
-        dtensor.put(run.task.get_parameter(name), weight)
+        dtensor.copy_into(run.task.get_parameter(name), weight)
     run.progress.load_state_dict(state["progress"])
     run.committed.data = _own_part(run, state["data"], path) if _is_uneven(run) else state["data"]
     if run.loader is not None and hasattr(run.train_loader.source, "load_state"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loopkit.errors import CheckpointError, OptionError
-from loopkit.strategies.dtensor import like
+from loopkit.strategies.dtensor import shard_like
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -74,7 +74,7 @@ class AveragedParameters:
         self._coarse = any(p.dtype in _COARSE for p in parameters.values())
         for name, parameter in parameters.items():
             dtype = torch.float32 if parameter.dtype in _COARSE else parameter.dtype
-            source = parameter.detach() if saved is None else like(saved[name], parameter)
+            source = parameter.detach() if saved is None else shard_like(saved[name], parameter)
             self.tensors[name] = source.to(parameter.device, dtype, copy=True)
 
     @torch.no_grad()

@@ -18,7 +18,13 @@ from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 from loopkit.strategies.base import ComputeSettings
-from loopkit.strategies.dtensor import align, copies, is_sharded, local, put
+from loopkit.strategies.dtensor import (
+    copy_into,
+    is_sharded,
+    local_tensor,
+    match_placements,
+    replica_count,
+)
 from loopkit.strategies.meta_init import fill_from_rank_zero, is_on_meta, move_to_meta
 from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.tensor_parallel import TensorParallel
@@ -276,10 +282,10 @@ class FSDP(ModuleStrategy):
             dist.all_reduce(gradient)
             gradient /= self.world_size
         if self._tp_size > 1:
-            align(held)
+            match_placements(held)
         sharded = [p for p in held if is_sharded(p)]
         return self._finalize(
-            [[local(p.grad) for p in sharded], whole],
+            [[local_tensor(p.grad) for p in sharded], whole],
             names,
             divisor,
             want_norm=want_norm,
@@ -295,8 +301,8 @@ class FSDP(ModuleStrategy):
         """
         by_copies: dict[int, list[Tensor]] = {}
         for parameter in sharded:
-            count = copies(parameter, self.world_size)
-            by_copies.setdefault(count, []).append(local(parameter.grad))
+            count = replica_count(parameter, self.world_size)
+            by_copies.setdefault(count, []).append(local_tensor(parameter.grad))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for count, parts in by_copies.items():
             total = total + self._sum_of_squares(parts) / count
@@ -322,9 +328,9 @@ class FSDP(ModuleStrategy):
         for name, target in self.model_state().items():
             value = state[name]
             if is_sharded(value):
-                local(target).copy_(local(value))
+                local_tensor(target).copy_(local_tensor(value))
             else:
-                put(target, value)
+                copy_into(target, value)
 
 
 def _check_takes_parts(optimizer: Optimizer) -> None:

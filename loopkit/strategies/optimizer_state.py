@@ -104,7 +104,7 @@ def _state_dict(
         if parameter in numbers:
             number = numbers[parameter]
             if isinstance(value, (Tensor, ShardedTensor)):
-                value = dtensor.like(value, parameters[number])
+                value = dtensor.shard_like(value, parameters[number])
             state.setdefault(number, {})[key] = value
     start = 0
     for group, present in zip(groups, optimizer.param_groups):
