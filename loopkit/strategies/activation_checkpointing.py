@@ -24,7 +24,8 @@ def parse_activation_checkpointing(option: str | None) -> tuple[tuple[str, str],
     Raises:
         OptionError: the option has none of the accepted forms.
     """
-    kind, argument, offload = "", "", False
+    kind, argument = "", ""
+    offload = False
     for part in option.split("+") if option else []:
         name, _, rest = part.strip().partition(":")
         if name == "offload" and not rest:

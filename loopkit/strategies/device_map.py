@@ -145,7 +145,7 @@ class DeviceMapStrategy(ModuleStrategy):
         )
 
     def _norm(self, grads: Iterable[list[Tensor]]) -> Tensor:
-        """Return the norm of all gradients, on the first device, where the guard's flag is."""
+        """Return the norm of all gradients, on the device of the non-finite flag."""
         norms = [norm.to(self.device) for held in grads for norm in torch._foreach_norm(held)]
         total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return total

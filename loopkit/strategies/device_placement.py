@@ -106,15 +106,15 @@ def connect(
             if inner == name or not name or inner.startswith(f"{name}.")
         }
         if len(devices) == 1 and name:
-            mover = _Mover(next(iter(devices)))
-            handles.append(module.register_forward_pre_hook(mover.inputs, with_kwargs=True))
+            to_device = _ToDevice(next(iter(devices)))
+            handles.append(module.register_forward_pre_hook(to_device.inputs, with_kwargs=True))
     handles += [
-        module.register_forward_hook(_Mover(first).outputs) for module in _called_by_task(task)
+        module.register_forward_hook(_ToDevice(first).outputs) for module in _called_by_task(task)
     ]
     return handles
 
 
-class _Mover:
+class _ToDevice:
     """Hooks on a module that move the tensors of a call to a device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -124,19 +124,19 @@ class _Mover:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         """Return the arguments of a call, on the device."""
-        moved = {name: self._to_device(value) for name, value in kwargs.items()}
-        return tuple(self._to_device(value) for value in args), moved
+        moved = {name: self._move(value) for name, value in kwargs.items()}
+        return tuple(self._move(value) for value in args), moved
 
     def outputs(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Return what a call returned, on the device."""
-        return self._to_device(output)
+        return self._move(output)
 
-    def _to_device(self, value: Any) -> Any:
+    def _move(self, value: Any) -> Any:
         # The outputs of transformers are dicts whose items are attributes too.
         if isinstance(value, dict) and type(value) is not dict:
             moved = copy.copy(value)
             for key, part in value.items():
-                moved[key] = self._to_device(part)
+                moved[key] = self._move(part)
             return moved
         non_blocking = self.device.type == "cuda"
         return map_tensors(lambda t: t.to(self.device, non_blocking=non_blocking), value)

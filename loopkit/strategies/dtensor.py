@@ -111,8 +111,8 @@ def replica_count(tensor: Any, world_size: int) -> int:
 def match_placements(parameters: Iterable[Any]) -> None:
     """Redistribute gradients so that each is split as its parameter is; collective.
 
-    A norm on split activations leaves each rank with a summand of the gradient, and an embedding
-    that is split by its vocabulary leaves each with the whole.
+    A norm on split activations leaves each rank with a summand of the gradient. An embedding that
+    is split by its vocabulary leaves each rank with the whole gradient.
     """
     for parameter in parameters:
         if is_sharded(parameter) and parameter.grad.placements != parameter.placements:

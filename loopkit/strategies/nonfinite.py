@@ -33,8 +33,8 @@ class NonFiniteGuard:
     they do from torch's GradScaler, and change nothing while it is 1. An optimizer that does not
     take the flag needs one read per step instead.
 
-    Under "raise" the flag stays up until the host reads the count of non-finite steps, at a log
-    or save, so nothing changes from the first such step on. Under "skip" ``finish_step`` lowers it.
+    Under "raise" the flag stays up, and nothing changes, until the host reads the count of such
+    steps at a log or save. Under "skip" ``finish_step`` lowers the flag.
 
     Args:
         mode: "raise" or "skip".

@@ -35,13 +35,14 @@ class TensorParallel:
     ``parallelize_module`` does it.
 
     Args:
-        plan: how each layer is split, by its name. In "blocks.*.up" each * stands for one part of a
-            name. The value is a ParallelStyle of ``torch.distributed.tensor.parallel``, or one of:
-            "colwise" (by outputs, which stay split), "rowwise" (by inputs, which come split;
-            outputs are summed), "colwise_rep" (by outputs, which are gathered), "rowwise_rep" (by
-            inputs that come whole, or an embedding by its vocabulary), "sequence_parallel" (a norm
-            on activations that are split along the sequence). "auto" takes the plan that a
-            transformers model has.
+        plan: how each layer is split, by its name; in "blocks.*.up" each * stands for one part of a
+            name. "auto" takes the plan that a transformers model has. The values are objects of
+            torch's ``ParallelStyle``, or these names:
+            "colwise": by outputs, which stay split.
+            "colwise_rep": by outputs, which are gathered.
+            "rowwise": by inputs, which come split; outputs are summed.
+            "rowwise_rep": by inputs, which come whole; or an embedding by its vocabulary.
+            "sequence_parallel": a norm, on activations that are split along the sequence.
         size: ranks in a tensor-parallel group; None takes those of one machine.
 
     Raises:
@@ -91,8 +92,8 @@ class TensorParallel:
             mesh: the device mesh of this rank's tensor-parallel group.
 
         Raises:
-            OptionError: a name of the plan fits no layer, a layer cannot be split evenly, layers
-                that share a parameter are split in different ways, or no model has a plan.
+            OptionError: no model has a plan, a name of the plan fits no layer, or a layer cannot be
+                split evenly. Or the plan splits layers that share a parameter in different ways.
         """
         from torch.distributed.tensor.parallel import parallelize_module
 

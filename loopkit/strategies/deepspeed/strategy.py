@@ -157,7 +157,8 @@ class DeepSpeed(ModuleStrategy):
         if self.settings.precision.scaled:
             self.scaler = Scaler(self._engine.optimizer.loss_scaler)
         self._engine.set_gradient_accumulation_boundary(True)
-        # DeepSpeed finds values that are not finite, and leaves the step out. The guard counts.
+        # DeepSpeed finds values that are not finite and leaves the step out. The non-finite guard
+        # counts these steps.
         self._guard = None
         if self.settings.on_nan != "ignore":
             self._guard = NonFiniteGuard(
