@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from loopkit.cli.bench import plot
-from loopkit.cli.bench.bench import run_apart
+from loopkit.cli.bench.bench import run_worker
 from loopkit.errors import MissingExtraError
 
 
@@ -159,7 +159,7 @@ def test_what_cannot_run_is_a_line_with_the_reason(loopkit, heavy, tmp_path):
         "bench", "grid", f"{heavy}:Failing", "how=raise,kill,exit,stop", "--json", "f.json"
     )
     assert code == 1
-    assert "no run came to its end" in out
+    assert "no run completed" in out
     lines = out.splitlines()
     assert ["raise", "-", "-", "-", "-"] in [line.split() for line in lines]
     assert "raise: ValueError: no such way" in lines
@@ -177,8 +177,8 @@ def test_one_failure_leaves_the_others(loopkit, heavy):
 
 
 def test_a_run_that_takes_too_long_is_given_up(heavy):
-    assert run_apart([f"{heavy}:Failing", "--how=hang"], 1, 0.5) == {
-        "problem": "given up after 0.5 s (--limit)"
+    assert run_worker([f"{heavy}:Failing", "--how=hang"], 1, 0.5) == {
+        "problem": "stopped after 0.5 s (--limit)"
     }
 
 

@@ -81,11 +81,11 @@ def _interrupted(tmp_path, number):
     return process.returncode, out, err
 
 
-def test_ctrl_c_saves_and_ends_with_130_saying_how_to_go_on(tmp_path):
+def test_ctrl_c_saves_and_ends_with_130_saying_how_to_continue(tmp_path):
     code, _, err = _interrupted(tmp_path, signal.SIGINT)
     assert code == 130, err
     step = list_checkpoints(tmp_path / "r")[-1].step
-    assert f"interrupted at step {step}. To go on, add: --run-dir r --resume auto" in err
+    assert f"interrupted at step {step}. To continue, add: --run-dir r --resume auto" in err
     done = program(
         "fit", SHAPES, "--steps", step + 2, "--run-dir", "r", "--resume", "auto", cwd=tmp_path
     )
