@@ -21,7 +21,7 @@ from loopkit.cli.evaluate import strict
 from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import DiskFullError, OptionError, RunDirError, TaskError, nearest
 from loopkit.files import replacing
-from loopkit.loops.predict import concatenate
+from loopkit.loops.predict import concatenate_outputs
 
 PREDICT = Command(
     "predict",
@@ -108,7 +108,7 @@ class Arrays(Sink):
             OptionError: the predictions are named and the file is not, or the other way round.
             TaskError: they are of different shapes.
         """
-        joined = concatenate(self._parts)
+        joined = concatenate_outputs(self._parts)
         if isinstance(joined, Mapping) is not self._named:
             raise OptionError(
                 "predict_step returns a dict: write an .npz or .jsonl file"

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loopkit.data.nested import map_tensors
 from loopkit.errors import MetricError
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.metrics.sync import ReplayedMetric, interleave_ranks, is_torchmetric, merge, to_float64
+from loopkit.nested import map_tensors
 from loopkit.task import Task, name_of, overrides
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopkit.data.nested import map_tensors
 from loopkit.metrics.accumulator import Gather
+from loopkit.nested import map_tensors
 
 
 def is_torchmetric(metric: Any) -> bool:
