@@ -34,6 +34,15 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return map_instances(Tensor, function, value)
 
 
+def to_cpu(value: Any) -> Any:
+    """Return ``value`` with its tensors detached, on the CPU."""
+    return map_instances(Tensor, _detached, value)
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """Yield all that is no mapping, list or tuple in ``value``, depth first."""
     if isinstance(value, Mapping):

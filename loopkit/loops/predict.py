@@ -13,7 +13,7 @@ from torch import Tensor
 from loopkit.data.micro_batches import Source
 from loopkit.loops.evaluate import evaluation_mode, seeded_batches
 from loopkit.metrics.sync import interleave_ranks
-from loopkit.nested import concatenate, map_tensors
+from loopkit.nested import concatenate, to_cpu
 from loopkit.run import Run
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class PredictLoop:
                 batches += 1
                 if step_end is not None and size:
                     step_end(run, outputs)
-                local = [map_tensors(_to_cpu, outputs)] if size else []
+                local = [to_cpu(outputs)] if size else []
                 if writer is not None and streams:
                     for part in interleave_ranks(world.gather_object(local)):
                         writer(part)
@@ -77,7 +77,3 @@ def concatenate_outputs(parts: list[Any]) -> Any:
 def _joined_tensors(parts: list[Tensor]) -> Any:
     same = all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts)
     return torch.cat(parts) if same else parts
-
-
-def _to_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu()
