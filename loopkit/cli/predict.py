@@ -20,7 +20,7 @@ from loopkit.cli.evaluate import to_json
 from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import DiskFullError, OptionError, RunDirError, TaskError, nearest
 from loopkit.files import replacing
-from loopkit.loops.predict import concatenate
+from loopkit.loops.predict import concatenate_outputs
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.EISDIR)
 KINDS = (".jsonl", ".npy", ".npz", ".txt")
@@ -112,7 +112,7 @@ class Arrays(Sink):
             OptionError: the file holds one array and predict_step returns a dict, or the reverse.
             TaskError: the predictions have different shapes.
         """
-        joined = concatenate(self._parts)
+        joined = concatenate_outputs(self._parts)
         if isinstance(joined, Mapping) and not self._named:
             raise OptionError("predict_step returns a dict: write an .npz or .jsonl file")
         if self._named and not isinstance(joined, Mapping):

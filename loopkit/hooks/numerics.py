@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from loopkit.errors import NotFiniteError
 from loopkit.events import Hook
+from loopkit.nested import leaves
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -97,10 +98,6 @@ def _count(tensor: Tensor) -> str:
 
 
 def _floating(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield value
-    elif isinstance(value, Mapping):
-        yield from (tensor for part in value.values() for tensor in _floating(part))
-    elif isinstance(value, (tuple, list)):
-        yield from (tensor for part in value for tensor in _floating(part))
+    for leaf in leaves(value):
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+            yield leaf

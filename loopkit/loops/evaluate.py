@@ -12,7 +12,7 @@ import torch
 
 from loopkit import rng
 from loopkit.data.micro_batches import Source
-from loopkit.data.nested import transfer_fn
+from loopkit.data.transfer import transfer_fn
 from loopkit.errors import TaskError
 from loopkit.metrics.evaluation import Evaluation
 from loopkit.optim.schedule_free import evaluation_weights

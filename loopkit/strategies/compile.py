@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from loopkit.data.nested import map_tensors
 from loopkit.errors import LoopkitWarning, OptionError
 from loopkit.keywords import checks_keywords
+from loopkit.nested import map_tensors
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loopkit.data.nested import map_tensors
 from loopkit.errors import OptionError, nearest
+from loopkit.nested import map_tensors
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 
 

@@ -30,6 +30,7 @@ LAYERS = (
         "rng",
         "foreign_names",
         "keywords",
+        "nested",
         "devices",
         "files",
         "preserve",
