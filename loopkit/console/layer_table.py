@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from loopkit.console.text import columns, cut, megabytes, width
-from loopkit.preserve import preserved
+from loopkit.preserve import preserved_modes
 
 _NAME_WIDTH = 40
 
@@ -190,7 +190,7 @@ def _output_shapes(module: nn.Module, batch: Any) -> dict[str, str]:
         for name, part in module.named_modules()
     ]
     try:
-        with preserved(module, device), torch.no_grad():
+        with preserved_modes(module, device), torch.no_grad():
             module.eval()
             found[""] = _shape(_call(module, batch))
     finally:

@@ -22,7 +22,7 @@ class ClearMLLogger(RemoteLogger):
     (arguments, frameworks, printed lines) is left alone unless ``settings`` turn it on.
 
     Args:
-        project, name, patience: as ``RemoteLogger``.
+        project, name, timeout: as ``RemoteLogger``.
         tags: of the task.
         offline: write a session alone, in ClearML's own cache ($CLEARML_CACHE_DIR); the process
             stays offline for ClearML.
@@ -38,10 +38,10 @@ class ClearMLLogger(RemoteLogger):
         *,
         tags: Sequence[str] = (),
         offline: bool = False,
-        patience: float = 60.0,
+        timeout: float = 60.0,
         **settings: Any,
     ) -> None:
-        super().__init__(project, name, patience)
+        super().__init__(project, name, timeout)
         self._tags, self._offline, self._settings = list(tags), offline, settings
 
     def _start(self, opening: Opening) -> str:

@@ -21,7 +21,7 @@ class CometLogger(RemoteLogger):
     numbers as confusion matrices, others as JSON assets.
 
     Args:
-        project, name, patience: as ``RemoteLogger``; $COMET_PROJECT_NAME.
+        project, name, timeout: as ``RemoteLogger``; $COMET_PROJECT_NAME.
         workspace: None takes $COMET_WORKSPACE or the account's own.
         tags: of the experiment.
         offline: write archives alone, to be sent by ``comet upload``.
@@ -42,10 +42,10 @@ class CometLogger(RemoteLogger):
         tags: Sequence[str] = (),
         offline: bool = False,
         dir: str | Path = "comet",
-        patience: float = 60.0,
+        timeout: float = 60.0,
         **settings: Any,
     ) -> None:
-        super().__init__(project, name, patience)
+        super().__init__(project, name, timeout)
         self._workspace, self._tags, self._offline, self._dir = (
             workspace,
             list(tags),

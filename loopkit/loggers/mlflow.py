@@ -30,7 +30,7 @@ class MLflowLogger(RemoteLogger):
     the first attempt stay.
 
     Args:
-        project, name, patience: as ``RemoteLogger``; the project is the experiment.
+        project, name, timeout: as ``RemoteLogger``; the project is the experiment.
             $MLFLOW_EXPERIMENT_NAME and $MLFLOW_RUN_NAME.
         tracking_uri: a server ("http://…"), a database ("sqlite:///mlflow.db", which needs all of
             mlflow) or a folder. None takes $MLFLOW_TRACKING_URI or ``mlflow.set_tracking_uri``'s,
@@ -50,9 +50,9 @@ class MLflowLogger(RemoteLogger):
         tracking_uri: str | Path | None = None,
         tags: Mapping[str, str] | None = None,
         artifacts: str | None = None,
-        patience: float = 60.0,
+        timeout: float = 60.0,
     ) -> None:
-        super().__init__(project, name, patience)
+        super().__init__(project, name, timeout)
         self._uri, self._tags, self._artifacts = tracking_uri, dict(tags or {}), artifacts
 
     def _start(self, opening: Opening) -> str:

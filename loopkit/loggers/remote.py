@@ -55,7 +55,7 @@ class RemoteLogger(Logger, ABC):
         project: what runs are kept under; None takes the service's own variable, or else the task's
             name.
         name: of the run; None takes the service's own variable, or else that of the run directory.
-        patience: how many seconds the end of a run waits for the service.
+        timeout: how many seconds the end of a run waits for the service.
 
     Raises:
         MissingExtraError: the service's package is not installed.
@@ -66,11 +66,11 @@ class RemoteLogger(Logger, ABC):
     variables = ("", "")  # of the environment: the project, the run's name
 
     def __init__(
-        self, project: str | None = None, name: str | None = None, patience: float = 60.0
+        self, project: str | None = None, name: str | None = None, timeout: float = 60.0
     ) -> None:
         if find_spec(self.package) is None:
             raise missing_extra(self.package, self.extra, type(self).__name__)
-        self._project, self._run_name, self._patience = project, name, patience
+        self._project, self._run_name, self._timeout = project, name, timeout
         self._thread: threading.Thread | None = None
         self._status = "finished"
 
@@ -87,8 +87,8 @@ class RemoteLogger(Logger, ABC):
             raise LoopkitError(
                 f"{type(self).__name__}.experiment is there while a run is under way"
             )
-        if not self._opened.wait(self._patience):
-            raise HungError(f"{self.name} has not answered within {self._patience:g} s")
+        if not self._opened.wait(self._timeout):
+            raise HungError(f"{self.name} has not answered within {self._timeout:g} s")
         self._check()
         return self._service
 
@@ -144,16 +144,16 @@ class RemoteLogger(Logger, ABC):
         self._status = status
 
     def close(self) -> None:
-        """Tell the service that the run is over, and wait ``patience`` for it."""
+        """Tell the service that the run is over, and wait ``timeout`` for it."""
         if self._thread is None:
             return
         thread, self._thread = self._thread, None
         self._jobs.put(("stop", self._status, 0))
-        thread.join(self._patience)
+        thread.join(self._timeout)
         self._check()
         if thread.is_alive():
             raise HungError(
-                f"{self.name} has not taken everything within {self._patience:g} s; what is left "
+                f"{self.name} has not taken everything within {self._timeout:g} s; what is left "
                 "over may be lost there"
             )
 

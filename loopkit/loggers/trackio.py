@@ -21,7 +21,7 @@ class TrackioLogger(RemoteLogger):
     Trackio finds a run by its name: one that was not given gets a few letters of its own.
 
     Args:
-        project, name, patience: as ``RemoteLogger``.
+        project, name, timeout: as ``RemoteLogger``.
         group: of the run.
         space_id: the Space to log to; None takes $TRACKIO_SPACE_ID, or else a database in
             $TRACKIO_DIR.
@@ -37,10 +37,10 @@ class TrackioLogger(RemoteLogger):
         *,
         group: str | None = None,
         space_id: str | None = None,
-        patience: float = 60.0,
+        timeout: float = 60.0,
         **settings: Any,
     ) -> None:
-        super().__init__(project, name, patience)
+        super().__init__(project, name, timeout)
         self._settings = {"group": group, "space_id": space_id, "embed": False, **settings}
 
     def _start(self, opening: Opening) -> str:

@@ -20,7 +20,7 @@ class WandbLogger(RemoteLogger):
     sweep) is taken, and left open.
 
     Args:
-        project, name, patience: as ``RemoteLogger``; $WANDB_PROJECT and $WANDB_NAME.
+        project, name, timeout: as ``RemoteLogger``; $WANDB_PROJECT and $WANDB_NAME.
         entity, group, job_type, notes, tags: as ``wandb.init`` takes them.
         offline: write files alone, to be sent by ``wandb sync``; $WANDB_MODE may say so too.
         dir: where W&B's folder ``wandb/`` goes, absolute or within the run directory.
@@ -42,10 +42,10 @@ class WandbLogger(RemoteLogger):
         tags: Sequence[str] = (),
         offline: bool = False,
         dir: str | Path = ".",
-        patience: float = 60.0,
+        timeout: float = 60.0,
         **settings: Any,
     ) -> None:
-        super().__init__(project, name, patience)
+        super().__init__(project, name, timeout)
         self._dir, self._owned = Path(dir), True
         self._settings = {
             "entity": entity,
