@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loopkit.loggers.serialize import flat as flatten
+from loopkit.loggers.serialize import flatten
 from loopkit.options import Options
 from loopkit.task import name_of
 from loopkit.version import __version__

@@ -203,7 +203,7 @@ def test_a_user_reaches_the_services_own_object(tmp_path):
     assert {name.rpartition("layer")[2] for name in drawn} == {".weight", ".bias"}
     assert len(found.points["mine"]) == 10
     check(found, tmp_path / "run")
-    with pytest.raises(LoopkitError, match="while a run is under way"):
+    with pytest.raises(LoopkitError, match="exists only during a run"):
         _ = logger.experiment
 
 
