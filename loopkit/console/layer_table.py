@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from loopkit.console.text import columns, cut, megabytes, width
 from loopkit.nested import map_tensors
-from loopkit.preserve import preserved
+from loopkit.preserve import preserved_modes
 
 _NAME_WIDTH = 40
 
@@ -191,7 +191,7 @@ def _output_shapes(module: nn.Module, batch: Any) -> dict[str, str]:
         for name, part in module.named_modules()
     ]
     try:
-        with preserved(module, device), torch.no_grad():
+        with preserved_modes(module, device), torch.no_grad():
             module.eval()
             found[""] = _shape(_call(module, batch))
     finally:
