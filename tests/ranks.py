@@ -1,6 +1,4 @@
-"""Real processes that train together over gloo on loopback, kept from test to test: importing torch
-takes seconds.
-"""
+"""Ranks for tests: real processes over gloo, which stay from test to test as torch imports slowly."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ class Popen(fork_server.Popen):
 
 
 class Ranks:
-    """``size`` processes, each with torchrun's environment, that call functions of this test suite
-    together.
-    """
+    """``size`` processes with torchrun's environment, which call functions of the tests together."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -64,8 +60,10 @@ class Ranks:
         ]
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        """What ``function``, found by its name, returned on each rank; AssertionError with the
-        traceback if one raised.
+        """Return what ``function``, found by its name, returned on each rank.
+
+        Raises:
+            AssertionError: it raised on one rank; with the traceback.
         """
         name = f"{function.__module__}:{function.__qualname__}"
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
@@ -78,24 +76,25 @@ class Ranks:
         for rank, answer in enumerate(answers):
             if not answer:
                 raise AssertionError(f"rank {rank} is gone: {self._processes[rank].poll()}")
-            place, error = json.loads(answer)
+            path, error = json.loads(answer)
             if error:
                 raise AssertionError(f"rank {rank}:\n{error}")
-            results.append(torch.load(place, weights_only=False))
-            os.unlink(place)
+            results.append(torch.load(path, weights_only=False))
+            os.unlink(path)
         return results
 
     def close(self) -> None:
-        """End them."""
+        """Kill the processes."""
         for process in self._processes:
             process.kill()
             process.wait()
 
 
 def serve() -> None:
-    """In a rank: call what is asked for, until the pipe is closed."""
+    """In a rank: call functions until the pipe is closed."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a test prints is no answer
+    # What a test prints is no answer.
+    os.dup2(2, 1)
     from loopkit.distributed import failures, heartbeat
 
     # Errors are answers here. As no reporter is installed, each run would start another heartbeat.
@@ -103,16 +102,16 @@ def serve() -> None:
     heartbeat.Heartbeat._send = lambda self: None
     for line in sys.stdin:
         name, args, kwargs = torch.load(line.strip(), weights_only=False)
-        place, error = "", ""
+        path, error = "", ""
         try:
             module, _, function = name.partition(":")
             result = getattr(importlib.import_module(module), function)(*args, **kwargs)
-            handle, place = tempfile.mkstemp(suffix=".pt")
+            handle, path = tempfile.mkstemp(suffix=".pt")
             os.close(handle)
-            torch.save(result, place)
+            torch.save(result, path)
         except BaseException:
             error = traceback.format_exc()
-        out.write(json.dumps([place, error]) + "\n")
+        out.write(json.dumps([path, error]) + "\n")
         out.flush()
 
 

@@ -1,4 +1,4 @@
-"""Ranks for the contract tests: started once, and kept."""
+"""The ranks of the contract tests, which start once and stay for all tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.ranks import Ranks
 
 
 class Pool:
-    """``pool(n)`` is n processes that stay for the session."""
+    """``pool(n)`` returns n processes that stay for the session."""
 
     def __init__(self) -> None:
         self.started: dict[int, Ranks] = {}
@@ -21,7 +21,7 @@ class Pool:
         return self.started[size]
 
     def lost(self) -> None:
-        """After a failure ranks may wait for each other: the next test gets new ones."""
+        """Close all ranks: after a failure they may wait for each other. The next test gets new ones."""
         for ranks in self.started.values():
             ranks.close()
         self.started = {}
@@ -53,7 +53,8 @@ def pytest_runtest_makereport(item, call):
     item.failed = getattr(item, "failed", False) or outcome.get_result().failed
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+# First, because xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/contract/" in item.nodeid:

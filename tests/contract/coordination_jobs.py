@@ -1,4 +1,4 @@
-"""Jobs in which ranks must come to the same decision."""
+"""Jobs in which all ranks must take the same decision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import Tiny, digest, quiet
 
 
 class Notes(Hook):
-    """Keeps what happened, as (event, step)."""
+    """Keeps events with their steps."""
 
     def __init__(self) -> None:
         self.notes: list[tuple[str, int]] = []
@@ -39,8 +39,8 @@ class Notes(Hook):
         self.notes.append(("fit_end", run.progress.step))
 
 
-def asks(what: str, rank: int, place: Path) -> dict[str, Any]:
-    """Rank ``rank`` asks for ``what`` at the end of step 3."""
+def requests(what: str, rank: int, place: Path) -> dict[str, Any]:
+    """Have one rank request ``what`` at the end of step 3."""
     notes = Notes()
     save = Checkpoint(every="never", background=False)
     fit = quiet(
@@ -68,8 +68,8 @@ def asks(what: str, rank: int, place: Path) -> dict[str, Any]:
     }
 
 
-def asks_after_evaluation(place: Path) -> tuple[str, str, int]:
-    """Rank 1 alone stops the run after the evaluation at step 4."""
+def stops_after_evaluation(place: Path) -> tuple[str, str, int]:
+    """Have rank 1 alone stop the run after the evaluation at step 4."""
     fit = quiet(
         strategy="ddp", batch_size=4, epochs=2, eval_every="4 steps", checkpoint=True, run_dir=place
     )
@@ -81,7 +81,7 @@ def asks_after_evaluation(place: Path) -> tuple[str, str, int]:
 
 
 class Odd(Tiny):
-    """Logs a name of its own on odd ranks."""
+    """Tiny that logs a further name on rank 1."""
 
     def train_step(self, batch: Any) -> Any:
         if dist.get_rank() == 1:
@@ -90,7 +90,7 @@ class Odd(Tiny):
 
 
 def logs() -> dict[str, float]:
-    """Each rank logs a name of its own, and one in common."""
+    """Have each rank log a name of its own, and one in common."""
     fit = quiet(strategy="ddp", batch_size=4, steps=5, log_every=5, eval_every="never")
 
     @fit.on("step_end")
@@ -103,7 +103,7 @@ def logs() -> dict[str, float]:
 
 
 class Broken(Tiny):
-    """Gives a value that is not finite at step 3 on one rank."""
+    """Tiny with a value that is not finite at step 3 on one rank."""
 
     def __init__(self, rank: int, how: str) -> None:
         super().__init__(dropout=0.0)
@@ -124,8 +124,11 @@ class Broken(Tiny):
 def not_finite(
     rank: int, how: str, on_nan: str, precision: str, strategy: Any = "ddp"
 ) -> tuple[Any, Any]:
-    """What was raised and whether a weight changed since step 2; under "skip", how many steps were,
-    and the end.
+    """Train Broken.
+
+    Returns:
+        The error and whether a weight has changed since step 2. Under "skip": the number of skipped
+        steps, and a digest of the weights.
     """
     task, weights = Broken(rank, how), {}
     fit = quiet(
@@ -154,15 +157,16 @@ def not_finite(
 
 
 def timed() -> int:
-    """Ranks with clocks that run differently stop at the same step."""
+    """Return the step at which a time limit stops ranks of different speed."""
     fit = quiet(strategy="ddp", batch_size=1, epochs=1000, time=0.5, eval_every="never")
     fit.on("step_end", lambda run, out: time.sleep(0.002 * run.strategy.rank))
     return fit.run(Tiny()).step
 
 
 def clocked() -> tuple[float, int, int]:
-    """A run of 2 seconds that logs every half second, with nobody who might ask for anything: time,
-    steps and logs.
+    """Return seconds, steps and logs of a run of 2 seconds that logs every half second.
+
+    No hook may request anything, so control syncs are rare.
     """
     notes, seen = Notes(), []
 
@@ -186,7 +190,7 @@ def clocked() -> tuple[float, int, int]:
 
 
 def bad_directory(place: Path) -> str:
-    """The run directory cannot be made, which only the first rank tries."""
+    """Return the error for a run directory that rank 0 cannot make; the others do not try."""
     try:
         quiet(strategy="ddp", run_dir=place).run(Tiny())
     except Exception as error:
@@ -195,7 +199,7 @@ def bad_directory(place: Path) -> str:
 
 
 def saves(place: Path) -> list[tuple[str, int]]:
-    """Saves in the background every other step."""
+    """Save in the background every other step."""
     notes = Notes()
     quiet(
         strategy="ddp",
@@ -211,7 +215,7 @@ def saves(place: Path) -> list[tuple[str, int]]:
 
 
 def other_directories(place: Path) -> str:
-    """The first rank resumes from a directory that the others do not have."""
+    """Return the error for a checkpoint that rank 1 cannot see."""
     rank = int(os.environ["RANK"])
     mine = place / "run"
     fit = quiet(strategy="ddp", batch_size=4, steps=2, checkpoint=True, run_dir=mine)
@@ -236,7 +240,7 @@ def other_directories(place: Path) -> str:
 
 
 def disk_full(place: Path) -> str:
-    """The first rank's disk is full at the second save, in the background."""
+    """Fill the disk of rank 0 at the second save, in the background."""
     from loopkit.checkpoint.store import Store
     from loopkit.errors import DiskFullError
 
@@ -265,27 +269,28 @@ def disk_full(place: Path) -> str:
 
 
 def signal_after(rank: int, moment: int) -> tuple[str, int]:
-    """SIGTERM comes to one rank right after its word number ``moment``: too late for the others to
-    have heard of it.
+    """Send SIGTERM to one rank right after a control sync, too late for it to be reported there.
+
+    Args:
+        moment: the number of that control sync.
     """
     import signal
 
     from loopkit.distributed.communicator import ProcessGroupCommunicator
 
-    kept, words, seen = ProcessGroupCommunicator.all_reduce_sum, [0], [0]
+    kept, syncs, seen = ProcessGroupCommunicator.all_reduce_sum, [0], [0]
 
     def add(self: Any, *numbers: float) -> list[float]:
         sums = kept(self, *numbers)
-        words[0] += 1
-        if words[0] == moment and self.rank == rank:
+        syncs[0] += 1
+        if syncs[0] == moment and self.rank == rank:
             signal.raise_signal(signal.SIGTERM)
         return sums
 
     ProcessGroupCommunicator.all_reduce_sum = add  # type: ignore[method-assign]
     fit = quiet(strategy="ddp", batch_size=4, epochs=2, eval_every="3 steps", log_every="3 steps")
-    fit.on(
-        "step_end", lambda run, out: seen.__setitem__(0, run.progress.step)
-    )  # it might ask: a word before each step
+    # This hook may request something, so there is a control sync before each step.
+    fit.on("step_end", lambda run, out: seen.__setitem__(0, run.progress.step))
     try:
         return fit.run(Tiny()).status, seen[0]
     except SystemExit as error:
@@ -295,7 +300,7 @@ def signal_after(rank: int, moment: int) -> tuple[str, int]:
 
 
 class Counts(Hook):
-    """Sees each step; ``steers`` says whether it might ask for anything."""
+    """Counts steps, with or without ``may_request``."""
 
     def __init__(self, may_request: bool) -> None:
         self.may_request, self.steps = may_request, 0
@@ -304,8 +309,8 @@ class Counts(Hook):
         self.steps += 1
 
 
-class Spoken(Tiny):
-    """Samples with as many tokens as their number says."""
+class Tokens(Tiny):
+    """Tiny on batches with different numbers of tokens."""
 
     def train_data(self) -> Any:
         return [
@@ -317,9 +322,10 @@ class Spoken(Tiny):
         return self.net(batch["x"]).square().mean()
 
 
-def words(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
-    """How many sums over the ranks a run of 21 steps takes where a second is never over; tokens at
-    its end.
+def count_syncs(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
+    """Return the sums over the ranks, steps, tokens and samples of a run of 21 steps.
+
+    The interval of control syncs is never over.
     """
     from loopkit.distributed.communicator import ProcessGroupCommunicator
     from loopkit.loops import coordination
@@ -342,14 +348,14 @@ def words(may_request: bool, **options: Any) -> tuple[int, int, int, int]:
     )
     fit.on("fit_end", lambda run: said.append((run.progress.tokens, run.progress.samples)))
     try:
-        fit.run(Spoken())
+        fit.run(Tokens())
         return count[0], counts.steps, *said[0]
     finally:
         ProcessGroupCommunicator.all_reduce_sum, coordination.SYNC_INTERVAL = kept, spacing  # type: ignore[method-assign]
 
 
-def signal_between_words(rank: int, at: int, place: Path) -> tuple[str, list[int]]:
-    """SIGTERM comes to one rank at the end of step ``at`` of a run whose ranks speak now and then."""
+def signal_between_syncs(rank: int, at: int, place: Path) -> tuple[str, list[int]]:
+    """Send SIGTERM to one rank at the end of step ``at`` of a run with rare control syncs."""
     import signal
 
     class Struck(Counts):

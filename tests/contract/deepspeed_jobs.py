@@ -19,7 +19,7 @@ from tests.support import Tiny, quiet
 
 
 def built_late(strategy: str) -> dict[str, Any]:
-    """Train what configure_model makes, two layers tied; what it held before, and what came of it."""
+    """Train what configure_model makes, with two tied layers; return the state before and after."""
     task, seen = Late(), {}
     fit = quiet(
         strategy=jobs.make(strategy),
@@ -30,7 +30,7 @@ def built_late(strategy: str) -> dict[str, Any]:
 
     @fit.on("fit_start")
     def look(run: Any) -> None:
-        seen["in parts"] = all(is_partitioned(p) for p in task.parameters())
+        seen["partitioned"] = all(is_partitioned(p) for p in task.parameters())
         seen["held"] = sum(p.numel() for p in task.parameters())
 
     fit.run(task)
@@ -43,14 +43,14 @@ def built_late(strategy: str) -> dict[str, Any]:
 
 
 class Watching(Tiny):
-    """Would look at its gradients."""
+    """A task that reads its gradients, which is refused."""
 
     def on_before_update(self, run: Any, grad_norm: Any) -> None:
         raise AssertionError("nothing is shown")
 
 
 class By(TokenClassifier):
-    """Words with an optimizer by name."""
+    """A TokenClassifier with an optimizer by name."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ REFUSED: dict[str, Any] = {
 
 
 def refused(what: str) -> tuple[str, str]:
-    """The error's class and message."""
+    """Return the class and the message of the error."""
     options, task = REFUSED[what]()
     try:
         quiet(**{"strategy": "deepspeed", "batch_size": 4, "steps": 3, **options}).run(task())
@@ -90,7 +90,7 @@ def refused(what: str) -> tuple[str, str]:
 
 
 def by_file(place: Path, **options: Any) -> dict[str, Any]:
-    """Train with a configuration in a file, as other trainers have it."""
+    """Train with a configuration file as other trainers have it."""
     config = dict.fromkeys(
         (
             "train_batch_size",
@@ -121,7 +121,7 @@ def by_file(place: Path, **options: Any) -> dict[str, Any]:
 
 
 def fp16(stage: int, place: Path) -> dict[str, Any]:
-    """Train in fp16 whole, and stopped and resumed; this CPU's lack of fast fp16 is not asked for."""
+    """Train in fp16 whole, and stopped and resumed, on a CPU that claims to support fp16."""
     from deepspeed.accelerator import get_accelerator
 
     get_accelerator().is_fp16_supported = lambda: True
@@ -152,7 +152,7 @@ def fp16(stage: int, place: Path) -> dict[str, Any]:
 
 
 def afterwards(strategy: str) -> dict[str, Any]:
-    """Train, then evaluate, predict and train on with the same objects."""
+    """Train, then evaluate and train again with the same objects."""
     task = Tiny(dropout=0.0)
     fit = quiet(strategy=jobs.make(strategy), batch_size=8, epochs=2)
     told = fit.run(task).metrics["eval/loss"]
@@ -160,15 +160,15 @@ def afterwards(strategy: str) -> dict[str, Any]:
     left = [name for p in task.parameters() for name in vars(p)] + [
         name for m in task.modules() for name in vars(m) if "ds_" in name
     ]
-    task(torch.randn(3, 8)).sum().backward()  # an ordinary module again
+    task(torch.randn(3, 8)).sum().backward()
     grads = [p.grad is not None for p in task.parameters()]
     task.zero_grad()
     more = fit.run(task).metrics["eval/loss"]
     return {"told": told, "again": again, "left": left, "grads": all(grads), "more": more}
 
 
-def left_in_parts() -> str:
-    """What a task says that a failed run has left."""
+def left_partitioned() -> str:
+    """Return the error for a task that a failed run has left partitioned."""
     task = Broken(0, "loss")
     for _ in range(2):
         try:
@@ -179,7 +179,7 @@ def left_in_parts() -> str:
 
 
 def dry_run(strategy: str) -> bool:
-    """Whether a dry run left the weights."""
+    """Return whether a dry run left the weights."""
     task = TokenClassifier()
     before = {name: t.clone() for name, t in task.state_dict().items()}
     quiet(strategy=jobs.make(strategy), batch_size=4, dry_run=True).run(task)
@@ -187,14 +187,14 @@ def dry_run(strategy: str) -> bool:
 
 
 def evaluate(strategy: str, checkpoint: Path) -> float:
-    """The loss with the weights of a checkpoint."""
+    """Return the loss with the weights of a checkpoint."""
     return quiet(strategy=jobs.make(strategy), batch_size=4).evaluate(
         TokenClassifier(), checkpoint=checkpoint
     )["eval/loss"]
 
 
 def equipped(wanted: bool) -> dict[str, Any]:
-    """Train with blocks compiled (without code generation) and computed again, or not."""
+    """Train with or without compiled blocks (no code generation) and activation checkpointing."""
     more = (
         {
             "compile": Compile(scope="blocks", backend="aot_eager"),
@@ -207,7 +207,7 @@ def equipped(wanted: bool) -> dict[str, Any]:
 
 
 def held(strategy: str) -> dict[str, Any]:
-    """How many numbers this rank holds within training."""
+    """Count the numbers that this rank holds within training."""
     task, found = (
         TokenClassifier(width=32, dropout=0.0),
         {"whole": sum(p.numel() for p in TokenClassifier(width=32).parameters())},

@@ -1,4 +1,4 @@
-"""The property that evaluation and prediction see each sample once."""
+"""A search for cases in which evaluation or prediction does not see each sample once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loopkit.errors import DataError
 
 
 class Counting(Task):
-    """Knows only which samples it was given."""
+    """A task that only notes which samples it got."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Counting(Task):
 
 
 def sweep(counts: Iterable[int], sizes: Iterable[int]) -> list[str]:
-    """The cases in which a sample was missed, seen twice or out of order."""
+    """Return the cases in which a sample was missed, seen twice or out of order."""
     wrong, task = [], Counting()
     for count in counts:
         data = TensorDataset(torch.arange(count))
@@ -46,7 +46,7 @@ def sweep(counts: Iterable[int], sizes: Iterable[int]) -> list[str]:
                 if count:
                     wrong.append(f"{count} samples in batches of {size} are refused")
                 continue
-            seen = fit_first(task.seen)
+            seen = of_rank_zero(task.seen)
             if seen != list(range(count)) or predicted != seen or count == 0:
                 wrong.append(
                     f"{count} samples in batches of {size}: scored {seen}, predicted {predicted}"
@@ -58,8 +58,8 @@ def sweep(counts: Iterable[int], sizes: Iterable[int]) -> list[str]:
     return wrong
 
 
-def fit_first(value: Any) -> Any:
-    """The first rank's value."""
+def of_rank_zero(value: Any) -> Any:
+    """Return the value of rank 0."""
     from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
 
     world = ProcessGroupCommunicator() if torch.distributed.is_initialized() else Communicator()

@@ -15,12 +15,12 @@ from torch import nn
 from loopkit import FSDP, Checkpoint, Compile, Task
 from loopkit.strategies.dtensor import full_tensor, local_tensor
 from tests.contract import jobs
-from tests.contract.tasks import Block, TokenClassifier
+from tests.contract.tasks import TASKS, Block, TokenClassifier
 from tests.support import Tiny, digest, quiet
 
 
 def sizes() -> dict[str, Any]:
-    """How many numbers this rank holds, of parameters and of optimizer state."""
+    """Count the numbers that this rank holds, of parameters and of optimizer state."""
     task, found = (
         TokenClassifier(width=32),
         {"whole": sum(p.numel() for p in TokenClassifier(width=32).parameters())},
@@ -49,7 +49,7 @@ def sizes() -> dict[str, Any]:
 
 
 class Late(TokenClassifier):
-    """Makes its layers in configure_model, two of them tied, and notes where."""
+    """Makes its layers in configure_model, two of them tied, and notes their device."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -77,7 +77,7 @@ class Late(TokenClassifier):
 
 
 def built_late(strategy: Any = "fsdp") -> dict[str, Any]:
-    """Train what configure_model makes."""
+    """Train what configure_model makes; return where it was made, and the weights."""
     task = Late()
     accumulate = 1 if strategy == "fsdp" else 2
     quiet(strategy=strategy, batch_size=8, epochs=1, accumulate=accumulate).run(task)
@@ -87,7 +87,7 @@ def built_late(strategy: Any = "fsdp") -> dict[str, Any]:
 
 
 class Scaled(Tiny):
-    """Has a scalar parameter and a buffer that counts."""
+    """Tiny with a scalar parameter and a counter in a buffer."""
 
     def __init__(self) -> None:
         super().__init__(dropout=0.0)
@@ -100,7 +100,7 @@ class Scaled(Tiny):
 
 
 def scalars(strategy: str) -> dict[str, torch.Tensor]:
-    """The state after training a task with a scalar."""
+    """Return the state after training a task with a scalar."""
     return jobs.train(
         strategy,
         "scaled",
@@ -111,13 +111,11 @@ def scalars(strategy: str) -> dict[str, torch.Tensor]:
     )["model"]
 
 
-from tests.contract.tasks import TASKS  # noqa: E402
-
 TASKS["scaled"] = Scaled
 
 
 def disk_full(place: Path, rank: int, background: bool) -> tuple[str, list[str]]:
-    """One rank's disk is full at the second save."""
+    """Fill the disk of one rank at the second save."""
     import torch.distributed as dist
 
     from loopkit.checkpoint.store import Store
@@ -146,7 +144,7 @@ def disk_full(place: Path, rank: int, background: bool) -> tuple[str, list[str]]
 
 
 def with_hook(name: str, strategy: str, place: Path) -> dict[str, float]:
-    """What a run with a hook logs last, stopped and resumed halfway."""
+    """Return what a run with a hook logs last, stopped and resumed halfway."""
     from loopkit import hooks
 
     arguments: dict[str, Any] = {"EMA": {"decay": 0.5}, "SWA": {"start": 3}}
@@ -174,7 +172,7 @@ def with_hook(name: str, strategy: str, place: Path) -> dict[str, float]:
 
 
 def bad_wrap() -> str:
-    """A class that the task does not have."""
+    """Return the error for a class that the task does not have."""
     try:
         quiet(strategy=FSDP(wrap=["Blok"]), steps=1).run(TokenClassifier())
     except Exception as error:
@@ -183,7 +181,7 @@ def bad_wrap() -> str:
 
 
 def compiled(wanted: bool, strategy: str = "fsdp", **options: Any) -> Any:
-    """Train with blocks compiled (without code generation, which takes a minute), or not."""
+    """Train with or without compiled blocks (no code generation, which takes a minute)."""
     return jobs.train(
         strategy,
         "words",
@@ -193,7 +191,7 @@ def compiled(wanted: bool, strategy: str = "fsdp", **options: Any) -> Any:
 
 
 class Named(TokenClassifier):
-    """The words' task with an optimizer by name."""
+    """A TokenClassifier with an optimizer by name."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -222,7 +220,7 @@ def optimized(name: str, strategy: str, accumulate: int = 1) -> dict[str, Any]:
 
 
 def refused_optimizer(name: str, strategy: str) -> str:
-    """What is said of it."""
+    """Return the error for an optimizer that needs whole parameters."""
     try:
         optimized(name, strategy)
     except Exception as error:
@@ -231,9 +229,7 @@ def refused_optimizer(name: str, strategy: str) -> str:
 
 
 class Wide(Task):
-    """Two layers of 16 MB each, with three times as much in parameters and optimizer state
-    together.
-    """
+    """Two layers of 16 MB each; optimizer state takes twice as much again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,8 +246,10 @@ class Wide(Task):
 
 
 def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
-    """Bytes of memory of its own that a rank had at most while it read the checkpoint, above
-    before; the weights.
+    """Resume with or without memory maps of the checkpoint.
+
+    Returns:
+        The most bytes that this rank's own memory grew by while it read, and a digest of weights.
     """
     import threading
 
@@ -266,9 +264,8 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
 
     def open_checkpointer(run: Any) -> None:
         thread = threading.Thread(target=watch)
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # what is free already would not show when it is used again
+        # Memory that is free already would not show when it is used again.
+        ctypes.CDLL(None).malloc_trim(0)
         seen.append(own_memory())
         thread.start()
         kept(run)
@@ -290,18 +287,18 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
 
 
 def train_wide(place: Path) -> None:
-    """Save a checkpoint of it."""
+    """Save a checkpoint of Wide."""
     quiet(strategy="fsdp", steps=2, checkpoint=True, run_dir=place).run(Wide())
 
 
 def own_memory() -> int:
-    """Bytes of this process that are no file's."""
+    """Return the bytes of this process that do not belong to a file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def dry_run() -> bool:
-    """Whether a dry run left the weights."""
+    """Return whether a dry run left the weights."""
     task = TokenClassifier()
     before = {name: t.clone() for name, t in task.state_dict().items()}
     quiet(strategy="fsdp", batch_size=4, dry_run=True).run(task)

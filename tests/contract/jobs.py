@@ -1,6 +1,4 @@
-"""What the ranks of the contract tests are asked to do: each runs one and the same Fit, whatever
-the strategy.
-"""
+"""Jobs for any strategy, which every rank runs alike: train, evaluate, predict, resume."""
 
 from __future__ import annotations
 
@@ -16,25 +14,25 @@ from loopkit.strategies.dtensor import full_tensor
 from tests.contract.tasks import TASKS
 from tests.support import Recorder, digest, quiet
 
-# How the layers of the tests' tasks are split over ranks.
+# Plans that split the layers of the tests' tasks over ranks.
 WORDS = {"blocks.*.up": "colwise", "blocks.*.down": "rowwise"}
 WHOLE_WORDS = {**WORDS, "embed": "colwise_rep", "head": "rowwise_rep"}
 TINY = {"net.0": "colwise", "net.3": "rowwise"}
 
 
 def make(strategy: Any) -> Any:
-    """A strategy by what a test calls it, or (name, settings).
+    """Return the strategy for its name in a test, or for (class, settings).
 
-    "zero2" is DeepSpeed's stage 2; "tensor" splits the words' blocks over two ranks, "tensor-tiny"
-    the tiny task.
+    "zero2" is DeepSpeed's stage 2. "tensor" splits the blocks of TokenClassifier over two ranks,
+    "tensor-tiny" the layers of Tiny.
     """
     import loopkit
 
     if isinstance(strategy, str) and strategy.startswith("tensor"):
         return loopkit.TensorParallel(TINY if strategy == "tensor-tiny" else WORDS, size=2)
     if isinstance(strategy, str) and strategy.startswith("zero"):
-        # By default stage 3 keeps parameters of fewer than 100 000 elements whole, which are all of
-        # them here.
+        # By default stage 3 keeps parameters of fewer than 100 000 elements whole. Here those are all
+        # parameters.
         config = (
             {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
             if strategy == "zero3"
@@ -54,9 +52,7 @@ def train(
     stop_at: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train and tell everything that must be the same: weights, optimizer, losses, progress, rows,
-    result.
-    """
+    """Train; return all that must be the same, from weights and losses to the result."""
     made, recorder, found = TASKS[task](**(task_args or {})), Recorder(), {}
     options = {"hooks": [recorder], **options}
     fit = quiet(strategy=make(strategy), **options)
@@ -100,7 +96,7 @@ def train(
 
 
 def gathered(run: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Whole copies; of what is gathered on the first rank alone, that one's."""
+    """Return whole copies; of tensors that are whole on rank 0 alone, the copies of rank 0."""
     copies = {name: full_tensor(t).detach().clone() for name, t in tensors.items()}
     given = run.strategy.world.broadcast_object(
         {name: t for name, t in copies.items() if not t.is_meta}
@@ -111,7 +107,7 @@ def gathered(run: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 def evaluate(
     strategy: Any, task: str, task_args: dict[str, Any] | None = None, **options: Any
 ) -> dict[str, float]:
-    """Evaluate a task as it is made."""
+    """Evaluate an untrained task."""
     torch.manual_seed(0)
     return quiet(strategy=make(strategy), **options).evaluate(TASKS[task](**(task_args or {})))
 
@@ -123,7 +119,7 @@ def predict(
     writer: bool = False,
     **options: Any,
 ) -> Any:
-    """Predict with a task as it is made; with a writer, what it got."""
+    """Predict with an untrained task; with a writer, return what the writer got."""
     torch.manual_seed(0)
     written: list[Any] = []
     made = TASKS[task](**(task_args or {}))
@@ -136,7 +132,7 @@ def predict(
 def resume_everywhere(
     strategy: Any, place: Path, stops: Iterable[int], **options: Any
 ) -> list[str]:
-    """Train whole, then stop at each of ``stops`` and go on; what differs, in words."""
+    """Train whole, then stop at each of ``stops`` and resume; return what differs."""
     whole = train(strategy, run_dir=place / "whole", resume="auto", **options)
     wrong = []
     for stop in stops:

@@ -15,7 +15,7 @@ from tests.support import Tiny, points
 
 
 class TokenClassifier(Task):
-    """Token classification with ignored labels and a weight: the number of labels that count."""
+    """Token classification with ignored labels; the weight is the number of labels that count."""
 
     def __init__(self, count: int = 52, dropout: float = 0.1, width: int = 16) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TokenClassifier(Task):
 
 
 class Block(nn.Module):
-    """A residual block of a class of its own, as automatic wrapping looks for."""
+    """A residual block of a class of its own, which automatic wrapping finds."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Kinds(Tiny):
 
 
 class Stream(IterableDataset):
-    """Samples of no known number."""
+    """A stream of samples whose number is not known."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -115,7 +115,7 @@ class Stream(IterableDataset):
 
 
 class Own(IterableDataset):
-    """Each rank's own samples, more of them on later ranks."""
+    """Samples of this rank alone; later ranks have more."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -129,7 +129,7 @@ class Own(IterableDataset):
 
 
 class Scored(Tiny):
-    """Tiny that notes which samples were scored, and measures in every way there is."""
+    """Tiny that checks which samples were scored, and measures in every way that a task can."""
 
     def __init__(self, count: int = 20, kind: str = "dataset") -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Scored(Tiny):
 
 
 class SmoothedStd:
-    """A metric that torchmetrics does not know, which depends on the order of its updates."""
+    """A metric without torchmetrics, which depends on the order of its updates."""
 
     def __init__(self) -> None:
         self.value = 0.0
@@ -208,7 +208,7 @@ class SmoothedStd:
 
 
 class TwoStep(StepLoop):
-    """Two players, one update each."""
+    """One update for each of two players."""
 
     def run(self, run: Any, batches: Any) -> Any:
         losses = {}
@@ -221,7 +221,7 @@ class TwoStep(StepLoop):
 
 
 class Players(Tiny):
-    """Two networks with an optimizer each; the second one's loss runs through the first."""
+    """Two networks with an optimizer each; the loss of the second runs through the first."""
 
     def __init__(self) -> None:
         super().__init__(dropout=0.0)
@@ -245,7 +245,7 @@ class Players(Tiny):
 
 
 class PartFrozen(TokenClassifier):
-    """Words with a frozen embedding, a parameter that may be a scalar, and a buffer that counts."""
+    """A TokenClassifier with a frozen embedding, a parameter that may be a scalar, and a counter."""
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
         super().__init__()

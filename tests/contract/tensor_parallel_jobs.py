@@ -1,4 +1,4 @@
-"""Jobs on layers that are split over ranks."""
+"""Jobs on layers that are split over the ranks of a tensor-parallel group."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sequence(Task):
 
 
 def split_sequence() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The weights after a run with norms on split activations, and after one alone."""
+    """Return the weights after a run with norms on split activations, and after one alone."""
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
@@ -60,7 +60,7 @@ def split_sequence() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def parts(strategy: Any) -> dict[str, int]:
-    """Elements of a layer that is split and of one that is not: on this rank, and in all."""
+    """Count the elements of a layer that is split and of one that is not, on this rank and in all."""
     task = TokenClassifier()
     quiet(strategy=make(strategy), batch_size=8, steps=1).run(task)
     up, norm = task.blocks[0].up.weight, task.blocks[0].norm.weight
@@ -73,14 +73,14 @@ def parts(strategy: Any) -> dict[str, int]:
 
 
 class Sharded(Tiny):
-    """Has each rank read data of its own."""
+    """Tiny whose ranks read data of their own."""
 
     def train_data(self) -> Any:
         return Loader(super().train_data(), sharded=True)
 
 
 def refused(case: str) -> str:
-    """What a strategy or a run that cannot be is told."""
+    """Return the error for a strategy or a run that is refused."""
     plans = {
         "missing": {"blocks.*.upp": "colwise"},
         "style": {"head": "colwize"},
@@ -96,7 +96,7 @@ def refused(case: str) -> str:
     if isinstance(task, Sequence):
         task.head.weight = task.embed.weight
     try:
-        strategy = TensorParallel(plans.get(case, WORDS), size=3 if case == "teams" else None)
+        strategy = TensorParallel(plans.get(case, WORDS), size=3 if case == "uneven" else None)
         quiet(strategy=strategy, steps=1, precision="fp16" if case == "fp16" else "fp32").run(task)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -104,7 +104,7 @@ def refused(case: str) -> str:
 
 
 class Late(TokenClassifier):
-    """Makes its layers where the strategy says."""
+    """Makes its layers in configure_model."""
 
     def __init__(self) -> None:
         Task.__init__(self)
@@ -117,9 +117,7 @@ class Late(TokenClassifier):
 
 
 def built_late() -> tuple[str, str]:
-    """The weights that a task made in configure_model has before training, and where this rank made
-    them.
-    """
+    """Digest the weights, before training, of a task that is made in configure_model."""
     task, seen = Late(), []
     fit = quiet(strategy=make("tensor"), batch_size=8, steps=1)
     fit.on(
@@ -133,5 +131,5 @@ def built_late() -> tuple[str, str]:
 
 
 def built_late_alone() -> str:
-    """The same of one process."""
+    """Digest the weights of the same task in one process."""
     return digest(TokenClassifier(dropout=0.0).state_dict())

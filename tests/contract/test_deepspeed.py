@@ -1,6 +1,4 @@
-"""DeepSpeed: what is refused and why, its configuration, steps that are not finite, and what a
-checkpoint holds.
-"""
+"""DeepSpeed: what it refuses, its configuration, non-finite steps, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -43,11 +41,11 @@ def test_arguments_are_checked_at_once(arguments, told):
         DeepSpeed(**arguments)
 
 
-def numerics(**more) -> ComputeSettings:
+def settings(**more) -> ComputeSettings:
     return ComputeSettings(**{"batch_size": 8, "accumulate": 2, "clip_norm": 0.5, **more})
 
 
-def test_auto_is_what_fit_says_and_what_is_left_out_too():
+def test_auto_and_what_is_left_out_take_the_values_of_fit():
     auto = {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
@@ -56,30 +54,30 @@ def test_auto_is_what_fit_says_and_what_is_left_out_too():
         "zero_optimization": {"stage": "auto", "reduce_bucket_size": "auto"},
     }
     for given in (auto, {}):
-        whole = resolve(given, ZeroSettings(), numerics(), 3, pin=False)
+        whole = resolve(given, ZeroSettings(), settings(), 3, pin=False)
         assert (whole["train_batch_size"], whole["train_micro_batch_size_per_gpu"]) == (48, 8)
         assert (whole["gradient_accumulation_steps"], whole["gradient_clipping"]) == (2, 0.5)
         assert whole["zero_optimization"] == {"stage": 2}
         assert not whole["bf16"]["enabled"]
         assert not whole["fp16"]["enabled"]
     assert (
-        resolve({}, ZeroSettings(), numerics(clip_norm=None), 1, pin=False)["gradient_clipping"]
+        resolve({}, ZeroSettings(), settings(clip_norm=None), 1, pin=False)["gradient_clipping"]
         == 0.0
     )
     assert (
-        resolve({}, ZeroSettings(), numerics(accumulate=1, global_batch_size=64), 2, pin=False)[
+        resolve({}, ZeroSettings(), settings(accumulate=1, global_batch_size=64), 2, pin=False)[
             "gradient_accumulation_steps"
         ]
         == 4
     )
-    assert resolve({}, ZeroSettings(3, True, True), numerics(), 1, pin=True)[
+    assert resolve({}, ZeroSettings(3, True, True), settings(), 1, pin=True)[
         "zero_optimization"
     ] == {
         "stage": 3,
         "offload_optimizer": {"device": "cpu", "pin_memory": True},
         "offload_param": {"device": "cpu", "pin_memory": True},
     }
-    true = resolve({}, ZeroSettings(), numerics(precision=PRECISIONS["bf16-true"]), 1, pin=False)
+    true = resolve({}, ZeroSettings(), settings(precision=PRECISIONS["bf16-true"]), 1, pin=False)
     assert true["bf16"]["enabled"]
 
 
@@ -104,13 +102,13 @@ def test_auto_is_what_fit_says_and_what_is_left_out_too():
 )
 def test_a_contradiction_names_both_sides(config, told):
     with pytest.raises(OptionError) as caught:
-        resolve(config, ZeroSettings(), numerics(), 2, pin=False)
+        resolve(config, ZeroSettings(), settings(), 2, pin=False)
     assert all(words in str(caught.value) for words in told), caught.value
 
 
 def test_the_engine_that_begins_with_a_step_of_its_own_is_refused():
     config = {"data_types": {"grad_accum_dtype": "fp32"}}
-    true = numerics(precision=PRECISIONS["bf16-true"])
+    true = settings(precision=PRECISIONS["bf16-true"])
     with pytest.raises(OptionError, match="stage=2"):
         resolve(config, ZeroSettings(1), true, 1, pin=False)
     assert resolve(config, ZeroSettings(2), true, 1, pin=False)["data_types"]
@@ -211,8 +209,8 @@ def test_a_step_that_is_left_out_is_left_out_on_all_ranks(pair, strategy, precis
     assert skipped == 1
 
 
-def test_a_task_that_a_failed_run_left_in_parts_says_so(pair):
-    for told in pair.call(deepspeed_jobs.left_in_parts):
+def test_a_task_that_a_failed_run_left_partitioned_is_refused(pair):
+    for told in pair.call(deepspeed_jobs.left_partitioned):
         assert "a run that failed has left this task's parameters partitioned" in told
 
 
@@ -292,11 +290,11 @@ def test_frozen_parameters_scalars_and_buffers_are_kept_and_resumed(pair, tmp_pa
     )
 
 
-def test_a_model_made_in_configure_model_is_made_in_parts(pair):
+def test_a_model_made_in_configure_model_is_partitioned_at_once(pair):
     first, second = pair.call(deepspeed_jobs.built_late, "zero3")
     alone = deepspeed_jobs.built_late("single")
     for told in (first, second):
-        assert told["in parts"]
+        assert told["partitioned"]
         assert told["held"] == 0
         assert told["tied"]
         assert not told["left"]
@@ -314,7 +312,7 @@ def test_afterwards_the_task_is_an_ordinary_module(pair, strategy):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_in_fp16_deepspeeds_scaler_is_saved_and_goes_on(pair, tmp_path, stage):
+def test_in_fp16_deepspeeds_scaler_is_saved_and_resumed(pair, tmp_path, stage):
     for told in pair.call(deepspeed_jobs.fp16, stage, tmp_path):
         assert told["same"]
         assert told["loss"] < 1.05

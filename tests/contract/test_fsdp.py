@@ -107,7 +107,7 @@ def test_a_checkpoint_has_a_file_for_each_rank_and_opens_anywhere(pair, tmp_path
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("background", [True, False])
-def test_a_rank_that_cannot_write_its_part_ends_all_alike_and_the_last_good_one_stays(
+def test_a_rank_that_cannot_write_its_part_ends_all_alike_and_the_last_valid_checkpoint_stays(
     pair, tmp_path, rank, background
 ):
     first, second = pair.call(fsdp_jobs.disk_full, tmp_path, rank, background)

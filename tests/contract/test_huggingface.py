@@ -30,8 +30,10 @@ def train(
     settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train a small model of texts of different lengths, without dropout; its weights, and where it
-    was saved.
+    """Train a small model, without dropout, on texts of different lengths.
+
+    Returns:
+        Its weights, its checkpoint, and the loss of the evaluation.
     """
     from loopkit.interop import HFTask
     from tests.interop.models import made, samples
@@ -72,7 +74,7 @@ def train(
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("zero2", marks=pytest.mark.long)])
 def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, adapters, tmp_path):
-    """Labels count over all ranks: the weights are those of one process that accumulates."""
+    """The losses are weighted by labels over all ranks, as in one process that accumulates."""
     import peft
     import transformers
 
@@ -107,7 +109,7 @@ def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, a
         (("TensorParallel", {"plan": "auto", "size": 2}), 4),
     ],
 )
-def test_a_model_is_split_by_the_plan_it_comes_with(pool, tmp_path, strategy, size, tied):
+def test_a_model_is_split_by_the_plan_that_it_has(pool, tmp_path, strategy, size, tied):
     import transformers
 
     from loopkit.checkpoint.tools import export_model

@@ -1,6 +1,4 @@
-"""Evaluation and prediction over several ranks: every sample once, in order, and the numbers of one
-process.
-"""
+"""Evaluation and prediction over several ranks take every sample once and give the same numbers."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ def test_predictions_come_in_the_order_of_the_data_on_every_rank(pair, strategy)
         assert found["names"] == alone["names"]
 
 
-def test_a_writer_gets_all_batches_in_order_on_the_first_rank(pair):
+def test_a_writer_gets_all_batches_in_order_on_rank_0(pair):
     first, second = pair.call(
         jobs.predict, "ddp", "scored", {"count": 23}, writer=True, batch_size=4
     )

@@ -1,4 +1,4 @@
-"""What docs/strategies.md says of the numbers under each strategy is what they are."""
+"""The table of docs/strategies.md gives the differences that each strategy has."""
 
 from __future__ import annotations
 

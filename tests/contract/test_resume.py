@@ -1,11 +1,11 @@
-"""Resume over several ranks: from every step, and on another number of them."""
+"""Runs over several ranks resume from every step, and on another number of ranks."""
 
 from __future__ import annotations
 
 import pytest
 
 from loopkit import Checkpoint
-from tests.contract import jobs
+from tests.contract import coordination_jobs, jobs
 from tests.contract.test_training import distance
 
 SAVE = Checkpoint(every="1000 steps", background=False)
@@ -58,7 +58,7 @@ def test_resume_is_identical_on_every_kind_of_data(pair, tmp_path, kind, rng):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("task", ["kinds", "words"])
-def test_a_run_goes_on_over_another_number_of_ranks(pair, tmp_path, strategy, task):
+def test_a_run_resumes_over_another_number_of_ranks(pair, tmp_path, strategy, task):
     # Without clipping, whose norm FSDP rounds in its own way, all strategies give the same bits.
     options = {
         **OPTIONS,
@@ -86,9 +86,7 @@ def test_a_run_goes_on_over_another_number_of_ranks(pair, tmp_path, strategy, ta
         assert (rest["digest"], rest["rows"]) == (whole["digest"], whole["rows"])
 
 
-def test_a_save_in_the_background_is_told_of_on_all_ranks(pair, tmp_path):
-    from tests.contract import coordination_jobs
-
+def test_a_save_in_the_background_is_reported_on_all_ranks(pair, tmp_path):
     first, second = pair.call(coordination_jobs.saves, tmp_path)
     assert first == second
     assert first[-1] == ("fit_end", 8)
@@ -98,23 +96,19 @@ def test_a_save_in_the_background_is_told_of_on_all_ranks(pair, tmp_path):
 
 
 def test_a_rank_that_sees_another_directory_is_named(pair, tmp_path):
-    from tests.contract import coordination_jobs
-
     for told in pair.call(coordination_jobs.other_directories, tmp_path):
         assert "cannot be read by rank 1" in told
         assert "All ranks must see one run directory" in told
 
 
 def test_a_full_disk_ends_all_ranks_alike_and_loses_nothing(pair, tmp_path):
-    from tests.contract import coordination_jobs
-
     first, second = pair.call(coordination_jobs.disk_full, tmp_path)
     assert first == second
     assert "DiskFullError" in first
 
 
 @pytest.mark.parametrize(("before", "after"), [("ddp", "fsdp"), ("fsdp", "ddp")])
-def test_a_run_goes_on_under_another_strategy(pair, tmp_path, before, after):
+def test_a_run_resumes_under_another_strategy(pair, tmp_path, before, after):
     options = {**OPTIONS, "batch_size": 4, "resume": "auto", "checkpoint": SAVE, "clip_norm": None}
     whole = pair.call(jobs.train, before, "words", run_dir=tmp_path / "whole", **options)[0]
     pair.call(jobs.train, before, "words", run_dir=tmp_path / "run", stop_at=5, **options)
@@ -128,7 +122,7 @@ def test_a_run_goes_on_under_another_strategy(pair, tmp_path, before, after):
 
 @pytest.mark.parametrize(("other", "size"), [("same", 1), ("ddp", 2), ("single", 1), ("zero1", 2)])
 @pytest.mark.parametrize("strategy", ZERO)
-def test_a_deepspeed_run_goes_on_elsewhere_from_the_state_it_had(
+def test_a_deepspeed_run_resumes_elsewhere_from_the_state_it_had(
     pool, tmp_path, strategy, other, size
 ):
     options = {

@@ -1,4 +1,4 @@
-"""TensorParallel: layers split over a team of ranks, alone and with FSDP over the teams."""
+"""TensorParallel: layers split over a tensor-parallel group, alone and with FSDP over groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from loopkit import Checkpoint
 from loopkit.checkpoint import load_snapshot
-from tests.contract import jobs, tensor_parallel_jobs
+from tests.contract import coordination_jobs, fsdp_jobs, jobs, tensor_parallel_jobs
 from tests.contract.tasks import TokenClassifier
 from tests.contract.test_training import distance
 
@@ -20,10 +20,8 @@ OPTIONS = {
     "log_every": "3 steps",
     "clip_norm": 0.5,
 }
-MIXED = (
-    "TensorParallel",
-    {"plan": jobs.WORDS, "size": 2},
-)  # two teams of two ranks, and FSDP over the teams
+# Two tensor-parallel groups of two ranks, and FSDP over the groups.
+MIXED = ("TensorParallel", {"plan": jobs.WORDS, "size": 2})
 WHOLE = ("TensorParallel", {"plan": jobs.WHOLE_WORDS})
 
 
@@ -41,7 +39,7 @@ def test_two_ranks_that_split_layers_train_as_one_does(pair, strategy):
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
-def test_teams_share_out_the_data_and_shard_over_each_other(pool):
+def test_tensor_parallel_groups_share_the_data_and_shard_over_each_other(pool):
     ranks = pool(4).call(jobs.train, MIXED, "words", **OPTIONS)
     alone = jobs.train("single", "words", **{**OPTIONS, "accumulate": 4})
     assert len({each["digest"] for each in ranks}) == 1
@@ -71,7 +69,7 @@ def test_resume_from_every_step_is_identical(pair, tmp_path, strategy):
     assert pair.call(jobs.resume_everywhere, strategy, tmp_path, range(1, 8), **options) == [[], []]
 
 
-def test_two_teams_resume_where_they_were(pool, tmp_path):
+def test_two_tensor_parallel_groups_resume_where_they_were(pool, tmp_path):
     options = {**OPTIONS, "accumulate": 1, "checkpoint": SAVE, "loggers": "jsonl", "task": "words"}
     assert pool(4).call(jobs.resume_everywhere, MIXED, tmp_path, (2, 7), **options) == [[]] * 4
 
@@ -79,7 +77,7 @@ def test_two_teams_resume_where_they_were(pool, tmp_path):
 @pytest.mark.parametrize(
     ("other", "size"), [("single", 1), ("fsdp", 2), ("ddp", 2), ("tensor", 2), (MIXED, 4)]
 )
-def test_a_run_goes_on_elsewhere_from_the_state_it_had(pool, tmp_path, other, size):
+def test_a_run_resumes_elsewhere_from_the_state_it_had(pool, tmp_path, other, size):
     options = {
         "batch_size": 4,
         "global_batch_size": 8,
@@ -137,15 +135,13 @@ def test_metrics_are_those_of_one_process(pool, strategy):
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_a_value_that_is_not_finite_on_one_rank_ends_all_before_the_update(pool, rank):
-    from tests.contract import coordination_jobs
-
     ranks = pool(4).call(coordination_jobs.not_finite, rank, "loss", "raise", "fp32", "tensor-tiny")
     assert {changed for _, changed in ranks} == {False}
     assert len({told for told, _ in ranks}) == 1
 
 
 @pytest.mark.parametrize(
-    "case", ["missing", "style", "odd", "norm", "teams", "fp16", "sharded", "auto", "tied"]
+    "case", ["missing", "style", "odd", "norm", "uneven", "fp16", "sharded", "auto", "tied"]
 )
 def test_what_cannot_be_split_is_refused_with_the_reason(pair, case):
     expected = {
@@ -153,7 +149,7 @@ def test_what_cannot_be_split_is_refused_with_the_reason(pair, case):
         "style": "{'head': 'colwize'}): give one of colwise, rowwise",
         "odd": "head.weight has 5 rows, which 2 ranks cannot share evenly",
         "norm": "a LayerNorm has no weight matrix",
-        "teams": "2 ranks cannot be divided into tensor-parallel groups of 3",
+        "uneven": "2 ranks cannot be divided into tensor-parallel groups of 3",
         "fp16": "take precision='bf16'",
         "sharded": "leave sharded out",
         "auto": "no model in the task has a plan",
@@ -179,15 +175,13 @@ def test_other_options_work_on_split_layers(pair, options):
     assert distance(first["model"], alone["model"]) < (2e-2 if "precision" in options else 5e-7)
 
 
-def test_a_task_made_in_configure_model_is_filled_from_the_first_rank(pair):
+def test_a_task_made_in_configure_model_is_filled_from_rank_0(pair):
     first, second = pair.call(tensor_parallel_jobs.built_late)
     assert first == second
     assert first == tensor_parallel_jobs.built_late_alone()
 
 
 def test_compiled_blocks_train_the_same(pair):
-    from tests.contract import fsdp_jobs
-
     options = {"batch_size": 4, "steps": 3, "eval_every": "never"}
     first, second = pair.call(fsdp_jobs.compiled, True, strategy="tensor", **options)
     alone = jobs.train("single", "words", **options)

@@ -1,16 +1,16 @@
-"""Training over several ranks: the numbers are those of one process, whatever the strategy."""
+"""Training over several ranks gives the numbers of one process, whatever the strategy."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.contract import jobs
+from tests.contract import jobs, training_jobs
 
-# By strategy, how far weights may be from those of one process after 8 steps in fp32 with clipping:
-# 0 where the arithmetic allows. FSDP adds up a norm from the parts of each tensor, and rounds
-# otherwise than a norm of it whole. DeepSpeed does too, and steps elements from flat tensors, at
-# whose ends the fused kernel rounds otherwise.
+# How far the weights of each strategy may be from those of one process, after 8 steps in fp32 with
+# clipping. FSDP and DeepSpeed sum a norm from the parts of each tensor, which rounds otherwise than
+# the norm of the whole tensor. DeepSpeed also steps elements of flat tensors, at whose ends the fused
+# kernel rounds otherwise.
 STRATEGIES = {"ddp": 0.0, "fsdp": 5e-7, "zero1": 5e-7, "zero2": 5e-7, "zero3": 5e-7}
 CASES = [
     (s, t)
@@ -48,8 +48,8 @@ def test_without_clipping_they_are_the_same_bits(pair, strategy, task):
     assert first["digest"] == second["digest"]
     assert first["plain"] == alone["plain"]
     # The fused kernel rounds an element otherwise at the end of a tensor than within, and parts
-    # have more ends. DeepSpeed's are parts of all tensors in one, and the weights of the words'
-    # task are divided out with the step.
+    # have more ends. DeepSpeed has parts of all tensors in one, and divides by the weights of the
+    # losses within its step.
     zero = strategy.startswith("zero")
     assert distance(first["model"], alone["model"]) <= (2e-7 if zero else 0)
     assert distance(first["optimizer"], alone["optimizer"]) <= (
@@ -66,7 +66,7 @@ def test_accumulation_adds_up_before_it_is_averaged(pair, strategy):
     for task in ("tiny", "words"):
         first, _ = pair.call(jobs.train, strategy, task, accumulate=3, **options)
         alone = jobs.train("single", task, accumulate=6, **options)
-        # The sum is taken in another order: (a + b + c) + (d + e + f).
+        # The ranks sum in another order: (a + b + c) + (d + e + f).
         assert distance(first["model"], alone["model"]) < 1e-5
         assert first["progress"] == alone["progress"]
 
@@ -88,7 +88,7 @@ def test_a_global_batch_size_gives_the_same_run_on_any_number_of_ranks(pool, siz
 
 
 @pytest.mark.parametrize("kind", ["list", "stream", "workers"])
-def test_iterables_are_dealt_out_and_end_together(pair, kind):
+def test_iterables_are_shared_by_the_ranks_and_end_together(pair, kind):
     options = {"task_args": {"kind": kind}, "batch_size": 8, "epochs": 2, "steps": 100}
     first, second = pair.call(jobs.train, "ddp", "kinds", **options)
     alone = jobs.train("single", "kinds", accumulate=2, **options)
@@ -163,39 +163,29 @@ def test_every_knob_of_ddp_trains_the_same_task(pair, settings):
         assert first["digest"] != plain["digest"], "nothing was compressed"
 
 
-def test_parameters_that_move_later_are_averaged_too(pair):
-    from tests.contract import training_jobs
-
+def test_parameters_that_are_trained_later_are_averaged_too(pair):
     first, second = pair.call(training_jobs.unfreeze)
     assert first["digest"] == second["digest"]
     assert first["moved"]
 
 
 def test_a_parameter_that_the_loss_does_not_reach_is_explained(pair):
-    from tests.contract import training_jobs
-
     for told in pair.call(training_jobs.unused):
         assert "DDP(find_unused_parameters=True)" in told
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_strategy_alone_serves_a_loop_written_by_hand(pair, strategy):
-    from tests.contract import training_jobs
-
     first, second = pair.call(training_jobs.by_hand, strategy)
     assert first == second == training_jobs.by_hand("single")
 
 
 def test_auto_is_one_process_here_and_ddp_among_several(pair):
-    from tests.contract import training_jobs
-
     assert pair.call(training_jobs.strategy_of, "auto") == [("DDP", 2), ("DDP", 2)]
     assert training_jobs.strategy_of("auto") == ("SingleDevice", 1)
 
 
 def test_a_number_of_devices_that_was_not_started_is_refused(pair):
-    from tests.contract import training_jobs
-
     for told in pair.call(training_jobs.other_number):
         assert (
             told
@@ -205,8 +195,6 @@ def test_a_number_of_devices_that_was_not_started_is_refused(pair):
 
 @pytest.mark.parametrize("task", ["gan", "sam"])
 def test_the_tasks_with_a_step_of_their_own_run_over_ranks(pair, task):
-    from tests.contract import training_jobs
-
     first, second = pair.call(training_jobs.own_step, task, 2)
     alone = training_jobs.own_step(task, 1)
     assert first["digest"] == second["digest"]

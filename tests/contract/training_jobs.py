@@ -1,4 +1,4 @@
-"""Jobs of single tests that need a task of their own."""
+"""Jobs on DDP's parameters, the choice of a strategy, and loops and steps of a user's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support import Tiny, digest, points, quiet
 
 
 def unfreeze() -> dict[str, Any]:
-    """Train with the first layer frozen until step 3."""
+    """Train with the first layer frozen until step 3; return whether it moved."""
     task = Tiny(dropout=0.0)
     before = task.net[0].weight.detach().clone()
     quiet(strategy="ddp", batch_size=8, epochs=2, hooks=[Unfreeze({3: r"net\.0"})]).run(task)
@@ -25,7 +25,7 @@ def unfreeze() -> dict[str, Any]:
 
 
 class Idle(Tiny):
-    """Has a layer that no loss reaches."""
+    """Tiny with a layer that no loss reaches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Idle(Tiny):
 
 
 def unused() -> str:
-    """What the error says; the option it names works."""
+    """Return the error for an unused layer; the option that it names works."""
     told = ""
     try:
         quiet(strategy="ddp", batch_size=8).run(Idle())
@@ -44,9 +44,7 @@ def unused() -> str:
 
 
 def by_hand(strategy: str) -> str:
-    """A loop of the user's own around a strategy: each rank its half of every batch; the digest of
-    the weights.
-    """
+    """Run a hand-written loop, in which each rank has its half of every batch; digest the weights."""
     made = {"single": SingleDevice, "ddp": DDP, "fsdp": FSDP}[strategy]("cpu")
     task, data = Tiny(dropout=0.0), points(64)
     made.setup_environment()
@@ -67,7 +65,7 @@ def by_hand(strategy: str) -> str:
 
 
 def strategy_of(name: str) -> tuple[str, int]:
-    """The class of the strategy that a run has, and over how many ranks."""
+    """Return the class of a run's strategy, and the number of ranks."""
     found = []
     fit = quiet(strategy=name, steps=1)
     fit.on(
@@ -78,7 +76,7 @@ def strategy_of(name: str) -> tuple[str, int]:
 
 
 def other_number() -> str:
-    """Asks for three devices where two processes were started."""
+    """Return the error for three devices where two processes were started."""
     try:
         quiet(strategy="ddp", devices=3, steps=1).run(Tiny())
     except Exception as error:
@@ -87,7 +85,7 @@ def other_number() -> str:
 
 
 def own_step(name: str, ranks: int) -> dict[str, Any]:
-    """A few steps of a task that brings its own StepLoop."""
+    """Train a task with a StepLoop of its own for a few steps."""
     from tasks.gan import RingGan
     from tasks.sam import NoisyDigits
 

@@ -1,8 +1,7 @@
-"""Runs of the tests on two devices: the CPU, and one made for it; what they gave goes to stdout as
-JSON.
+"""Runs on two devices, the CPU and one made for the tests, with the results on stdout as JSON.
 
-A process of its own, since a device that torch knows once it knows for good: ``python -m
-tests.engine.second_device SO``.
+``python -m tests.engine.second_device SO`` is a process of its own, because torch cannot forget a
+device.
 """
 
 from __future__ import annotations
@@ -60,21 +59,18 @@ def build(folder: Path) -> Path:
 
 
 def register(library: str) -> None:
-    """Make the device known to torch as "second"."""
+    """Register the device in torch as "second"."""
     torch.ops.load_library(library)
     torch.utils.rename_privateuse1_backend("second")
     module: Any = types.ModuleType("torch.second")
-    module.device_count, module.is_available, module.current_device = (
-        lambda: 1,
-        lambda: True,
-        lambda: 0,
-    )
-    module._is_in_bad_fork, module.manual_seed_all = lambda: False, lambda seed: None
+    module.device_count = lambda: 1
+    module.is_available = lambda: True
+    module.current_device = lambda: 0
+    module._is_in_bad_fork = lambda: False
+    module.manual_seed_all = lambda seed: None
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
-    module.get_rng_state, module.set_rng_state = (
-        lambda device=0: torch.zeros(1),
-        lambda state, device=0: None,
-    )
+    module.get_rng_state = lambda device=0: torch.zeros(1)
+    module.set_rng_state = lambda state, device=0: None
     torch._register_device_module("second", module)
     torch.utils.generate_methods_for_privateuse1_backend()
 
@@ -98,7 +94,7 @@ class Adaptive(Deep):
 
 
 def resumed(device_map: Any) -> dict[str, Any]:
-    """A whole run, and one stopped in the middle and gone on with."""
+    """Return the end of a whole run, and of one that stopped in the middle and resumed."""
     whole = Adaptive()
     quiet(steps=10, batch_size=8, device_map=device_map).run(whole)
     with tempfile.TemporaryDirectory() as place:
@@ -132,11 +128,12 @@ def resumed(device_map: Any) -> dict[str, Any]:
 
 
 def poisoned(device_map: Any) -> str:
-    """A gradient that is not finite, in a layer on the second device."""
+    """Return the error for a gradient that is not finite, in a layer on the second device."""
     task = Deep()
     before = digest(task.state_dict())
     fit = quiet(epochs=1, batch_size=8, device_map=device_map)
-    layer = task.model.blocks[2].up  # its weight is another object once it is on the other device
+    # Its weight is another object once it is on the other device.
+    layer = task.model.blocks[2].up
     fit.on("fit_start", lambda run: layer.weight.register_hook(lambda grad: grad * float("nan")))
     try:
         fit.run(task)

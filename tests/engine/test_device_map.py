@@ -1,8 +1,6 @@
-"""device_map on a machine with one device: who goes where, what crosses a boundary, what is refused
-and why.
+"""device_map on one device: the device of each module, moves between devices, refused options.
 
-A second device with values takes a GPU; "meta" stands for it where only the place of a tensor
-matters.
+Where only the device of a tensor matters, "meta" is the second device.
 """
 
 from __future__ import annotations
@@ -22,7 +20,8 @@ from loopkit.strategies.device_placement import balanced, by_hand, connect, divi
 from tests.support import Recorder, Tiny, digest, points, quiet
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-GPUS = [torch.device("cuda", index) for index in range(4)]  # only named here
+# Tests only name these.
+GPUS = [torch.device("cuda", index) for index in range(4)]
 
 
 class Block(nn.Module):
@@ -40,7 +39,7 @@ class Block(nn.Module):
 
 
 class Inner(nn.Module):
-    """A model of the user's: its blocks may be divided, what is around them is its own."""
+    """A model whose blocks may be on several devices."""
 
     def __init__(self, depth: int = 6, tied: bool = False) -> None:
         super().__init__()
@@ -142,7 +141,7 @@ def test_evaluation_and_predictions_take_the_map_too():
     "sizes", [[1] * 12, [5, 1, 1, 1, 1, 1], [1, 1, 1, 9], [3, 0, 0, 3], [7], list(range(1, 20))]
 )
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
-def test_parts_are_consecutive_and_within_one_piece_of_even(sizes, parts):
+def test_parts_are_consecutive_and_even_within_one_size(sizes, parts):
     chosen = divide(sizes, parts)
     assert chosen == sorted(chosen)
     assert set(chosen) <= set(range(parts))
@@ -202,9 +201,7 @@ def test_by_hand_the_longest_prefix_counts():
 
 
 def test_inputs_come_to_the_layer_and_outputs_back_to_the_task():
-    """Nothing comes back from meta, so what follows the blocks is there too, and so is the task's
-    first device.
-    """
+    """No tensor comes back from meta, so all that follows the blocks is there, and the outputs too."""
     task, seen = Deep(), {}
     for part in (task.model.blocks, task.model.head):
         part.to("meta")
@@ -232,7 +229,7 @@ def test_inputs_come_to_the_layer_and_outputs_back_to_the_task():
 
 def test_what_a_layer_returns_keeps_its_class():
     class Output(dict):
-        """As transformers' are: items that are attributes too."""
+        """As transformers' outputs are: items are attributes too."""
 
         def __setitem__(self, key: str, value: Any) -> None:
             super().__setitem__(key, value)
@@ -308,7 +305,7 @@ def test_a_strategy_of_several_processes_is_refused_with_the_reason(strategy):
         ),
     ],
 )
-def test_what_does_not_go_is_refused_with_the_reason(options, text):
+def test_options_that_do_not_fit_are_refused_with_the_reason(options, text):
     with pytest.raises(OptionError, match=text):
         quiet(**options).run(Tiny())
 

@@ -1,6 +1,4 @@
-"""device_map with two devices that torch keeps apart: the numbers are those of one device, and
-state comes back.
-"""
+"""device_map with two devices that torch keeps apart gives the numbers of one, and resumes."""
 
 from __future__ import annotations
 
@@ -16,12 +14,8 @@ import torch
 from tests import fork_server
 from tests.engine.second_device import CASES, MAPS, build
 
-EXACT = {
-    "bf16": 5e-3,
-    "bf16-true": 0.05,
-    "fp16": 1e-3,
-    "fp64": 1e-12,
-}  # of losses around 1; fp32: 1e-6
+# How far losses of about 1 may differ; 1e-6 in fp32.
+EXACT = {"bf16": 5e-3, "bf16-true": 0.05, "fp16": 1e-3, "fp64": 1e-12}
 
 
 @pytest.fixture(scope="module")

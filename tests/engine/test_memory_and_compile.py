@@ -1,6 +1,4 @@
-"""activation_checkpointing saves activation memory and changes no bit; compile compiles once for all batch sizes and
-keeps names.
-"""
+"""Activation checkpointing saves memory and changes no bit; compile compiles once, keeps names."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ class Block(nn.Module):
 
 
 class Deep(Tiny):
-    """Twelve residual blocks with dropout; counts the bytes that one step saves for its backward
-    pass.
-    """
+    """Twelve residual blocks with dropout; counts the bytes saved for the backward pass of a step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +177,7 @@ def test_compile_changes_no_parameter_name_and_no_number_beyond_rounding():
             torch.testing.assert_close(task.state_dict()[name], tensor)
 
 
-def test_without_a_compiler_it_says_so_and_goes_on():
+def test_without_a_compiler_it_warns_and_continues():
     code = (
         "from loopkit import Compile; from tests.support import Tiny, quiet; import warnings;"
         "warnings.simplefilter('always'); quiet(steps=2, compile=True, "

@@ -1,4 +1,4 @@
-"""A script that trains over two ranks, and in which one of them fails as it is told to.
+"""A script that trains over two ranks, of which one fails in the way that the arguments say.
 
 python -m tests.faults.rank_run RUN_DIR HOW WHERE RANK
 """
@@ -17,13 +17,14 @@ from tests.support import Tiny, digest, points, quiet
 
 WORDS = sys.argv[1:] if __name__ == "__main__" else [".", "", "", "0"]
 RUN_DIR, HOW, WHERE, RANK = Path(WORDS[0]), WORDS[1], WORDS[2], int(WORDS[3])
-# of the runs in which a rank keeps the others waiting; a busy machine must not hang the rest
+# For runs in which a rank keeps the others waiting. The other runs have a longer one, since a busy
+# machine must not hang them.
 TIMEOUT = 6.0
 ME = int(os.environ.get("RANK", "-1"))
 
 
 def fail() -> None:
-    """Fail, once in the life of a run directory, so that a restarted run goes on."""
+    """Fail once in the life of a run directory, so that a restarted run continues."""
     mark = RUN_DIR / "failed"
     if ME != RANK or mark.exists():
         return
@@ -43,7 +44,7 @@ def fail() -> None:
 
 
 class FailingPoints:
-    """Points that fail to be read at the 40th."""
+    """Points of which the 40th cannot be read."""
 
     def __init__(self) -> None:
         self.points, self.reads = points(400), 0
@@ -59,7 +60,7 @@ class FailingPoints:
 
 
 class Failing(Tiny):
-    """Fails in its tenth step, or in evaluation."""
+    """Tiny that fails in its tenth step, or in evaluation."""
 
     steps = 0
 
@@ -80,7 +81,7 @@ class Failing(Tiny):
 
 
 def main() -> None:
-    """Train; the first rank says how it went."""
+    """Train; rank 0 prints how the run ended."""
     under = {"fsdp": FSDP, "deepspeed": DeepSpeed}.get(os.environ.get("UNDER", ""), DDP)
     strategy = under(timeout=TIMEOUT if HOW in ("stop", "hang", "slow") else 90)
     fit = quiet(

@@ -1,6 +1,4 @@
-"""A rank that fails, is killed, hangs or is told to stop: all end, soon, and what is told is the
-cause, once.
-"""
+"""A rank that fails, is killed, hangs or gets a signal: all ranks end soon, with the cause once."""
 
 from __future__ import annotations
 
@@ -21,7 +19,8 @@ from tests.faults.rank_run import TIMEOUT
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ALL = 50  # 400 samples in batches of 8 over two ranks, twice
+# Steps of a run: 400 samples in batches of 8 over two ranks, twice.
+ALL = 50
 
 
 def long(*values: object):
@@ -73,7 +72,7 @@ def read_until(process, text: str) -> list[str]:
 
 
 def left_over(run_dir: Path) -> list[str]:
-    """Processes of this run that still live."""
+    """Return the processes of this run that still live."""
     listed = subprocess.run(
         ["ps", "-ww", "-eo", "pid,stat,args"], capture_output=True, text=True
     ).stdout.splitlines()
@@ -111,13 +110,14 @@ def test_a_rank_that_raises_ends_all_and_its_traceback_comes_last_and_once(
         .startswith("loopkit.errors.DataError" if where == "data" else "ValueError: bad batch 17")
     )
     assert not left_over(tmp_path)
-    if where in ("eval", "save"):  # and the run goes on from what was saved
+    # The run resumes from what was saved.
+    if where in ("eval", "save"):
         code, lines, err = finish(start(tmp_path / "run"))
         assert lines[-1].split()[-1] == whole, err
 
 
 @pytest.mark.parametrize("rank", [long(0), 1])
-def test_a_rank_that_is_killed_is_named_and_the_run_goes_on_later(tmp_path, rank, whole):
+def test_a_rank_that_is_killed_is_named_and_the_run_resumes_later(tmp_path, rank, whole):
     process = start(tmp_path / "run", "kill", "step", rank)
     read_until(process, "step 8")
     began = time.monotonic()
@@ -137,7 +137,8 @@ def test_a_rank_that_hangs_is_named_and_all_end_within_the_limit(tmp_path, how, 
     began = time.monotonic()
     code, _, err = finish(process)
     assert code == 75, err
-    assert time.monotonic() - began < TIMEOUT + 15  # its limit + 5 s, and room for a busy machine
+    # Its limit and 5 s, and room for a busy machine.
+    assert time.monotonic() - began < TIMEOUT + 15
     assert re.search(rf"hung: rank {rank} ", err), err
     assert ("stopped" in err) == (how == "stop")
     assert how != "hang" or "rank_run.py" in err, "where it hangs"
@@ -150,7 +151,7 @@ def test_a_rank_that_is_slow_is_waited_for(tmp_path, whole):
     assert lines[-1].split()[-1] == whole
 
 
-def test_a_rank_that_leaves_without_a_word_is_named(tmp_path):
+def test_a_rank_that_exits_without_a_report_is_named(tmp_path):
     code, _, err = finish(start(tmp_path / "run", "exit", "hook", 1))
     assert code == 3
     assert "rank 1 ended with exit code 3 while the others continued" in err
@@ -179,7 +180,7 @@ def test_sigterm_saves_on_all_ranks_and_exits_143(tmp_path, whom, whole):
         assert lines[-1].split()[-1] == whole, err
 
 
-def test_ctrl_c_saves_and_the_script_goes_on(tmp_path, whole):
+def test_ctrl_c_saves_and_the_script_continues(tmp_path, whole):
     process = start(tmp_path / "run")
     read_until(process, "step 6")
     process.send_signal(signal.SIGINT)
@@ -202,14 +203,14 @@ def test_no_rank_outlives_its_launcher(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("how", "rank", "told"),
+    ("how", "rank", "reported"),
     [
         ("raise", 1, "rank 1: Traceback"),
         long("kill", 1, "Signal 9 (SIGKILL)"),
         long("hang", 1, "hung: rank 1 did not come"),
     ],
 )
-def test_under_torchrun_the_cause_is_told_too(tmp_path, how, rank, told):
+def test_under_torchrun_the_cause_is_reported_too(tmp_path, how, rank, reported):
     process = start(tmp_path / "run", how, "step", rank, launcher=tuple(TORCHRUN))
     read_until(process, "step 8")
     began = time.monotonic()
@@ -217,7 +218,7 @@ def test_under_torchrun_the_cause_is_told_too(tmp_path, how, rank, told):
     assert code == 1
     assert time.monotonic() - began < TIMEOUT + 15
     cause = err[err.index("Root Cause") :]
-    assert told in cause, err
+    assert reported in cause, err
     assert err.count("bad batch 17") == (2 if how == "raise" else 0), (
         err
     )  # the line that raises it, and what it says
@@ -232,7 +233,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(tmp_path, how, whole):
     assert (tmp_path / "run" / "failed").exists()
 
 
-def test_deepspeeds_launcher_gives_a_place(tmp_path, whole):
+def test_deepspeeds_launcher_gives_a_rank(tmp_path, whole):
     launcher = (
         sys.executable,
         str(Path(sys.executable).parent / "deepspeed"),
@@ -262,7 +263,7 @@ def test_deepspeeds_launcher_gives_a_place(tmp_path, whole):
 
 
 @pytest.mark.parametrize("under", ["fsdp", long("deepspeed")])
-def test_the_others_go_on_after_a_kill_too(tmp_path, under):
+def test_the_other_strategies_resume_after_a_kill_too(tmp_path, under):
     code, lines, err = finish(start(tmp_path / "whole", UNDER=under))
     assert code == 0, err
     first = start(tmp_path / "run", "kill", "step", 1, UNDER=under)
@@ -271,7 +272,7 @@ def test_the_others_go_on_after_a_kill_too(tmp_path, under):
     assert rest[-1].split()[-1] == lines[-1].split()[-1], err
 
 
-def test_slurms_variables_give_a_place():
+def test_slurms_variables_give_a_rank():
     from loopkit.distributed.environment import find_rank_info
 
     env = {
@@ -283,9 +284,9 @@ def test_slurms_variables_give_a_place():
         "SLURM_STEP_NODELIST": "node[07-08]",
         "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
     }
-    place = find_rank_info(env)
-    assert (place.rank, place.size, place.local_rank, place.local_size) == (11, 16, 3, 8)
-    assert (place.host, place.port, place.hosted) == ("node07", 15000 + 70042 % 20000, False)
+    info = find_rank_info(env)
+    assert (info.rank, info.size, info.local_rank, info.local_size) == (11, 16, 3, 8)
+    assert (info.host, info.port, info.hosted) == ("node07", 15000 + 70042 % 20000, False)
     assert find_rank_info({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16"}) is None, (
         "a job's own shell is not a step"
     )
@@ -308,7 +309,7 @@ class Odd(Tiny):
 """
 
 
-def test_the_command_line_starts_ranks_and_tells_the_cause(tmp_path):
+def test_the_command_line_starts_ranks_and_reports_the_cause(tmp_path):
     (tmp_path / "odd.py").write_text(TASK)
     words = [
         sys.executable,

@@ -1,6 +1,4 @@
-"""Several ranks from a session without a script: what a notebook does, here by way of the
-interpreter's input.
-"""
+"""Several ranks from a session without a script, as in a notebook: here the interpreter's input."""
 
 from __future__ import annotations
 
@@ -89,7 +87,7 @@ print("same", result.checkpoint.is_dir())
     assert out.splitlines() == ["hello from 2", "same True"]
 
 
-def test_a_rank_that_fails_is_an_error_of_the_session_which_goes_on(tmp_path):
+def test_a_rank_that_fails_is_an_error_of_the_session_which_continues(tmp_path):
     process = session(
         """
 Points.train_step = lambda self, batch: 1 / 0
@@ -113,7 +111,7 @@ print(torch.equal(task.net.weight, before.net.weight))
     assert "ZeroDivisionError: division by zero" in err
 
 
-def test_ctrl_c_saves_and_the_session_goes_on(tmp_path):
+def test_ctrl_c_saves_and_the_session_continues(tmp_path):
     process = session(
         """
 result = Fit(strategy="ddp", devices=2, epochs=1000, progress=False, run_dir="run", hooks=[Greets()]).run(Points(slow=0.02))

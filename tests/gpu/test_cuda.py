@@ -1,6 +1,4 @@
-"""On one CUDA device: the numbers of a hand-written loop, exact resume, and a host that never waits
-within steps.
-"""
+"""On one CUDA device: the numbers of SingleDevice, exact resume, and no wait within steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine against a hand-written loop: the same weights, bit for bit."""
+"""A run ends with the weights of a hand-written loop, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accumulation with weights: the gradient of ragged micro-batches is that of one big batch."""
+"""With weights, the gradient of ragged micro-batches is that of one big batch."""
 
 from __future__ import annotations
 
