@@ -250,6 +250,11 @@ class FSDP(ModuleStrategy):
                     group.update({key: False for key in ("fused", "foreach") if key in group})
                 elif group.get("fused") and type(optimizer) not in _FUSED:
                     group["fused"] = False
+        if self._shards and len(optimizers) > 1:
+            # torch settles the dtype of a module's gradients in the first forward pass, by the
+            # parameters that are trained in it. A pass for one optimizer freezes those of the others.
+            task: Any = self._task
+            task._get_fsdp_state()._lazy_init()
         super().setup_optimizers(optimizers)
 
     def step_fn(self, name: str) -> Callable[..., Any]:

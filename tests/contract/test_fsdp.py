@@ -188,6 +188,16 @@ def test_optimizers_step_sharded_parameters(pair, name, strategy):
     }.get(name, 1e-6)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_several_optimizers_train_under_autocast(pair, precision):
+    options = {"batch_size": 8, "epochs": 1, "precision": precision}
+    first, second = pair.call(jobs.train, "fsdp", "players", **options)
+    plain, _ = pair.call(jobs.train, "ddp", "players", **options)
+    assert first["digest"] == second["digest"]
+    # AdamW's first steps are of its rate, 1e-2, whatever the size of a rounding.
+    assert distance(first["model"], plain["model"]) < 2e-2
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "tensor"])
 @pytest.mark.parametrize("name", ["adafactor", "adamw_8bit"])
 def test_an_optimizer_that_needs_whole_parameters_is_refused(pair, name, strategy):
