@@ -19,7 +19,7 @@ import torch
 from loopkit.cli.args.classes import ClassCall, find_class, path_of, read_call
 from loopkit.cli.args.signature import SCALARS, alternatives, is_class, parameters_of, spell
 from loopkit.cli.args.tokens import Text
-from loopkit.cli.args.yaml_io import YAMLError, load_yaml
+from loopkit.cli.args.yaml_io import load
 from loopkit.errors import OptionError, nearest
 from loopkit.keywords import unknown_keyword
 
@@ -245,16 +245,6 @@ def _find(base: type, name: Any, location: Location, accepts: str) -> Any:
         return find_class(base, str(name))
     except LookupError as error:
         raise Refused(location, name, accepts, str(error.args[0])) from error
-
-
-def load(value: Any) -> Any:
-    """Read a typed value as YAML; text that is not YAML stays text."""
-    if not isinstance(value, Text):
-        return value
-    try:
-        return load_yaml(value)
-    except YAMLError:
-        return str(value)
 
 
 def build(value: Any) -> Any:
