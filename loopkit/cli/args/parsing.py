@@ -104,11 +104,20 @@ def parse(hint: Any, value: Any, location: Location) -> Any:
         return _parse_dtype(value, location)
     if is_class(hint) and issubclass(hint, Enum):
         return _parse_choice(hint.__members__, value, location)
-    if is_class(hint) and hint is not object:
+    if is_class(hint) and hint is not object and _has_instances(hint):
         return _parse_object(hint, value, location)
     found = load(value)
     is_object = isinstance(found, Mapping) and "class_path" in found
     return _parse_object(object, found, location) if is_object else found
+
+
+def _has_instances(hint: type) -> bool:
+    """Return whether isinstance works: a protocol or a TypedDict may be any value."""
+    try:
+        isinstance(None, hint)
+    except TypeError:
+        return False
+    return True
 
 
 def _parse_union(hint: Any, value: Any, location: Location) -> Any:
