@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     # The command line builds strategies from the names of their classes.
     StrategyLike: TypeAlias = str | Strategy
-Every: TypeAlias = "str | int"
+Every: TypeAlias = str | int
 RNGS = ("counter", "stream")
 
 

@@ -6,13 +6,11 @@ import json
 
 import pytest
 
-import loopkit.optim
-from loopkit import Checkpoint, Fit, Loader
+from loopkit import Checkpoint, Fit
 from loopkit.cli.convert_args import SCHEDULES, convert
 from loopkit.cli.main import main
 from loopkit.errors import OptionError
 from loopkit.foreign_names import TRAINER_NAMES
-from tests.support import points
 
 GUIDE = {
     "output_dir": "out", "num_train_epochs": 3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4,
@@ -26,12 +24,7 @@ GUIDE = {
 
 def built(source: str) -> dict:
     """Run the printed source, as a person who pastes it would; returns its names."""
-    space = {
-        "Fit": Fit,
-        "Checkpoint": Checkpoint,
-        "Loader": lambda _, **options: Loader(points(8), **options),
-    }
-    space |= vars(loopkit.optim)
+    space = {}
     exec(source, space)
     return space
 

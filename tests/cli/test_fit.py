@@ -276,3 +276,36 @@ def test_when_no_checkpoint_can_be_trusted_the_exit_code_is_65(loopkit, shapes, 
     code, _, err = loopkit("fit", shapes, "--run_dir", "r", "--resume", "auto", "--epochs", "2")
     assert code == 65
     assert "can be trusted" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--hooks+=Shout('one')", "--hooks+=Shout(times=2, word=hey)"],
+        ["--hooks", "[\"Shout('one')\", shapes.Shout]", "--hooks.times", "2"],
+        [
+            "--hooks",
+            "[{class_path: Shout, init_args: {word: one}}]",
+            "--hooks+=Shout",
+            "--hooks.times=2",
+        ],
+    ],
+)
+def test_objects_are_given_with_their_arguments(loopkit, shapes, words):
+    assert loopkit.ok("fit", shapes, *words).startswith("one\nhey hey\n")
+
+
+def test_objects_and_names_in_one_list(loopkit, shapes, tmp_path):
+    loopkit.ok("fit", shapes, "--run_dir", "r", "--loggers", "[jsonl, CsvLogger(path=own/x.csv)]")
+    assert (tmp_path / "r/own/x.csv").exists()
+
+
+def test_an_object_that_is_an_argument_of_another(loopkit, shapes):
+    text = loopkit.ok(
+        "fit", shapes, "--print-config", "--strategy", "FSDP", "--strategy.tensor.plan", "{net.0: colwise}",
+        "--strategy.param_dtype", "bfloat16",
+    )  # fmt: skip
+    written = yaml.safe_load(text)["strategy"]
+    assert written["class_path"].endswith("FSDP")
+    assert written["init_args"]["tensor"] == {"plan": {"net.0": "colwise"}, "size": None}
+    assert written["init_args"]["param_dtype"] == "torch.bfloat16"

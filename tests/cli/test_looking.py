@@ -159,10 +159,15 @@ def test_doctor_names_the_command_that_installs_an_extra(monkeypatch):
         "torch>=2.6",
         "numpy>=1 ; extra == 'have'",
         'a-package-not-there>=1; extra == "lack"',
+        "numpy>=999; extra == 'old'",
         "loopkit[have]; extra == 'all'",
     ]
     monkeypatch.setattr(metadata, "requires", lambda name: wants)
     assert doctor._extras() == [
         ("[have]", "installed"),
         ("[lack]", "missing a-package-not-there: pip install 'loopkit[lack]'"),
+        (
+            "[old]",
+            f"missing numpy>=999 (installed: {metadata.version('numpy')}): pip install 'loopkit[old]'",
+        ),
     ]

@@ -4,7 +4,7 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 import pytest
 import torch
@@ -28,6 +28,14 @@ class Bird(Animal):
     def __init__(self, friend: Animal | None = None, **rest):
         super().__init__(legs=2, **rest)
         self.friend = friend
+
+
+class Named(TypedDict):
+    name: str
+
+
+class Sized(Protocol):
+    def size(self) -> int: ...
 
 
 @dataclass
@@ -76,6 +84,8 @@ def one(hint, value):
         (type, "torch.nn.ReLU", torch.nn.ReLU),
         (Callable[[torch.Tensor], torch.Tensor], "torch.relu", torch.relu),
         (Annotated[int, "any remark"], "5", 5),
+        (Named, "{name: a}", {"name": "a"}),
+        (Sized, "[1]", [1]),
         (Any, "5", 5),
         (Any, "[1, a]", [1, "a"]),
         (Any, "word", "word"),

@@ -136,3 +136,39 @@ def test_what_a_constructor_raises_keeps_its_traceback_from_the_users_code_on(lo
     assert "ZeroDivisionError" in err
     assert "breaks.py" in err
     assert "/cli/" not in err
+
+
+def test_help_fits_the_terminal(loopkit, shapes, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = ("fit", "evaluate", "predict")
+    pages = [["--help"], ["ckpt"], ["bench"], *([name, "shapes.py", "--help"] for name in commands)]
+    pages += [["fit", "shapes.py", "--hooks.help"], ["fit", "shapes.py", "--strategy.help", "FSDP"]]
+    for argv in pages:
+        _, out, _ = loopkit(*(shapes if word == "shapes.py" else word for word in argv))
+        long = [line for line in out.splitlines() if len(line) > 80 and shapes not in line]
+        assert not long, argv
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["--hooks", "Shout"],
+            "hooks: 'Shout' is not a list: give --hooks '[Shout]', or --hooks+='Shout'",
+        ),
+        (["--hooks.word", "x"], "hooks: add an item first, as --hooks+=NAME, then its word"),
+        (["--strategy.device", "cpu"], "strategy: device: give the name of the class first"),
+        (["--strategy", "ddp", "--strategy.timeout", "3"], "no class 'ddp'. Did you mean 'DDP'?"),
+        (["--hooks+={class_path: "], "hooks: '{class_path: ' is not accepted: give Hook."),
+        (
+            ["--loggers", "[jsonl, {class_path: loopkit.loggers.NoLogger}]"],
+            "no attribute 'NoLogger'",
+        ),
+        (
+            ["--hooks+=EarlyStop(monitor='eval/loss')"],
+            "EarlyStop has no option 'monitor': here that is metric",
+        ),
+    ],
+)
+def test_objects_and_lists(loopkit, shapes, words, says):
+    assert says in loopkit.refused("fit", shapes, *words)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopkit.cli.args.tokens import Text
-from loopkit.cli.args.yaml_io import load_yaml
+from loopkit.cli.args.yaml_io import load
 from loopkit.errors import nearest
 from loopkit.events import Hook, Subscription
 from loopkit.fit.setup import LOOPS
@@ -48,17 +48,16 @@ def read_call(value: Any) -> ClassCall | None:
     """
     if isinstance(value, ClassCall):
         return value
-    if isinstance(value, Text) and value.lstrip().startswith("{"):
-        value = load_yaml(value)
-    if isinstance(value, Mapping):
-        if "class_path" not in value or not value.keys() <= {"class_path", "init_args"}:
+    fields = load(value)
+    if isinstance(fields, Mapping):
+        if "class_path" not in fields or not fields.keys() <= {"class_path", "init_args"}:
             return None
-        return ClassCall(str(value["class_path"]), (), dict(value.get("init_args") or {}))
+        return ClassCall(str(fields["class_path"]), (), dict(fields.get("init_args") or {}))
     if not isinstance(value, str):
         return None
     if _PATH.fullmatch(value):
         return None if value in ("true", "false", "null") else ClassCall(value, (), {})
-    with suppress(SyntaxError):
+    with suppress(SyntaxError, ValueError):
         found = _read_node(ast.parse(value, mode="eval").body, value)
         return found if isinstance(found, ClassCall) else None
     return None
@@ -92,13 +91,11 @@ def find_class(base: type, name: str) -> Any:
     if "." in name or ":" in name:
         return _import_path(name.replace(":", "."))
     known = derived_classes(base) if base is not object else []
-    found = [cls for cls in known if cls.__name__ == name]
-    if len(found) == 1:
-        return found[0]
+    found = {path_of(cls): cls for cls in known if cls.__name__ == name}
+    if len(found) > 1:
+        raise LookupError(f"several classes are called {name}: give one of {', '.join(found)}")
     if found:
-        raise LookupError(
-            f"several classes are called {name}: give one of {', '.join(map(path_of, found))}"
-        )
+        return found.popitem()[1]
     hint = nearest(name, [cls.__name__ for cls in known])
     raise LookupError(
         f"there is no class {name!r}.{hint} Give package.module.Class, or the short name of one"

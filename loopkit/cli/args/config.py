@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from loopkit.cli.args.classes import read_call
 from loopkit.cli.args.option_table import OptionTable
-from loopkit.cli.args.parsing import build, load, parse, to_plain
+from loopkit.cli.args.parsing import build, parse, to_plain
 from loopkit.cli.args.signature import Parameter, parameters_of
 from loopkit.cli.args.tokens import Text, Token
-from loopkit.cli.args.yaml_io import YAMLError, dump_yaml, load_yaml
+from loopkit.cli.args.yaml_io import dump_yaml, load, load_yaml
 from loopkit.errors import OptionError
 from loopkit.fit.setup import LOOPS
 from loopkit.options import Options
+
+logger = logging.getLogger(__name__)
 
 
 def fit_parameters() -> dict[str, Parameter]:
@@ -50,6 +55,7 @@ def read_values(table: OptionTable, tokens: Sequence[Token], configs: Sequence[s
     """
     given: dict[str, Any] = {}
     for path in configs:
+        logger.info("reading the config %s", path)
         for full, value in read_config(table, Path(path)):
             _assign(table, given, full, value)
     for token in tokens:
@@ -127,10 +133,10 @@ def _replace(old: Any, path: Sequence[str], value: Any, append: bool) -> Any:
     """Return ``old`` with the value at ``path`` replaced; in a list the last item is meant."""
     if not path:
         return _append(old, value) if append else value
-    if isinstance(old, list) and old:
-        return [*old[:-1], _replace(old[-1], path, value, append)]
     call = read_call(old)
     fields: Any = call.named if call is not None else load(old)
+    if isinstance(fields, list) and fields:
+        return [*fields[:-1], _replace(fields[-1], path, value, append)]
     if is_dataclass(fields) and not isinstance(fields, type):
         fields = vars(fields)
     fields = dict(fields) if isinstance(fields, Mapping) else {}

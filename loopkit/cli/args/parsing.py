@@ -19,7 +19,7 @@ import torch
 from loopkit.cli.args.classes import ClassCall, find_class, path_of, read_call
 from loopkit.cli.args.signature import SCALARS, alternatives, is_class, parameters_of, spell
 from loopkit.cli.args.tokens import Text
-from loopkit.cli.args.yaml_io import YAMLError, load_yaml
+from loopkit.cli.args.yaml_io import load
 from loopkit.errors import OptionError, nearest
 from loopkit.keywords import unknown_keyword
 
@@ -104,11 +104,20 @@ def parse(hint: Any, value: Any, location: Location) -> Any:
         return _parse_dtype(value, location)
     if is_class(hint) and issubclass(hint, Enum):
         return _parse_choice(hint.__members__, value, location)
-    if is_class(hint) and hint is not object:
+    if is_class(hint) and hint is not object and _has_instances(hint):
         return _parse_object(hint, value, location)
     found = load(value)
     is_object = isinstance(found, Mapping) and "class_path" in found
     return _parse_object(object, found, location) if is_object else found
+
+
+def _has_instances(hint: type) -> bool:
+    """Return whether isinstance works: a protocol or a TypedDict may be any value."""
+    try:
+        isinstance(None, hint)
+    except TypeError:
+        return False
+    return True
 
 
 def _parse_union(hint: Any, value: Any, location: Location) -> Any:
@@ -245,16 +254,6 @@ def _find(base: type, name: Any, location: Location, accepts: str) -> Any:
         return find_class(base, str(name))
     except LookupError as error:
         raise Refused(location, name, accepts, str(error.args[0])) from error
-
-
-def load(value: Any) -> Any:
-    """Read a typed value as YAML; text that is not YAML stays text."""
-    if not isinstance(value, Text):
-        return value
-    try:
-        return load_yaml(value)
-    except YAMLError:
-        return str(value)
 
 
 def build(value: Any) -> Any:

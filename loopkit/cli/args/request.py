@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import OptionError
 from loopkit.fit.fit import Fit
 from loopkit.task import Task
+
+logger = logging.getLogger(__name__)
 
 COMMON = {
     "--config FILE": "read options from a YAML file, with the task's arguments below task:. "
@@ -108,6 +111,7 @@ class Request:
         path, snapshot = load_checkpoint(Path(typed), option="--checkpoint ")
         about = snapshot.state.get("task", {})
         self.saved = about.get("hparams", {})
+        logger.info("the task's arguments are those of %s", path)
         names = {token.name.removeprefix("task.").partition(".")[0] for token in self.tokens}
         lost = [name for name in about.get("unsaved", []) if name not in names]
         if lost:
@@ -133,6 +137,7 @@ def read_request(command: Command, argv: Sequence[str]) -> Request | None:
             "TARGET is path/to/file.py, path/to/file.py:Class or package.module:Class"
         )
     task = find_task(target) if target else Task
+    logger.debug("%s is %s.%s", target, task.__module__, task.__qualname__)
     request = Request(command, task, target, tokens, [], print_config=False, saved={})
     if wants_help:
         print(_help(request))

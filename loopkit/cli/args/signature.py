@@ -77,7 +77,7 @@ def parameters_of(cls: type) -> dict[str, Parameter]:
     """
     found: dict[str, Parameter] = {}
     for owner in cls.__mro__:
-        init = vars(owner).get("__init__")
+        init = inspect.unwrap(vars(owner).get("__init__", owner))  # decorators left out
         if not isinstance(init, types.FunctionType):
             continue
         about = _descriptions(init.__doc__, owner.__doc__, cls.__doc__)

@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 import yaml
-from yaml import YAMLError as YAMLError
+from yaml import YAMLError
+
+from loopkit.cli.args.tokens import Text
 
 _FLOAT = "tag:yaml.org,2002:float"
 _DATE = "tag:yaml.org,2002:timestamp"
@@ -42,6 +44,16 @@ def load_yaml(text: str) -> Any:
         YAMLError: the text is not YAML.
     """
     return yaml.load(text, Loader=_Loader)
+
+
+def load(value: Any) -> Any:
+    """Read typed text as YAML. Text that is not YAML, and any other value, is returned as it is."""
+    if not isinstance(value, Text):
+        return value
+    try:
+        return load_yaml(value)
+    except YAMLError:
+        return str(value)
 
 
 def dump_yaml(value: Any) -> str:

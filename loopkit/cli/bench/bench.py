@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from loopkit.cli.bench.worker import HIDDEN, WARM_UP
 from loopkit.devices import find_device
 from loopkit.errors import OptionError, RunDirError, nearest
 from loopkit.fit.fit import Fit
+
+logger = logging.getLogger(__name__)
 
 # Each kind: what is typed after it, and what it shows.
 KINDS = {
@@ -87,6 +90,7 @@ class Bench:
         """Train once with these values, in its own process."""
         shown = ", ".join(f"{name}={value}" for name, value in changes.items())
         print(f"loopkit: {shown} ...", file=sys.stderr, flush=True)
+        logger.info("measuring %s", shown)
         argv = [self.request.target]
         argv += [f"--config={path}" for path in self.request.configs]
         argv += [token.argument for token in self._tokens(changes)]
