@@ -534,7 +534,7 @@ FOREIGN_NAMES: Mapping[str, Mapping[str, str]] = {
         "callbacks": "Fit(hooks=...)",
         "args": Reason("Fit takes the training arguments"),
     },
-    "Group": {
+    "ParamGroup": {
         "learning_rate": "lr",
         "params": "match",
         "pattern": "match",

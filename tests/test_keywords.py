@@ -37,7 +37,7 @@ NOT_CALLED = {
     "Task",
 }
 TAKE_NOTHING = {"LRMonitor", "Numerics"}
-BY_OTHER_CHECKS = {"Plateau", "Schedule", "Spec", "bind", "build", "group_table", "mixed"}
+BY_OTHER_CHECKS = {"Plateau", "Schedule", "OptimizerSpec", "bind", "build", "group_table", "mixed"}
 
 
 def loggers() -> dict[str, type]:
@@ -64,7 +64,7 @@ CONSTRUCTORS = constructors()
 LOGGER_CLASSES = set(loggers().values())
 REQUIRED = {
     "Loader": [points(4)], "HFTask": [None], "TensorParallel": [{"a": "colwise"}], "PushToHub": ["me/model"], "SGD": [],
-    "Unfreeze": [{"1 epoch": "net"}], "Group": ["x"], "warm_restarts": [2],
+    "Unfreeze": [{"1 epoch": "net"}], "ParamGroup": ["x"], "warm_restarts": [2],
 }  # fmt: skip
 TABLE = [(owner, name) for owner, names in FOREIGN_NAMES.items() for name in names]
 

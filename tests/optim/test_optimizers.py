@@ -19,8 +19,8 @@ from loopkit.optim import (
     AdamWBf16,
     Lion,
     Muon,
+    OptimizerSpec,
     ScheduleFree,
-    Spec,
     build,
     cosine,
 )
@@ -57,7 +57,7 @@ def test_what_is_not_given_is_the_classs_own():
 
 
 @pytest.mark.parametrize(
-    "spec", [AdamW(), SGD(0.1), Adagrad(), build("adam"), Spec(torch.optim.AdamW, 1e-3)]
+    "spec", [AdamW(), SGD(0.1), Adagrad(), build("adam"), OptimizerSpec(torch.optim.AdamW, 1e-3)]
 )
 def test_fused_is_the_default_and_can_be_left(spec):
     assert all(group["fused"] is True for group in spec.build(Tiny()).param_groups)
@@ -108,9 +108,9 @@ def test_a_trainer_name_is_told_ours(name):
             lambda: build("admw"),
             "no optimizer 'admw'. Did you mean 'adamw'.* Give one of adamw, adam, sgd",
         ),
-        (lambda: build("torch.optim.Nadam"), "'torch.optim.Nadam' is not there"),
+        (lambda: build("torch.optim.Nadam"), "there is no optimizer 'torch.optim.Nadam'"),
         (lambda: build("no.such.Thing"), "'no.such.Thing' cannot be imported"),
-        (lambda: build("torch.nn.Linear"), "torch.nn.Linear is no torch.optim.Optimizer"),
+        (lambda: build("torch.nn.Linear"), "torch.nn.Linear is not a torch.optim.Optimizer"),
         (
             lambda: AdamW(wieght_decay=0.1),
             "AdamW has no option 'wieght_decay'. Did you mean 'weight_decay'",
