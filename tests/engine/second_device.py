@@ -98,7 +98,7 @@ class Adaptive(Deep):
 
 
 def resumed(device_map: Any) -> dict[str, Any]:
-    """A whole run, and one stopped in the middle and gone on with."""
+    """A whole run, and one that is stopped in the middle and continued."""
     whole = Adaptive()
     quiet(steps=10, batch_size=8, device_map=device_map).run(whole)
     with tempfile.TemporaryDirectory() as place:

@@ -87,7 +87,7 @@ def test_loaded_and_replaced_state_is_used():
             fill(model, number)
             if number == 5:
                 optimizer.load_state_dict(copy.deepcopy(saved))
-            if number == 6:  # one parameter begins anew
+            if number == 6:  # one parameter begins again
                 held = optimizer.state[next(model.parameters())]
                 held |= {name: torch.zeros_like(tensor) for name, tensor in held.items()}
         step()

@@ -203,7 +203,7 @@ def test_a_schedule_can_be_swapped_during_a_run():
 
 
 class Falling(Scheduled):
-    """Its evaluations give the losses it is told."""
+    """Its evaluations give these losses."""
 
     def __init__(self, schedule, losses) -> None:
         super().__init__(schedule, 0.1)
