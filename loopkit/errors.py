@@ -1,4 +1,21 @@
-"""Every error loopkit raises on purpose: one family, each with what, where and what to do next."""
+"""The errors that loopkit raises. Each says what is wrong, where, and what to do.
+
+LoopkitError
+    OptionError                 an option, argument or value that is not accepted; also a ValueError
+    TaskError                   a Task without a method, or a method with an unusable result
+    DataError                   data that cannot be read
+    MetricError                 a metric or one of its inputs is missing
+    NotFiniteError              a loss or gradient is NaN or infinite; also an ArithmeticError
+    MissingExtraError           an optional package is not installed; also an ImportError
+    CheckpointError             a checkpoint cannot be used, or does not fit
+        CorruptCheckpointError
+        NoValidCheckpointError
+    RunDirError                 a run directory cannot be used
+    DiskFullError               also an OSError
+    HungError                   a time limit has passed; also a TimeoutError
+
+Warnings are LoopkitWarnings, which are UserWarnings.
+"""
 
 from __future__ import annotations
 
@@ -7,73 +24,73 @@ from collections.abc import Iterable
 
 
 class LoopkitError(Exception):
-    """Base of the family. ``exit_code`` is what the command line ends with."""
+    """Base class of loopkit's errors.
+
+    Attributes:
+        exit_code: the exit code of the command line.
+    """
 
     exit_code = 1
 
 
 class LoopkitWarning(UserWarning):
-    """Base of what loopkit warns about."""
+    """Base class of loopkit's warnings."""
 
 
 class OptionError(LoopkitError, ValueError):
-    """An option, an argument or a value that is not accepted."""
+    """An option, an argument or a value is not accepted."""
 
     exit_code = 2
 
 
 class TaskError(LoopkitError):
-    """A Task that lacks a method, or whose method returned what cannot be used."""
+    """A Task lacks a method, or its method returned something that cannot be used."""
 
 
 class DataError(LoopkitError):
-    """Data that cannot be trained or evaluated on: empty, unsized where a size is needed, a dead
-    worker.
-    """
+    """Data cannot be read: it is empty, has no length where one is needed, or a worker died."""
 
 
 class MetricError(LoopkitError):
-    """A metric that is not known, or whose inputs the step did not return."""
+    """A metric is not known, or an evaluation or a step did not return what a metric needs."""
 
 
 class NotFiniteError(LoopkitError, ArithmeticError):
-    """A loss or a gradient that is NaN or infinite. The parameters are as they were before that
-    step.
-    """
+    """A loss or a gradient is NaN or infinite. The parameters are those before that step."""
 
 
 class MissingExtraError(LoopkitError, ImportError):
-    """An optional package that is not installed; the message carries the command that installs it."""
+    """An optional package is not installed. The message has the command that installs it."""
 
 
 class CheckpointError(LoopkitError):
-    """A checkpoint that cannot be used, or does not fit what it is loaded into."""
+    """A checkpoint cannot be used, or does not fit the object that it is loaded into."""
 
 
 class CorruptCheckpointError(CheckpointError):
-    """Files that do not match their manifest. Nothing was loaded."""
+    """Files of a checkpoint do not match its manifest. Nothing was loaded."""
 
 
-class NoGoodCheckpointError(CheckpointError):
-    """Checkpoints exist and none of them can be trusted."""
+class NoValidCheckpointError(CheckpointError):
+    """There are checkpoints, but none is valid."""
 
     exit_code = 65
 
 
 class RunDirError(LoopkitError):
-    """A run directory that cannot be written, or that another run uses."""
+    """A run directory cannot be written, or another run uses it."""
 
     exit_code = 73
 
 
 class DiskFullError(LoopkitError, OSError):
-    """No room for what had to be written. What was saved before is intact."""
+    """The disk is full. Checkpoints that were saved before are intact."""
 
     exit_code = 74
 
 
 class HungError(LoopkitError, TimeoutError):
-    """Something that should have answered within its time limit did not."""
+    """A rank, a worker or a service did not answer within its time limit."""
 
     exit_code = 75
 
@@ -98,5 +115,11 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def missing_extra(package: str, extra: str, use: str) -> MissingExtraError:
-    """The one-line error for an optional package: what wanted it, and the command that installs it."""
+    """Return the error for an optional package that is not installed.
+
+    Args:
+        package: the package that is missing.
+        extra: the extra of loopkit that installs it.
+        use: what needs the package, as the subject of the message.
+    """
     return MissingExtraError(f"{use} needs the package {package!r}: pip install 'loopkit[{extra}]'")

@@ -14,7 +14,7 @@ class Reason(str):
     """A sentence that answers an option without a counterpart, in place of a name."""
 
 
-# The two Trainers, for Fit. Each of these stands in docs/from-trainer.md or docs/from-lightning.md.
+# The two Trainers, for Fit. Each of these is in docs/from-trainer.md or docs/from-lightning.md.
 TRAINER_NAMES: Mapping[str, str] = {
     "output_dir": "run_dir",
     "logging_dir": "run_dir, or an object in loggers",
@@ -380,7 +380,7 @@ FOREIGN_NAMES: Mapping[str, Mapping[str, str]] = {
     "Padded": {
         "padding_value": 'values={"labels": -100}',
         "pad_value": 'values={"labels": -100}',
-        "padding_side": "side",
+        "side": "padding_side",
         "pad_to_multiple_of": "multiple_of",
     },
     "Checkpoint": {
@@ -534,7 +534,7 @@ FOREIGN_NAMES: Mapping[str, Mapping[str, str]] = {
         "callbacks": "Fit(hooks=...)",
         "args": Reason("Fit takes the training arguments"),
     },
-    "Group": {
+    "ParamGroup": {
         "learning_rate": "lr",
         "params": "match",
         "pattern": "match",

@@ -1,4 +1,4 @@
-"""Randomness as a function of position: one hash, and the generators it seeds."""
+"""Random seeds as a hash of a position in training, and the generators that they seed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import torch
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 _seed_torch = torch.default_generator.manual_seed
-# random.seed is a Python wrapper around this method of its hidden instance; an int needs none of
-# the wrapper.
+# random.seed wraps this method of a hidden instance. An int does not need the wrapper.
 _seed_python: Any = vars(random.Random.__base__)["seed"]
 _python_generator: Any = vars(random)["_inst"]
 
 
 def mix(*parts: int) -> int:
-    """A 63-bit hash of integers, the same in every process and on every machine.
+    """Return a 63-bit hash of integers, the same in every process and on every machine.
 
-    The finaliser of SplitMix64 (Steele, Lea and Flood 2014) folded over the parts.
+    Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), folded over the parts.
     """
     state = 0x9E3779B97F4A7C15
     for part in parts:
@@ -31,8 +30,12 @@ def mix(*parts: int) -> int:
 
 
 def at_step(base: int, step: int, micro: int) -> int:
-    """``mix`` for the hot path: a 63-bit hash of a mixed ``base``, a step and a global micro-batch
-    number.
+    """Return a 63-bit hash of a step and a micro-batch: ``mix`` for the hot path.
+
+    Args:
+        base: a hash from ``mix``.
+        step: the number of the optimizer step.
+        micro: the number of the micro-batch over all ranks.
     """
     state = (base + step * 0x9E3779B97F4A7C15 + micro * 0xD1B54A32D192ED03) & _MASK
     state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
@@ -41,9 +44,7 @@ def at_step(base: int, step: int, micro: int) -> int:
 
 
 def seed_all(seed: int, device: torch.device | None = None) -> None:
-    """Seed torch (CPU, and ``device`` where it is an accelerator), Python's random and NumPy's
-    global stream.
-    """
+    """Seed torch on the CPU and on ``device``, Python's random, and NumPy's global generator."""
     torch_seeder(device or torch.device("cpu"))(seed)
     _seed_python(_python_generator, seed)
     _python_generator.gauss_next = None
@@ -51,9 +52,9 @@ def seed_all(seed: int, device: torch.device | None = None) -> None:
 
 
 def torch_seeder(device: torch.device) -> Callable[[int], object]:
-    """What seeds torch alone, on the CPU and on ``device``: for the hot path, about a microsecond."""
+    """Return a function that seeds torch on the CPU and on ``device``, in about a microsecond."""
     if device.type == "cpu":
-        return _seed_torch  # itself: no Python function in between
+        return _seed_torch
 
     def seed(value: int) -> None:
         _seed_torch(value)
@@ -66,9 +67,12 @@ def torch_seeder(device: torch.device) -> Callable[[int], object]:
 
 
 def get_state(device: torch.device | None = None) -> dict[str, Any]:
-    """The state of every stream that ``seed_all`` seeds, as plain values and CPU tensors."""
-    streams = {"python": random.getstate(), "numpy": numpy.random.get_state()}
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), **streams}
+    """Return the state of the generators that ``seed_all`` seeds, as values and CPU tensors."""
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+    }
     if device is not None and device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     elif device is not None and device.type == "mps":
@@ -77,7 +81,7 @@ def get_state(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def set_state(state: dict[str, Any], device: torch.device | None = None) -> None:
-    """Put the streams back to what ``capture`` saw."""
+    """Restore a state that ``get_state`` returned."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     numpy.random.set_state(state["numpy"])

@@ -23,7 +23,7 @@ from torch.utils.data import TensorDataset
 from loopkit import Checkpoint, Fit, Task
 from loopkit.errors import DataError, LoopkitError
 from loopkit.hooks.curves import Curves
-from loopkit.optim import AdamW, Spec, cosine
+from loopkit.optim import AdamW, OptimizerSpec, cosine
 
 
 class Block(nn.Module):
@@ -88,7 +88,7 @@ class CharLM(Task):
     def eval_step(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"loss": self.train_step(batch)}
 
-    def optimizers(self) -> Spec:
+    def optimizers(self) -> OptimizerSpec:
         return AdamW(
             lr=self.lr,
             betas=(0.9, 0.99),

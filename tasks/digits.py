@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from loopkit import Fit, Task
-from loopkit.optim import AdamW, Spec, cosine
+from loopkit.optim import AdamW, OptimizerSpec, cosine
 
 
 class Digits(Task):
@@ -48,7 +48,7 @@ class Digits(Task):
     def metrics(self) -> Mapping[str, MulticlassAccuracy]:
         return {"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}
 
-    def optimizers(self) -> Spec:
+    def optimizers(self) -> OptimizerSpec:
         return AdamW(lr=self.lr, weight_decay=0.01, schedule=cosine(warmup="10%"))
 
     def train_data(self) -> TensorDataset:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from loopkit import Fit, Run, StepLoop, Task
-from loopkit.optim import Adam, Spec, cosine
+from loopkit.optim import Adam, OptimizerSpec, cosine
 
 POINTS = torch.tensor([[math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)] for k in range(8)])
 # Standard deviation of the points around each of the eight.
@@ -94,7 +94,7 @@ class RingGan(Task):
         near = distance < 3 * SPREAD
         return {"points": len(set(nearest[near].tolist())), "near": near.float().mean().item()}
 
-    def optimizers(self) -> dict[str, Spec]:
+    def optimizers(self) -> dict[str, OptimizerSpec]:
         return {
             player: Adam(lr=self.lr, betas=(0.5, 0.99), schedule=cosine(), params=f"^{player}")
             for player in ("critic", "generator")

@@ -37,7 +37,7 @@ NOT_CALLED = {
     "Task",
 }
 TAKE_NOTHING = {"LRMonitor", "Numerics"}
-BY_OTHER_CHECKS = {"Plateau", "Schedule", "Spec", "bind", "build", "group_table", "mixed"}
+BY_OTHER_CHECKS = {"Plateau", "Schedule", "OptimizerSpec", "bind", "build", "group_table", "mixed"}
 
 
 def loggers() -> dict[str, type]:
@@ -64,7 +64,7 @@ CONSTRUCTORS = constructors()
 LOGGER_CLASSES = set(loggers().values())
 REQUIRED = {
     "Loader": [points(4)], "HFTask": [None], "TensorParallel": [{"a": "colwise"}], "PushToHub": ["me/model"], "SGD": [],
-    "Unfreeze": [{"1 epoch": "net"}], "Group": ["x"], "warm_restarts": [2],
+    "Unfreeze": [{"1 epoch": "net"}], "ParamGroup": ["x"], "warm_restarts": [2],
 }  # fmt: skip
 TABLE = [(owner, name) for owner, names in FOREIGN_NAMES.items() for name in names]
 
@@ -148,7 +148,7 @@ def test_what_a_foreign_name_is_here_exists(owner, name):
         (lambda: optim.SGD(learning_rate=1.0), "SGD has no option 'learning_rate': here that is lr"),
         (lambda: optim.build("lion", beta1=0.9), "Lion has no option 'beta1': here that is betas=(beta1, beta2)"),
         (lambda: mixed({"a": points(4)}, {"a": 1}, workers=2), "Loader has no option 'workers': here that is num_workers"),
-        (lambda: Padded(padding_side="left"), "Padded has no option 'padding_side': here that is side"),
+        (lambda: Padded(side="left"), "Padded has no option 'side': here that is padding_side"),
     ],
 )  # fmt: skip
 def test_what_users_of_other_libraries_type(call, said):

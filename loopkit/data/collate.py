@@ -29,7 +29,7 @@ class Padded:
             none. Samples that hold the key keep their own.
         mask_of: the key whose lengths make the mask.
         multiple_of: pads to a multiple of this number; matrix units are faster with some.
-        side: the side of the padding, "right" or "left".
+        padding_side: where the padding goes, "right" or "left", as for transformers' tokenizers.
 
     Raises:
         OptionError: an unknown argument, or a value that is not accepted.
@@ -42,13 +42,13 @@ class Padded:
         mask: str | None = "attention_mask",
         mask_of: str = "input_ids",
         multiple_of: int = 1,
-        side: Literal["right", "left"] = "right",
+        padding_side: Literal["right", "left"] = "right",
     ) -> None:
         self.values = dict(values or {})
         self.mask = mask
         self.mask_of = mask_of
         self.multiple_of = checked_int(multiple_of, "Padded(multiple_of=)")
-        self.side = checked_choice(side, "Padded(side=)", ("right", "left"))
+        self.padding_side = checked_choice(padding_side, "Padded(padding_side=)", ("right", "left"))
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the batch: [batch, longest, ...] for sequences, [batch, ...] for other values.
@@ -81,7 +81,7 @@ class Padded:
         longest = -(-longest // self.multiple_of) * self.multiple_of
         padded = column[0].new_full((len(column), longest, *column[0].shape[1:]), value)
         for row, part in zip(padded, column):
-            if self.side == "right":
+            if self.padding_side == "right":
                 row[: len(part)] = part
             else:
                 row[longest - len(part) :] = part

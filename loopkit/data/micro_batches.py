@@ -283,7 +283,7 @@ class MicroBatchLoader:
             group.samples += size
             group.total += total
             group.end = end
-            # A tuple or a list is told at once; to tell a Mapping takes longer.
+            # To find out that a tuple is no Mapping takes longer than to find out that it is a tuple.
             if size and not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):
                 group.tokens += token_count(batch)
             if len(group) == accumulate or end == epoch_end:

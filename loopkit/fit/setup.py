@@ -146,7 +146,7 @@ def check_monitors(run: Run) -> None:
             "the task an eval_data and an eval_step, and leave eval_every on"
         )
     for schedule in run.schedules.values():
-        watched = getattr(schedule, "watches", None)
+        watched = getattr(schedule, "metric", None)
         if watched:
             raise OptionError(
                 f"a schedule watches {watched!r} and nothing is evaluated: define eval_data and "

@@ -77,7 +77,7 @@ def padding(tokenizer: Any, config: Any, labels: Collection[str]) -> Padded:
     values = {"input_ids": pad or 0, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
     return Padded(
         {**values, **dict.fromkeys(labels, IGNORED)},
-        side=getattr(tokenizer, "padding_side", "right"),
+        padding_side=getattr(tokenizer, "padding_side", "right"),
     )
 
 

@@ -16,7 +16,7 @@ from loopkit.optim.factory import (
     ScheduleFree,
     build,
 )
-from loopkit.optim.groups import Group
+from loopkit.optim.groups import ParamGroup
 from loopkit.optim.lr_schedulers import bind
 from loopkit.optim.schedules import (
     Plateau,
@@ -32,11 +32,11 @@ from loopkit.optim.schedules import (
     warm_restarts,
     wsd,
 )
-from loopkit.optim.specs import Spec
-from loopkit.optim.table import group_table
+from loopkit.optim.specs import OptimizerSpec
+from loopkit.optim.tabulate import group_table
 
 __all__ = [
-    "SGD", "Adafactor", "Adagrad", "Adam", "AdamW", "AdamW8bit", "AdamWBf16", "Group", "Lion", "Muon", "Plateau",
-    "RMSprop", "Schedule", "ScheduleFree", "Spec", "bind", "build", "constant", "cosine", "cosine_restarts",
+    "SGD", "Adafactor", "Adagrad", "Adam", "AdamW", "AdamW8bit", "AdamWBf16", "ParamGroup", "Lion", "Muon", "Plateau",
+    "RMSprop", "Schedule", "ScheduleFree", "OptimizerSpec", "bind", "build", "constant", "cosine", "cosine_restarts",
     "group_table", "inverse_sqrt", "linear", "one_cycle", "polynomial", "reduce_on_plateau", "warm_restarts", "wsd",
 ]  # fmt: skip

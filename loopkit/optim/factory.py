@@ -1,4 +1,4 @@
-"""Optimizers by name: one table, and short typed constructors for those used most."""
+"""Optimizers by name: one table, and typed constructors for the most common ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing_extensions import TypedDict, Unpack
 from loopkit.errors import OptionError, missing_extra, nearest
 from loopkit.foreign_names import OPTIMIZER_NAMES
 from loopkit.keywords import checks_keywords
-from loopkit.optim.groups import Group, select
+from loopkit.optim.groups import ParamGroup, select
 from loopkit.optim.layers import hidden_matrices
 from loopkit.optim.schedules import Plateau, Schedule
-from loopkit.optim.specs import SETTINGS, Spec, arguments
+from loopkit.optim.specs import SETTINGS, OptimizerSpec, arguments
 
 OPTIMIZERS = {
     "adamw": "torch.optim.AdamW",
@@ -28,7 +28,7 @@ OPTIMIZERS = {
     "nadam": "torch.optim.NAdam",
     "radam": "torch.optim.RAdam",
     "muon": "torch.optim.Muon",
-    "lion": "loopkit.optim.lion.Lion",
+    "lion": "loopkit.optim.lion.LionOptimizer",
     "adamw_bf16": "loopkit.optim.kahan.KahanAdamW",
     "adamw_8bit": "bitsandbytes.optim.AdamW8bit",
     "adam_8bit": "bitsandbytes.optim.Adam8bit",
@@ -40,51 +40,56 @@ OPTIMIZERS = {
     "schedule_free_radam": "schedulefree.RAdamScheduleFree",
 }
 _EXTRAS = {"bitsandbytes": "quant", "schedulefree": "schedulefree"}
+# The name in messages where the class is called otherwise than its constructor here.
+_SHOWN = {"lion": "Lion", "adamw_bf16": "AdamWBf16", "schedule_free_adamw": "ScheduleFree"}
 
 
 class Settings(TypedDict, total=False):
-    """What every constructor takes besides its own arguments; see ``Spec``."""
+    """The arguments that every constructor takes besides its own; see ``OptimizerSpec``."""
 
     weight_decay: float
     schedule: Schedule | Plateau | None
     no_decay: str | Sequence[str]
     params: Any
-    groups: Sequence[Group]
+    groups: Sequence[ParamGroup]
     layer_decay: float | None
 
 
 class FusedSettings(Settings, total=False):
-    """And for those that torch has fused: whether to use that kernel; None does so where there is
-    one.
-    """
+    """``Settings``, and whether to use torch's fused kernel; None uses it where there is one."""
 
     fused: bool | None
 
 
 def build(name: str, **options: Any) -> Any:
-    """A spec of the optimizer called ``name``, or of the class at a path:
-    ``build("torch.optim.NAdam", lr=1e-3)``.
+    """Return the spec of an optimizer by its name, or by the path of its class.
+
+    Example::
+
+        build("lion", lr=1e-4)
+        build("torch.optim.NAdam", lr=1e-3)
 
     Args:
-        options: ``lr``, ``weight_decay`` (by default the class's own) and the other settings of
-            ``Spec``; whatever else the class takes.
+        name: a name of ``OPTIMIZERS``, or a path such as "torch.optim.NAdam".
+        options: the settings of ``OptimizerSpec`` and the arguments of the class. ``lr`` and
+            ``weight_decay`` are by default those of the class.
 
     Returns:
-        A Spec; for "muon" the two that ``Muon`` gives, by name.
+        An OptimizerSpec; for "muon" the two specs of ``Muon``, by name.
 
     Raises:
-        OptionError: no optimizer or option of that name; the nearest one is suggested.
-        MissingExtraError: the optimizer is of a package that is not installed.
+        OptionError: there is no optimizer or no option of that name.
+        MissingExtraError: the package of the optimizer is not installed.
     """
     return Muon(**options) if name == "muon" else _spec(name, **options)
 
 
 def find(name: str) -> type[Optimizer]:
-    """The optimizer class called ``name``, or at that path.
+    """Return the optimizer class called ``name``, or at that path.
 
     Raises:
-        OptionError: there is none; names of the Trainer's and near misses are told the right one.
-        MissingExtraError: its package is not installed.
+        OptionError: there is none. For a name of the Trainer, the error gives loopkit's name.
+        MissingExtraError: the package of the class is not installed.
     """
     if name not in OPTIMIZERS and "." not in str(name):
         if name in OPTIMIZER_NAMES:
@@ -105,9 +110,9 @@ def find(name: str) -> type[Optimizer]:
             raise missing_extra(package, _EXTRAS[package], f"the optimizer {name!r}") from error
         raise OptionError(f"the optimizer {name!r} cannot be imported: {error}") from error
     except AttributeError as error:
-        raise OptionError(f"the optimizer {name!r} is not there: {error}") from error
+        raise OptionError(f"there is no optimizer {name!r}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-        raise OptionError(f"{path} is no torch.optim.Optimizer")
+        raise OptionError(f"{path} is not a torch.optim.Optimizer")
     return kind
 
 
@@ -118,8 +123,8 @@ def AdamW(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     **settings: Unpack[FusedSettings],
-) -> Spec:
-    """Adam with decoupled weight decay, 0.01 by default (Loshchilov and Hutter 2019)."""
+) -> OptimizerSpec:
+    """Return Adam with decoupled weight decay, 0.01 by default (Loshchilov and Hutter 2019)."""
     return _spec("adamw", lr=lr, betas=betas, eps=eps, **settings)
 
 
@@ -130,39 +135,39 @@ def Adam(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     **settings: Unpack[FusedSettings],
-) -> Spec:
-    """Adam (Kingma and Ba 2015); its weight decay is an L2 term in the gradient."""
+) -> OptimizerSpec:
+    """Return Adam (Kingma and Ba 2015). Its weight decay is an L2 term in the gradient."""
     return _spec("adam", lr=lr, betas=betas, eps=eps, **settings)
 
 
 @checks_keywords
 def SGD(
     lr: float, *, momentum: float = 0.0, nesterov: bool = False, **settings: Unpack[FusedSettings]
-) -> Spec:
-    """Stochastic gradient descent, with momentum if asked for."""
+) -> OptimizerSpec:
+    """Return stochastic gradient descent, with optional momentum."""
     return _spec("sgd", lr=lr, momentum=momentum, nesterov=nesterov, **settings)
 
 
 @checks_keywords
-def Adagrad(lr: float = 1e-2, **settings: Unpack[FusedSettings]) -> Spec:
-    """Adagrad (Duchi et al. 2011)."""
+def Adagrad(lr: float = 1e-2, **settings: Unpack[FusedSettings]) -> OptimizerSpec:
+    """Return Adagrad (Duchi et al. 2011)."""
     return _spec("adagrad", lr=lr, **settings)
 
 
 @checks_keywords
 def RMSprop(
     lr: float = 1e-2, *, alpha: float = 0.99, momentum: float = 0.0, **settings: Unpack[Settings]
-) -> Spec:
-    """RMSprop (Hinton 2012), with momentum if asked for."""
+) -> OptimizerSpec:
+    """Return RMSprop (Hinton 2012), with optional momentum."""
     return _spec("rmsprop", lr=lr, alpha=alpha, momentum=momentum, **settings)
 
 
 @checks_keywords
-def Adafactor(lr: float = 1e-2, **settings: Unpack[Settings]) -> Spec:
-    """Adafactor (Shazeer and Stern 2018), second moments by rows and columns: almost no state.
+def Adafactor(lr: float = 1e-2, **settings: Unpack[Settings]) -> OptimizerSpec:
+    """Return Adafactor (Shazeer and Stern 2018), which keeps almost no state.
 
-    ``lr`` is relative: a step moves a matrix by min(lr, 1 / sqrt(step)) times its own root mean
-    square.
+    It keeps second moments by rows and columns. ``lr`` is relative: a step moves a matrix by
+    min(lr, 1 / sqrt(step)) times the root mean square of the matrix.
     """
     return _spec("adafactor", lr=lr, **settings)
 
@@ -170,9 +175,10 @@ def Adafactor(lr: float = 1e-2, **settings: Unpack[Settings]) -> Spec:
 @checks_keywords
 def Lion(
     lr: float = 1e-4, *, betas: tuple[float, float] = (0.9, 0.99), **settings: Unpack[Settings]
-) -> Spec:
-    """Lion (Chen et al. 2023): one moment, the sign as update; a rate 3 to 10 times lower than
-    AdamW's.
+) -> OptimizerSpec:
+    """Return Lion (Chen et al. 2023), which keeps one moment and moves by its sign.
+
+    Its rate is 3 to 10 times lower than that of AdamW.
     """
     return _spec("lion", lr=lr, betas=betas, **settings)
 
@@ -184,8 +190,8 @@ def AdamWBf16(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     **settings: Unpack[Settings],
-) -> Spec:
-    """AdamW for ``precision="bf16-true"``, with Kahan summation; see ``loopkit.optim.kahan``."""
+) -> OptimizerSpec:
+    """Return AdamW for ``precision="bf16-true"``, with Kahan summation (``loopkit.optim.kahan``)."""
     return _spec("adamw_bf16", lr=lr, betas=betas, eps=eps, **settings)
 
 
@@ -196,9 +202,14 @@ def AdamW8bit(
     betas: tuple[float, float] = (0.9, 0.999),
     paged: bool = False,
     **settings: Unpack[Settings],
-) -> Spec:
-    """AdamW with both moments in 8 bits, by blocks (Dettmers et al. 2022); paged: in memory the
-    host shares.
+) -> OptimizerSpec:
+    """Return AdamW with both moments in 8 bits, quantised by blocks (Dettmers et al. 2022).
+
+    Args:
+        lr: the learning rate.
+        betas: the decay of the first and of the second moment.
+        paged: keep the moments in memory that GPU and CPU share.
+        settings: see ``OptimizerSpec``.
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.
@@ -213,10 +224,10 @@ def ScheduleFree(
     betas: tuple[float, float] = (0.9, 0.999),
     warmup_steps: int = 0,
     **settings: Unpack[Settings],
-) -> Spec:
-    """Schedule-free AdamW (Defazio et al. 2024): averaging takes the place of a falling rate.
+) -> OptimizerSpec:
+    """Return schedule-free AdamW (Defazio et al. 2024), which averages weights at a constant rate.
 
-    Evaluations and checkpoints see the averaged weights, training goes on with its own.
+    Evaluation and checkpoints use the averaged weights. Training continues with its own.
 
     Raises:
         MissingExtraError: schedulefree is not installed.
@@ -234,24 +245,29 @@ def Muon(
     ns_steps: int = 5,
     betas: tuple[float, float] = (0.9, 0.95),
     **settings: Unpack[Settings],
-) -> dict[str, Spec]:
-    """Muon (Jordan et al. 2024) for hidden matrices, AdamW for embeddings, head, biases and norms.
+) -> dict[str, OptimizerSpec]:
+    """Return Muon (Jordan et al. 2024) for the hidden matrices, and AdamW for all other parameters.
 
-    Updates are scaled to the root mean square of AdamW's (Liu et al. 2025), so that one rate serves
-    both.
+    AdamW trains embeddings, head, biases and norms. The updates of Muon are scaled to the root mean
+    square of AdamW's (Liu et al. 2025), so that one rate fits both.
 
     Args:
-        adamw_lr: the rate of AdamW's part; None takes ``lr``.
+        lr: the learning rate.
+        adamw_lr: the rate of AdamW; None takes ``lr``.
+        momentum: the momentum of Muon.
+        nesterov: whether the momentum of Muon is Nesterov's.
         ns_steps: Newton-Schulz iterations that make the momentum orthogonal.
-        betas: of AdamW's part.
+        betas: the decay of the moments of AdamW.
+        settings: see ``OptimizerSpec``.
 
     Returns:
         Two specs by name: "muon" and "adamw".
 
     Raises:
-        OptionError: this torch has no Muon (2.9 and later do).
+        OptionError: the installed torch has no Muon; torch 2.9 and later have it.
     """
-    chosen, decay = settings.pop("params", None), settings.pop("weight_decay", 0.1)
+    chosen = settings.pop("params", None)
+    decay = settings.pop("weight_decay", 0.1)
 
     def hidden(task: nn.Module) -> Iterable[str]:
         return hidden_matrices(task, select(task, chosen, "Muon"))
@@ -260,22 +276,22 @@ def Muon(
         among = select(task, chosen, "Muon")
         return among.keys() - hidden_matrices(task, among)
 
-    options = {
+    muon = {
         "momentum": momentum,
         "nesterov": nesterov,
         "ns_steps": ns_steps,
         "adjust_lr_fn": "match_rms_adamw",
     }
     common: dict[str, Any] = {"weight_decay": decay, **settings}
+    if adamw_lr is None:
+        adamw_lr = lr
     return {
-        "muon": _spec("muon", lr=lr, params=hidden, **options, **common),
-        "adamw": _spec(
-            "adamw", lr=lr if adamw_lr is None else adamw_lr, params=rest, betas=betas, **common
-        ),
+        "muon": _spec("muon", lr=lr, params=hidden, **muon, **common),
+        "adamw": _spec("adamw", lr=adamw_lr, params=rest, betas=betas, **common),
     }
 
 
-def _spec(name: str, **options: Any) -> Spec:
+def _spec(name: str, **options: Any) -> OptimizerSpec:
     kind = find(name)
     defaults = arguments(kind) or {}
     settings = {key: value for key, value in options.items() if key in SETTINGS}
@@ -284,8 +300,9 @@ def _spec(name: str, **options: Any) -> Spec:
             settings[key] = defaults[key]
     if "lr" not in settings:
         raise OptionError(f"{name}: give its learning rate, lr=")
-    return Spec(
+    return OptimizerSpec(
         kind,
         **settings,
         options={key: value for key, value in options.items() if key not in SETTINGS},
+        name=_SHOWN.get(name, ""),
     )

@@ -1,4 +1,4 @@
-"""FusedStep: torch's fused Adam and AdamW on the CPU, with less Python around the kernel."""
+"""FusedStep: torch's fused kernels of Adam and AdamW on the CPU, with less Python around them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 _KERNELS = {torch.optim.AdamW: "_fused_adamw_", torch.optim.Adam: "_fused_adam_"}
-# The kernels are not torch's public interface: one that takes other arguments than these is left to
-# torch.
+# The kernels are not public in torch: a kernel with other arguments is not called from here.
 _ARGUMENTS = (
     "self",
     "grads",
@@ -34,39 +33,42 @@ _GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 _UNUSUAL = ("amsgrad", "capturable", "differentiable", "foreach")
 
 
-def stepper(optimizer: Optimizer) -> Callable[[], Any]:
-    """What steps ``optimizer``: a FusedStep where it can, else the optimizer's own ``step``."""
-    if _suits(optimizer):
+def step_function(optimizer: Optimizer) -> Callable[[], Any]:
+    """Return the function that steps ``optimizer``: a FusedStep where possible, else its ``step``."""
+    if _is_supported(optimizer):
         return FusedStep(optimizer)
-    return lambda: optimizer.step()  # looked up at each call: torch's schedulers replace it
+    # Looked up at each call, because torch's schedulers replace the method.
+    return lambda: optimizer.step()
 
 
-def _suits(optimizer: Optimizer) -> bool:
-    if type(optimizer) not in _KERNELS or "step" in vars(
-        optimizer
-    ):  # torch's schedulers put a wrapper there
+def _is_supported(optimizer: Optimizer) -> bool:
+    # A scheduler of torch has put a wrapper around ``step``.
+    wrapped = "step" in vars(optimizer)
+    if type(optimizer) not in _KERNELS or wrapped:
         return False
     if not _is_known(_KERNELS[type(optimizer)]):
         return False
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if any(type(p.data) is not Tensor for p in parameters):  # a sharded one is torch's to step
+    return all(_is_plain(group, type(optimizer)) for group in optimizer.param_groups)
+
+
+def _is_plain(group: dict[str, Any], kind: type[Optimizer]) -> bool:
+    """Return whether a parameter group is fused, on the CPU, of one dtype and without options."""
+    parameters = group["params"]
+    # A sharded parameter is a DTensor, which torch must step.
+    if any(type(p.data) is not Tensor for p in parameters):
         return False
-    kinds = [
-        {(p.device.type, p.dtype) for p in group["params"]} for group in optimizer.param_groups
-    ]
-    return all(len(kind) == 1 and next(iter(kind))[0] == "cpu" for kind in kinds) and all(
-        group["fused"]
+    if {p.device.type for p in parameters} != {"cpu"} or len({p.dtype for p in parameters}) != 1:
+        return False
+    return (
+        bool(group["fused"])
         and isinstance(group["lr"], float)
         and not any(group[name] for name in _UNUSUAL)
-        and group.get("decoupled_weight_decay", False) == (type(optimizer) is torch.optim.AdamW)
-        for group in optimizer.param_groups
+        and group.get("decoupled_weight_decay", False) == (kind is torch.optim.AdamW)
     )
 
 
 def _is_known(kernel: str) -> bool:
-    """Whether this torch has the kernel with the arguments that FusedStep hands over, and the hooks
-    it looks for.
-    """
+    """Return whether this torch has the kernel with its known arguments, and the global hooks."""
     operator = getattr(torch.ops.aten, kernel, None)
     if operator is None or not all(
         isinstance(getattr(torch_optimizer, name, None), dict) for name in _GLOBAL_HOOKS
@@ -76,13 +78,12 @@ def _is_known(kernel: str) -> bool:
 
 
 class FusedStep:
-    """Calls the fused kernel with what ``optimizer.step()`` would hand to it: the same bits, a
-    quarter of the time.
+    """Calls the fused kernel with the arguments of ``optimizer.step()``: same bits, a quarter of the time.
 
-    Of the 40 us that torch takes to step four parameters the kernel has 3. The state stays in the
-    optimizer as torch made it, but for the step counts of a group, which become views of one
-    tensor, so that one addition counts for all. Whatever is out of the ordinary goes to
-    ``optimizer.step()``: the first step, a parameter without a gradient, step hooks.
+    To step four parameters, torch takes 40 us, of which the kernel takes 3. The state stays in the
+    optimizer as torch made it. Only the step counts of a group become views of one tensor, so that
+    one addition increments all. ``optimizer.step()`` itself does the first step, steps with a
+    parameter without a gradient, and steps with hooks.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -92,16 +93,16 @@ class FusedStep:
         self._counts: dict[int, tuple[list[int], list[Tensor], Tensor]] = {}
 
     def __call__(self) -> None:
-        """Step once."""
+        """Step the optimizer once."""
         optimizer = self.optimizer
         hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
         if hooked or self._global_hooks[0] or self._global_hooks[1]:
             optimizer.step()
             return
-        state, rows = optimizer.state, []
-        for group in (
-            optimizer.param_groups
-        ):  # loops, not comprehensions: before Python 3.12 each of those is a call
+        state = optimizer.state
+        rows = []
+        # Loops, not comprehensions: before Python 3.12 each of those is a call of its own.
+        for group in optimizer.param_groups:
             grads: list[Tensor] = []
             states: list[dict[str, Tensor]] = []
             means: list[Tensor] = []
@@ -144,8 +145,11 @@ class FusedStep:
 def _share_count(
     states: list[dict[str, Tensor]], steps: list[Tensor]
 ) -> tuple[list[int], list[Tensor], Tensor]:
-    """Make the step counts views of one tensor: their ids, themselves (so that no id is used
-    again), the tensor.
+    """Make the step counts views of one tensor.
+
+    Returns:
+        The ids of the views, the views themselves (so that Python does not use an id again), and
+        the tensor.
     """
     count = torch.stack(steps)
     steps[:] = count.unbind()

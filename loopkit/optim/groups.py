@@ -1,6 +1,4 @@
-"""Parameter groups: what decays and what does not, rates by layer or by name, and the check that
-none is left out.
-"""
+"""Parameter groups: weight decay and rates by layer or by name; no parameter is left out."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from loopkit.checks import checked_number, shown
 from loopkit.errors import OptionError, TaskError
 from loopkit.keywords import checks_keywords
 from loopkit.optim.layers import dimensions, layer_levels
@@ -22,16 +21,24 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 @checks_keywords
 @dataclass(frozen=True)
-class Group:
-    """Settings of their own for the parameters whose names match.
+class ParamGroup:
+    """Settings for the parameters with a matching name.
 
-    Attributes:
-        match: a regular expression searched for in the names.
-        lr: their base rate, as it stands; None takes the optimizer's, scaled by layer where layers
-            decay.
-        weight_decay: of all of them, biases and norms included; None treats them as the others.
-        options: further settings of the optimizer that hold for a group, such as ``{"betas": (0.9,
-            0.95)}``.
+    Example::
+
+        AdamW(lr=1e-3, groups=[ParamGroup("^head", lr=1e-2), ParamGroup("norm", weight_decay=0.0)])
+
+    Args:
+        match: a regular expression that is searched for in the names of parameters.
+        lr: the base rate of the group, used as given. None takes the rate of the optimizer, scaled
+            by layer under ``layer_decay``.
+        weight_decay: the weight decay of the group, biases and norms included. None decays what
+            the optimizer decays.
+        options: further options of the optimizer for this group, such as
+            ``{"betas": (0.9, 0.95)}``.
+
+    Raises:
+        OptionError: ``match`` is no regular expression, or a number is negative.
     """
 
     match: str
@@ -40,11 +47,10 @@ class Group:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_pattern(self.match, "Group(match=)")
+        check_pattern(self.match, "ParamGroup(match=)")
         for name in ("lr", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None:
-                check_number(value, f"Group(match={self.match!r}, {name}=)")
+            option = f"ParamGroup(match={self.match!r}, {name}=)"
+            checked_number(getattr(self, name), option, at_least=0, or_none=True)
 
 
 def partition(
@@ -54,96 +60,103 @@ def partition(
     lr: float,
     weight_decay: float,
     no_decay: str | Sequence[str] = "auto",
-    groups: Sequence[Group] = (),
+    groups: Sequence[ParamGroup] = (),
     layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """The groups that ``chosen`` falls into, the highest rate first; each has its "name".
+    """Divide parameters into the groups of a torch optimizer.
+
+    Args:
+        task: the module that holds the parameters.
+        chosen: the parameters by name.
+        lr: the base rate.
+        weight_decay: the weight decay of the parameters that decay.
+        no_decay: which parameters do not: "auto" (biases and norms), or regular expressions.
+        groups: settings by name; the first group that matches a parameter holds for it.
+        layer_decay: the factor of the rate from each layer to the one below; None for no factor.
+
+    Returns:
+        The groups, the highest rate first, each with a "name".
 
     Raises:
-        OptionError: a Group matches no parameter that an earlier one has left, or no layers can be
-            told.
+        OptionError: a ParamGroup is the first match of no parameter, or the layers are not known.
     """
-    spared = _spared(task, no_decay) if weight_decay else set()
+    undecayed = _undecayed(task, no_decay) if weight_decay else set()
     levels = layer_levels(task) if layer_decay is not None else {}
     top = max(levels.values(), default=0)
-    buckets: dict[Any, dict[str, Any]] = {}
-    used: set[int] = set()
+    found: dict[Any, dict[str, Any]] = {}
+    used: set[int | None] = set()
     for name, parameter in chosen.items():
         number = next((i for i, group in enumerate(groups) if re.search(group.match, name)), None)
-        own = Group("") if number is None else groups[number]
-        used |= set() if number is None else {number}
+        own = ParamGroup("") if number is None else groups[number]
+        used.add(number)
         level = levels.get(name, top)
         rate = lr * (layer_decay or 1.0) ** (top - level) if own.lr is None else own.lr
-        decay = (
-            own.weight_decay
-            if own.weight_decay is not None
-            else 0.0
-            if name in spared
-            else weight_decay
-        )
+        decay = own.weight_decay
+        if decay is None:
+            decay = 0.0 if name in undecayed else weight_decay
         key = (number, level if own.lr is None else top, decay)
-        if key not in buckets:
+        if key not in found:
             layer = f"layer_{level}" if levels and own.lr is None else ""
-            label = _label(
-                own.match, layer, "" if not weight_decay else "decay" if decay else "no_decay"
-            )
-            buckets[key] = {
+            kind = "decay" if decay else "no_decay"
+            found[key] = {
                 "params": [],
                 "lr": rate,
                 "weight_decay": decay,
-                "name": label,
+                "name": _label(own.match, layer, kind if weight_decay else ""),
                 **own.options,
             }
-        buckets[key]["params"].append(parameter)
+        found[key]["params"].append(parameter)
     for number, group in enumerate(groups):
         if number not in used:
             raise OptionError(
-                f"Group(match={group.match!r}) is the first to match no parameter of "
+                f"ParamGroup(match={group.match!r}) is the first to match no parameter of "
                 f"{name_of(task)}: see the names with named_parameters()"
             )
-    return sorted(buckets.values(), key=lambda group: (-group["lr"], group["weight_decay"] == 0))
+    return sorted(found.values(), key=lambda group: (-group["lr"], group["weight_decay"] == 0))
 
 
 def _label(match: str, layer: str, decay: str) -> str:
-    """A group's name, fit for a log: "decay", "no_decay", "layer_3/no_decay", "^head"; "all" for
-    the only one.
+    """Return a group's name for logs, such as "decay", "layer_3/no_decay" or "^head".
+
+    A group that differs in nothing is "all".
     """
-    place = [word for word in (match, layer) if word]
-    return "/".join([*place, decay] if decay == "no_decay" or not place else place) or "all"
+    parts = [part for part in (match, layer) if part]
+    if decay == "no_decay" or not parts:
+        parts.append(decay)
+    return "/".join(parts) or "all"
 
 
-def _spared(task: nn.Module, no_decay: str | Sequence[str]) -> set[str]:
+def _undecayed(task: nn.Module, no_decay: str | Sequence[str]) -> set[str]:
     if no_decay == "auto":
-        return spared_from_decay(task)
+        return biases_and_norms(task)
     patterns = [no_decay] if isinstance(no_decay, str) else no_decay
-    return {
-        n for n, _ in task.named_parameters() if any(re.search(pattern, n) for pattern in patterns)
-    }
+    names = (name for name, _ in task.named_parameters())
+    return {name for name in names if any(re.search(pattern, name) for pattern in patterns)}
 
 
-def spared_from_decay(task: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay spares: of fewer than two dimensions, or of a norm
-    layer.
-    """
-    spared = {name for name, parameter in task.named_parameters() if dimensions(parameter) < 2}
+def biases_and_norms(task: nn.Module) -> set[str]:
+    """Return the names of parameters of less than two dimensions, and of those of norm layers."""
+    found = {name for name, parameter in task.named_parameters() if dimensions(parameter) < 2}
     for prefix, module in task.named_modules():
         if isinstance(module, _NORMS) or "norm" in type(module).__name__.lower():
-            spared |= {
+            found |= {
                 f"{prefix}.{name}" if prefix else name
                 for name, _ in module.named_parameters(recurse=False)
             }
-    return spared
+    return found
 
 
 def select(task: nn.Module, chosen: Any, what: str) -> dict[str, nn.Parameter]:
-    """The trainable parameters of ``task`` that ``chosen`` picks, by name, in the task's order.
+    """Return the trainable parameters of ``task`` that ``chosen`` picks, by name, in its order.
 
     Args:
-        chosen: None for all; a regular expression searched for in the names; a module of the task;
-            parameters; or a function of the task that gives names.
+        task: the module that holds the parameters.
+        chosen: None for all; a regular expression that is searched for in the names; a module of
+            the task; parameters; or a function of the task that returns names.
+        what: the optimizer, for messages.
 
     Raises:
-        OptionError: it picks none, or a parameter that is not the task's.
+        OptionError: ``chosen`` picks no parameter, or one that the task does not have.
     """
     trainable = {name: p for name, p in task.named_parameters() if p.requires_grad}
     if chosen is None:
@@ -171,10 +184,10 @@ def select(task: nn.Module, chosen: Any, what: str) -> dict[str, nn.Parameter]:
 
 
 def check_complete(task: nn.Module, optimizers: Mapping[str, Optimizer]) -> None:
-    """Refuse optimizers that leave a trainable parameter out, or hold one that is not the task's.
+    """Check that the optimizers hold every trainable parameter of ``task``, and no other.
 
     Raises:
-        TaskError: with the names of the parameters in no group.
+        TaskError: a parameter is in no group, or is not the task's; the error names the first ones.
     """
     held = {
         id(p)
@@ -185,13 +198,12 @@ def check_complete(task: nn.Module, optimizers: Mapping[str, Optimizer]) -> None
     name = name_of(task)
     left_out = [n for n, p in task.named_parameters() if p.requires_grad and id(p) not in held]
     if left_out:
-        shown = ", ".join(left_out[:8]) + (
-            f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
-        )
+        names = ", ".join(left_out[:8])
+        if len(left_out) > 8:
+            names += f" and {len(left_out) - 8} more"
         raise TaskError(
             f"{name}.optimizers() leaves {len(left_out)} trainable parameter(s) in no group: "
-            f"{shown}. "
-            "Add them to a group, or set requires_grad_(False) on them"
+            f"{names}. Add them to a group, or set requires_grad_(False) on them"
         )
     strangers = held - {id(p) for p in task.parameters()}
     if strangers:
@@ -201,23 +213,13 @@ def check_complete(task: nn.Module, optimizers: Mapping[str, Optimizer]) -> None
         )
 
 
-def check_number(value: object, what: str) -> None:
-    """Refuse what is no number of at least 0.
+def check_pattern(pattern: object, option: str) -> None:
+    """Check that ``pattern`` is a regular expression.
 
     Raises:
-        OptionError: naming ``what`` and the value.
-    """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-        raise OptionError(f"{what[:-1]}{value!r}): give a number of at least 0")
-
-
-def check_pattern(pattern: object, what: str) -> None:
-    """Refuse what is no regular expression.
-
-    Raises:
-        OptionError: naming ``what`` and the reason.
+        OptionError: it is not; the error gives the reason.
     """
     try:
         re.compile(pattern)  # type: ignore[call-overload]
     except (re.error, TypeError) as error:
-        raise OptionError(f"{what[:-1]}{pattern!r}) is no regular expression: {error}") from error
+        raise OptionError(f"{shown(option, pattern)} is no regular expression: {error}") from error

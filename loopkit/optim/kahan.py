@@ -1,4 +1,4 @@
-"""KahanAdamW: AdamW for parameters in bf16, which keeps what rounding takes from each update."""
+"""KahanAdamW: AdamW for parameters in bf16, with compensated (Kahan) summation of the updates."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ from torch.optim import Optimizer
 
 
 class KahanAdamW(Optimizer):
-    """AdamW whose updates are summed with compensation (Kahan 1965; for training, Zamirai et al.
-    2020).
+    """AdamW with compensated summation (Kahan 1965; for training, Zamirai et al. 2020).
 
-    A parameter in bf16 has 8 bits of precision and swallows updates smaller than 1/256 of itself.
-    Here each update is worked out in fp32, and what the parameter cannot hold is kept beside it and
-    added to the next one. The first moment is bf16; the second is fp32, since 0.999 of a bf16
-    number rounds to the number itself and would never fall. In all 10 bytes per parameter,
-    parameter included, where AdamW with fp32 weights takes 12. A parameter of another dtype needs
-    no compensation and is updated in fp32.
+    A parameter in bf16 has 8 bits of precision and loses updates smaller than 1/256 of itself. Here
+    each update is computed in fp32. The part that the parameter cannot hold is kept beside it, and
+    added to the next update.
+
+    The first moment is bf16. The second is fp32: in bf16, 0.999 times a number rounds to the number
+    itself, so the moment would never fall. Parameter and state take 10 bytes per element, against
+    12 for AdamW with fp32 weights. A parameter in fp16 is treated in the same way. One of another
+    dtype needs no compensation and is updated in fp32.
+
+    Args:
+        params: parameters, or dicts of parameter groups.
+        lr: the learning rate.
+        betas: the decay of the first and of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay.
 
     Raises:
-        ValueError: a rate, decay or beta out of range.
+        ValueError: a rate, decay or beta is out of range.
     """
 
     def __init__(
@@ -56,7 +64,9 @@ class KahanAdamW(Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
-        state, (beta1, beta2), lr = self.state[parameter], group["betas"], group["lr"]
+        state = self.state[parameter]
+        beta1, beta2 = group["betas"]
+        lr = group["lr"]
         low = parameter.dtype in (torch.bfloat16, torch.float16)
         if not state:
             state["step"] = 0
@@ -66,13 +76,13 @@ class KahanAdamW(Optimizer):
                 state["lost"] = torch.zeros_like(parameter)
         state["step"] += 1
         assert parameter.grad is not None
-        grad, value = parameter.grad.float(), parameter.float()
+        grad = parameter.grad.float()
+        value = parameter.float()
         mean = state["exp_avg"].float().lerp_(grad, 1 - beta1)
         square = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         state["exp_avg"].copy_(mean)
         scale = (square / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
-        # What was lost is far smaller than the value: it joins the update before that meets the
-        # value.
+        # The lost part is far smaller than the value, so it is added to the update first.
         update = (
             mean.div_(scale)
             .mul_(-lr / (1 - beta1 ** state["step"]))
@@ -84,14 +94,11 @@ class KahanAdamW(Optimizer):
             state["lost"].copy_(total.sub_(parameter))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the state back in the dtypes it was saved in; torch's own would cast it to the
-        parameters'.
-        """
+        """Load the state in the dtypes it was saved in; torch would cast it to the parameters'."""
         super().load_state_dict(dict(state_dict))
         parameters = [p for group in self.param_groups for p in group["params"]]
         for number, saved in state_dict["state"].items():
             for key, value in saved.items():
+                parameter = parameters[number]
                 if isinstance(value, Tensor):
-                    self.state[parameters[number]][key] = value.to(
-                        parameters[number].device, copy=True
-                    )
+                    self.state[parameter][key] = value.to(parameter.device, copy=True)

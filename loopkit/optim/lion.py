@@ -1,4 +1,4 @@
-"""Lion: the sign of an interpolated momentum as the update, with one moment per parameter."""
+"""Lion as a torch optimizer: the update is the sign of a momentum, with one moment a parameter."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import torch
 from torch.optim import Optimizer
 
 
-class Lion(Optimizer):
-    """EvoLved Sign Momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2), half the state of
-    Adam.
+class LionOptimizer(Optimizer):
+    """EvoLved Sign Momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2).
 
-    Every element moves by ``lr`` in each step, so rates are 3 to 10 times lower than AdamW's, and
-    weight decay as much higher.
+    Every element moves by ``lr`` in each step, so rates are 3 to 10 times lower than those of
+    AdamW, and weight decay is higher by the same factor. Its state is half the size of Adam's.
+
+    Args:
+        params: parameters, or dicts of parameter groups.
+        lr: the learning rate.
+        betas: the momentum in the update, and the decay of the moment.
+        weight_decay: decoupled weight decay.
 
     Raises:
-        ValueError: a rate, decay or beta out of range.
+        ValueError: a rate, decay or beta is out of range.
     """
 
     def __init__(
@@ -43,26 +48,29 @@ class Lion(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if "exp_avg" not in self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(
-                        p, memory_format=torch.preserve_format
-                    )
-            moments = [_held(self.state[p]["exp_avg"]) for p in params]
-            grads, params = [_held(p.grad) for p in params], [_held(p) for p in params]
-            lr, (beta1, beta2) = group["lr"], group["betas"]
-            updates = torch._foreach_mul(moments, beta1)
-            torch._foreach_add_(updates, grads, alpha=1 - beta1)
-            torch._foreach_sign_(updates)
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(params, updates, alpha=-lr)
-            torch._foreach_mul_(moments, beta2)
-            torch._foreach_add_(moments, grads, alpha=1 - beta2)
+            if params:
+                self._update(params, group)
         return loss
 
+    def _update(self, params: list[Any], group: dict[str, Any]) -> None:
+        for p in params:
+            if "exp_avg" not in self.state[p]:
+                zeros = torch.zeros_like(p, memory_format=torch.preserve_format)
+                self.state[p]["exp_avg"] = zeros
+        moments = [_local(self.state[p]["exp_avg"]) for p in params]
+        grads = [_local(p.grad) for p in params]
+        params = [_local(p) for p in params]
+        lr = group["lr"]
+        beta1, beta2 = group["betas"]
+        updates = torch._foreach_mul(moments, beta1)
+        torch._foreach_add_(updates, grads, alpha=1 - beta1)
+        torch._foreach_sign_(updates)
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(params, updates, alpha=-lr)
+        torch._foreach_mul_(moments, beta2)
+        torch._foreach_add_(moments, grads, alpha=1 - beta2)
 
-def _held(tensor: Any) -> Any:
-    """What this rank holds of a sharded tensor: every element moves by itself."""
+
+def _local(tensor: Any) -> Any:
+    """Return this rank's shard of a DTensor: the update of an element needs no other element."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

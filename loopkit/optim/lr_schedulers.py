@@ -1,6 +1,4 @@
-"""Schedules at work on an optimizer: set before each update, told of evaluations, saved and
-resumed.
-"""
+"""Schedules bound to an optimizer: they set its rates, follow evaluations, are saved and resumed."""
 
 from __future__ import annotations
 
@@ -17,34 +15,38 @@ from loopkit.optim.schedules import Plateau, Schedule, in_steps
 
 
 class BoundSchedule(Protocol):
-    """A schedule at work on an optimizer."""
+    """A schedule bound to an optimizer."""
 
     def before_update(self, step: int) -> None:
-        """The optimizer is about to take its step number ``step``, from 0."""
+        """Called before the optimizer takes step number ``step``, from 0."""
 
     def after_update(self) -> None:
-        """The optimizer has taken a step."""
+        """Called after the optimizer took a step."""
 
     def after_eval(self, metrics: Mapping[str, float]) -> None:
-        """An evaluation gave these metrics."""
+        """Called with the metrics of an evaluation."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs."""
+        """Return what a resume needs."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Take back what ``state_dict`` returned."""
 
 
 def bind(
     schedule: Schedule | Plateau | Any, optimizer: Optimizer, length: RunLength
 ) -> BoundSchedule:
-    """A schedule, or a scheduler object of torch's, put to work: for ``run.schedules["main"] =
-    bind(...)``.
+    """Bind a schedule to an optimizer, for ``run.schedules["main"] = bind(...)``.
 
-    Rates that are already scheduled keep the base rates they started from.
+    If another schedule was bound to the optimizer before, the base rates stay.
+
+    Args:
+        schedule: a schedule of ``loopkit.optim``, or a scheduler object of torch.
+        optimizer: the optimizer.
+        length: the length of the run, ``run.length``.
 
     Raises:
-        OptionError: the schedule needs a length that the run does not have.
+        OptionError: the schedule needs a length of the run that is not known.
     """
     if isinstance(schedule, Schedule):
         return RateSchedule(optimizer, schedule, length)
@@ -54,17 +56,14 @@ def bind(
 
 
 class RateSchedule:
-    """A Schedule bound to an optimizer: each group's rate is its base rate times the factor of the
-    step.
-    """
+    """A Schedule bound to an optimizer: each group has its base rate times the factor of the step."""
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, length: RunLength) -> None:
         self.schedule = schedule
         self.factor = schedule.resolve(length)
         self._total = length.steps
-        self._optimizer = (
-            optimizer  # whose groups are replaced when its state is loaded: keep none of them
-        )
+        # Not its groups: loading a state replaces them.
+        self._optimizer = optimizer
         self._base_rates = base_rates(optimizer)
 
     def before_update(self, step: int) -> None:
@@ -74,41 +73,44 @@ class RateSchedule:
             group["lr"] = base * factor
 
     def after_update(self) -> None:
-        """Nothing: rates are a function of the step."""
+        """Do nothing: the rates are a function of the step."""
 
     def after_eval(self, metrics: Mapping[str, float]) -> None:
-        """Nothing: rates are a function of the step."""
+        """Do nothing: the rates are a function of the step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rates depend on besides the step, so that a change of it can be told."""
+        """Return what the rates depend on besides the step, so that a resume can compare it."""
         return {"name": self.schedule.name, "total": self._total, "rates": list(self._base_rates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Say, as a LoopkitWarning, what differs from the run that was saved; what is given now
-        holds.
-        """
+        """Warn about differences from the saved schedule; the present schedule holds."""
         keep_base_rates(self._optimizer, self._base_rates)
-        said = compare(self.schedule.name, self._base_rates, state)
+        change = describe_change(self.schedule.name, self._base_rates, state)
         total = state.get("total", self._total)
-        if not said and total != self._total and self.schedule.depends_on_total():
-            said = (
+        if not change and total != self._total and self.schedule.depends_on_total():
+            change = (
                 f"the schedule {self.schedule.name!r} was made for a run of {total} steps and now "
-                f"for one of "
-                f"{self._total}: learning rates differ from those of the run that was saved"
+                f"for one of {self._total}: learning rates differ from those of the saved run"
             )
-        if said:
-            warnings.warn(said, LoopkitWarning, stacklevel=2)
+        if change:
+            warnings.warn(change, LoopkitWarning, stacklevel=2)
 
 
 class PlateauSchedule:
-    """``reduce_on_plateau`` bound to an optimizer. Its state is the factor so far and what it waits
-    for.
+    """``reduce_on_plateau`` bound to an optimizer.
+
+    Attributes:
+        metric: the name of the metric that it needs.
+        factor: the present factor of the base rates.
+        best: the best value so far.
+        waited: evaluations without an improvement.
+        resting: evaluations that do not count, after a reduction.
     """
 
     def __init__(self, optimizer: Optimizer, plateau: Plateau, length: RunLength) -> None:
         self.plateau = plateau
         self.monitor = plateau.monitor()
-        self.watches = self.monitor.name
+        self.metric = self.monitor.name
         self.factor = 1.0
         self.best: float | None = None
         self.waited = 0
@@ -124,10 +126,10 @@ class PlateauSchedule:
             group["lr"] = base * factor
 
     def after_update(self) -> None:
-        """Nothing: only evaluations count."""
+        """Do nothing: only evaluations count."""
 
     def after_eval(self, metrics: Mapping[str, float]) -> None:
-        """Lower the factor if the metric has not got better for longer than ``patience``.
+        """Lower the factor if the metric has not improved for longer than ``patience``.
 
         Raises:
             MetricError: the evaluation gave no such metric.
@@ -135,7 +137,8 @@ class PlateauSchedule:
         plateau = self.plateau
         value = self.monitor.value(metrics, "reduce_on_plateau()")
         if self.monitor.is_better(value, self.best, threshold=plateau.threshold):
-            self.best, self.waited = value, 0
+            self.best = value
+            self.waited = 0
         else:
             self.waited += 1
         if self.resting:
@@ -143,84 +146,97 @@ class PlateauSchedule:
             self.waited = 0
         if self.waited > plateau.patience:
             self.factor = max(self.factor * plateau.factor, plateau.floor)
-            self.resting, self.waited = plateau.cooldown, 0
+            self.resting = plateau.cooldown
+            self.waited = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The factor so far, the best value, and how long it has waited."""
-        state = {
+        """Return the factor, the best value, and the counts of evaluations."""
+        return {
+            "name": self.plateau.name,
+            "rates": list(self._base_rates),
             "factor": self.factor,
             "best": self.best,
             "waited": self.waited,
             "resting": self.resting,
         }
-        return {"name": self.plateau.name, "rates": list(self._base_rates), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the saved factor; a change is said as a LoopkitWarning."""
+        """Continue from the saved factor, and warn about differences from the saved schedule."""
         keep_base_rates(self._optimizer, self._base_rates)
         if state.get("name") == self.plateau.name:
-            self.factor, self.best = state["factor"], state["best"]
-            self.waited, self.resting = state["waited"], state["resting"]
-        said = compare(self.plateau.name, self._base_rates, state)
-        if said:
-            warnings.warn(said, LoopkitWarning, stacklevel=2)
+            self.factor = state["factor"]
+            self.best = state["best"]
+            self.waited = state["waited"]
+            self.resting = state["resting"]
+        change = describe_change(self.plateau.name, self._base_rates, state)
+        if change:
+            warnings.warn(change, LoopkitWarning, stacklevel=2)
 
 
 class TorchSchedule:
-    """A scheduler object of torch's: stepped after each optimizer step, or after evaluations if it
-    wants a metric.
+    """A scheduler object of torch, stepped after each optimizer step.
+
+    A ``ReduceLROnPlateau`` is stepped after each evaluation, with the metric.
     """
 
     def __init__(self, scheduler: Any, metric: str = "eval/loss") -> None:
         self.scheduler = scheduler
-        self.watches = metric if type(scheduler).__name__ == "ReduceLROnPlateau" else None
+        self.metric = metric if type(scheduler).__name__ == "ReduceLROnPlateau" else None
 
     def before_update(self, step: int) -> None:
-        """Nothing: torch's schedulers set the rate after a step."""
+        """Do nothing: torch's schedulers set the rate after a step."""
 
     def after_update(self) -> None:
-        """Advance by one step."""
-        if self.watches is None:
+        """Step the scheduler, if it needs no metric."""
+        if self.metric is None:
             self.scheduler.step()
 
     def after_eval(self, metrics: Mapping[str, float]) -> None:
-        """Show it the metric it waits for.
+        """Step the scheduler with its metric, if it needs one.
 
         Raises:
             MetricError: the evaluation gave no such metric.
         """
-        if self.watches is not None:
-            self.scheduler.step(metric_value(metrics, self.watches, "ReduceLROnPlateau"))
+        if self.metric is not None:
+            self.scheduler.step(metric_value(metrics, self.metric, "ReduceLROnPlateau"))
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's own state."""
+        """Return the scheduler's own state."""
         return dict(self.scheduler.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put the scheduler's own state back."""
+        """Load the scheduler's own state."""
         self.scheduler.load_state_dict(dict(state))
 
 
 def base_rates(optimizer: Optimizer) -> list[float]:
-    """Each group's rate before any schedule touched it, marked as torch's schedulers mark it."""
+    """Return each group's rate before any schedule changed it.
+
+    The rate is kept in the group as "initial_lr", as torch's schedulers do.
+    """
     return [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
 
 
 def keep_base_rates(optimizer: Optimizer, rates: list[float]) -> None:
-    """Mark ``rates`` anew after a load, which brought the saved marks."""
+    """Write the base rates into the groups again: loading a state replaced them by the saved ones."""
     for group, rate in zip(optimizer.param_groups, rates):
         group["initial_lr"] = rate
 
 
-def compare(name: str, rates: list[float], saved: Mapping[str, Any]) -> str:
-    """What the user changed between a saved schedule and this one, in a sentence; "" for nothing."""
-    was, before = saved.get("name"), saved.get("rates", rates)
-    if was is not None and was != name:
-        return f"the schedule was {was!r} when this checkpoint was saved and is now {name!r}: rates follow the latter"
-    if list(before) != list(rates):
+def describe_change(name: str, rates: list[float], saved: Mapping[str, Any]) -> str:
+    """Return a sentence about what the user changed since a schedule was saved; "" for nothing."""
+    saved_name = saved.get("name")
+    saved_rates = list(saved.get("rates", rates))
+    if saved_name is not None and saved_name != name:
         return (
-            f"base learning rates were {', '.join(f'{rate:g}' for rate in before)} when this "
-            f"checkpoint was saved "
-            f"and are now {', '.join(f'{rate:g}' for rate in rates)}, which hold from here"
+            f"the schedule was {saved_name!r} when this checkpoint was saved and is now {name!r}: "
+            "learning rates follow the present schedule"
+        )
+    if saved_rates != list(rates):
+        before = ", ".join(f"{rate:g}" for rate in saved_rates)
+        now = ", ".join(f"{rate:g}" for rate in rates)
+        return (
+            f"base learning rates were {before} when this checkpoint was saved and are now {now}: "
+            "the present ones hold"
         )
     return ""

@@ -1,6 +1,4 @@
-"""Optimizers that train with other weights than they give: those with ``train()`` and ``eval()``
-(schedule-free).
-"""
+"""Schedule-free optimizers: training and evaluation use different weights."""
 
 from __future__ import annotations
 
@@ -14,35 +12,37 @@ from torch.optim import Optimizer
 
 
 def schedule_free_optimizers(optimizers: Iterable[Optimizer]) -> list[Any]:
-    """Those that have ``train()`` and ``eval()``."""
+    """Return the optimizers that switch their weights by ``train()`` and ``eval()``."""
     return [
-        o
-        for o in optimizers
-        if callable(getattr(o, "train", None)) and callable(getattr(o, "eval", None))
+        optimizer
+        for optimizer in optimizers
+        if callable(getattr(optimizer, "train", None))
+        and callable(getattr(optimizer, "eval", None))
     ]
 
 
 @contextmanager
 def evaluation_weights(optimizers: Iterable[Optimizer]) -> Iterator[dict[int, Tensor]]:
-    """Inside, parameters hold the weights to evaluate and to keep; afterwards, bit for bit, those
-    to train on with.
+    """Give the parameters the weights of evaluation within the context.
 
-    Going there and back by the optimizer's own arithmetic would round, and the run would depend on
-    how often it was looked at; so the weights to train on with are set aside. Yields them by the
-    parameter's ``id``: nothing where no optimizer switches.
+    The optimizer's own way there and back rounds, so the run would depend on the number of
+    evaluations. Therefore the weights of training are copied, and restored to the bit.
+
+    Yields:
+        The weights of training by the ``id`` of the parameter; empty if no optimizer switches.
     """
-    given = schedule_free_optimizers(optimizers)
+    switched = schedule_free_optimizers(optimizers)
     parameters = [
-        p for optimizer in given for group in optimizer.param_groups for p in group["params"]
+        p for optimizer in switched for group in optimizer.param_groups for p in group["params"]
     ]
-    aside = {id(p): p.detach().clone() for p in parameters}
-    for optimizer in given:
+    training = {id(p): p.detach().clone() for p in parameters}
+    for optimizer in switched:
         optimizer.eval()
     try:
-        yield aside
+        yield training
     finally:
-        for optimizer in given:
+        for optimizer in switched:
             optimizer.train()
         with torch.no_grad():
             for parameter in parameters:
-                parameter.copy_(aside[id(parameter)])
+                parameter.copy_(training[id(parameter)])

@@ -1,9 +1,7 @@
-"""Learning-rate schedules: a factor of the base rate as a function of (step, total), after a linear
-warmup.
+"""Learning-rate schedules: a linear warmup, then a factor of the base rate at each step.
 
-Every one is a pure function of the number of completed optimizer steps, so it needs no state and is
-the same at any accumulation and after any resume. Only ``reduce_on_plateau`` reacts to what is
-measured.
+A schedule is a pure function of the number of completed optimizer steps. So it has no state, and is
+the same at any accumulation and after any resume. Only ``reduce_on_plateau`` depends on metrics.
 """
 
 from __future__ import annotations
@@ -12,8 +10,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from loopkit.checks import checked_choice, checked_int, checked_number, shown
 from loopkit.durations import Duration, RunLength
-from loopkit.errors import OptionError, nearest
+from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
 from loopkit.monitor import Monitor
 
@@ -27,18 +26,20 @@ _DECAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """A warmup to 1, then a shape: ``Schedule("halving", lambda step, total: 0.5 ** (step //
-    1000))``.
+    """A linear warmup to the base rate, then a shape.
+
+    Example::
+
+        Schedule("halving", lambda step, total: 0.5 ** (step // 1000), warmup="1%")
 
     Attributes:
-        name: for messages and configs.
-        shape: (steps since warmup, steps from warmup to the end, and the lengths by name) to a
-            factor of the base rate.
-        warmup: the length of the linear warmup: steps, ``"10%"`` of the run or ``"1 epoch"``; 0 for
-            none.
-        needs_total: whether the shape depends on where the run ends.
-        lengths: further lengths that the shape takes, handed to it in whole steps.
-        start: the factor that the warmup begins at.
+        name: the name in messages and configs.
+        shape: returns the factor of the base rate. It takes the steps since the warmup, the steps
+            from the warmup to the end of the run, and ``lengths`` by name.
+        warmup: the length of the warmup: steps, ``"10%"`` of the run or ``"1 epoch"``; 0 for none.
+        needs_total: whether the shape depends on the end of the run.
+        lengths: further lengths for ``shape``, which gets them in whole steps.
+        start: the factor at the start of the warmup.
     """
 
     name: str
@@ -53,11 +54,11 @@ class Schedule:
             _length(value, f"{self.name}({name}=)")
 
     def resolve(self, length: RunLength) -> Callable[[int], float]:
-        """The factor as a function of the number of completed steps, for a run of this length.
+        """Return the factor as a function of the completed steps, for a run of this length.
 
         Raises:
-            OptionError: the shape needs a total that the length does not have, or a length is given
-                in time.
+            OptionError: the shape needs the end of the run, which is not known, or a length is a
+                time.
         """
         if self.needs_total and length.steps is None:
             raise OptionError(
@@ -66,21 +67,22 @@ class Schedule:
             )
         warmup = in_steps(self.warmup, length, f"{self.name}(warmup=)")
         lengths = {
-            k: in_steps(value, length, f"{self.name}({k}=)") for k, value in self.lengths.items()
+            name: in_steps(value, length, f"{self.name}({name}=)")
+            for name, value in self.lengths.items()
         }
-        total, shape, start = max(1, (length.steps or 0) - warmup), self.shape, self.start
+        total = max(1, (length.steps or 0) - warmup)
+        shape = self.shape
+        start = self.start
 
         def factor(step: int) -> float:
-            return (
-                start + (1.0 - start) * step / warmup
-                if step < warmup
-                else shape(step - warmup, total, **lengths)
-            )
+            if step < warmup:
+                return start + (1.0 - start) * step / warmup
+            return shape(step - warmup, total, **lengths)
 
         return factor
 
     def depends_on_total(self) -> bool:
-        """Whether another length of the run makes another schedule of it."""
+        """Return whether the schedule changes with the length of the run."""
         lengths = [_length(value, self.name) for value in (self.warmup, *self.lengths.values())]
         return self.needs_total or any(
             length is not None and length.unit == "percent" for length in lengths
@@ -89,7 +91,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Plateau:
-    """See ``reduce_on_plateau``."""
+    """A schedule that lowers the rate when a metric stops improving; see ``reduce_on_plateau``."""
 
     metric: str = "eval/loss:min"
     factor: float = 0.1
@@ -103,16 +105,9 @@ class Plateau:
     def __post_init__(self) -> None:
         _length(self.warmup, "reduce_on_plateau(warmup=)")
         self.monitor()
-        if not 0 < self.factor < 1:
-            raise OptionError(
-                f"reduce_on_plateau(factor={self.factor!r}): give a number between 0 and 1"
-            )
-        for name in ("patience", "cooldown"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise OptionError(
-                    f"reduce_on_plateau({name}={value!r}): give a whole number of at least 0"
-                )
+        checked_number(self.factor, "reduce_on_plateau(factor=)", above=0, below=1)
+        checked_int(self.patience, "reduce_on_plateau(patience=)", at_least=0)
+        checked_int(self.cooldown, "reduce_on_plateau(cooldown=)", at_least=0)
 
     def monitor(self) -> Monitor:
         """Return the metric, parsed."""
@@ -121,27 +116,33 @@ class Plateau:
 
 @checks_keywords
 def constant(warmup: object = 0) -> Schedule:
-    """The base rate throughout, after a linear warmup (steps, ``"10%"`` or ``"1 epoch"``)."""
+    """Return the base rate at every step, after a linear warmup.
+
+    Args:
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
+    """
     return Schedule("constant", lambda step, total: 1.0, warmup, needs_total=False)
 
 
 @checks_keywords
 def linear(warmup: object = 0, floor: float = 0.0) -> Schedule:
-    """Linearly from the base rate to ``floor`` times it at the end of the run, after a linear
-    warmup.
+    """Return a linear fall from the base rate to the end of the run, after a linear warmup.
+
+    Args:
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
+        floor: the lowest factor of the base rate.
     """
     return polynomial(warmup, 1.0, floor, name="linear")
 
 
 @checks_keywords
 def cosine(warmup: object = 0, floor: float = 0.0, cycles: float = 0.5) -> Schedule:
-    """Along a cosine from the base rate to ``floor`` times it (Loshchilov and Hutter 2017), after a
-    linear warmup.
+    """Return a fall along a cosine (Loshchilov and Hutter 2017), after a linear warmup.
 
     Args:
         warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
-        floor: the lowest factor.
-        cycles: periods of the cosine within the run; the half of one ends at its lowest point.
+        floor: the lowest factor of the base rate. torch's ``eta_min`` is a rate instead.
+        cycles: periods of the cosine within the run; half a period ends at the lowest point.
     """
 
     def wave(step: int, total: int) -> float:
@@ -152,13 +153,19 @@ def cosine(warmup: object = 0, floor: float = 0.0, cycles: float = 0.5) -> Sched
 
 @checks_keywords
 def cosine_restarts(warmup: object = 0, cycles: int = 1, floor: float = 0.0) -> Schedule:
-    """``cycles`` half cosines of equal length within the run, each from the base rate anew."""
-    _at_least("cosine_restarts(cycles=", cycles, 1)
+    """Return several falls along a cosine, of equal length; each starts at the base rate.
+
+    Args:
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
+        cycles: the number of falls within the run.
+        floor: the lowest factor of the base rate.
+    """
+    checked_number(cycles, "cosine_restarts(cycles=)", at_least=1)
 
     def wave(step: int, total: int) -> float:
-        return (
-            0.5 * (1.0 + math.cos(math.pi * (cycles * step / total % 1.0))) if step < total else 0.0
-        )
+        if step >= total:
+            return 0.0
+        return 0.5 * (1.0 + math.cos(math.pi * (cycles * step / total % 1.0)))
 
     return Schedule("cosine_restarts", _above("cosine_restarts", floor, wave), warmup)
 
@@ -167,10 +174,15 @@ def cosine_restarts(warmup: object = 0, cycles: int = 1, floor: float = 0.0) -> 
 def polynomial(
     warmup: object = 0, power: float = 1.0, floor: float = 0.0, *, name: str = "polynomial"
 ) -> Schedule:
-    """From the base rate to ``floor`` times it, along (the share of the run that is left) to the
-    ``power``.
+    """Return a fall along a power of the share of the run that is left, after a linear warmup.
+
+    Args:
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
+        power: the exponent; 1 falls linearly.
+        floor: the lowest factor of the base rate.
+        name: the name in messages and configs.
     """
-    _at_least(f"{name}(power=", power, 0)
+    checked_number(power, f"{name}(power=)", at_least=0)
 
     def slope(step: int, total: int) -> float:
         return float(max(0.0, (total - step) / total) ** power)
@@ -180,12 +192,12 @@ def polynomial(
 
 @checks_keywords
 def inverse_sqrt(warmup: object = 0, timescale: object = None) -> Schedule:
-    """Falling as 1 / sqrt(step), for runs without a known end (Vaswani et al. 2017; with timescale,
-    Zhai et al. 2022).
+    """Return a fall as 1 / sqrt(step), for runs without a known end (Vaswani et al. 2017).
 
     Args:
-        timescale: steps in which the factor falls from 1 to 1 / sqrt(2); None takes the warmup, or
-            10000 steps.
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
+        timescale: steps in which the factor falls from 1 to 1 / sqrt(2) (Zhai et al. 2022). None
+            takes the warmup, or 10000 steps without one.
     """
 
     def slope(step: int, total: int, timescale: int) -> float:
@@ -199,22 +211,18 @@ def inverse_sqrt(warmup: object = 0, timescale: object = None) -> Schedule:
 def wsd(
     warmup: object = 0, decay: object = "10%", shape: str = "cosine", floor: float = 0.0
 ) -> Schedule:
-    """Warmup, a stable stretch at the base rate, and a decay to ``floor`` times it (Hu et al. 2024,
-    MiniCPM).
+    """Return warmup, stable base rate and decay (Hu et al. 2024, MiniCPM).
 
     Args:
-        decay: how long before the end the decay begins: steps, ``"10%"`` of the run or ``"1
-            epoch"``.
-        shape: of the decay: "cosine", "linear" or "1-sqrt".
-        floor: the factor that the decay ends at, and the warmup begins at.
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
+        decay: the length of the decay at the end of the run, given like ``warmup``.
+        shape: the shape of the decay: "cosine", "linear" or "1-sqrt".
+        floor: the factor of the base rate at the start of the warmup and at the end of the decay.
 
     Raises:
-        OptionError: another shape.
+        OptionError: an unknown shape, or a value that is not accepted.
     """
-    if shape not in _DECAYS:
-        raise OptionError(
-            f"wsd(shape={shape!r}): give one of {', '.join(_DECAYS)}.{nearest(str(shape), _DECAYS)}"
-        )
+    checked_choice(shape, "wsd(shape=)", tuple(_DECAYS))
 
     def slope(step: int, total: int, decay: int) -> float:
         decaying = step - (total - decay)
@@ -229,25 +237,27 @@ def wsd(
 def warm_restarts(
     T_0: object, T_mult: float = 1, floor: float = 0.0, warmup: object = 0
 ) -> Schedule:
-    """Half cosines from the base rate to ``floor`` times it, without regard to where the run ends
-    (SGDR).
+    """Return falls along a cosine of given lengths (SGDR, Loshchilov and Hutter 2017).
 
-    Loshchilov and Hutter 2017. torch's ``CosineAnnealingWarmRestarts`` has its lowest rate as
-    ``eta_min``: here that is ``floor=eta_min / lr``.
+    This is torch's ``CosineAnnealingWarmRestarts``. torch's ``eta_min`` is ``floor * lr`` here.
 
     Args:
-        T_0: the length of the first: steps, ``"10%"`` of the run or ``"1 epoch"``.
-        T_mult: how many times as long as the one before each further one is.
+        T_0: the length of the first fall: steps, ``"10%"`` of the run or ``"1 epoch"``.
+        T_mult: the factor from the length of each fall to that of the next.
+        floor: the lowest factor of the base rate.
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
     """
-    _at_least("warm_restarts(T_mult=", T_mult, 1)
+    checked_number(T_mult, "warm_restarts(T_mult=)", at_least=1)
 
     def wave(step: int, total: int, T_0: int) -> float:
         if T_mult == 1:
             return 0.5 * (1.0 + math.cos(math.pi * (step % T_0) / T_0))
-        at, period = float(step), float(T_0)
-        while at >= period:
-            at, period = at - period, period * T_mult
-        return 0.5 * (1.0 + math.cos(math.pi * at / period))
+        since_restart = float(step)
+        period = float(T_0)
+        while since_restart >= period:
+            since_restart -= period
+            period *= T_mult
+        return 0.5 * (1.0 + math.cos(math.pi * since_restart / period))
 
     shape = _above("warm_restarts", floor, wave)
     return Schedule("warm_restarts", shape, warmup, needs_total=False, lengths={"T_0": T_0})
@@ -255,24 +265,22 @@ def warm_restarts(
 
 @checks_keywords
 def one_cycle(pct_start: float = 0.3, start: float = 1 / 25, end: float = 1 / 250_000) -> Schedule:
-    """Up along a cosine to the base rate, then down (Smith and Topin 2018); torch's ``OneCycleLR``
-    without momentum.
+    """Return a rise along a cosine to the base rate and a fall (Smith and Topin 2018).
+
+    This is torch's ``OneCycleLR`` without its momentum.
 
     Args:
-        pct_start: the share of the run that rises.
-        start: the first factor.
-        end: the last factor.
+        pct_start: the share of the run in which the rate rises.
+        start: the first factor of the base rate.
+        end: the last factor of the base rate.
     """
-    if not 0 < pct_start < 1:
-        raise OptionError(
-            f"one_cycle(pct_start={pct_start!r}): give a share of the run between 0 and 1"
-        )
+    checked_number(pct_start, "one_cycle(pct_start=)", above=0, below=1, what="a share of the run")
 
     def shape(step: int, total: int) -> float:
-        peak, last = pct_start * total - 1.0, total - 1.0
+        peak = pct_start * total - 1.0
         if step <= peak:
             return _between(start, 1.0, step / peak)
-        return _between(1.0, end, min(1.0, (step - peak) / max(1e-9, last - peak)))
+        return _between(1.0, end, min(1.0, (step - peak) / max(1e-9, total - 1.0 - peak)))
 
     return Schedule("one_cycle", shape)
 
@@ -287,26 +295,33 @@ def reduce_on_plateau(
     floor: float = 0.0,
     warmup: object = 0,
 ) -> Plateau:
-    """Lower the rate when a metric stops getting better: after each evaluation, as torch's
-    ``ReduceLROnPlateau``.
+    """Return torch's ``ReduceLROnPlateau``: lower the rate when a metric stops improving.
 
     Args:
-        metric: its full name and its mode, as ``"eval/loss:min"``.
-        factor: what the rate is multiplied by.
-        patience: evaluations without an improvement that are let pass.
-        threshold: how much better than the best, relative to it, counts as an improvement.
-        cooldown: evaluations after a reduction that are not counted.
+        metric: the full name of the metric and its mode, as ``"eval/loss:min"``.
+        factor: the factor of each reduction.
+        patience: evaluations without an improvement before a reduction.
+        threshold: the least improvement that counts, as a fraction of the best value.
+        cooldown: evaluations after a reduction that do not count.
         floor: the lowest factor of the base rate.
-        warmup: of the first steps, linear from 0.
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
     """
-    return Plateau(metric, factor, patience, threshold, cooldown, floor, warmup)
+    return Plateau(
+        metric=metric,
+        factor=factor,
+        patience=patience,
+        threshold=threshold,
+        cooldown=cooldown,
+        floor=floor,
+        warmup=warmup,
+    )
 
 
 def in_steps(value: object, length: RunLength, option: str) -> int:
-    """A length in whole optimizer steps, rounded up; 0 for none.
+    """Return a length in whole optimizer steps, rounded up; 0 for none.
 
     Raises:
-        OptionError: it is given in time, or needs a length that the run does not have.
+        OptionError: it is a time, or a share of a run or epoch of unknown length.
     """
     given = _length(value, option)
     if given is None:
@@ -314,8 +329,8 @@ def in_steps(value: object, length: RunLength, option: str) -> int:
     period = given.in_steps(length, option)
     if period is None:
         raise OptionError(
-            f"{option[:-1]}'{given}'): give steps, epochs of data with a length, or percent, not "
-            f"time"
+            f"{shown(option, str(given))}: give steps, epochs of data with a length, or percent, "
+            "not a time"
         )
     return math.ceil(period)
 
@@ -326,18 +341,15 @@ def _length(value: object, option: str) -> Duration | None:
 
 
 def _above(name: str, floor: float, shape: Shape) -> Shape:
-    """``shape``, which falls from 1 to 0, made to fall to ``floor``."""
-    if not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
-        raise OptionError(f"{name}(floor={floor!r}): give a factor of the base rate, from 0 to 1")
+    """Return ``shape``, which falls from 1 to 0, scaled to fall to ``floor``."""
+    checked_number(
+        floor, f"{name}(floor=)", at_least=0, at_most=1, what="a factor of the base rate"
+    )
     return lambda step, total, **lengths: (
         floor + (1 - floor) * max(0.0, shape(step, total, **lengths))
     )
 
 
 def _between(start: float, end: float, part: float) -> float:
+    """Return the value of a cosine from ``start`` to ``end`` after a part of the way."""
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * part))
-
-
-def _at_least(what: str, value: float, least: float) -> None:
-    if not isinstance(value, (int, float)) or not value >= least:
-        raise OptionError(f"{what}{value!r}): give a number of at least {least}")

@@ -1,9 +1,9 @@
-"""Optimizers as specs: what a Task returns, built over its parameters once they are placed."""
+"""OptimizerSpec: an optimizer that a Task describes, built over its parameters on the device."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,44 +12,44 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from loopkit.checks import checked_number
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError, TaskError
 from loopkit.foreign_names import OPTIMIZER_ARGUMENTS, SCHEDULE_NAMES
 from loopkit.keywords import unknown_keyword
-from loopkit.optim.groups import (
-    Group,
-    check_complete,
-    check_number,
-    check_pattern,
-    partition,
-    select,
-)
+from loopkit.optim.groups import ParamGroup, check_complete, check_pattern, partition, select
 from loopkit.optim.lr_schedulers import BoundSchedule, bind
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.optim.schedules import Plateau, Schedule
 from loopkit.task import name_of
 
+SETTINGS = ("lr", "weight_decay", "schedule", "no_decay", "params", "groups", "layer_decay")
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A torch optimizer to be built over a task's parameters, fused where torch has one kernel for
-    all of them.
+class OptimizerSpec:
+    """A torch optimizer to be built over the parameters of a task.
+
+    Where torch has a fused kernel for the optimizer, it is used.
 
     Attributes:
         optimizer: the class.
         lr: the base learning rate.
-        weight_decay: of the groups that decay.
-        schedule: the rate over the run; None keeps it.
-        no_decay: "auto" spares biases and norms; a sequence of names' regular expressions; ()
-            spares nothing.
-        params: which parameters: None for all, a regular expression, a module, parameters, or a
-            function of the task that gives names.
+        weight_decay: the weight decay of the parameters that decay.
+        schedule: the learning rate over the run; None keeps it.
+        no_decay: which parameters do not decay: "auto" (biases and norms), regular expressions of
+            names, or () for none.
+        params: which parameters to optimise: None for all, a regular expression of names, a module,
+            parameters, or a function of the task that returns names.
         options: further arguments of the class.
-        groups: settings for parameters by name, in order: the first that matches holds.
-        layer_decay: what each layer's rate is multiplied by to get the one below: 0.95, with the
-            head at ``lr``.
+        groups: settings by name of the parameters; the first group that matches holds.
+        layer_decay: the factor of the rate from each layer to the one below, such as 0.95. The head
+            has the rate ``lr``.
+        name: the name of the optimizer in messages; "" takes that of the class.
+
+    Raises:
+        OptionError: an argument that is not accepted, or that the class does not have.
     """
 
     optimizer: type[Optimizer]
@@ -59,57 +59,58 @@ class Spec:
     no_decay: str | Sequence[str] = "auto"
     params: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    groups: Sequence[Group] = ()
+    groups: Sequence[ParamGroup] = ()
     layer_decay: float | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
-        name = self.optimizer.__name__
-        check_number(self.lr, f"{name}(lr=)")
-        check_number(self.weight_decay, f"{name}(weight_decay=)")
+        if not self.name:
+            object.__setattr__(self, "name", self.optimizer.__name__)
+        checked_number(self.lr, f"{self.name}(lr=)", at_least=0)
+        checked_number(self.weight_decay, f"{self.name}(weight_decay=)", at_least=0)
+        checked_number(
+            self.layer_decay, f"{self.name}(layer_decay=)", above=0, at_most=1, or_none=True
+        )
         if self.schedule is not None and not isinstance(self.schedule, (Schedule, Plateau)):
             known = SCHEDULE_NAMES.get(str(self.schedule), "such as cosine()")
             raise OptionError(
-                f"{name}(schedule={self.schedule!r}): give one of loopkit.optim's, {known}"
+                f"{self.name}(schedule={self.schedule!r}): give one of loopkit.optim's, {known}"
             )
         for pattern in [self.no_decay] if isinstance(self.no_decay, str) else self.no_decay:
-            check_pattern(pattern, f"{name}(no_decay=)")
-        if any(not isinstance(group, Group) for group in self.groups):
+            check_pattern(pattern, f"{self.name}(no_decay=)")
+        if any(not isinstance(group, ParamGroup) for group in self.groups):
             raise OptionError(
-                f"{name}(groups=...): give a sequence of Group(match=..., lr=..., weight_decay=...)"
+                f"{self.name}(groups=...): give a sequence of ParamGroup(match=..., lr=..., "
+                "weight_decay=...)"
             )
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise OptionError(
-                f"{name}(layer_decay={self.layer_decay!r}): give a factor from 0 to 1, such as 0.95"
-            )
-        self._check_options(name)
+        self._check_options()
 
-    def _check_options(self, name: str) -> None:
+    def _check_options(self) -> None:
         accepted = arguments(self.optimizer)
         if accepted is None:
             return
+        known = sorted({*accepted, *SETTINGS})
         for option in self.options:
             if option not in accepted:
-                known = sorted({*accepted, *SETTINGS})
                 foreign = {
                     theirs: ours
                     for theirs, ours in OPTIMIZER_ARGUMENTS.items()
                     if ours.partition("=")[0] in known
                 }
-                raise unknown_keyword(name, option, known, foreign)
+                raise unknown_keyword(self.name, option, known, foreign)
         if self.weight_decay and "weight_decay" not in accepted:
             raise OptionError(
-                f"{name}(weight_decay={self.weight_decay!r}): this optimizer has no weight decay"
+                f"{self.name}(weight_decay={self.weight_decay!r}): this optimizer has no weight "
+                "decay"
             )
 
     def build(self, task: nn.Module) -> Optimizer:
-        """The optimizer over ``task``'s parameters, in the groups that decay, layers and names
-        make.
+        """Return the optimizer over the parameters of ``task``, in their groups.
 
         Raises:
-            OptionError: ``params`` or a group picks nothing, or the class refuses an option.
+            OptionError: ``params`` or a group picks no parameter, or the class refuses an option.
         """
-        name = self.optimizer.__name__
-        chosen = select(task, self.params, name)
+        chosen = select(task, self.params, self.name)
         groups = partition(
             task,
             chosen,
@@ -119,61 +120,56 @@ class Spec:
             groups=self.groups,
             layer_decay=self.layer_decay,
         )
-        options = {
-            option: value
-            for option, value in self.options.items()
-            if option != "fused" or value is not None
-        }
-        fits = all(_fuses(self.optimizer, parameter) for parameter in chosen.values())
-        if (
-            fits
-            and "fused" in (arguments(self.optimizer) or ())
-            and not {"fused", "foreach"} & options.keys()
-        ):
-            with suppress(
-                RuntimeError
-            ):  # where this version of torch has no such kernel for the device
+        options = dict(self.options)
+        if options.get("fused", True) is None:
+            del options["fused"]
+        if self._may_fuse(options, chosen.values()):
+            # Some versions of torch have no fused kernel for the device.
+            with suppress(RuntimeError):
                 return self._make([dict(group) for group in groups], {**options, "fused": True})
         try:
             return self._make(groups, options)
         except RuntimeError as error:
-            raise OptionError(f"{name} cannot be built: {error}") from error
+            raise OptionError(f"{self.name} cannot be built: {error}") from error
+
+    def _may_fuse(self, options: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> bool:
+        if "fused" not in (arguments(self.optimizer) or ()):
+            return False
+        if {"fused", "foreach"} & options.keys():
+            return False
+        return all(_is_fusable(self.optimizer, parameter) for parameter in parameters)
 
     def _make(self, groups: list[dict[str, Any]], options: Mapping[str, Any]) -> Optimizer:
         try:
             return self.optimizer(groups, lr=self.lr, **options)  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
-            raise OptionError(f"{self.optimizer.__name__} cannot be built: {error}") from error
+            raise OptionError(f"{self.name} cannot be built: {error}") from error
 
 
-def _fuses(optimizer: type[Optimizer], parameter: Tensor) -> bool:
-    """Whether torch's fused kernel is to be had for ``parameter``, and right."""
-    if (
-        parameter.device.type == "cpu"
-        and parameter.element_size() == 2
-        and issubclass(optimizer, torch.optim.SGD)
-    ):
-        # up to 2.13 it leaves whole vectors of 16-bit numbers as they were (pytorch issue 191763)
+def _is_fusable(optimizer: type[Optimizer], parameter: Tensor) -> bool:
+    """Return whether torch's fused kernel exists for ``parameter``, and is correct."""
+    device = parameter.device.type
+    half = parameter.element_size() == 2
+    if device == "cpu" and half and issubclass(optimizer, torch.optim.SGD):
+        # Up to torch 2.13 it skips whole vectors of 16-bit numbers (pytorch issue 191763).
         return False
-    return parameter.device.type in _FUSED_DEVICES and parameter.is_floating_point()
-
-
-SETTINGS = ("lr", "weight_decay", "schedule", "no_decay", "params", "groups", "layer_decay")
+    return device in _FUSED_DEVICES and parameter.is_floating_point()
 
 
 def arguments(optimizer: type[Optimizer]) -> dict[str, Any] | None:
-    """The class's arguments by name with their defaults; None where it takes any name."""
-    parameters = list(inspect.signature(optimizer.__init__).parameters.values())[
-        2:
-    ]  # after self and params
+    """Return the arguments of the class by name with their defaults; None where it takes any."""
+    # The first two are self and the parameters.
+    parameters = list(inspect.signature(optimizer.__init__).parameters.values())[2:]
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
     return {p.name: p.default for p in parameters}
 
 
 def make_optimizers(task: Any) -> dict[str, tuple[Optimizer, Any]]:
-    """What ``task.optimizers()`` returned, built: each with its schedule or None, by name ("main"
-    for a single one).
+    """Build what ``task.optimizers()`` returned.
+
+    Returns:
+        Each optimizer with its schedule or None, by name; a single one is called "main".
 
     Raises:
         TaskError: it returned something else, or a trainable parameter is in no group.
@@ -186,19 +182,19 @@ def make_optimizers(task: Any) -> dict[str, tuple[Optimizer, Any]]:
             f"{name_of(task)}.optimizers() returned an empty dict: name at least one optimizer"
         )
     made: dict[str, tuple[Optimizer, Any]] = {}
-    for name, given in _flat(named).items():
+    for name, optimizer in _flattened(named).items():
         schedule = None
-        if isinstance(given, tuple) and len(given) == 2:
-            given, schedule = given
-        if isinstance(given, Spec):
-            schedule = schedule or given.schedule
-            given = given.build(task)
-        if not isinstance(given, Optimizer):
+        if isinstance(optimizer, tuple) and len(optimizer) == 2:
+            optimizer, schedule = optimizer
+        if isinstance(optimizer, OptimizerSpec):
+            schedule = schedule or optimizer.schedule
+            optimizer = optimizer.build(task)
+        if not isinstance(optimizer, Optimizer):
             raise TaskError(
-                f"{name_of(task)}.optimizers() returned {type(given).__name__}: give a "
+                f"{name_of(task)}.optimizers() returned {type(optimizer).__name__}: give a "
                 "loopkit.optim spec, a torch optimizer, or a dict of these by name"
             )
-        made[name] = given, schedule
+        made[name] = optimizer, schedule
     check_complete(task, {name: optimizer for name, (optimizer, _) in made.items()})
     return made
 
@@ -206,16 +202,17 @@ def make_optimizers(task: Any) -> dict[str, tuple[Optimizer, Any]]:
 def build_optimizers(
     task: Any, length: RunLength
 ) -> tuple[dict[str, Optimizer], dict[str, BoundSchedule]]:
-    """What ``task.optimizers()`` returned, ready to train: optimizers and bound schedules by name.
+    """Return the optimizers and the bound schedules of ``task`` by name, ready to train.
 
     Raises:
-        TaskError: it returned something else, or a trainable parameter is in no group.
-        OptionError: a spec cannot be built, or its schedule needs a length the run does not have.
+        TaskError: ``task.optimizers()`` returned something else, or a parameter is in no group.
+        OptionError: a spec cannot be built, or its schedule needs a length of the run that is not
+            known.
     """
     made = make_optimizers(task)
     optimizers = {name: optimizer for name, (optimizer, _) in made.items()}
-    for switcher in schedule_free_optimizers(optimizers.values()):
-        switcher.train()
+    for optimizer in schedule_free_optimizers(optimizers.values()):
+        optimizer.train()
     schedules = {
         name: bind(schedule, made[name][0], length)
         for name, (_, schedule) in made.items()
@@ -224,10 +221,12 @@ def build_optimizers(
     return optimizers, schedules
 
 
-def _flat(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Optimizers by name, where one name may hold several, as ``Muon`` does: "generator_muon"."""
+def _flattened(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return optimizers by name, where one name may hold several: "generator_muon"."""
     flat: dict[str, Any] = {}
     for name, given in named.items():
-        parts = given.items() if isinstance(given, Mapping) else ()
-        flat |= {f"{name}_{part}": value for part, value in parts} or {name: given}
+        if isinstance(given, Mapping) and given:
+            flat |= {f"{name}_{part}": value for part, value in given.items()}
+        else:
+            flat[name] = given
     return flat

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.distributed.communicator import Communicator
-from loopkit.optim.fused import stepper
+from loopkit.optim.fused import step_function
 from loopkit.rng import torch_seeder
 from loopkit.strategies import optimizer_state
 from loopkit.strategies.activation_checkpointing import (
@@ -73,7 +73,7 @@ class ModuleStrategy(Strategy):
     def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
         """Take the optimizers by name, which were made after ``setup_module``."""
         self.optimizers = optimizers
-        self._steppers = {name: stepper(optimizer) for name, optimizer in optimizers.items()}
+        self._steppers = {name: step_function(optimizer) for name, optimizer in optimizers.items()}
         self._parameters: dict[str, list[nn.Parameter]] = {
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in optimizers.items()

@@ -12,7 +12,7 @@ import pytest
 from snapshots import alike, make
 
 from loopkit.checkpoint import Store, load_checkpoint, load_snapshot, resolve, write_checkpoint
-from loopkit.errors import CheckpointError, CorruptCheckpointError, NoGoodCheckpointError
+from loopkit.errors import CheckpointError, CorruptCheckpointError, NoValidCheckpointError
 
 
 @pytest.fixture
@@ -62,7 +62,9 @@ def test_a_path_that_names_nothing_is_told_with_its_option(function, tmp_path, p
     for name in ("nowhere", "file"):
         with pytest.raises(CheckpointError, match=rf"^--checkpoint \S+/{name}: there is no such"):
             function(tmp_path / name, option="--checkpoint ")
-    with pytest.raises(NoGoodCheckpointError, match="empty: the run directory holds no checkpoint"):
+    with pytest.raises(
+        NoValidCheckpointError, match="empty: the run directory holds no checkpoint"
+    ):
         function(tmp_path / "empty")
 
 

@@ -28,9 +28,7 @@ def source(data: Any, **reading: Any) -> Any:
 
 
 def ids(data: Any, epoch: int = 0, start: int = 0, **reading: Any) -> list[list[int]]:
-    """The samples of each batch, for a data set that holds its own indices; none where another's
-    stand in.
-    """
+    """The samples of each batch, of a data set that holds its own indices; none in dummy batches."""
     return [
         batch[0].tolist() if size else []
         for batch, size, *_ in source(data, **reading).open(epoch, start)
@@ -142,7 +140,7 @@ def test_padding_by_key_side_and_multiple():
     assert batch["labels"].tolist() == [[5, 6, 7, -100], [8, -100, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert batch["y"].tolist() == [1.5, 2.5]
-    assert Padded(side="left")(samples)["input_ids"].tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert Padded(padding_side="left")(samples)["input_ids"].tolist() == [[1, 2, 3], [0, 0, 4]]
     with pytest.raises(DataError, match="dicts with the same keys"):
         Padded()([samples[0], {"input_ids": [1]}])
 
@@ -158,8 +156,8 @@ def test_columns_keep_what_is_named():
         (lambda: Loader(points(5), num_workers=-1), "Loader(num_workers=-1)"),
         (lambda: Loader(points(5), batch_size=0), "Loader(batch_size=0)"),
         (
-            lambda: Padded(side="middle"),
-            "Padded(side='middle') is not known: give one of 'right', 'left'",
+            lambda: Padded(padding_side="middle"),
+            "Padded(padding_side='middle') is not known: give one of 'right', 'left'",
         ),
     ],
 )

@@ -177,7 +177,7 @@ def test_compile_changes_no_parameter_name_and_no_number_beyond_rounding():
             torch.testing.assert_close(task.state_dict()[name], tensor)
 
 
-def test_without_a_compiler_it_warns_and_continues():
+def test_without_a_compiler_it_says_so_and_continues():
     code = (
         "from loopkit import Compile; from tests.support import Tiny, quiet; import warnings;"
         "warnings.simplefilter('always'); quiet(steps=2, compile=True, "

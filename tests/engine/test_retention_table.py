@@ -56,7 +56,7 @@ ROWS = [
 
 
 class Rigged(Tiny):
-    """What it measures is told by step."""
+    """Its metric is a given value at each step."""
 
     values = VALUES
 
@@ -122,12 +122,12 @@ def test_a_run_that_is_stopped_and_resumed_leaves_the_same(tmp_path, every, best
     assert left(tmp_path) == expected
 
 
-@pytest.mark.parametrize("side", ["min", "max"])
-def test_of_equal_ones_the_first_is_the_best(tmp_path, side):
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_of_equal_ones_the_first_is_the_best(tmp_path, mode):
     class Level(Rigged):
         values = dict.fromkeys(VALUES, 1.0)
 
-    result = run(tmp_path, "3 steps", side, {"keep": 1}, Level())
+    result = run(tmp_path, "3 steps", mode, {"keep": 1}, Level())
     assert left(tmp_path) == [2, 12]
     assert result.best["step"] == 2
 

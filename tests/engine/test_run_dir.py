@@ -17,7 +17,7 @@ from loopkit.errors import (
     CheckpointError,
     DiskFullError,
     LoopkitWarning,
-    NoGoodCheckpointError,
+    NoValidCheckpointError,
     RunDirError,
 )
 from tests import fork_server
@@ -62,7 +62,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_step_1():
     assert not steps
 
 
-def test_a_full_disk_names_the_file_and_leaves_the_last_good_checkpoint(tmp_path):
+def test_a_full_disk_names_the_file_and_leaves_the_last_valid_checkpoint(tmp_path):
     code = f"""
 import resource, sys
 from loopkit import Checkpoint
@@ -99,11 +99,11 @@ def test_resume_from_what_is_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such checkpoint or run directory"):
         quiet(run_dir=tmp_path, resume=tmp_path / "nothing").run(Tiny())
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(NoGoodCheckpointError, match="holds no checkpoint"):
+    with pytest.raises(NoValidCheckpointError, match="holds no checkpoint"):
         quiet(run_dir=tmp_path / "new", resume=tmp_path / "old").run(Tiny())
 
 
-def test_resume_from_another_run_goes_on_in_a_new_directory(tmp_path):
+def test_resume_from_another_run_continues_in_a_new_directory(tmp_path):
     whole, first = Tiny(), Tiny()
     quiet(epochs=4).run(whole)
     quiet(epochs=2, run_dir=tmp_path / "a", checkpoint=SAVES, steps=2).run(

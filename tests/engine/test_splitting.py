@@ -1,4 +1,4 @@
-"""micro_batch="auto": a step that does not fit is begun anew over smaller micro-batches, with the
+"""micro_batch="auto": a step that does not fit starts again with smaller micro-batches, and has the
 same gradient.
 """
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from loopkit.optim import AdamW
-from loopkit.optim.fused import FusedStep, stepper
+from loopkit.optim.fused import FusedStep, step_function
 from tests.support import Tiny, digest, quiet
 
 KINDS = [torch.optim.AdamW, torch.optim.Adam]
@@ -56,7 +56,7 @@ def same(one: tuple, other: tuple) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_bits_as_torch(kind, options, dtype):
     mine, theirs = made(kind, dtype, **options), made(kind, dtype, **options)
-    step = stepper(mine[1])
+    step = step_function(mine[1])
     assert isinstance(step, FusedStep)
     for number in range(12):
         for model, optimizer in (mine, theirs):
@@ -69,7 +69,7 @@ def test_same_bits_as_torch(kind, options, dtype):
 
 def test_a_parameter_without_gradient_is_left_alone():
     mine, theirs = made(KINDS[0]), made(KINDS[0])
-    step = stepper(mine[1])
+    step = step_function(mine[1])
     for number, missing in enumerate([0, 0, None, None, 3, None, None]):
         for model, _ in (mine, theirs):
             fill(model, number, missing)
@@ -80,14 +80,14 @@ def test_a_parameter_without_gradient_is_left_alone():
 
 def test_loaded_and_replaced_state_is_used():
     mine, theirs = made(KINDS[0]), made(KINDS[0])
-    step = stepper(mine[1])
+    step = step_function(mine[1])
     saved = None
     for number in range(8):
         for model, optimizer in (mine, theirs):
             fill(model, number)
             if number == 5:
                 optimizer.load_state_dict(copy.deepcopy(saved))
-            if number == 6:  # one parameter begins anew
+            if number == 6:  # one parameter begins again
                 held = optimizer.state[next(model.parameters())]
                 held |= {name: torch.zeros_like(tensor) for name, tensor in held.items()}
         step()
@@ -100,7 +100,7 @@ def test_loaded_and_replaced_state_is_used():
 @pytest.mark.parametrize("where", ["optimizer", "everywhere"])
 def test_hooks_run(where):
     model, optimizer = made(KINDS[0])
-    step, calls = stepper(optimizer), []
+    step, calls = step_function(optimizer), []
 
     def note(*_: Any) -> None:
         calls.append(1)
@@ -126,7 +126,7 @@ def test_what_is_unusual_is_left_to_torch(options):
     optimizer = torch.optim.AdamW(model.parameters(), **({"fused": True} | options))
     fill(model, 0)
     before = digest(model.state_dict())
-    step = stepper(optimizer)
+    step = step_function(optimizer)
     step()
     assert not isinstance(step, FusedStep)
     assert digest(model.state_dict()) != before
@@ -137,13 +137,13 @@ def test_other_classes_and_wrapped_steps_are_left_to_torch():
         pass
 
     model = nn.Linear(2, 2)
-    assert not isinstance(stepper(Mine(model.parameters(), fused=True)), FusedStep)
+    assert not isinstance(step_function(Mine(model.parameters(), fused=True)), FusedStep)
     assert not isinstance(
-        stepper(torch.optim.SGD(model.parameters(), lr=0.1, fused=True)), FusedStep
+        step_function(torch.optim.SGD(model.parameters(), lr=0.1, fused=True)), FusedStep
     )
     scheduled = torch.optim.AdamW(model.parameters(), fused=True)
     torch.optim.lr_scheduler.LambdaLR(scheduled, lambda step: 1.0)
-    assert not isinstance(stepper(scheduled), FusedStep)
+    assert not isinstance(step_function(scheduled), FusedStep)
 
 
 def test_a_run_steps_through_it_and_ends_as_with_torch(monkeypatch):
@@ -169,6 +169,6 @@ def test_a_kernel_with_other_arguments_is_left_to_torch(monkeypatch):
 
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
-    assert isinstance(fused.stepper(optimizer), fused.FusedStep)
+    assert isinstance(fused.step_function(optimizer), fused.FusedStep)
     monkeypatch.setattr(fused, "_ARGUMENTS", (*fused._ARGUMENTS, "another"))
-    assert not isinstance(fused.stepper(optimizer), fused.FusedStep)
+    assert not isinstance(fused.step_function(optimizer), fused.FusedStep)

@@ -10,7 +10,7 @@ from torch import nn
 
 from loopkit import Task
 from loopkit.errors import OptionError
-from loopkit.optim import SGD, AdamW, Group, Muon, group_table
+from loopkit.optim import SGD, AdamW, Muon, ParamGroup, group_table
 from loopkit.optim.layers import hidden_matrices, layer_levels
 from tests.support import Tiny, quiet
 
@@ -139,9 +139,9 @@ def test_biases_and_norms_do_not_shrink_under_a_zero_gradient():
 
 def test_a_group_has_its_own_rate_and_decay_and_the_first_match_wins():
     groups = [
-        Group(r"^head", lr=0.3, weight_decay=0.5),
-        Group("norm", weight_decay=0.2),
-        Group("head|blocks", lr=0.2),
+        ParamGroup(r"^head", lr=0.3, weight_decay=0.5),
+        ParamGroup("norm", weight_decay=0.2),
+        ParamGroup("head|blocks", lr=0.2),
     ]
     task = Transformer(SGD(lr=0.1, weight_decay=0.0, groups=groups))
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
@@ -159,7 +159,7 @@ def test_a_groups_rate_stands_beside_layer_decay():
         AdamW(
             lr=1.0,
             layer_decay=0.5,
-            groups=[Group("token", lr=0.7), Group("position", weight_decay=0.1)],
+            groups=[ParamGroup("token", lr=0.7), ParamGroup("position", weight_decay=0.1)],
         )
     )
     assert (found["token.weight"], found["position"], found["blocks.2.norm.bias"]) == (
@@ -170,7 +170,7 @@ def test_a_groups_rate_stands_beside_layer_decay():
 
 
 def test_a_group_may_set_other_options():
-    spec = AdamW(lr=1e-3, groups=[Group("token", options={"betas": (0.5, 0.6)})])
+    spec = AdamW(lr=1e-3, groups=[ParamGroup("token", options={"betas": (0.5, 0.6)})])
     betas = {group["name"]: group["betas"] for group in spec.build(Transformer()).param_groups}
     assert betas == {"token": (0.5, 0.6), "decay": (0.9, 0.999), "no_decay": (0.9, 0.999)}
 
@@ -179,13 +179,21 @@ def test_a_group_may_set_other_options():
     ("make", "said"),
     [
         (
-            lambda: AdamW(groups=[Group("head"), Group("head.bias")]).build(Transformer()),
-            r"Group\(match='head.bias'\) is the first to match no",
+            lambda: AdamW(groups=[ParamGroup("head"), ParamGroup("head.bias")]).build(
+                Transformer()
+            ),
+            r"ParamGroup\(match='head.bias'\) is the first to match no",
         ),
-        (lambda: Group("(", lr=1.0), r"Group\(match='\('\) is no regular expression"),
-        (lambda: Group("x", lr=-1), r"Group\(match='x', lr=-1\): give a number of at least 0"),
-        (lambda: AdamW(groups=["head"]), r"AdamW\(groups=...\): give a sequence of Group"),
-        (lambda: AdamW(layer_decay=1.5), r"AdamW\(layer_decay=1.5\): give a factor from 0 to 1"),
+        (lambda: ParamGroup("(", lr=1.0), r"ParamGroup\(match='\('\) is no regular expression"),
+        (
+            lambda: ParamGroup("x", lr=-1),
+            r"ParamGroup\(match='x', lr=-1\): give a number of at least 0",
+        ),
+        (lambda: AdamW(groups=["head"]), r"AdamW\(groups=...\): give a sequence of ParamGroup"),
+        (
+            lambda: AdamW(layer_decay=1.5),
+            r"AdamW\(layer_decay=1.5\): give a number above 0 and of at most 1",
+        ),
         (lambda: AdamW(no_decay=["["]), r"AdamW\(no_decay='\['\) is no regular expression"),
     ],
 )
@@ -219,7 +227,8 @@ def test_a_head_tied_to_the_embedding_is_no_hidden_matrix():
 
 def test_the_table_shows_every_group():
     task = Transformer(
-        AdamW(lr=1e-3, weight_decay=0.1, layer_decay=0.5, groups=[Group("head", lr=0.01)]), blocks=1
+        AdamW(lr=1e-3, weight_decay=0.1, layer_decay=0.5, groups=[ParamGroup("head", lr=0.01)]),
+        blocks=1,
     )
     task.token.requires_grad_(False)
     assert (

@@ -19,8 +19,8 @@ from loopkit.optim import (
     AdamWBf16,
     Lion,
     Muon,
+    OptimizerSpec,
     ScheduleFree,
-    Spec,
     build,
     cosine,
 )
@@ -57,7 +57,7 @@ def test_what_is_not_given_is_the_classs_own():
 
 
 @pytest.mark.parametrize(
-    "spec", [AdamW(), SGD(0.1), Adagrad(), build("adam"), Spec(torch.optim.AdamW, 1e-3)]
+    "spec", [AdamW(), SGD(0.1), Adagrad(), build("adam"), OptimizerSpec(torch.optim.AdamW, 1e-3)]
 )
 def test_fused_is_the_default_and_can_be_left(spec):
     assert all(group["fused"] is True for group in spec.build(Tiny()).param_groups)
@@ -91,7 +91,7 @@ def test_16_bit_parameters_move_by_the_optimizers_formula(name, dtype):
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
-def test_a_trainer_name_is_told_ours(name):
+def test_a_trainer_name_gets_ours(name):
     with pytest.raises(OptionError, match=f"no optimizer {name!r}: here that is") as caught:
         build(name, lr=1e-3)
     ours = str(caught.value).split("here that is '")[1].split("'")[0]
@@ -108,9 +108,9 @@ def test_a_trainer_name_is_told_ours(name):
             lambda: build("admw"),
             "no optimizer 'admw'. Did you mean 'adamw'.* Give one of adamw, adam, sgd",
         ),
-        (lambda: build("torch.optim.Nadam"), "'torch.optim.Nadam' is not there"),
+        (lambda: build("torch.optim.Nadam"), "there is no optimizer 'torch.optim.Nadam'"),
         (lambda: build("no.such.Thing"), "'no.such.Thing' cannot be imported"),
-        (lambda: build("torch.nn.Linear"), "torch.nn.Linear is no torch.optim.Optimizer"),
+        (lambda: build("torch.nn.Linear"), "torch.nn.Linear is not a torch.optim.Optimizer"),
         (
             lambda: AdamW(wieght_decay=0.1),
             "AdamW has no option 'wieght_decay'. Did you mean 'weight_decay'",
@@ -383,7 +383,7 @@ class Averaged(torch.optim.SGD):
         return super().step(closure)
 
 
-class Switching(Task):
+class TwoWeights(Task):
     """One weight, falling by one in each step, evaluated as it is."""
 
     def __init__(self) -> None:
@@ -406,7 +406,7 @@ class Switching(Task):
 
 
 def test_an_optimizer_with_two_sets_of_weights_is_evaluated_and_saved_with_its_averages(tmp_path):
-    task = Switching()
+    task = TwoWeights()
     result = quiet(run_dir=tmp_path, eval_every=1, checkpoint=True).run(task)
     assert [row["eval/loss"] for row in result.history if "eval/loss" in row] == [
         -0.5,
@@ -415,7 +415,7 @@ def test_an_optimizer_with_two_sets_of_weights_is_evaluated_and_saved_with_its_a
         -2.0,
     ]
     assert task.weight.item() == -2.0
-    assert Switching.load(result.checkpoint).weight.item() == -2.0
+    assert TwoWeights.load(result.checkpoint).weight.item() == -2.0
 
 
 def test_schedule_free_weights_leave_no_trace_of_being_looked_at(tmp_path):

@@ -203,7 +203,7 @@ def test_a_schedule_can_be_swapped_during_a_run():
 
 
 class Falling(Scheduled):
-    """Its evaluations give the losses it is told."""
+    """Its evaluations give these losses."""
 
     def __init__(self, schedule, losses) -> None:
         super().__init__(schedule, 0.1)
@@ -344,11 +344,14 @@ def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: wsd(shape="square"), r"wsd\(shape='square'\): give one of linear, cosine, 1-sqrt"),
+        (
+            lambda: wsd(shape="square"),
+            r"wsd\(shape='square'\) is not known: give one of 'linear', 'cosine', '1-sqrt'",
+        ),
         (lambda: wsd(decay="a bit"), r"wsd\(decay='a bit'\) is not a duration"),
         (
             lambda: cosine(floor=2),
-            r"cosine\(floor=2\): give a factor of the base rate, from 0 to 1",
+            r"cosine\(floor=2\): give a factor of the base rate of at least 0 and of at most 1",
         ),
         (
             lambda: cosine_restarts(cycles=0),
@@ -363,7 +366,7 @@ def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
         ),
         (
             lambda: reduce_on_plateau(factor=1.5),
-            r"reduce_on_plateau\(factor=1.5\): give a number between 0 and 1",
+            r"reduce_on_plateau\(factor=1.5\): give a number above 0 and below 1",
         ),
         (lambda: reduce_on_plateau(patience=-1), r"reduce_on_plateau\(patience=-1\)"),
         (

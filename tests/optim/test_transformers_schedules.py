@@ -100,7 +100,7 @@ def test_reduce_on_plateau_is_reduce_lr_on_plateau():
     assert len(set(expected)) > 3
 
 
-def test_every_name_of_the_trainer_is_compared_or_told_of():
+def test_every_name_of_the_trainer_is_compared_or_listed():
     from tests.docs.pages import DOCS
 
     told = (DOCS / "optimizers.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The group table: what is optimised, at which rate, with which decay, as readable text."""
+"""The table of parameter groups: what is optimised, at which rate and with which decay."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from loopkit.optim.specs import make_optimizers
 def group_table(
     task: nn.Module, optimizers: Optimizer | Mapping[str, Optimizer] | None = None
 ) -> str:
-    """A row per parameter group: its name, its number of parameters and of elements, its rate and
-    weight decay.
+    """Return the parameter groups as text: a row for each, with its size, rate and weight decay.
 
     Args:
-        optimizers: one or several by name; None builds what ``task.optimizers()`` returns.
+        task: the module that holds the parameters.
+        optimizers: one, or several by name; None builds what ``task.optimizers()`` returns.
 
     Raises:
+        TaskError: ``task.optimizers()`` returned something else.
         OptionError: a spec cannot be built.
     """
     if optimizers is None:
@@ -46,7 +47,8 @@ def group_table(
 
 
 def _row(name: str, group: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    rate, parameters = group.get("initial_lr", group["lr"]), group["params"]
+    rate = group.get("initial_lr", group["lr"])
+    parameters = group["params"]
     elements = sum(p.numel() for p in parameters)
     return (
         name,
