@@ -54,7 +54,7 @@ class CorruptCheckpointError(CheckpointError):
     """Files that do not match their manifest. Nothing was loaded."""
 
 
-class NoGoodCheckpointError(CheckpointError):
+class NoValidCheckpointError(CheckpointError):
     """Checkpoints exist and none of them can be trusted."""
 
     exit_code = 65

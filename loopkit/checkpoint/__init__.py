@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         load_newest,
         load_snapshot,
         newest_valid,
-        resolve,
+        resolve_checkpoint,
         scan,
     )
     from loopkit.checkpoint.format import checkpoints_dir
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "async_writer": ("BackgroundWriter",),
     "discovery": (
-        "Entry", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid", "resolve", "scan",
+        "Entry", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid",
+        "resolve_checkpoint", "scan",
     ),
     "format": ("checkpoints_dir",),
     "lock": ("RunLock",),
@@ -47,7 +48,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BackgroundWriter", "Entry", "RunLock", "Shard", "ShardedTensor", "Snapshot", "Store", "apply_retention",
     "checkpoints_dir", "clean", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid",
-    "read_checkpoint", "resolve", "scan", "to_delete", "verify_checkpoint", "write_checkpoint", "write_sharded",
+    "read_checkpoint", "resolve_checkpoint", "scan", "to_delete", "verify_checkpoint", "write_checkpoint",
+    "write_sharded",
 ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from loopkit.errors import (
     CheckpointError,
     CorruptCheckpointError,
     LoopkitWarning,
-    NoGoodCheckpointError,
+    NoValidCheckpointError,
     OptionError,
     RunDirError,
 )
@@ -98,7 +98,7 @@ def _entry(store: Store, path: Path, key: tuple[int, int], deep: bool) -> Entry:
     return Entry(path, *key, manifest, "; ".join(problems) or None)
 
 
-def resolve(
+def resolve_checkpoint(
     path: Path, store: Store | None = None, *, kind: str | None = None, option: str = ""
 ) -> Path:
     """Return the checkpoint that a path names: itself, or the newest valid one of a run directory.
@@ -111,7 +111,7 @@ def resolve(
 
     Raises:
         CheckpointError: there is no such directory, or a newer loopkit wrote the checkpoint.
-        NoGoodCheckpointError: the run directory holds none, or all of them are corrupt.
+        NoValidCheckpointError: the run directory holds none, or all of them are corrupt.
     """
     return _resolve(path, store or Store(), kind, option, load=False)[0]
 
@@ -119,10 +119,10 @@ def resolve(
 def load_checkpoint(
     path: Path, store: Store | None = None, *, kind: str | None = None, option: str = ""
 ) -> tuple[Path, Snapshot]:
-    """Find a checkpoint as :func:`resolve` does; return its directory and its verified content.
+    """Find a checkpoint as :func:`resolve_checkpoint` does; return its directory and its content.
 
     Raises:
-        CheckpointError: as :func:`resolve`, or the checkpoint is corrupt.
+        CheckpointError: as :func:`resolve_checkpoint`, or the checkpoint is corrupt.
     """
     found, snapshot = _resolve(path, store or Store(), kind, option, load=True)
     assert snapshot is not None
@@ -144,7 +144,7 @@ def _resolve(
     if checkpoints_dir(path).is_dir():
         found = _newest(store, path, _warn, quarantine=False, kind=kind, load=load)
         if found is None:
-            raise NoGoodCheckpointError(f"{option}{path}: the run directory holds no checkpoint")
+            raise NoValidCheckpointError(f"{option}{path}: the run directory holds no checkpoint")
         return found
     if not path.is_dir():
         raise CheckpointError(f"{option}{path}: there is no such checkpoint or run directory")
@@ -166,7 +166,7 @@ def newest_valid(
         kind: ignore checkpoints of another kind.
 
     Raises:
-        NoGoodCheckpointError: there are checkpoints and none is valid. Lists each with its reason;
+        NoValidCheckpointError: there are checkpoints and none is valid. Lists each with its reason;
             none is renamed.
         CheckpointError: a checkpoint cannot be read, or a newer loopkit wrote it.
     """
@@ -245,7 +245,7 @@ def _newest(
     corrupt += [(parent / name, "quarantined before") for name in names if is_quarantined(name)]
     if corrupt:
         listed = "\n".join(f"  {path.name}: {reason}" for path, reason in corrupt)
-        raise NoGoodCheckpointError(
+        raise NoValidCheckpointError(
             f"none of the checkpoints in {parent} can be trusted:\n{listed}\n"
             "Move them away to start again, or name one to resume from."
         )

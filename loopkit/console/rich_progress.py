@@ -212,7 +212,7 @@ def _bar(label: str, eta: Eta, facts: str) -> Table:
     grid.add_column(min_width=_LABEL, no_wrap=True)
     grid.add_column(ratio=1)
     grid.add_column(justify="right", no_wrap=True)
-    known = eta.done is not None
-    bar = ProgressBar(total=1.0 if known else None, completed=eta.done or 0.0, pulse=not known)
+    # Without a total, the bar shows only that something happens.
+    bar = ProgressBar(total=None if eta.done is None else 1.0, completed=eta.done or 0.0)
     grid.add_row(Text(label, style="bold"), bar, Text(facts))
     return grid

@@ -165,7 +165,7 @@ def _histogram(array: Any) -> Any:
 
 def _image(array: Any) -> Any:
     """Draw a matrix: its least value white, its greatest dark blue, values not finite grey."""
-    array = array[tuple(slice(None, None, -(-side // _MOST_CELLS)) for side in array.shape)]
+    array = array[tuple(slice(None, None, -(-length // _MOST_CELLS)) for length in array.shape)]
     finite = np.isfinite(array)
     known = np.clip(array[finite], -1e100, 1e100)
     low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)

@@ -27,7 +27,7 @@ from loopkit.errors import (
     CheckpointError,
     CorruptCheckpointError,
     LoopkitWarning,
-    NoGoodCheckpointError,
+    NoValidCheckpointError,
     RunDirError,
 )
 
@@ -249,7 +249,7 @@ def _touch(path: Path) -> Path:
     return path
 
 
-def test_a_missing_newest_checkpoint_is_told_from_latest(run_dir):
+def test_a_missing_newest_checkpoint_is_noticed_by_latest(run_dir):
     shutil.rmtree(newest(run_dir))
     told: list[str] = []
     assert newest_valid(Store(), run_dir, warn=told.append).name == "step-000000000002"
@@ -289,7 +289,7 @@ def test_all_bad_lists_each_with_its_reason_again_and_again(run_dir):
     for path in (run_dir / "checkpoints").glob("step-*"):
         flip(path / "state.json", 5)
     for _ in range(2):
-        with pytest.raises(NoGoodCheckpointError) as caught:
+        with pytest.raises(NoValidCheckpointError) as caught:
             newest_valid(Store(), run_dir, warn=lambda text: None)
         assert caught.value.exit_code == 65
         for step in (1, 2, 3):
@@ -301,7 +301,7 @@ def test_only_quarantined_ones_are_never_a_silent_start_from_zero(run_dir):
     for path in (run_dir / "checkpoints").glob("step-*"):
         path.rename(path.with_name(path.name + ".corrupt-1"))
     (run_dir / "checkpoints" / "latest").unlink()
-    with pytest.raises(NoGoodCheckpointError, match="quarantined before"):
+    with pytest.raises(NoValidCheckpointError, match="quarantined before"):
         newest_valid(Store(), run_dir)
 
 
@@ -324,7 +324,7 @@ def test_what_cannot_be_read_for_another_reason_is_not_called_corrupt(run_dir):
 
     with pytest.raises(CheckpointError, match="Permission denied") as caught:
         newest_valid(Denied(), run_dir)
-    assert not isinstance(caught.value, CorruptCheckpointError | NoGoodCheckpointError)
+    assert not isinstance(caught.value, CorruptCheckpointError | NoValidCheckpointError)
     assert newest(run_dir).exists()
 
 

@@ -363,7 +363,7 @@ def test_every_error_is_of_one_family_and_has_an_exit_code():
     ours = [k for k in kinds if not issubclass(k, Warning)]
     assert all(issubclass(k, LoopkitError) for k in ours)
     codes = {k.__name__: k.exit_code for k in ours}
-    assert (codes["OptionError"], codes["NoGoodCheckpointError"], codes["RunDirError"]) == (
+    assert (codes["OptionError"], codes["NoValidCheckpointError"], codes["RunDirError"]) == (
         2,
         65,
         73,

@@ -17,7 +17,7 @@ from loopkit.errors import (
     CheckpointError,
     DiskFullError,
     LoopkitWarning,
-    NoGoodCheckpointError,
+    NoValidCheckpointError,
     RunDirError,
 )
 from tests import fork_server
@@ -99,7 +99,7 @@ def test_resume_from_what_is_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such checkpoint or run directory"):
         quiet(run_dir=tmp_path, resume=tmp_path / "nothing").run(Tiny())
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(NoGoodCheckpointError, match="holds no checkpoint"):
+    with pytest.raises(NoValidCheckpointError, match="holds no checkpoint"):
         quiet(run_dir=tmp_path / "new", resume=tmp_path / "old").run(Tiny())
 
 
