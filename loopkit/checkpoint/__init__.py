@@ -54,7 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first asked for: who defines a Task does not need the whole room.
+    # Imported when first asked for: to define a Task, nothing of this is needed.
     if name in _HOME_OF:
         home = importlib.import_module(f"loopkit.checkpoint.{_HOME_OF[name]}")
         value = globals()[name] = getattr(home, name)

@@ -161,7 +161,8 @@ class RichProgress(Hook):
             self._call(lambda: live.update(self._frame(run), refresh=True))
 
     def _stop(self) -> None:
-        live, self._live, self._next = self._live, None, _NEVER
+        live, self._live = self._live, None
+        self._next = _NEVER
         if live is not None:
             atexit.unregister(self._stop)
             self._call(live.stop)
@@ -176,7 +177,8 @@ class RichProgress(Hook):
         try:
             call()
         except (OSError, ValueError):
-            live, self._live, self._next = self._live, None, _NEVER
+            live, self._live = self._live, None
+            self._next = _NEVER
             if live is not None:
                 with suppress(OSError, ValueError):
                     live.stop()
