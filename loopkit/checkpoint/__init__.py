@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         load_newest,
         load_snapshot,
         newest_valid,
-        resolve,
+        resolve_checkpoint,
         scan,
     )
     from loopkit.checkpoint.format import checkpoints_dir
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "async_writer": ("BackgroundWriter",),
     "discovery": (
-        "Entry", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid", "resolve", "scan",
+        "Entry", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid",
+        "resolve_checkpoint", "scan",
     ),
     "format": ("checkpoints_dir",),
     "lock": ("RunLock",),
@@ -47,12 +48,13 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BackgroundWriter", "Entry", "RunLock", "Shard", "ShardedTensor", "Snapshot", "Store", "apply_retention",
     "checkpoints_dir", "clean", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid",
-    "read_checkpoint", "resolve", "scan", "to_delete", "verify_checkpoint", "write_checkpoint", "write_sharded",
+    "read_checkpoint", "resolve_checkpoint", "scan", "to_delete", "verify_checkpoint", "write_checkpoint",
+    "write_sharded",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first asked for: who defines a Task does not need the whole room.
+    # Imported when first asked for: to define a Task, nothing of this is needed.
     if name in _HOME_OF:
         home = importlib.import_module(f"loopkit.checkpoint.{_HOME_OF[name]}")
         value = globals()[name] = getattr(home, name)

@@ -54,7 +54,7 @@ class BackgroundWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is in flight."""
+        """True while a save is in flight."""
         return self._thread is not None and self._thread.is_alive()
 
     def submit(self, snapshot: Snapshot) -> None:

@@ -124,7 +124,7 @@ class _Encoder:
             return {"$scalar": [value.dtype.str, value.tobytes().hex()]}
         raw = torch.empty(0, dtype=torch.uint8)
         if value.nbytes:
-            # A copy, so that later changes to the array do not reach the file.
+            # Copied, so that later changes to the array do not reach the file.
             raw = torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8)
         return {"$array": [self.keep(path, raw), value.dtype.str, list(value.shape)]}
 

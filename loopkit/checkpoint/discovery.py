@@ -98,7 +98,7 @@ def _entry(store: Store, path: Path, key: tuple[int, int], deep: bool) -> Entry:
     return Entry(path, *key, manifest, "; ".join(problems) or None)
 
 
-def resolve(
+def resolve_checkpoint(
     path: Path, store: Store | None = None, *, kind: str | None = None, option: str = ""
 ) -> Path:
     """Return the checkpoint that a path names: itself, or the newest valid one of a run directory.
@@ -119,10 +119,10 @@ def resolve(
 def load_checkpoint(
     path: Path, store: Store | None = None, *, kind: str | None = None, option: str = ""
 ) -> tuple[Path, Snapshot]:
-    """Find a checkpoint as :func:`resolve` does; return its directory and its verified content.
+    """Find a checkpoint as :func:`resolve_checkpoint` does; return its directory and its content.
 
     Raises:
-        CheckpointError: as :func:`resolve`, or the checkpoint is corrupt.
+        CheckpointError: as :func:`resolve_checkpoint`, or the checkpoint is corrupt.
     """
     found, snapshot = _resolve(path, store or Store(), kind, option, load=True)
     assert snapshot is not None

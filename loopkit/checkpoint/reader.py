@@ -152,7 +152,7 @@ class _Location:
     chunk: Chunk
 
     def spec(self) -> safetensors_io.TensorSpec:
-        """What the manifest says of the part."""
+        """Return what the manifest records of the part."""
         return safetensors_io.TensorSpec(self.record.dtype, self.chunk.shape, self.chunk.crc32)
 
 
@@ -219,7 +219,8 @@ def _store_part(
     into: Snapshot, name: str, part: _Location, tensor: torch.Tensor, *, maps: bool
 ) -> None:
     """Put a tensor into a snapshot, or a piece of one to the pieces that are there already."""
-    named, shape, offset = into.tensors[part.prefix], part.record.shape, part.chunk.offset
+    named = into.tensors[part.prefix]
+    shape, offset = part.record.shape, part.chunk.offset
     if part.chunk.shape == shape:
         named[name] = tensor
     elif maps:

@@ -31,10 +31,14 @@ SHARDS = "shards"
 
 @dataclass
 class RankFiles:
-    """What one rank wrote: its files, and by prefix and tensor the chunks in them, or its error.
+    """The files that one rank wrote, or its error.
 
     Attributes:
-        manifest: of everything but the shards; rank 0 alone writes and has it.
+        files: of its shards.
+        records: the chunks in these files, by prefix and tensor.
+        aliases: shards that share memory, as in the manifest.
+        manifest: of everything but the shards; rank 0 alone has it.
+        error: the reason why the rank wrote nothing.
     """
 
     files: list[FileRecord] = field(default_factory=list)

@@ -33,7 +33,7 @@ def _flags(*names: str) -> int:
 
 
 _DIRECTORY = _flags("O_RDONLY", "O_DIRECTORY", "O_CLOEXEC")
-# O_NONBLOCK, so that a named pipe put in a file's place cannot block the reader.
+# O_NONBLOCK: a named pipe put in a file's place must not block the reader.
 _READ = _flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT")
 _CREATE = _flags(
     "O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"
@@ -280,7 +280,7 @@ def _open_relative(directory: Path, parts: list[str]) -> int:
 
 
 def _open_checked(directory: Path, parts: list[str]) -> int:
-    """The same for a system that opens by path only (Windows): look for links first."""
+    """Open a file by its path, after a check for links, where nothing else is possible (Windows)."""
     path = directory
     for part in parts:
         path = path / part

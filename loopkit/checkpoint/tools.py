@@ -72,7 +72,7 @@ def _problems(store: Store, path: Path) -> list[str]:
 
 @dataclass
 class Diff:
-    """How two checkpoints differ. False if they do not.
+    """The differences between two checkpoints. It is false if there are none.
 
     Attributes:
         added, removed: tensors, named "prefix:tensor".
@@ -127,7 +127,7 @@ def _values(snapshot: Snapshot) -> Iterator[tuple[str, Any]]:
 def _same_value(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    # By their text, in which equal values of different types differ and NaN equals NaN.
+    # Compared by their text: there equal values of different types differ and NaN equals NaN.
     return type(a) is type(b) and repr(a) == repr(b)
 
 

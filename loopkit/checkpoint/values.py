@@ -35,7 +35,7 @@ def text(value: str) -> Any:
 def _float(value: float) -> Any:
     if math.isfinite(value):
         return value
-    # The bits, because NaN has a sign and a payload.
+    # Stored by its bits, because NaN has a sign and a payload.
     return {"$float": struct.pack(">d", value).hex() if math.isnan(value) else str(value)}
 
 

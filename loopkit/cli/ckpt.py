@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopkit.checkpoint import Entry, checkpoints_dir, resolve, tools
+from loopkit.checkpoint import Entry, checkpoints_dir, resolve_checkpoint, tools
 from loopkit.cli.args.command_parser import CommandParser
 from loopkit.console.text import columns, cut, number
 from loopkit.errors import CheckpointError, NoValidCheckpointError, OptionError, nearest
@@ -173,5 +173,5 @@ def export(argv: Sequence[str]) -> int:
     )
     parser.add_argument("dir", type=Path, help="a directory that does not exist yet")
     given = parser.parse_args(argv)
-    print(tools.export_model(resolve(given.checkpoint), given.dir))
+    print(tools.export_model(resolve_checkpoint(given.checkpoint), given.dir))
     return 0

@@ -47,7 +47,7 @@ class SpeedEstimate:
 
 @dataclass(frozen=True)
 class Eta:
-    """How far a run is.
+    """The progress of a run towards its end.
 
     Attributes:
         total: its steps; None if their number is not known.
@@ -71,7 +71,8 @@ def total_steps(length: RunLength) -> int | None:
 
 def estimate(run: Run, steps_per_second: float | None) -> Eta:
     """Estimate how far a run is, by the limit that it reaches first."""
-    total, shares, left = total_steps(run.length), [], []
+    total = total_steps(run.length)
+    shares, left = [], []
     if total:
         shares.append(run.progress.step / total)
         if steps_per_second:

@@ -161,7 +161,8 @@ class RichProgress(Hook):
             self._call(lambda: live.update(self._frame(run), refresh=True))
 
     def _stop(self) -> None:
-        live, self._live, self._next = self._live, None, _NEVER
+        live, self._live = self._live, None
+        self._next = _NEVER
         if live is not None:
             atexit.unregister(self._stop)
             self._call(live.stop)
@@ -176,7 +177,8 @@ class RichProgress(Hook):
         try:
             call()
         except (OSError, ValueError):
-            live, self._live, self._next = self._live, None, _NEVER
+            live, self._live = self._live, None
+            self._next = _NEVER
             if live is not None:
                 with suppress(OSError, ValueError):
                     live.stop()
@@ -212,7 +214,7 @@ def _bar(label: str, eta: Eta, facts: str) -> Table:
     grid.add_column(min_width=_LABEL, no_wrap=True)
     grid.add_column(ratio=1)
     grid.add_column(justify="right", no_wrap=True)
-    known = eta.done is not None
-    bar = ProgressBar(total=1.0 if known else None, completed=eta.done or 0.0, pulse=not known)
+    # Without a total, the bar shows only that something happens.
+    bar = ProgressBar(total=None if eta.done is None else 1.0, completed=eta.done or 0.0)
     grid.add_row(Text(label, style="bold"), bar, Text(facts))
     return grid

@@ -125,13 +125,18 @@ class PushToHub(Hook):
 
     def on_fit_end(self, run: Run) -> None:
         """Upload the result, wait for the upload, and warn of uploads that failed."""
-        saver = run.checkpointer
+        checkpointer = run.checkpointer
         interrupted = run.outcome.status == "interrupted"
-        if run.strategy.rank != 0 or saver is None or saver.newest is None or interrupted:
+        if (
+            run.strategy.rank != 0
+            or checkpointer is None
+            or checkpointer.newest is None
+            or interrupted
+        ):
             self._drop()
             return
-        best = run.record.best.get("checkpoint") if saver.settings.load_best else None
-        self._submit(run, best or saver.newest)
+        best = run.record.best.get("checkpoint") if checkpointer.settings.load_best else None
+        self._submit(run, best or checkpointer.newest)
         thread = self._thread
         if thread is not None:
             thread.join(self._timeout)

@@ -1,4 +1,4 @@
-"""Models of other libraries as tasks: transformers, and peft's adapters on them."""
+"""Models of other libraries as tasks: transformers models, and adapters of peft on them."""
 
 from loopkit.interop.huggingface import HFTask
 

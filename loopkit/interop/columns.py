@@ -1,6 +1,4 @@
-"""Which columns of the data a transformers model is called with, and how samples become its
-batches.
-"""
+"""The columns of the data that a transformers model is called with, and their collation."""
 
 from __future__ import annotations
 
@@ -17,30 +15,34 @@ from loopkit.data import Loader, Padded
 from loopkit.errors import DataError
 
 IGNORED = -100
-"""The label that a loss leaves out."""
+"""The label of positions that the loss ignores."""
 
-_ALSO_CALLED = {"label": "labels", "label_ids": "labels"}
-
-
-def accepted_by(model: nn.Module) -> tuple[str, ...]:
-    """The arguments that the model's ``forward`` names."""
-    named = inspect.signature(model.forward).parameters.values()
-    return tuple(p.name for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+_SYNONYMS = {"label": "labels", "label_ids": "labels"}
 
 
-def chosen(columns: Collection[str], accepted: Collection[str]) -> dict[str, str]:
-    """The columns that a model takes, by its own name of each: a "label" is its "labels"."""
+def accepted_columns(model: nn.Module) -> tuple[str, ...]:
+    """Return the arguments that the model's ``forward`` names."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in named)
+
+
+def select_columns(columns: Collection[str], accepted: Collection[str]) -> dict[str, str]:
+    """Return the columns that a model accepts, with its name for each: "label" is "labels"."""
     found = {name: name for name in columns if name in accepted}
     for name in columns:
-        own = _ALSO_CALLED.get(name, "")
-        if name not in found and own in accepted and own not in found.values():
-            found[name] = own
+        synonym = _SYNONYMS.get(name, "")
+        if name not in found and synonym in accepted and synonym not in found.values():
+            found[name] = synonym
     return found
 
 
-class Selecting:
-    """A collate function that gives ``collate_fn`` only the columns a model takes, under the model's
-    names.
+class SelectColumns:
+    """A collate function that passes only the accepted columns to another collate function.
+
+    Args:
+        accepted: the columns that the model accepts.
+        collate_fn: makes a batch of dicts with these columns, under the model's names.
     """
 
     def __init__(self, accepted: Collection[str], collate_fn: Callable[[list[Any]], Any]) -> None:
@@ -48,19 +50,16 @@ class Selecting:
         self.collate_fn = collate_fn
 
     def __call__(self, samples: list[Any]) -> Any:
-        """The batch.
+        """Return the batch.
 
         Raises:
-            DataError: samples are no dicts, or have nothing that the model takes.
+            DataError: the samples are no dicts, or have no column that the model accepts.
         """
         first = samples[0]
-        names = chosen(list(first), self.accepted) if isinstance(first, Mapping) else {}
+        is_dict = isinstance(first, Mapping)
+        names = select_columns(list(first), self.accepted) if is_dict else {}
         if not names:
-            what = (
-                f"the columns {', '.join(first)}"
-                if isinstance(first, Mapping)
-                else f"a {type(first).__name__}"
-            )
+            what = f"the columns {', '.join(first)}" if is_dict else f"a {type(first).__name__}"
             raise DataError(
                 f"a sample has {what}, of which the model takes none: give dicts with some of "
                 f"{', '.join(self.accepted)}, or a collate function that makes them"
@@ -70,8 +69,8 @@ class Selecting:
         )
 
 
-def padding(tokenizer: Any, config: Any, labels: Collection[str]) -> Padded:
-    """How sequences are padded: as the tokenizer says, labels with what losses leave out."""
+def padding_collate(tokenizer: Any, config: Any, labels: Collection[str]) -> Padded:
+    """Return a collate function that pads sequences as the tokenizer does, and labels with -100."""
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = getattr(config, "pad_token_id", None) if pad is None else pad
     values = {"input_ids": pad or 0, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
@@ -81,38 +80,39 @@ def padding(tokenizer: Any, config: Any, labels: Collection[str]) -> Padded:
     )
 
 
-def opened(data: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
-    """What a task is to return as data: samples are joined by ``collate_fn`` where nothing else is
-    there to do it.
+def with_collate(data: Any, collate_fn: Callable[[list[Any]], Any]) -> Any:
+    """Return data that a task can return, with ``collate_fn`` unless the data makes batches itself.
 
-    Samples are what a Dataset, a list, or a Loader over these holds; what else can be iterated
-    holds batches.
+    A Dataset, a list, and a Loader over these hold samples. Other iterables hold batches.
     """
     if isinstance(data, Loader):
         data = copy(data)
         data.collate_fn = data.collate_fn or collate_fn
         return data
-    return (
-        Loader(data, collate_fn=collate_fn) if isinstance(data, Dataset) or _sized(data) else data
-    )
+    holds_samples = isinstance(data, Dataset) or _is_sized(data)
+    return Loader(data, collate_fn=collate_fn) if holds_samples else data
 
 
-def _sized(data: Any) -> bool:
+def _is_sized(data: Any) -> bool:
     return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
-def sets(data: Any) -> Iterator[Any]:
-    """The data sets in ``data``: itself, or those of a dict by name."""
-    yield from data.values() if isinstance(data, Mapping) else () if data is None else (data,)
+def data_sets(data: Any) -> Iterator[Any]:
+    """Yield the data itself, or the data sets of a dict; nothing for None."""
+    if isinstance(data, Mapping):
+        yield from data.values()
+    elif data is not None:
+        yield data
 
 
-def columns_of(data: Any) -> list[str]:
-    """The names of the columns of a data set, as far as it tells them, or its first sample does."""
+def column_names(data: Any) -> list[str]:
+    """Return the names of a data set's columns, from the data set or from its first sample."""
     data = data.dataset if isinstance(data, Loader) else data
     names = getattr(data, "column_names", None)
-    if names is None and _sized(data) and len(data):
-        streams = rng.get_state()  # a look may draw from them
+    if names is None and _is_sized(data) and len(data):
+        # Reading a sample may draw random numbers.
+        state = rng.get_state()
         first = data[0]
-        rng.set_state(streams)
+        rng.set_state(state)
         names = list(first) if isinstance(first, Mapping) else None
     return list(names or ())

@@ -16,16 +16,16 @@ from loopkit.checkpoint.format import dump_json, load_json
 from loopkit.errors import CheckpointError, DataError, TaskError, missing_extra
 from loopkit.interop.columns import (
     IGNORED,
-    Selecting,
-    accepted_by,
-    chosen,
-    columns_of,
-    opened,
-    padding,
-    sets,
+    SelectColumns,
+    accepted_columns,
+    column_names,
+    data_sets,
+    padding_collate,
+    select_columns,
+    with_collate,
 )
-from loopkit.interop.pretrained_files import files_of, model_from, tokenizer_from
-from loopkit.interop.state_dict_names import Names
+from loopkit.interop.pretrained_files import build_model, build_tokenizer, pretrained_files
+from loopkit.interop.state_dict_names import StateDictNames
 from loopkit.keywords import checks_keywords
 from loopkit.optim import AdamW, linear
 from loopkit.task import Task
@@ -34,39 +34,45 @@ if TYPE_CHECKING:
     from loopkit.run import Run
 
 BASE = "base.json"
-"""What a checkpoint of adapters says of the model below them."""
+"""The file of a checkpoint of adapters that identifies the model below them."""
 
 
 @checks_keywords
 class HFTask(Task):
-    """Trains a transformers model by its own loss. Its checkpoints and exports open with
-    ``from_pretrained``.
+    """Train a transformers model by its own loss; ``from_pretrained`` opens its checkpoints.
 
-    A sample is a dict, such as a row of a ``datasets.Dataset``. The model is called with those
-    columns that its ``forward`` names (a "label" is its "labels"); what is left out is said once.
-    Losses over tokens are weighed by the number of labels that are not -100, so accumulation and
-    several ranks are exact. A class derived from it may
-    override any method: ``train_step`` for a loss of its own, ``optimizers``, ``metrics`` …
+    A sample is a dict, such as a row of a ``datasets.Dataset``. The model is called with the
+    columns that its ``forward`` names ("label" is passed as "labels"); a message names the other
+    columns once. Losses over tokens are weighted by the number of labels that are not -100, so
+    accumulation and several ranks are exact. A subclass may override any method, such as
+    ``train_step`` for another loss.
+
+    Example:
+        >>> model = AutoModelForSequenceClassification.from_pretrained("distilbert-base-uncased")
+        >>> task = HFTask(model, train, eval, tokenizer=tokenizer)
+        >>> Fit(epochs=3, precision="bf16").run(task)
 
     Args:
-        model: a ``PreTrainedModel``, or peft's adapters on one.
+        model: a ``PreTrainedModel``, or one with peft adapters.
         train_data: samples to train on: a list of dicts, a ``datasets.Dataset``, a torch one, or a
             Loader over these; or batches: a DataLoader or another iterable.
         eval_data: as ``train_data``, or a dict of such by name.
-        predict_data: as ``train_data``; None takes ``eval_data``.
-        tokenizer: says how to pad, and is saved with the model.
-        collate_fn: list of samples, whole ones, to batch; None pads sequences to the longest, labels
-            with -100.
-        compute_metrics: ``outputs`` of a whole evaluation set (``preds``, ``target``) to numbers by
-            name.
-        metrics: metric objects by name; each evaluation takes a fresh copy.
-        optimizers: what ``Task.optimizers`` may return, or a function of the task that gives it;
-            None for the Trainer's default, AdamW at 5e-5 that falls linearly to 0.
-        label_names: the columns that are labels; None asks the model's ``forward``.
-        columns: what the model is called with; None takes what its ``forward`` names.
+        predict_data: as ``train_data``; None for ``eval_data``.
+        tokenizer: gives the padding, and is saved with the model.
+        collate_fn: makes a batch of a list of samples with all their columns. None pads sequences
+            to the longest one, and labels with -100.
+        compute_metrics: a function of the ``outputs`` of a whole evaluation set (``preds``,
+            ``target``) that returns numbers by name.
+        metrics: metric objects by name; each evaluation uses a fresh copy.
+        optimizers: a value that ``Task.optimizers`` may return, or a function of the task that
+            returns one. None for the Trainer's default, AdamW with a rate that falls linearly from
+            5e-5 to 0.
+        label_names: the columns that are labels; None for those that the model's ``forward`` names.
+        columns: the columns that the model is called with; None for all that its ``forward`` names.
 
     Attributes:
-        model: the model itself; ``state_dict`` has its parameters under the model's own names.
+        model: the model itself. ``state_dict`` has its parameters under the model's own names.
+        state_dict_names: renames the weights when they are saved and loaded.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -99,39 +105,38 @@ class HFTask(Task):
             metrics,
             optimizers,
         )
-        self._forget(kept)
+        self._drop_hparams(kept)
         self.model, self.tokenizer = model, tokenizer
         self._data = {"train": train_data, "eval": eval_data, "predict": predict_data}
         self._metrics, self._optimizers = metrics, optimizers
         if compute_metrics is not None:
             self.compute_metrics = compute_metrics  # type: ignore[method-assign, assignment]
-        accepted = accepted_by(self._base)
-        self._labels = tuple(_labels_of(self._base) if label_names is None else label_names)
-        self._columns = (
-            tuple(dict.fromkeys((*accepted, *self._labels))) if columns is None else tuple(columns)
-        )
-        self._always = (
-            {"use_cache": False} if "use_cache" in accepted else {}
-        )  # it serves generation alone
-        self._shifts = _shifts(self._base)
+        accepted = accepted_columns(self._base)
+        self._labels = tuple(_label_columns(self._base) if label_names is None else label_names)
+        if columns is None:
+            columns = list(dict.fromkeys((*accepted, *self._labels)))
+        self._columns = tuple(columns)
+        # The cache serves generation alone.
+        self._constants = {"use_cache": False} if "use_cache" in accepted else {}
+        self._shifts = _shifts_labels(self._base)
         self._selects = collate_fn is None
-        self._collate = collate_fn or Selecting(
-            self._columns, padding(tokenizer, self._config, self._labels)
+        self._collate = collate_fn or SelectColumns(
+            self._columns, padding_collate(tokenizer, self._config, self._labels)
         )
-        self._left_out: set[str] = set()
+        self._reported: set[str] = set()
         _forbid_packing(model)
-        self._names = Names(self, model)
+        self.state_dict_names = StateDictNames(self, model)
         self._files: dict[str, bytes] = {}
 
-    def _forget(self, objects: Sequence[Any]) -> None:
-        """Leave out of the hyperparameters what is no value: data among it, which may be large."""
+    def _drop_hparams(self, objects: Sequence[Any]) -> None:
+        """Remove objects such as data, which may be large, from the recorded hyperparameters."""
         for name, value in list(self.hparams.items()):
             if any(value is each for each in objects if each is not None):
                 del self.hparams[name]
 
     @property
     def _base(self) -> Any:
-        """The model below adapters; without them itself."""
+        """The model below the adapters; the model itself if it has none."""
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "peft_config") else model
 
@@ -140,7 +145,7 @@ class HFTask(Task):
         return getattr(self._base, "config", None)
 
     def train_step(self, batch: Any) -> Any:
-        """The model's own loss, and how many labels it is the mean over.
+        """Return the model's own loss, and the number of labels that it averages.
 
         Raises:
             TaskError: the model gives no loss.
@@ -150,16 +155,15 @@ class HFTask(Task):
         if loss is None:
             raise TaskError(
                 f"{type(self._base).__name__} gave no loss for a batch of {', '.join(batch)}: it "
-                f"takes its "
-                f"labels as {' and '.join(self._labels) or 'nothing that it names'}. Give "
-                f"label_names=, or "
-                "define train_step"
+                f"takes its labels as {' and '.join(self._labels) or 'nothing that it names'}. "
+                "Give label_names=, or define train_step"
             )
         return loss if weight is None else {"loss": loss, "weight": weight}
 
     def eval_step(self, batch: Any) -> Mapping[str, Any]:
-        """The loss, ``preds`` (the logits) and ``target`` (the labels; a tuple where the model has
-        several).
+        """Return the loss, ``preds`` (the logits) and ``target`` (the labels).
+
+        ``target`` is a tuple if the model has several kinds of labels.
         """
         out, weight = self._call(batch), self.weight(batch)
         found: dict[str, Any] = {"preds": _predictions(out)}
@@ -171,15 +175,17 @@ class HFTask(Task):
         return found if weight is None else {**found, "weight": weight}
 
     def predict_step(self, batch: Any) -> Any:
-        """The logits."""
+        """Return the logits."""
         return _predictions(self._call(batch))
 
     def weight(self, batch: Mapping[str, Any]) -> Tensor | None:
-        """How many labels the loss of ``batch`` is the mean over; None where each sample counts
-        once.
+        """Return the number of labels that the loss of ``batch`` averages.
 
-        Those of -100 are left out, and of a model that predicts what comes next the first of each
-        text.
+        Labels of -100 do not count, nor does the first label of each text for a causal language
+        model.
+
+        Returns:
+            None if each sample counts once.
         """
         labels = [batch[name] for name in self._labels if name in batch]
         if (
@@ -196,112 +202,109 @@ class HFTask(Task):
         if not isinstance(batch, Mapping):
             raise DataError(
                 f"{type(self).__name__} got a batch that is a {type(batch).__name__}: give a dict "
-                f"of what "
-                "the model is called with, by name"
+                "of the model's arguments, by name"
             )
         inputs = {name: value for name, value in batch.items() if name in self._columns}
         if len(inputs) < len(batch):
-            self._tell(batch.keys() - inputs.keys())
-        out = self.model(**{**self._always, **inputs})
+            self._report_unused(batch.keys() - inputs.keys())
+        out = self.model(**{**self._constants, **inputs})
         if not isinstance(out, Mapping):
             raise TaskError(
                 f"{type(self._base).__name__} returned a {type(out).__name__}: HFTask reads a "
-                f"dict, such "
-                "as transformers' ModelOutput (config.return_dict=True)"
+                "dict, such as transformers' ModelOutput (config.return_dict=True)"
             )
         return out
 
-    def _tell(self, left_out: Collection[str]) -> None:
-        """Say once, on the first rank, which columns the model is not called with."""
-        new = sorted(set(left_out) - self._left_out)
-        self._left_out.update(new)
+    def _report_unused(self, columns: Collection[str]) -> None:
+        """Print once, on rank 0, which columns the model is not called with."""
+        new = sorted(set(columns) - self._reported)
+        self._reported.update(new)
         if new and not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
             print(
                 f"loopkit: {type(self._base).__name__} is called without the column(s) "
-                f"{', '.join(new)}, which its "
-                "forward does not name (columns= does)",
+                f"{', '.join(new)}, which its forward does not name (columns= does)",
                 file=sys.stderr,
             )
 
     def on_setup(self, run: Run) -> None:
-        """Say what is left out of the data; and find out now, not at the first save, whether all
-        can be saved.
-        """
+        """Report unused columns, and make the files of checkpoints, so that errors come early."""
         if run.checkpointer is not None:
             self.checkpoint_files()
         if self._selects:
-            for data in (each for part in ("train", "eval") for each in sets(self._data[part])):
-                there = columns_of(data)
-                self._tell(set(there) - set(chosen(there, self._columns)))
+            for part in ("train", "eval"):
+                for data in data_sets(self._data[part]):
+                    names = column_names(data)
+                    self._report_unused(set(names) - set(select_columns(names, self._columns)))
 
     def metrics(self) -> Mapping[str, Any]:
-        """A fresh copy of the metrics given."""
+        """Return a fresh copy of the metrics that were given."""
         return copy.deepcopy(dict(self._metrics or {}))
 
     def optimizers(self) -> Any:
-        """What was given, or the Trainer's default."""
+        """Return the optimizers that were given, or the Trainer's default."""
         given = self._optimizers
         if given is None:
             return AdamW(lr=5e-5, weight_decay=0.0, schedule=linear())
         return given(self) if inspect.isroutine(given) else given
 
     def train_data(self) -> Any:
-        """The samples to train on, joined by the collate function."""
+        """Return the training data, with the collate function."""
         if self._data["train"] is None:
             raise TaskError(
                 f"{type(self).__name__} was given nothing to train on: give train_data="
             )
-        return opened(self._data["train"], self._collate)
+        return with_collate(self._data["train"], self._collate)
 
     def eval_data(self) -> Any:
-        """The samples to evaluate on, by name where there are several sets."""
-        return self._opened("eval")
+        """Return the evaluation data, by name if there are several sets."""
+        return self._with_collate("eval")
 
     def predict_data(self) -> Any:
-        """The samples to predict; those to evaluate on where none were given."""
-        return self._opened("eval" if self._data["predict"] is None else "predict")
+        """Return the data to predict; the evaluation data if none was given."""
+        return self._with_collate("eval" if self._data["predict"] is None else "predict")
 
-    def _opened(self, part: str) -> Any:
+    def _with_collate(self, part: str) -> Any:
         data = self._data[part]
         if isinstance(data, Mapping):
-            return {name: opened(each, self._collate) for name, each in data.items()}
-        return None if data is None else opened(data, self._collate)
+            return {name: with_collate(each, self._collate) for name, each in data.items()}
+        return None if data is None else with_collate(data, self._collate)
 
     def checkpoint_files(self) -> Mapping[str, bytes]:
-        """The model's configuration and the tokenizer, as ``save_pretrained`` writes them."""
+        """Return the model's configuration and the tokenizer, as ``save_pretrained`` writes them."""
+        names = self.state_dict_names
         if not self._files:
-            self._files = files_of(self.model, self.tokenizer) if self._names.complete else {}
-            if self._names.adapters:
-                self._files[BASE] = dump_json({"sha256": self._names.fingerprint})
+            self._files = pretrained_files(self.model, self.tokenizer) if names.complete else {}
+            if names.adapters:
+                self._files[BASE] = dump_json({"sha256": names.fingerprint})
         return self._files
 
     def check_files(self, files: Mapping[str, bytes], path: Path) -> None:
         """Refuse adapters that were trained on another model.
 
         Raises:
-            CheckpointError: the model below them is not, bit for bit, the one below ours.
+            CheckpointError: the frozen weights of that model are not exactly those of this one.
         """
-        there = load_json(files[BASE], f"{path}/{BASE}")["sha256"] if BASE in files else ""
-        if self._names.adapters and there and there != self._names.fingerprint:
+        names = self.state_dict_names
+        theirs = load_json(files[BASE], f"{path}/{BASE}")["sha256"] if BASE in files else ""
+        if names.adapters and theirs and theirs != names.fingerprint:
             raise CheckpointError(
-                f"{path} holds adapters of a model whose frozen weights have SHA-256 "
-                f"{there[:12]}…, "
-                f"and those of this task's have {self._names.fingerprint[:12]}…: build the same "
-                "one, quantised the same way, before adapters are put on it"
+                f"{path} holds adapters of a model with frozen weights of SHA-256 {theirs[:12]}…, "
+                f"and the frozen weights of this task have {names.fingerprint[:12]}…: build the "
+                "same model, quantised the same way, before adapters are put on it"
             )
 
     @classmethod
     def _from_files(cls, files: Mapping[str, bytes], given: Collection[str]) -> dict[str, Any]:
         wanted = inspect.signature(cls.__init__).parameters.keys() - set(given)
-        makers = {"model": model_from, "tokenizer": tokenizer_from}
-        return {name: make(files) for name, make in makers.items() if name in wanted}
+        builders = {"model": build_model, "tokenizer": build_tokenizer}
+        return {name: build(files) for name, build in builders.items() if name in wanted}
 
 
 def _forbid_packing(model: nn.Module) -> None:
-    """Keep bitsandbytes' 4-bit layers in the form that has gradients.
+    """Keep bitsandbytes' 4-bit layers in the format that has gradients.
 
-    On CPUs with AVX512-BF16 a first evaluation packs them for inference; a later step trains on
-    without an error, but no gradient goes through them any more.
+    On CPUs with AVX512-BF16, the first evaluation packs the layers for inference. Later training
+    steps raise no error, but no gradient flows through packed layers.
     """
     layers: Iterable[Any] = model.modules()
     for module in layers:
@@ -309,7 +312,7 @@ def _forbid_packing(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _labels_of(model: nn.Module) -> list[str]:
+def _label_columns(model: nn.Module) -> list[str]:
     try:
         from transformers.utils import find_labels
     except ImportError as error:
@@ -317,8 +320,8 @@ def _labels_of(model: nn.Module) -> list[str]:
     return list(find_labels(type(model)))
 
 
-def _shifts(model: Any) -> bool:
-    """Whether the model's loss compares each place with the label of the next."""
+def _shifts_labels(model: Any) -> bool:
+    """Return whether the model's loss compares the output at each position with the next label."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -331,7 +334,7 @@ def _shifts(model: Any) -> bool:
 
 
 def _predictions(out: Any) -> Any:
-    """The logits of a model's output; a tuple of all that it calls so, where there are several."""
+    """Return the logits of a model's output; a tuple if several outputs are called logits."""
     names = ["logits"] if "logits" in out else [name for name in out if name.endswith("logits")]
     found = tuple(out[name] for name in names or [name for name in out if name != "loss"][:1])
     return found[0] if len(found) == 1 else found

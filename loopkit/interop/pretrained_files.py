@@ -1,6 +1,4 @@
-"""The files beside the weights by which transformers and peft open them, and a model made from
-these files.
-"""
+"""The files that transformers and peft open beside the weights, and a model built from them."""
 
 from __future__ import annotations
 
@@ -20,46 +18,43 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer_config.json"
 
 
-def files_of(model: Any, tokenizer: Any = None) -> dict[str, bytes]:
-    """What ``save_pretrained`` of ``model`` and ``tokenizer`` would write beside the weights, by
-    name.
+def pretrained_files(model: Any, tokenizer: Any = None) -> dict[str, bytes]:
+    """Return the files that ``save_pretrained`` writes beside the weights, by name.
 
-    That is config.json, or for adapters adapter_config.json; generation_config.json; the
-    tokenizer's files.
+    These are config.json (of adapters adapter_config.json), generation_config.json and the files of
+    the tokenizer.
     """
-    with TemporaryDirectory(prefix="loopkit-") as place:
-        for part in (*_settings_of(model), tokenizer):
+    with TemporaryDirectory(prefix="loopkit-") as directory:
+        for part in (*_configs(model), tokenizer):
             if hasattr(part, "save_pretrained"):
-                part.save_pretrained(place)
-        found = sorted(path for path in Path(place).rglob("*") if path.is_file())
-        return {path.relative_to(place).as_posix(): path.read_bytes() for path in found}
+                part.save_pretrained(directory)
+        found = sorted(path for path in Path(directory).rglob("*") if path.is_file())
+        return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
 
 
-def _settings_of(model: Any) -> list[Any]:
+def _configs(model: Any) -> list[Any]:
+    """Return the configurations to save with a model."""
     if hasattr(model, "peft_config"):
-        settings = deepcopy(model.peft_config[model.active_adapter])
-        settings.inference_mode = True  # as peft saves it: who opens it to go on training says so
-        return [settings]
+        config = deepcopy(model.peft_config[model.active_adapter])
+        # peft saves adapters so. To train on, the user loads them with is_trainable=True.
+        config.inference_mode = True
+        return [config]
     if not hasattr(model, "config"):
         return []
     config = deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
-    writer = (
-        getattr(model, "generation_config", None)
-        if getattr(model, "can_generate", bool)()
-        else None
-    )
-    return [config, writer]
+    can_generate = getattr(model, "can_generate", bool)()
+    return [config, getattr(model, "generation_config", None) if can_generate else None]
 
 
-def model_from(files: Mapping[str, bytes]) -> nn.Module:
-    """A model of the class and the shape that config.json tells, with weights of chance.
+def build_model(files: Mapping[str, bytes]) -> nn.Module:
+    """Build the model that config.json describes, with random weights.
 
-    The class is looked up among transformers' own models; nothing else is imported by its name.
+    Its class is looked up among transformers' own models. Nothing else is imported by its name.
 
     Raises:
-        CheckpointError: it cannot be made from the files alone.
+        CheckpointError: the files are not enough to build it.
     """
     import transformers
 
@@ -75,30 +70,28 @@ def model_from(files: Mapping[str, bytes]) -> nn.Module:
             f"the checkpoint's model is {name or 'of no class of transformers'}, which cannot be "
             "made from its files: give it again, as load(path, model=...)"
         )
-    model: nn.Module = kind(_opened(transformers.AutoConfig, files))
+    model: nn.Module = kind(_from_files(transformers.AutoConfig, files))
     return model
 
 
-def tokenizer_from(files: Mapping[str, bytes]) -> Any:
-    """The tokenizer that the files hold; None for none."""
+def build_tokenizer(files: Mapping[str, bytes]) -> Any:
+    """Build the tokenizer that the files describe; None if there is none."""
     from transformers import AutoTokenizer
 
     if TOKENIZER not in files:
         return None
-    return _opened(AutoTokenizer, files)
+    return _from_files(AutoTokenizer, files)
 
 
-def _opened(kind: Any, files: Mapping[str, bytes]) -> Any:
-    """What ``kind.from_pretrained`` makes of the files, as they were verified in memory; it runs no
-    code of theirs.
-    """
-    with TemporaryDirectory(prefix="loopkit-") as place:
+def _from_files(kind: Any, files: Mapping[str, bytes]) -> Any:
+    """Call ``kind.from_pretrained`` on files that were verified in memory; their code is not run."""
+    with TemporaryDirectory(prefix="loopkit-") as directory:
         for name, data in files.items():
-            path = Path(place, name)
+            path = Path(directory, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         try:
-            return kind.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            return kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{kind.__name__} cannot read the checkpoint's files: {error}"

@@ -1,4 +1,4 @@
-"""The names of an HFTask's weights: the model's own, and of adapters those that peft gives them."""
+"""The names of an HFTask's weights: those of the model, or those that peft gives to adapters."""
 
 from __future__ import annotations
 
@@ -12,79 +12,71 @@ from torch import Tensor, nn
 from loopkit.errors import TaskError
 
 
-class Names:
-    """How a task's ``state_dict`` calls the weights of its ``model``.
+class StateDictNames:
+    """Renames the weights in a task's ``state_dict`` to the names that ``from_pretrained`` expects.
 
-    A model's are all there, without the prefix that an attribute has. Of a model with adapters,
-    what is frozen is
-    left out: it does not change and is built anew. What is left are the adapters and whatever else
-    is trained, and buffers, which a forward pass may change.
+    All weights of a plain model are saved, without the prefix ``model.``. Of a model with adapters
+    the frozen weights are left out, because they do not change and the user builds them again. The
+    adapters, everything else that is trained, and all buffers are saved.
 
     Attributes:
-        adapters: whether peft's adapters are on the model.
-        complete: whether the adapters' names are such as peft opens.
-        fingerprint: SHA-256 of everything that was frozen when the task was made; "" without
-            adapters.
+        adapters: whether the model has peft adapters.
+        complete: whether peft can open the adapters under these names.
+        fingerprint: the SHA-256 of all weights that were frozen when the task was made; ""
+            without adapters.
     """
 
     def __init__(self, task: Any, model: Any) -> None:
         self.adapters = hasattr(model, "peft_config")
-        self.complete, self.fingerprint = True, ""
+        self.complete = True
+        self.fingerprint = ""
         self._peft: dict[str, str] = {}
         if self.adapters:
             self._peft, self.complete = _peft_names(model)
             state = model.state_dict()
-            kept = self.saved(model, list(state))
-            self.fingerprint = fingerprint(
-                {name: value for name, value in state.items() if name not in kept}
-            )
-        task.register_state_dict_post_hook(_leave)
-        task.register_load_state_dict_pre_hook(_enter)
-        task.register_load_state_dict_post_hook(_excuse)
+            saved = self.saved(model, list(state))
+            frozen = {name: value for name, value in state.items() if name not in saved}
+            self.fingerprint = fingerprint(frozen)
+        task.register_state_dict_post_hook(_rename_on_save)
+        task.register_load_state_dict_pre_hook(_rename_on_load)
+        task.register_load_state_dict_post_hook(_expect_unsaved)
 
     def saved(self, model: nn.Module, names: list[str]) -> dict[str, str]:
-        """Those of the model's ``names`` that are saved, and what they are called then."""
+        """Return those of the model's ``names`` that are saved, with their name in the file."""
         if not self.adapters:
             return {name: name for name in names}
-        moving = {
+        changing = {
             name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad
         }
-        moving |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+        changing |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
         return {
             name: self._peft.get(name, name)
             for name in names
-            if name in moving or name in self._peft
+            if name in changing or name in self._peft
         }
 
 
-def _leave(task: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _rename_on_save(task: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
     inner = f"{prefix}model."
-    held = {
-        name[len(inner) :]: state.pop(name)
-        for name in [name for name in state if name.startswith(inner)]
-    }
-    state.update(
-        {
-            prefix + own: held[name]
-            for name, own in task._names.saved(task.model, list(held)).items()
-        }
-    )
+    names = [name for name in state if name.startswith(inner)]
+    weights = {name[len(inner) :]: state.pop(name) for name in names}
+    saved = task.state_dict_names.saved(task.model, list(weights))
+    state.update({prefix + in_file: weights[name] for name, in_file in saved.items()})
 
 
-def _enter(task: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _rename_on_load(task: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     others = {name for name, _ in task.named_children()} - {"model"}
-    saved = task._names.saved(task.model, list(task.model.state_dict(keep_vars=True)))
-    full = {own: name for name, own in saved.items()}
-    for name in [name for name in state if name.startswith(prefix)]:
-        own = name[len(prefix) :]
-        if own in full or own.partition(".")[0] not in others:
-            state[f"{prefix}model.{full.get(own, own)}"] = state.pop(name)
+    names = {in_file: name for name, in_file in _all_saved(task).items()}
+    for key in [key for key in state if key.startswith(prefix)]:
+        in_file = key[len(prefix) :]
+        if in_file in names or in_file.partition(".")[0] not in others:
+            state[f"{prefix}model.{names.get(in_file, in_file)}"] = state.pop(key)
 
 
-def _excuse(task: Any, found: Any) -> None:
-    """What is left out when saving is not missing when loading."""
-    if task._names.adapters:
-        saved = task._names.saved(task.model, list(task.model.state_dict(keep_vars=True)))
+def _expect_unsaved(task: Any, found: Any) -> None:
+    """Weights that are not saved are not missing when a state dict is loaded."""
+    if task.state_dict_names.adapters:
+        saved = _all_saved(task)
         found.missing_keys[:] = [
             name
             for name in found.missing_keys
@@ -92,12 +84,19 @@ def _excuse(task: Any, found: Any) -> None:
         ]
 
 
+def _all_saved(task: Any) -> dict[str, str]:
+    names: dict[str, str] = task.state_dict_names.saved(
+        task.model, list(task.model.state_dict(keep_vars=True))
+    )
+    return names
+
+
 def _peft_names(model: Any) -> tuple[dict[str, str], bool]:
-    """The adapters' parameters by peft's names of them, and whether these are all that peft saves."""
+    """Return peft's names of the adapters' parameters, and whether peft saves no others."""
     from peft import get_peft_model_state_dict
 
-    own = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
     state = model.state_dict(keep_vars=True)
+    own = {id(tensor): name for name, tensor in state.items()}
     theirs = get_peft_model_state_dict(
         model, state, model.active_adapter, save_embedding_layers=False
     )
@@ -106,10 +105,10 @@ def _peft_names(model: Any) -> tuple[dict[str, str], bool]:
 
 
 def fingerprint(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 over names, shapes and bytes.
+    """Return the SHA-256 of the names, shapes and bytes of tensors.
 
     Raises:
-        TaskError: a tensor has no values.
+        TaskError: a tensor is on the meta device.
     """
     sha = hashlib.sha256()
     for name in sorted(tensors):
@@ -118,8 +117,8 @@ def fingerprint(tensors: Mapping[str, Any]) -> str:
             continue
         if tensor.is_meta:
             raise TaskError(
-                f"{name} has no values, and adapters are told to belong to a model by its values: "
-                "load the model before the adapters are put on it"
+                f"{name} has no values, and a checkpoint of adapters identifies its model by the "
+                "values: load the model before the adapters are put on it"
             )
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)

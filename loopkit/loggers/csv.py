@@ -21,9 +21,9 @@ _PAUSE = 20
 class CsvLogger(Logger):
     """Write a row of metrics.csv for every log; cells without a value are empty.
 
-    A new name adds a column, and the file is rewritten in one piece. If many names are new, the
-    rows with them are kept in memory, so that rewriting takes at most a twentieth of the time;
-    ``flush`` and ``close`` write them at once.
+    A new name adds a column, and the file is rewritten in one piece. Rewriting takes at most a
+    twentieth of the time: until the next one, rows with new names are kept in memory. ``flush`` and
+    ``close`` write them at once.
 
     Args:
         path: of the file, absolute or within the run directory; None for metrics.csv.

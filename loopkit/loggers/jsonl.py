@@ -116,7 +116,8 @@ def _resume(path: Path, step: int) -> list[dict[str, Any]]:
         rename_aside(path)
     if not path.exists():
         return []
-    rows, lines, cut = [], [], False
+    rows, lines = [], []
+    cut = False
     with open(path, "rb") as file:
         for line in file:
             row = _parsed(line)

@@ -49,8 +49,8 @@ class RemoteLogger(Logger, ABC):
 
     One thread sends everything to the service, in order. Its first error is raised by the next
     call, and the run drops the logger. ``NAME.json`` in the run directory keeps the service's id of
-    the run and the last step that was sent for each value, so a resumed run continues there and
-    sends nothing twice. A run that starts from step 0 is a new run of the service.
+    the run, and the last step that was sent for each value. So a resumed run continues the same run
+    of the service and sends nothing twice. A run from step 0 is a new run of the service.
 
     Args:
         project: the name to keep runs under; None for the service's own variable, or else the name

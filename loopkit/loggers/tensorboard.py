@@ -165,12 +165,13 @@ def _histogram(array: Any) -> Any:
 
 def _image(array: Any) -> Any:
     """Draw a matrix: its least value white, its greatest dark blue, values not finite grey."""
-    array = array[tuple(slice(None, None, -(-side // _MOST_CELLS)) for side in array.shape)]
+    array = array[tuple(slice(None, None, -(-length // _MOST_CELLS)) for length in array.shape)]
     finite = np.isfinite(array)
     known = np.clip(array[finite], -1e100, 1e100)
     low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
     share = (np.clip(np.where(finite, array, low), low, high) - low) / ((high - low) or 1.0)
-    white, blue, grey = np.array([255.0] * 3), np.array([8.0, 48.0, 107.0]), np.array([160.0] * 3)
+    white, blue = np.array([255.0] * 3), np.array([8.0, 48.0, 107.0])
+    grey = np.array([160.0] * 3)
     colours = np.where(finite[..., None], white + share[..., None] * (blue - white), grey)
     times = max(1, _PIXELS // max(array.shape))
     pixels = colours.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)

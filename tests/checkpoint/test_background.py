@@ -123,7 +123,7 @@ def test_shapes_may_change_between_saves(tmp_path):
 
 
 @pytest.mark.parametrize("ask", ["poll", "wait", "submit", "close"])
-def test_a_failure_is_raised_once_and_the_next_save_goes_on(tmp_path, ask):
+def test_a_failure_is_raised_once_and_the_next_save_succeeds(tmp_path, ask):
     write_checkpoint(Store(), tmp_path, make(1))
     writer = BackgroundWriter(Failing(), tmp_path)
     writer.submit(make(2))

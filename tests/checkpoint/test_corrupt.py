@@ -249,7 +249,7 @@ def _touch(path: Path) -> Path:
     return path
 
 
-def test_a_missing_newest_checkpoint_is_told_from_latest(run_dir):
+def test_a_missing_newest_checkpoint_is_noticed_by_latest(run_dir):
     shutil.rmtree(newest(run_dir))
     told: list[str] = []
     assert newest_valid(Store(), run_dir, warn=told.append).name == "step-000000000002"

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 from snapshots import alike, make
 
-from loopkit.checkpoint import Store, load_checkpoint, load_snapshot, resolve, write_checkpoint
+from loopkit.checkpoint import (
+    Store,
+    load_checkpoint,
+    load_snapshot,
+    resolve_checkpoint,
+    write_checkpoint,
+)
 from loopkit.errors import CheckpointError, CorruptCheckpointError, NoValidCheckpointError
 
 
@@ -27,8 +33,8 @@ def damage(path: Path) -> None:
 
 
 def test_a_checkpoint_is_itself_and_a_run_directory_its_newest(tmp_path, paths):
-    assert resolve(paths[0]) == paths[0]
-    assert resolve(tmp_path) == paths[1]
+    assert resolve_checkpoint(paths[0]) == paths[0]
+    assert resolve_checkpoint(tmp_path) == paths[1]
     found, snapshot = load_checkpoint(tmp_path)
     assert found == paths[1]
     assert alike(snapshot, make(2))
@@ -40,7 +46,7 @@ def test_a_checkpoint_is_itself_and_a_run_directory_its_newest(tmp_path, paths):
 def test_a_corrupt_newest_is_passed_over_and_keeps_its_name(tmp_path, paths):
     damage(paths[1])
     before = sorted(os.listdir(tmp_path / "checkpoints"))
-    assert resolve(tmp_path) == paths[0]
+    assert resolve_checkpoint(tmp_path) == paths[0]
     assert load_checkpoint(tmp_path)[0] == paths[0]
     assert sorted(os.listdir(tmp_path / "checkpoints")) == before
     with pytest.raises(CorruptCheckpointError):
@@ -51,12 +57,12 @@ def test_a_kind_passes_over_the_others(tmp_path, paths):
     weights = make(3)
     weights.meta["kind"] = "weights"
     write_checkpoint(Store(), tmp_path, weights)
-    assert resolve(tmp_path).name == "step-000000000003"
-    assert resolve(tmp_path, kind="full") == paths[1]
+    assert resolve_checkpoint(tmp_path).name == "step-000000000003"
+    assert resolve_checkpoint(tmp_path, kind="full") == paths[1]
 
 
-@pytest.mark.parametrize("function", [resolve, load_checkpoint])
-def test_a_path_that_names_nothing_is_told_with_its_option(function, tmp_path, paths):
+@pytest.mark.parametrize("function", [resolve_checkpoint, load_checkpoint])
+def test_an_error_of_a_path_names_its_option(function, tmp_path, paths):
     (tmp_path / "file").touch()
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     for name in ("nowhere", "file"):

@@ -436,7 +436,7 @@ def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
         time.sleep(0.01)
 
 
-def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_newer_ones_behind(tmp_path):
+def test_a_run_that_resumes_from_an_older_checkpoint_detaches_the_newer_ones(tmp_path):
     store = Store()
     paths = [write_checkpoint(store, tmp_path, make(step)) for step in (1, 2, 3)]
     assert [path.name for path in detach_after(store, tmp_path, paths[0])] == [

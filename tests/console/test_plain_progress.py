@@ -79,7 +79,7 @@ def test_long_evaluations_say_where_they_are():
     assert file.getvalue().splitlines()[-2:] == ["evaluating: 2 batches", "evaluating: 4 batches"]
 
 
-def test_where_a_run_goes_on_from_is_said(tmp_path):
+def test_the_checkpoint_that_a_run_resumes_from_is_printed(tmp_path):
     run, file = shown(Clock(), resumed_from=tmp_path / "step-7")
     run.progress.step = 7
     run.events.fit_start(run)

@@ -58,7 +58,7 @@ def save() -> int:
         assert found is not None
         assert found[1].meta["step"] in (1, 2)
         assert alike(found[1], make(found[1].meta["step"]))
-        # And the run goes on from there.
+        # And the run continues from there.
         write_checkpoint(Store(), run_dir, make(3))
         assert alike(load_newest(Store(), run_dir)[1], make(3))
 

@@ -340,7 +340,7 @@ def reading(run_dir: Path, path: Path) -> Snapshot:
 
 
 def attempt(run_dir: Path, path: Path, skip_verify: bool = False) -> str:
-    """ "read", or the class and text of the error; anything but a ``CheckpointError`` goes on up."""
+    """Return "read", or the class and text of a ``CheckpointError``; other errors are raised."""
     global armed
     armed = True
     try:

@@ -46,7 +46,7 @@ class Slow(Tiny):
 
 
 def main(run_dir: str, block: str = "") -> None:
-    """Run or go on to step 60; print the digest of the weights."""
+    """Run or resume to step 60, and print the digest of the weights."""
     torch.set_num_threads(1)
     task = Slow(Path(run_dir) / "marker" if block else None)
     fit = quiet(

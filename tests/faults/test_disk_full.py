@@ -1,4 +1,4 @@
-"""A disk that fills, a file size limit, a device that fails: the last good checkpoint stays,
+"""A disk that fills, a file size limit, a device that fails: the last valid checkpoint stays,
 nothing half is left.
 """
 
@@ -114,7 +114,7 @@ def test_a_full_disk_names_the_file_what_was_wanted_and_what_is_free(tmp_path, o
     assert caught.value.exit_code == 74
 
 
-def test_a_disk_that_stays_broken_leaves_the_last_good_checkpoint(tmp_path, operations):
+def test_a_disk_that_stays_broken_leaves_the_last_valid_checkpoint(tmp_path, operations):
     # Cleaning up fails too then; the next start does it.
     for count in range(1, len(operations), 4):
         run_dir = tmp_path / str(count)

@@ -12,7 +12,7 @@ from tests import fork_server
 HERE = Path(__file__).resolve().parent
 
 
-def test_a_kill_at_any_operation_leaves_the_last_good_checkpoint_and_nothing_half():
+def test_a_kill_at_any_operation_leaves_the_last_valid_checkpoint_and_nothing_half():
     root = HERE.parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = fork_server.run(

@@ -52,7 +52,7 @@ def test_max_turns_the_comparison():
     assert (result.step, hook.best, hook.best_step) == (3, 3.0, 1)
 
 
-def test_a_second_run_with_the_same_hook_counts_anew():
+def test_a_second_run_with_the_same_hook_counts_from_zero():
     hook = EarlyStop("eval/score:min", 3)
     steps = [
         quiet(epochs=1, batch_size=8, eval_every=1, hooks=[hook]).run(Scripted(56)).step
@@ -75,7 +75,7 @@ def test_counters_survive_a_resume(tmp_path):
     assert rest["status"] == whole["status"] == "stopped"
 
 
-def test_a_run_that_was_stopped_stays_stopped_and_goes_on_with_more_patience(tmp_path):
+def test_a_run_that_was_stopped_stays_stopped_and_continues_with_more_patience(tmp_path):
     options = {"task": Scripted, "epochs": 1, "eval_every": 1}
     go(lambda: EarlyStop("eval/score:min", 3), tmp_path, **options)
     again = go(lambda: EarlyStop("eval/score:min", 3), tmp_path, **options)

@@ -222,7 +222,7 @@ def test_operations_are_those_counted_by_hand_forward_and_backward():
     attention = 2 * (2 * 8 * 5 * 5 * 16)  # queries by keys, and weights by values
     per_micro_batch = (
         3 * linear + attention + 5 * attention // 2
-    )  # its backward makes five products, one of them anew
+    )  # its backward makes five products, one of them a second time
     assert monitor.flops_per_step == 2 * per_micro_batch
     row = result.history[-1]
     assert row["train/flops_per_second"] == pytest.approx(4 * 2 * per_micro_batch / 0.5)

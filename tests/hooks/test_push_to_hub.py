@@ -169,13 +169,13 @@ def test_a_branch_and_a_readme_of_somebody_else(hub):
     assert "model.safetensors" in hub.files("me/tiny", "trial")
 
 
-def test_our_own_readme_is_written_anew(hub):
+def test_our_own_readme_is_replaced(hub):
     go(PushToHub("me/tiny"))
     go(PushToHub("me/tiny"), epochs=3, run_dir="other")
     assert "| optimizer steps | 18 |" in hub.files("me/tiny")["README.md"].decode()
 
 
-def test_a_hub_that_is_down_is_told_of_once_at_the_end(monkeypatch, tmp_path):
+def test_a_hub_that_is_down_is_reported_once_at_the_end(monkeypatch, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         at(f"http://127.0.0.1:{free.getsockname()[1]}", monkeypatch, tmp_path)
@@ -187,7 +187,7 @@ def test_a_hub_that_is_down_is_told_of_once_at_the_end(monkeypatch, tmp_path):
     assert not list(Path("run").glob(".push-*"))
 
 
-def test_a_hub_that_refuses_is_told_of_and_one_that_hangs_is_left(hub):
+def test_a_hub_that_refuses_is_reported_and_one_that_hangs_is_left(hub):
     hub.broken = 403
     with pytest.warns(LoopkitWarning, match="1 failed, the last by HfHubHTTPError"):
         assert go(PushToHub("me/tiny")).status == "finished"

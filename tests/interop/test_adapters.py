@@ -148,7 +148,7 @@ def test_the_names_are_those_that_peft_saves(tmp_path):
 
 def test_another_base_is_never_passed_over(tmp_path):
     trained(task_of(), tmp_path, steps=2)
-    said = r"holds adapters of a model whose frozen weights have SHA-256 \w{12}…, and those of this task's have"
+    said = r"holds adapters of a model with frozen weights of SHA-256 \w{12}…, and the frozen weights of this task"
     other = task_of(seed=1)
     before = digest(dict(other.model.named_parameters()))
     with pytest.raises(CheckpointError, match=said):
@@ -220,7 +220,8 @@ def test_a_base_without_values_is_refused():
     with torch.device("meta"):
         model = adapted()
     with pytest.raises(
-        TaskError, match="has no values, and adapters are told to belong to a model by its values"
+        TaskError,
+        match="has no values, and a checkpoint of adapters identifies its model by the values",
     ):
         HFTask(model)
 

@@ -1,4 +1,4 @@
-"""A small task, and a hook that ends its run as a crash does: for loggers whose runs die and go on."""
+"""A small task, and a hook that ends its run as a crash does, for loggers of resumed runs."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_names_with_commas_quotes_newlines_and_emoji_stay_one_column_each(tmp_pa
     assert [row["a,b"] for row in table(tmp_path)] == ["1.0", "2.0"]
 
 
-def test_names_that_keep_coming_are_gathered_rather_than_written_anew_each_time(tmp_path):
+def test_many_new_names_are_gathered_rather_than_written_each_time(tmp_path):
     now = [0.0]
 
     def clock() -> float:
@@ -74,12 +74,12 @@ def test_names_that_keep_coming_are_gathered_rather_than_written_anew_each_time(
         return now[0]
 
     logger = opened(tmp_path, clock=clock)
-    widened = []
-    to_float64 = logger._rewrite
-    logger._rewrite = lambda: (widened.append(1), to_float64())
+    rewritten = []
+    rewrite = logger._rewrite
+    logger._rewrite = lambda: (rewritten.append(1), rewrite())
     for step in range(1, 101):
         logger.log({f"name {step}": 1.0}, step)
-    assert 1 < len(widened) < 10
+    assert 1 < len(rewritten) < 10
     logger.close()
     rows = table(tmp_path)
     assert [int(row["step"]) for row in rows] == list(range(1, 101))

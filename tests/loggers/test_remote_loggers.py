@@ -123,7 +123,7 @@ def check(found: services.Found, run_dir: Path) -> None:
         if name not in (
             "eval/runtime",
             "eval/samples_per_second",
-        ):  # which an attempt measures anew
+        ):  # which an attempt measures again
             assert [value for _, value in seen] == pytest.approx([value for _, value in points]), (
                 name
             )
@@ -141,7 +141,7 @@ def test_each_step_stands_once_with_a_service_however_often_the_run_dies(service
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_run_is_told_whole(service, tmp_path):
+def test_a_service_gets_the_whole_run(service, tmp_path):
     attempt(SERVICES[service]("whole"), tmp_path / "run", epochs=1)
     found = read(service, tmp_path / "run", "whole")
     check(found, tmp_path / "run")
@@ -166,13 +166,13 @@ def test_a_service_learns_that_a_run_failed(service, status, tmp_path):
     assert (found.status, found.about.get("exit", 1)) == (status, 1)
 
 
-def test_a_run_that_starts_anew_is_a_new_one_of_the_service(tmp_path):
+def test_a_run_that_starts_again_is_a_new_one_of_the_service(tmp_path):
     with pytest.raises(RuntimeError, match="went down"):
         attempt(
-            SERVICES["mlflow"]("anew"), tmp_path / "run", Fails(3)
+            SERVICES["mlflow"]("again"), tmp_path / "run", Fails(3)
         )  # before the first checkpoint
-    attempt(SERVICES["mlflow"]("anew"), tmp_path / "run")
-    found = read("mlflow", tmp_path / "run", "anew")
+    attempt(SERVICES["mlflow"]("again"), tmp_path / "run")
+    found = read("mlflow", tmp_path / "run", "again")
     assert len(found.ids) == 2
     assert sorted(step for step, _ in found.points["train/loss"]) == [
         1,
@@ -270,7 +270,7 @@ class Down(RemoteLogger):
 
 
 @pytest.mark.parametrize("where", ["start", "send", "stop"])
-def test_a_service_that_fails_is_told_of_once_and_the_run_goes_on(where, tmp_path):
+def test_a_service_that_fails_is_reported_once_and_the_run_continues(where, tmp_path):
     with pytest.warns(
         LoopkitWarning, match=f"Down failed in .*ConnectionError: no route to host in {where}"
     ) as told:
@@ -320,7 +320,7 @@ def test_names_are_taken_from_the_variable_or_the_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_missing_package_is_told_before_anything_starts(service, monkeypatch):
+def test_a_missing_package_is_reported_before_anything_starts(service, monkeypatch):
     package = {"comet": "comet_ml"}.get(service, service)
     monkeypatch.setattr("loopkit.loggers.remote.find_spec", lambda name: None)
     with pytest.raises(
