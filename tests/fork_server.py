@@ -85,7 +85,9 @@ class Popen(ExecutingPopen):
 
     def _execute_child(self, *args: Any) -> None:
         given = inspect.signature(super()._execute_child).bind(*args).arguments
-        words = list(map(os.fspath, given["args"])) if isinstance(given["args"], (list, tuple)) else []
+        words = (
+            list(map(os.fspath, given["args"])) if isinstance(given["args"], (list, tuple)) else []
+        )
         if sys.platform != "linux" or words[:1] != [sys.executable]:
             super()._execute_child(*args)
             return
@@ -132,7 +134,9 @@ def serve(connection: socket.socket) -> dict[str, Any]:
             os.write(pid_written, str(child).encode())
             os._exit(0)
         os.close(not_yet)
-        os.read(adopted, 1)  # ends when the server closes its copy: a program may ask for its parent
+        os.read(
+            adopted, 1
+        )  # ends when the server closes its copy: a program may ask for its parent
         connection.close()
         for number, file in enumerate(files):
             os.dup2(file, number)

@@ -19,6 +19,7 @@ from loopkit.fit.signals import PREEMPTED
 from loopkit.fit.strategy_setup import start_ranks
 from loopkit.keywords import checks_keywords
 from loopkit.options import Options
+from loopkit.preserve import preserved
 from loopkit.result import Result
 from loopkit.strategies.dtensor import put_all
 from loopkit.task import Task, name_of
@@ -136,10 +137,11 @@ class Fit:
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "eval_data", data)
             run.eval_data = setup.open_eval_sources(data, self.options, run.strategy, what)
-            metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
-            if run.events.eval_end is not None:
-                run.events.eval_end(run, metrics)
-        return metrics
+            with preserved(run.task, run.strategy.device):
+                metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
+                if run.events.eval_end is not None:
+                    run.events.eval_end(run, metrics)
+            return metrics | run.accumulator.take(run.strategy.dp.all_gather_object)
 
     def predict(
         self,
@@ -163,7 +165,8 @@ class Fit:
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "predict_data", data)
             config = setup.data_config(self.options, run.strategy, training=False)
-            return run.loops.predict.run(run, open_source(data, config, what), writer)
+            with preserved(run.task, run.strategy.device):
+                return run.loops.predict.run(run, open_source(data, config, what), writer)
 
     def with_options(self, **changes: Any) -> Fit:
         """Return a copy with the same subscriptions, in which the given options are changed.

@@ -25,7 +25,7 @@ from loopkit.fit.state import check_model
 from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
-from loopkit.loops.epoch import evaluate
+from loopkit.loops.epoch import evaluate, row_of_its_own
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options
 from loopkit.run import Run
@@ -120,8 +120,9 @@ def finish(run: Run) -> None:
             snapshot = load_snapshot(best, checkpointer.store)
             run.strategy.load_model_state(snapshot.tensors["model"])
             logger.info("loaded the best weights, of %s", best)
-    if run.events.fit_end is not None:
-        run.events.fit_end(run)
+    with row_of_its_own(run):
+        if run.events.fit_end is not None:
+            run.events.fit_end(run)
     logger.info("%s at step %d %s", run.outcome.status, run.progress.step, run.outcome.reason)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.contract import jobs
+from tests.contract import jobs, training_jobs
 
 # By strategy, how far weights may be from those of one process after 8 steps in fp32 with clipping:
 # 0 where the arithmetic allows. FSDP adds up a norm from the parts of each tensor, and rounds
@@ -211,3 +211,7 @@ def test_the_tasks_with_a_step_of_their_own_run_over_ranks(pair, task):
     alone = training_jobs.own_step(task, 1)
     assert first["digest"] == second["digest"]
     assert distance(first["model"], alone["model"]) < 1e-5
+
+
+def test_a_value_logged_on_one_rank_at_the_end_of_an_epoch_is_a_row_on_all(pair):
+    assert pair.call(training_jobs.rows_logged_on_one_rank) == [[0.0, 0.0]] * 2
