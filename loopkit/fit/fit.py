@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import tempfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from loopkit.data.micro_batches import open_source
 from loopkit.durations import Duration
+from loopkit.errors import OptionError
 from loopkit.events import Subscription
 from loopkit.fit import setup
 from loopkit.fit.lifecycle import finish, inference, training
@@ -21,7 +23,6 @@ from loopkit.keywords import checks_keywords
 from loopkit.options import Options
 from loopkit.preserve import preserved
 from loopkit.result import Result
-from loopkit.strategies.dtensor import put_all
 from loopkit.task import Task, name_of
 
 P = ParamSpec("P")
@@ -191,8 +192,19 @@ def _data_of(task: Task, method: str, data: Any) -> tuple[Any, str]:
 
 
 def _dry_run(fit: Fit, task: Task) -> Result:
-    """Do one step, one evaluation batch, a save, a resume and another step; then undo all of it."""
-    before = {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
+    """Do one step, one evaluation batch, a save, a resume and another step, all on copies.
+
+    Raises:
+        OptionError: the task or a hook cannot be copied.
+    """
+    options = fit.options
+    try:
+        task, hooks = copy.deepcopy((task, list(options.hooks)))
+    except Exception as error:
+        raise OptionError(
+            "dry_run=True trains a copy of the task and the hooks, and they cannot be copied: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     with tempfile.TemporaryDirectory(prefix="loopkit-dry-run-") as directory:
         changes: dict[str, Any] = {
             "dry_run": False,
@@ -201,17 +213,17 @@ def _dry_run(fit: Fit, task: Task) -> Result:
             "time": None,
             "limit_eval": 1,
             "run_dir": directory,
-            "checkpoint": fit.options.checkpoint or True,
+            "checkpoint": options.checkpoint or True,
             "eval_first": False,
             "eval_after": None,
             "log_every": 1,
+            "hooks": hooks,
         }
-        if fit.options.eval_every != "never":
+        if options.eval_every != "never":
             changes["eval_every"] = str(Duration.parse(1, "eval_every"))
         first = fit.with_options(**changes, resume=None)
         first.on("step_end", lambda run, out: run.stop("dry run"))
-        first.run(task)
+        first.run(copy.deepcopy(task))
         result = fit.with_options(**changes, resume="auto").run(task)
         result.run_dir = result.checkpoint = None
-    put_all(task.state_dict(), before)
     return result

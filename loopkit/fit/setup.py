@@ -31,7 +31,7 @@ from loopkit.run import Loops, Run
 from loopkit.strategies.base import ComputeSettings, Strategy
 from loopkit.strategies.compile import Compile
 from loopkit.strategies.precision import matmul_precision, parse_precision
-from loopkit.task import Task, name_of, overrides
+from loopkit.task import Task, configure, name_of, overrides
 from loopkit.triggers import Triggers
 
 logger = logging.getLogger(__name__)
@@ -91,10 +91,8 @@ def open_strategy(run: Run) -> None:
         )
     )
     rng.seed_all(options.seed, strategy.device)
-    if not getattr(task, "_configured", False):
-        with strategy.init_context():
-            task.configure_model()
-        task.__dict__["_configured"] = True
+    with strategy.init_context():
+        configure(task)
     strategy.setup_module(task)
     if options.rng == "stream" and strategy.dp.rank:
         # With one stream, dropout would drop the same units on all ranks.

@@ -23,7 +23,7 @@ from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.run import Progress, Record, Run
 from loopkit.strategies import dtensor
-from loopkit.task import name_of
+from loopkit.task import differences, name_of
 from loopkit.version import __version__
 
 
@@ -214,16 +214,9 @@ def check_model(run: Run, snapshot: Snapshot, path: Path) -> None:
         CheckpointError: names or shapes differ, or the task refuses the checkpoint's files.
     """
     run.task.check_files(snapshot.files, path)
-    have, saved = run.strategy.model_state(), snapshot.tensors.get("model", {})
-    wrong = [f"{name} is missing in the checkpoint" for name in have if name not in saved]
-    wrong += [f"{name} is not in the task" for name in saved if name not in have]
-    for name in have.keys() & saved.keys():
-        shape, saved_shape = tuple(have[name].shape), tuple(saved[name].shape)
-        if shape != saved_shape:
-            wrong.append(f"{name} has shape {saved_shape}, the task's has {shape}")
+    wrong = differences(run.strategy.model_state(), snapshot.tensors.get("model", {}))
     if wrong:
-        shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
-        raise CheckpointError(f"{path} does not fit the task: {shown}")
+        raise CheckpointError(f"{path} does not fit the task: {wrong}")
 
 
 def _plain_hparams(hparams: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -100,7 +100,10 @@ class HFTask(Task):
             optimizers,
         )
         self._forget(kept)
-        self.model, self.tokenizer = model.train(), tokenizer  # from_pretrained leaves it in eval mode
+        self.model, self.tokenizer = (
+            model.train(),
+            tokenizer,
+        )  # from_pretrained leaves it in eval mode
         self._data = {"train": train_data, "eval": eval_data, "predict": predict_data}
         self._metrics, self._optimizers = metrics, optimizers
         if compute_metrics is not None:

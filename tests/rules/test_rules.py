@@ -24,6 +24,7 @@ MOST_BASES_INSIDE = 2
 LAYERS = (
     {
         "errors",
+        "hparams",
         "checks",
         "monitor",
         "durations",
