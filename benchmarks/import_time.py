@@ -27,7 +27,7 @@ STATEMENTS = {
     "ignite": "import ignite.engine",
     "torchtnt": "import torchtnt.framework",
 }
-LAZY = ("torchmetrics", "tensorboardX", "rich", "yaml", "jsonargparse", "matplotlib")
+LAZY = ("torchmetrics", "tensorboardX", "rich", "yaml", "docstring_parser", "matplotlib")
 TIMED = "import time; began = time.perf_counter(); {}; print(time.perf_counter() - began)"
 
 

@@ -79,7 +79,13 @@ class HungError(LoopkitError, TimeoutError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known name written most like ``name``, else "".
+    """Return " Did you mean 'x'?" for the known name written most like ``name``, else ""."""
+    found = closest(name, known)
+    return f" Did you mean {found!r}?" if found is not None else ""
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name written most like ``name``; None if no name is near.
 
     Only misspellings count as near: a similarity of at least 0.8 (``difflib``), or the same letters
     in another order. Upper and lower case are alike.
@@ -88,7 +94,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     typed = name.casefold()
     close = difflib.get_close_matches(typed, spelled, n=1, cutoff=0.8)
     close = close or [each for each in spelled if sorted(each) == sorted(typed)]
-    return f" Did you mean {spelled[close[0]]!r}?" if close else ""
+    return spelled[close[0]] if close else None
 
 
 def missing_extra(package: str, extra: str, use: str) -> MissingExtraError:

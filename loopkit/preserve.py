@@ -12,7 +12,7 @@ from loopkit import rng
 
 
 @contextmanager
-def preserved(module: nn.Module, device: torch.device | None) -> Iterator[None]:
+def preserved_modes(module: nn.Module, device: torch.device | None) -> Iterator[None]:
     """Restore the train or eval mode of each submodule, and the random state, after the block.
 
     Args:

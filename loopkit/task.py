@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 import loopkit.checkpoint
-from loopkit import hparams
+from loopkit import hparams, module_state
 from loopkit.errors import CheckpointError, LoopkitWarning, OptionError, TaskError
 
 Reduce = Literal["mean", "sum", "max", "min", "last"]
@@ -215,13 +215,16 @@ class Task(nn.Module):
         configure(task)
         task.check_files(snapshot.files, Path(checkpoint))
         weights = snapshot.tensors["model"]
-        wrong = differences(task.state_dict(), weights)
+        own = module_state.tensors_of(task.state_dict())
+        wrong = module_state.differences(task, own, weights)
+        module_state.resize_buffers(task, weights)
         if wrong:
             _report(f"the weights of {checkpoint} do not fit {cls.__name__}: {wrong}", strict)
-            own = task.state_dict()
             weights = {n: t for n, t in weights.items() if n in own and t.shape == own[n].shape}
         try:
-            task.load_state_dict(weights, strict=not wrong)
+            task.load_state_dict(weights, strict=False)
+            extra = snapshot.state.get("extra_state", {})
+            module_state.load_extra_state(task, extra, checkpoint)
         except RuntimeError as error:
             raise CheckpointError(
                 f"the weights of {checkpoint} do not fit {cls.__name__}: {error}"
@@ -253,18 +256,6 @@ def configure(task: Task) -> None:
     if not task.__dict__.get("_configured", False):
         task.configure_model()
         task.__dict__["_configured"] = True
-
-
-def differences(own: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
-    """Return how the names and shapes of saved tensors differ from a task's own; "" if they fit."""
-    wrong = [f"{name} is missing in the checkpoint" for name in own if name not in saved]
-    wrong += [f"{name} is not in the task" for name in saved if name not in own]
-    for name in [name for name in own if name in saved]:
-        shape, saved_shape = tuple(own[name].shape), tuple(saved[name].shape)
-        if shape != saved_shape:
-            wrong.append(f"{name} has shape {saved_shape}, the task's has {shape}")
-    more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
-    return "; ".join(wrong[:6]) + more
 
 
 def _report(problem: str, strict: bool) -> None:

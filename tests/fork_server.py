@@ -20,6 +20,7 @@ import inspect
 import io
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import socket
@@ -31,14 +32,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import loopkit
+
 ROOT = Path(__file__).parents[1]
-IMPORTED = (
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "torch.nn.parallel",
-    "numpy",
-    "tests.support",
-)
+OTHERS = ("torch._dynamo", "torch.distributed.fsdp", "torch.profiler", "filelock", "tensorboardX")
 LONGEST_COMMAND_LINE = 4096
 PR_SET_CHILD_SUBREAPER = 36
 # The original class: later code replaces ``subprocess.Popen``.
@@ -248,11 +245,12 @@ def interpreted(words: list[str]) -> int:
 def main(connection: str, *imports: str) -> None:
     """Serve; in a forked process, run its program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in (*IMPORTED, *imports[:-1]):
+    ours = [module.name for module in pkgutil.walk_packages(loopkit.__path__, "loopkit.")]
+    for name in (*OTHERS, *ours, *imports[:-1]):
         with contextlib.suppress(ImportError):  # an optional package
             importlib.import_module(name)
-    ours = {sys.path[0], *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
-    sys.path[:] = [path for path in sys.path if path not in ours]
+    given = {sys.path[0], *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
+    sys.path[:] = [path for path in sys.path if path not in given]
     gc.collect()
     gc.freeze()  # a collection in a forked process looks at its own objects, and copies no page
     program = serve(socket.socket(fileno=int(connection)))

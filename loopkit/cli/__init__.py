@@ -1,3 +1,1 @@
-"""The command line: ``loopkit fit``, ``evaluate``, ``predict``, ``ckpt``, ``bench``, ``report`` and
-``doctor``.
-"""
+"""The command line: one module for each command, ``args`` to parse and ``bench`` to measure."""

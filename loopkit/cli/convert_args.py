@@ -1,17 +1,16 @@
-"""``loopkit convert-args FILE``: the Fit, the optimizer and the Loader that a Trainer's arguments
-stand for.
-"""
+"""``loopkit convert-args FILE``: turn a Trainer's arguments into a Fit, an optimizer, a Loader."""
 
 from __future__ import annotations
 
 import ast
 import json
-import sys
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loopkit.cli.args.command_parser import CommandParser
 from loopkit.cli.convert_loggers import hub_source, logger_sources
 from loopkit.cli.convert_strategy import strategy_source
 from loopkit.errors import OptionError, nearest
@@ -34,7 +33,7 @@ SCHEDULES = {
     "constant": "constant", "constant_with_warmup": "constant", "inverse_sqrt": "inverse_sqrt",
     "reduce_lr_on_plateau": "reduce_on_plateau", "cosine_with_min_lr": "cosine", "warmup_stable_decay": "wsd",
 }  # fmt: skip
-# What Trainer's arguments are when they are not given, where that is not what Fit does.
+# The defaults of the Trainer that differ from those of Fit.
 DEFAULTS = {
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 8,
@@ -48,13 +47,13 @@ OFF: tuple[Any, ...] = (None, False, "", "no", 0, [], {})
 
 @dataclass
 class Conversion:
-    """What a set of Trainer arguments becomes; values are Python source.
+    """A set of Trainer arguments as Python source.
 
     Attributes:
-        fit, checkpoint, loader: arguments by name.
-        imports: the lines that they need.
-        optimizer: the source of what ``Task.optimizers`` returns.
-        notes: arguments that have no counterpart, with the reason or what to do instead.
+        fit, checkpoint, loader: the sources of arguments by name.
+        imports: the import lines that they need.
+        optimizer: the source of the expression that ``Task.optimizers`` returns.
+        notes: arguments without a counterpart, each with the reason or with what to do instead.
     """
 
     fit: dict[str, str] = field(default_factory=dict)
@@ -65,53 +64,43 @@ class Conversion:
     notes: dict[str, str] = field(default_factory=dict)
 
     def source(self) -> str:
-        """The conversion as Python source, to be pasted."""
+        """Return the conversion as Python source to paste."""
+        options = dict(self.fit)
         if self.checkpoint:
-            self.fit["checkpoint"] = f"Checkpoint({_arguments(self.checkpoint)})"
-        strategy = self.fit.get("strategy", "").partition("(")[0]
-        lines = [f"from loopkit import {strategy}"] if strategy else []
-        lines += self.imports
-        lines += [""] if lines else []
-        lines += ["fit = Fit(", *(f"    {name}={value}," for name, value in self.fit.items()), ")"]
+            options["checkpoint"] = f"Checkpoint({_arguments(self.checkpoint)})"
+        strategy = options.get("strategy", "").partition("(")[0]
+        objects = {"Checkpoint": self.checkpoint, "Loader": self.loader, strategy: strategy}
+        names = sorted(["Fit", *(name for name, used in objects.items() if used)])
+        spec = sorted(re.findall(r"(\w+)\(", self.optimizer))
+        lines = [f"from loopkit import {', '.join(names)}", *self.imports]
+        lines += [f"from loopkit.optim import {', '.join(spec)}", ""]
+        lines += ["fit = Fit(", *(f"    {name}={value}," for name, value in options.items()), ")"]
         lines += ["", "# in the task:", "def optimizers(self):", f"    return {self.optimizer}"]
         if self.loader:
-            lines += [
-                "",
-                "def train_data(self):",
-                f"    return Loader(..., {_arguments(self.loader)})",
-            ]
+            loader = f"Loader(..., {_arguments(self.loader)})"
+            lines += ["", "def train_data(self):", f"    return {loader}"]
         if self.notes:
-            lines += [
-                "",
-                "# not carried over:",
-                *(f"#   {name}: {why}" for name, why in self.notes.items()),
-            ]
+            notes = [f"#   {name}: {reason}" for name, reason in self.notes.items()]
+            lines += ["", "# not carried over:", *notes]
         return "\n".join(lines)
 
 
 def convert(given: Mapping[str, Any]) -> Conversion:
-    """Turn TrainingArguments, by name, into what loopkit calls them.
+    """Convert TrainingArguments, given by name.
 
     Raises:
-        OptionError: a name that no version of TrainingArguments has.
+        OptionError: no version of TrainingArguments has one of the names.
     """
-    unknown = [
-        name
-        for name in given
-        if name not in TRAINER_NAMES and name not in SAME and name not in ("debug", "warmup_ratio")
-    ]
-    if unknown:
-        hint = nearest(unknown[0], TRAINER_NAMES)
-        raise OptionError(f"TrainingArguments has no {unknown[0]!r}.{hint}")
+    _check_names(given)
     args = {**DEFAULTS, **given}
     found = Conversion(optimizer=_optimizer(args))
     for name, ours in SAME.items():
-        if args.get(name) not in OFF:
-            value = args[name]
-            found.fit[ours] = repr(
-                int(value) if isinstance(value, float) and value == int(value) else value
-            )
-    if args.get("max_steps", -1) > 0:  # it wins over epochs there
+        value = args.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value not in OFF:
+            found.fit[ours] = repr(value)
+    if args.get("max_steps", -1) > 0:  # the Trainer then ignores the epochs
         found.fit["steps"] = repr(args["max_steps"])
         found.fit.pop("epochs", None)
     for name in ("tf32", "fp16", "bf16"):
@@ -121,20 +110,8 @@ def convert(given: Mapping[str, Any]) -> Conversion:
         found.fit["activation_checkpointing"] = "'full'"
     if args.get("disable_tqdm"):
         found.fit["progress"] = "False"
-    _cadences(args, found)
-    strategy = strategy_source(given)
-    if strategy:
-        found.fit["strategy"] = strategy
-    loggers, found.imports, lost = logger_sources(given)
-    if loggers:
-        found.fit["loggers"] = loggers
-    if lost:
-        found.notes["report_to"] = (
-            f"there is no logger for {', '.join(lost)}: derive one from Logger"
-        )
-    if given.get("push_to_hub"):
-        found.fit["hooks"] = f"[{hub_source(given)}]"
-        found.imports.append("from loopkit.hooks import PushToHub")
+    _convert_cadences(args, found)
+    _convert_objects(given, found)
     for name, ours in LOADER.items():
         if given.get(name) not in (None, False) and name != "dataloader_pin_memory":
             found.loader[ours] = repr(given[name])
@@ -143,6 +120,28 @@ def convert(given: Mapping[str, Any]) -> Conversion:
         if isinstance(meant, Reason) and value not in OFF:
             found.notes[name] = meant
     return found
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    known = [*TRAINER_NAMES, *SAME, "debug", "warmup_ratio"]
+    for name in given:
+        if name not in known:
+            raise OptionError(f"TrainingArguments has no {name!r}.{nearest(name, known)}")
+
+
+def _convert_objects(given: Mapping[str, Any], found: Conversion) -> None:
+    strategy = strategy_source(given)
+    if strategy:
+        found.fit["strategy"] = strategy
+    loggers, found.imports, missing = logger_sources(given)
+    if loggers:
+        found.fit["loggers"] = loggers
+    if missing:
+        names = ", ".join(missing)
+        found.notes["report_to"] = f"there is no logger for {names}: derive one from Logger"
+    if given.get("push_to_hub"):
+        found.fit["hooks"] = f"[{hub_source(given)}]"
+        found.imports.append("from loopkit.hooks import PushToHub")
 
 
 def _optimizer(args: Mapping[str, Any]) -> str:
@@ -155,27 +154,32 @@ def _optimizer(args: Mapping[str, Any]) -> str:
         values["weight_decay"] = "0.0"
     if kind == "AdamW" and ("adam_beta1" in args or "adam_beta2" in args):
         values["betas"] = repr((args.get("adam_beta1", 0.9), args.get("adam_beta2", 0.999)))
-    ratio, steps = args.get("warmup_ratio") or 0, args.get("warmup_steps") or 0
-    if 0 < steps < 1:
-        ratio, steps = steps, 0
-    warmup = repr(int(steps)) if steps else f"'{ratio * 100:g}%'" if ratio else ""
-    schedule = SCHEDULES[str(args["lr_scheduler_type"]).removeprefix("SchedulerType.").lower()]
-    values["schedule"] = f"{schedule}({f'warmup={warmup}' if warmup else ''})"
+    values["schedule"] = _schedule(args)
     return f"{kind}({_arguments(values)})"
 
 
-def _cadences(args: Mapping[str, Any], found: Conversion) -> None:
-    log = _every(args.get("logging_strategy", "steps"), args.get("logging_steps", 500))
-    found.fit["log_every"] = log
-    evaluation = args.get("eval_strategy") or args.get("evaluation_strategy") or "no"
-    found.fit["eval_every"] = _every(
-        evaluation, args.get("eval_steps") or args.get("logging_steps", 500)
-    )
+def _schedule(args: Mapping[str, Any]) -> str:
+    ratio = args.get("warmup_ratio") or 0
+    steps = args.get("warmup_steps") or 0
+    if 0 < steps < 1:  # newer versions take a ratio here too
+        ratio = steps
+    warmup = ""
+    if steps >= 1:
+        warmup = f"warmup={int(steps)}"
+    elif ratio:
+        warmup = f"warmup='{ratio * 100:g}%'"
+    name = str(args["lr_scheduler_type"]).removeprefix("SchedulerType.").lower()
+    return f"{SCHEDULES[name]}({warmup})"
+
+
+def _convert_cadences(args: Mapping[str, Any], found: Conversion) -> None:
+    log_steps = args.get("logging_steps", 500)
+    found.fit["log_every"] = _every(args.get("logging_strategy", "steps"), log_steps)
+    strategy = args.get("eval_strategy") or args.get("evaluation_strategy") or "no"
+    found.fit["eval_every"] = _every(strategy, args.get("eval_steps") or log_steps)
     if args.get("eval_delay"):
-        delay = args["eval_delay"]
-        found.fit["eval_after"] = repr(
-            f"{delay:g} {'epochs' if '1 epoch' in found.fit['eval_every'] else 'steps'}"
-        )
+        unit = "epochs" if "1 epoch" in found.fit["eval_every"] else "steps"
+        found.fit["eval_after"] = repr(f"{args['eval_delay']:g} {unit}")
     strategy = args.get("save_strategy", "steps")
     if str(strategy).lower().endswith("no"):
         found.fit["checkpoint"] = "False"
@@ -184,15 +188,14 @@ def _cadences(args: Mapping[str, Any], found: Conversion) -> None:
     found.checkpoint["keep"] = repr(args.get("save_total_limit"))
     if args.get("save_only_model"):
         found.checkpoint["weights_only"] = "True"
-    metric = args.get("metric_for_best_model") or (
-        "loss" if args.get("load_best_model_at_end") else None
-    )
+    load_best = args.get("load_best_model_at_end")
+    metric = args.get("metric_for_best_model") or ("loss" if load_best else None)
     if metric:
         metric = str(metric).removeprefix("eval_")
-        larger = args.get("greater_is_better")
-        larger = not metric.endswith("loss") if larger is None else larger
-        found.checkpoint["best"] = repr(f"eval/{metric}:{'max' if larger else 'min'}")
-        if args.get("load_best_model_at_end"):
+        greater = args.get("greater_is_better")
+        greater = not metric.endswith("loss") if greater is None else greater
+        found.checkpoint["best"] = repr(f"eval/{metric}:{'max' if greater else 'min'}")
+        if load_best:
             found.checkpoint["load_best"] = "True"
 
 
@@ -210,13 +213,13 @@ def _arguments(values: Mapping[str, str]) -> str:
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
-    """The arguments in a JSON file, or in the first ``TrainingArguments(...)`` or dict of a Python
-    file.
+    """Read the arguments in a file, without running it: only literal values are taken.
 
-    Nothing of the file is run: only literal values are taken.
+    Args:
+        path: JSON, or a Python file with ``TrainingArguments(...)`` or a dict.
 
     Raises:
-        OptionError: the file cannot be read, or holds no such thing.
+        OptionError: the file cannot be read, or holds no arguments.
     """
     try:
         text = path.read_text()
@@ -227,9 +230,8 @@ def read_arguments(path: Path) -> dict[str, Any]:
             raise ValueError("it holds no object")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("TrainingArguments"):
-                return {
-                    k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg is not None
-                }
+                named = [keyword for keyword in node.keywords if keyword.arg is not None]
+                return {str(each.arg): ast.literal_eval(each.value) for each in named}
             if isinstance(node, ast.Dict) and node.keys:
                 return dict(ast.literal_eval(node))
         raise ValueError("it holds no TrainingArguments(...) and no dict")
@@ -237,14 +239,13 @@ def read_arguments(path: Path) -> dict[str, Any]:
         raise OptionError(f"convert-args cannot read {path}: {error}") from error
 
 
-def run(words: list[str]) -> int:
-    """``loopkit convert-args FILE``; returns the exit code."""
-    if len(words) != 1 or words[0].startswith("-"):
-        print(
-            "usage: loopkit convert-args FILE.json|FILE.py\n\nprints the Fit for the Trainer's "
-            "arguments in a file",
-            file=sys.stdout if words in (["--help"], ["-h"]) else sys.stderr,
-        )
-        return 0 if words in (["--help"], ["-h"]) else 2
-    print(convert(read_arguments(Path(words[0]))).source())
+def run(argv: Sequence[str]) -> int:
+    """Print the conversion of a file; return the exit code."""
+    parser = CommandParser(
+        "convert-args", "Print the Fit for the arguments of a Hugging Face Trainer."
+    )
+    parser.add_argument(
+        "file", type=Path, help="JSON, or a Python file with TrainingArguments(...) or a dict"
+    )
+    print(convert(read_arguments(parser.parse_args(argv).file)).source())
     return 0

@@ -1,4 +1,4 @@
-"""The strategy that a Trainer's arguments stand for, as Python source."""
+"""The strategy that a Trainer's arguments ask for, as Python source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DDP = {
 
 
 def strategy_source(given: Mapping[str, Any]) -> str:
-    """``DeepSpeed(...)``, ``FSDP(...)`` or ``DDP(...)``; "" where the arguments name none of them."""
+    """Return ``DeepSpeed(...)``, ``FSDP(...)`` or ``DDP(...)``; "" if nothing asks for one."""
     if given.get("deepspeed"):
         return f"DeepSpeed(config={given['deepspeed']!r})"
     if given.get("fsdp"):
@@ -24,24 +24,24 @@ def strategy_source(given: Mapping[str, Any]) -> str:
 
 
 def _fsdp(given: Mapping[str, Any]) -> dict[str, Any]:
-    words = given["fsdp"]
-    words = (
-        words.split()
-        if isinstance(words, str)
-        else [str(word) for word in words]
-        if words is not True
-        else []
-    )
+    """Return the arguments of FSDP for the Trainer's ``fsdp`` and ``fsdp_config``."""
+    modes = given["fsdp"]
+    if isinstance(modes, bool):
+        modes = []
+    elif isinstance(modes, str):
+        modes = modes.split()
+    modes = [str(mode) for mode in modes]
     config = {
         str(name).removeprefix("fsdp_"): value
         for name, value in (given.get("fsdp_config") or {}).items()
     }
     settings: dict[str, Any] = {}
-    if "offload" in words or config.get("offload_params") or config.get("cpu_offload"):
+    if "offload" in modes or config.get("offload_params") or config.get("cpu_offload"):
         settings["offload"] = True
-    if "shard_grad_op" in words or config.get("reshard_after_forward") is False:
+    if "shard_grad_op" in modes or config.get("reshard_after_forward") is False:
         settings["reshard_after_forward"] = False
-    classes, size = config.get("transformer_layer_cls_to_wrap"), config.get("min_num_params")
+    classes = config.get("transformer_layer_cls_to_wrap")
+    size = config.get("min_num_params")
     if classes:
         settings["wrap"] = [classes] if isinstance(classes, str) else list(classes)
     elif size:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loopkit.cli.args import saved
-from loopkit.cli.args.request import Command, read_request
+from loopkit.cli.args.request import CHECKPOINT, Command, read_request
 from loopkit.cli.args.tokens import take_flag
 from loopkit.console.text import columns, number
 from loopkit.distributed.environment import is_rank_zero
@@ -16,7 +16,7 @@ EVALUATE = Command(
     "evaluate",
     "Measure a task on its evaluation data and print the metrics.",
     {
-        **saved.ABOUT,
+        **CHECKPOINT,
         "--json": "print the metrics as one JSON object; NaN and infinities are strings",
     },
     hidden=("checkpoint",),
@@ -24,12 +24,12 @@ EVALUATE = Command(
 
 
 def run(argv: Sequence[str]) -> int:
-    """Evaluate the target; the exit code."""
-    request, words = read_request(EVALUATE, argv)
+    """Evaluate the target; return the exit code."""
+    request = read_request(EVALUATE, argv)
     if request is None:
         return 0
-    as_json = take_flag(words, "json")
-    checkpoint = saved.take_checkpoint(request, words)
+    as_json = take_flag(request.tokens, "json")
+    checkpoint = request.take_checkpoint()
     values = request.values()
     if request.print_config:
         print(values.config, end="")
@@ -37,25 +37,22 @@ def run(argv: Sequence[str]) -> int:
     fit, task = request.build(values)
     metrics = fit.evaluate(task, checkpoint=checkpoint)
     if is_rank_zero():
-        print(json.dumps(strict(metrics)) if as_json else "\n".join(table(metrics)))
+        print(json.dumps(to_json(metrics)) if as_json else "\n".join(table(metrics)))
     return 0
 
 
 def table(metrics: Mapping[str, float]) -> list[str]:
-    """Names and values below each other."""
-    return (
-        columns([[name, number(value)] for name, value in metrics.items()], [False, True])
-        if metrics
-        else []
-    )
+    """Return a line for each metric, with the values aligned."""
+    rows = [[name, number(value)] for name, value in metrics.items()]
+    return columns(rows, [False, True]) if rows else []
 
 
-def strict(value: Any) -> Any:
-    """The value as strict JSON has it: "nan", "inf" and "-inf" for what is no JSON number."""
+def to_json(value: Any) -> Any:
+    """Return the value as strict JSON has it: NaN and infinities become "nan", "inf", "-inf"."""
     if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    if isinstance(value, float) and value - value != 0:
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from loopkit.cli.args.request import Command, read_request
 from loopkit.distributed.environment import is_rank_zero
-from loopkit.result import Result
 
 INTERRUPTED = 130
 
@@ -17,8 +16,8 @@ FIT = Command(
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train the target; the exit code."""
-    request, _ = read_request(FIT, argv)
+    """Train the target; return the exit code."""
+    request = read_request(FIT, argv)
     if request is None:
         return 0
     values = request.values()
@@ -27,14 +26,13 @@ def run(argv: Sequence[str]) -> int:
         return 0
     fit, task = request.build(values)
     result = fit.run(task)
+    interrupted = result.status == "interrupted"
     if is_rank_zero():
         print(result.summary())
-    if result.status != "interrupted":
-        return 0
-    if is_rank_zero() and result.checkpoint is not None:
-        print(_how_to_go_on(result, argv), file=sys.stderr)
-    return INTERRUPTED
-
-
-def _how_to_go_on(result: Result, argv: Sequence[str]) -> str:
-    return f"loopkit: interrupted at step {result.step}. To go on, add: --run-dir {result.run_dir} --resume auto"
+        if interrupted and result.checkpoint is not None:
+            print(
+                f"loopkit: interrupted at step {result.step}. "
+                f"To continue, add: --run-dir {result.run_dir} --resume auto",
+                file=sys.stderr,
+            )
+    return INTERRUPTED if interrupted else 0

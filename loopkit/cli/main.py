@@ -1,6 +1,4 @@
-"""The program: finds the command, runs it, and turns what went wrong into one line and an exit
-code.
-"""
+"""The program: finds the command, runs it, and turns an error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
@@ -19,16 +18,17 @@ from loopkit.version import __version__
 
 INTERRUPTED = 130
 
-# Commands are imported when they are run, so that help comes without waiting for torch.
+# The module of each command below loopkit.cli, and what the command does. A module is imported when
+# its command runs, so that help does not wait for torch.
 COMMANDS = {
     "fit": ("fit", "train a task"),
     "evaluate": ("evaluate", "measure a task on its evaluation data"),
     "predict": ("predict", "write a task's predictions"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
-    "bench": ("bench.bench", "time and memory of a task by precision, or over a grid of options"),
-    "report": ("report", "what a run did, from its files"),
-    "convert-args": ("convert_args", "the Fit for a Hugging Face Trainer's arguments"),
-    "doctor": ("doctor", "what this machine has: versions, devices, extras"),
+    "report": ("report", "show what a run did, from its files"),
+    "bench": ("bench.bench", "measure a task's time and memory, by precision or over a grid"),
+    "convert-args": ("convert_args", "turn a Trainer's arguments into a Fit"),
+    "doctor": ("doctor", "show what this machine has: versions, devices, extras"),
 }
 ALIASES = {
     "train": "fit",
@@ -44,11 +44,12 @@ USAGE = """usage: loopkit COMMAND [...]
 
 {commands}
 
-loopkit COMMAND --help shows what a command takes; loopkit fit TARGET --help also what the task takes.
+loopkit COMMAND --help shows the options of a command, and
+loopkit fit TARGET --help also the arguments of the task.
 TARGET is path/to/file.py, path/to/file.py:Class or package.module:Class.
 
-exit codes: 0 done, 1 error, 2 usage, 65 no checkpoint can be trusted, 73 cannot write, 74 disk full,
-75 hung, 130 Ctrl-C, 143 preempted
+exit codes: 0 done, 1 error, 2 usage, 65 no checkpoint can be trusted,
+73 cannot write, 74 disk full, 75 hung, 130 Ctrl-C, 143 preempted
 """
 
 
@@ -58,11 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. A run that SIGTERM ended raises SystemExit(143).
     """
-    words = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
-        warnings.showwarning = _warn
+        warnings.showwarning = _show_warning
         try:
-            return _run(words)
+            return _run(list(sys.argv[1:] if argv is None else argv))
         except LoopkitError as error:
             exit_failed_rank(error, f"loopkit: {error}")
             print(f"loopkit: {error}", file=sys.stderr)
@@ -70,46 +70,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("loopkit: interrupted", file=sys.stderr)
             return INTERRUPTED
-        except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        except BrokenPipeError:  # the reader of stdout has gone, as with `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except Exception as error:
-            told = error.with_traceback(_of_the_user(error.__traceback__))
-            exit_failed_rank(error, "".join(traceback.format_exception(told)).rstrip())
-            traceback.print_exception(told)
+            shown = error.with_traceback(_without_cli(error.__traceback__))
+            exit_failed_rank(error, "".join(traceback.format_exception(shown)).rstrip())
+            traceback.print_exception(shown)
             return 1
 
 
-def _run(words: list[str]) -> int:
-    name, rest = (words[0], words[1:]) if words else ("--help", [])
+def _run(argv: list[str]) -> int:
+    name = argv[0] if argv else "--help"
     if name in ("--help", "-h", "help"):
-        print(
-            USAGE.format(
-                commands="\n".join(f"  {n:<13} {about}" for n, (_, about) in COMMANDS.items())
-            ),
-            end="",
-        )
-        return 0 if words else 2
+        lines = [f"  {command:<13} {about}" for command, (_, about) in COMMANDS.items()]
+        print(USAGE.format(commands="\n".join(lines)), end="")
+        return 0 if argv else 2
     if name in ("--version", "version"):
         print(f"loopkit {__version__}")
         return 0
     if name not in COMMANDS:
         raise OptionError(_unknown(name))
     command = importlib.import_module(f"loopkit.cli.{COMMANDS[name][0]}")
-    code: int = command.run(rest)
+    code: int = command.run(argv[1:])
     return code
 
 
 def _unknown(name: str) -> str:
+    known = ", ".join(COMMANDS)
     if name.endswith(".py") or ".py:" in name:
-        return f"say what to do with {name}: loopkit fit {name}, or evaluate, or predict"
+        return f"{name} needs a command before it: loopkit fit {name}, or evaluate, or predict"
     if name.startswith("-"):
-        return f"give the command first, then its options: {name} came before any of {', '.join(COMMANDS)}"
+        return f"give the command first, then its options: {name} came before any of {known}"
     hint = f" Did you mean {ALIASES[name]!r}?" if name in ALIASES else nearest(name, COMMANDS)
-    return f"there is no command {name!r}.{hint} Commands: {', '.join(COMMANDS)}"
+    return f"there is no command {name!r}.{hint} Commands: {known}"
 
 
-def _warn(
+def _show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -117,22 +114,21 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    where = (
-        "loopkit: "
-        if issubclass(category, LoopkitWarning)
-        else f"{filename}:{lineno}: {category.__name__}: "
-    )
-    print(f"{where}{message}", file=file or sys.stderr)
+    ours = issubclass(category, LoopkitWarning)
+    source = "loopkit" if ours else f"{filename}:{lineno}: {category.__name__}"
+    print(f"{source}: {message}", file=file or sys.stderr)
 
 
-def _of_the_user(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from where it leaves the command line and the import system; all of it if it
-    never does.
+def _without_cli(trace: TracebackType | None) -> TracebackType | None:
+    """Return the traceback without its outer frames in the command line and the import system.
+
+    Where the error comes from the command line itself, all frames stay.
     """
+    own = Path(__file__).parent
     inner = trace
     while inner is not None:
         file = inner.tb_frame.f_code.co_filename
-        if os.path.dirname(__file__) != os.path.dirname(file) and "importlib" not in file:
+        if own not in Path(file).parents and "importlib" not in file:
             return inner
         inner = inner.tb_next
     return trace

@@ -1,4 +1,4 @@
-"""``loopkit report RUN_DIR``: what a run did, read from its files."""
+"""``loopkit report RUN_DIR``: show what a run did, from its files."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from loopkit.checkpoint import tools
-from loopkit.cli.args.simple import Arguments
-from loopkit.cli.ckpt import checkpoint_table
+from loopkit.cli.args.command_parser import CommandParser
+from loopkit.cli.ckpt import SPEED, checkpoint_table
 from loopkit.console.text import columns, cut, number
 from loopkit.errors import LoopkitError
 from loopkit.loggers.jsonl import read_rows
 from loopkit.monitor import Monitor
 from loopkit.options import Options
 
-SPEED = ("eval/runtime", "eval/samples_per_second")
-EVALUATIONS = 12
-WIDTH = 120
+MOST_EVALUATIONS = 12
+LONGEST_VALUE = 120
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the report of a run; the exit code."""
-    parser = Arguments(
-        "loopkit report", "What a run did: its evaluations, the best one, checkpoints and files."
+    """Print the report of a run; return the exit code."""
+    parser = CommandParser(
+        "report", "Show what a run did: its evaluations, the best one, checkpoints and files."
     )
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir", type=Path, help="the directory of the run")
     parser.add_argument(
-        "--all", action="store_true", help=f"show more than {EVALUATIONS} evaluations"
+        "--all", action="store_true", help=f"show more than {MOST_EVALUATIONS} evaluations"
     )
     given = parser.parse_args(argv)
     if not given.run_dir.is_dir():
@@ -38,74 +37,64 @@ def run(argv: Sequence[str]) -> int:
 
 
 def report(run_dir: Path, *, everything: bool = False) -> str:
-    """The report as text.
+    """Return the report as text.
 
     Raises:
         LoopkitError: the directory holds nothing that a run writes.
     """
-    about, rows, checkpoints = (
-        _read_about(run_dir),
-        _read_rows(run_dir),
-        tools.list_checkpoints(run_dir),
-    )
+    about = _read_about(run_dir)
+    path = run_dir / "metrics.jsonl"
+    rows = read_rows(path) if path.exists() else []
+    checkpoints = tools.list_checkpoints(run_dir)
     if not about and not rows and not checkpoints:
         raise LoopkitError(
             f"{run_dir} holds no run: there is no metrics.jsonl, hparams.json or checkpoints in it"
         )
-    best = _criterion(about)
-    blocks = [_head(run_dir, about, rows), _training(rows), _evaluations(rows, best, everything)]
-    blocks.append(
-        ["checkpoints", *_indented(checkpoint_table(checkpoints))]
+    blocks = [
+        _head(run_dir, about, rows),
+        _training(rows),
+        _evaluations(rows, _monitor(about), everything),
+        ["checkpoints", *_indent(checkpoint_table(checkpoints))]
         if checkpoints
-        else ["no checkpoints"]
-    )
-    blocks.append(["files", *_indented(_files(run_dir))])
+        else ["no checkpoints"],
+        ["files", *_indent(_files(run_dir))],
+    ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def _read_about(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "hparams.json"
     try:
-        found = json.loads((run_dir / "hparams.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise LoopkitError(f"{run_dir / 'hparams.json'} is not JSON: {error}") from error
+        raise LoopkitError(f"{path} is not JSON: {error}") from error
     return found if isinstance(found, dict) else {}
 
 
-def _read_rows(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "metrics.jsonl"
-    return read_rows(path) if path.exists() else []
-
-
 def _head(run_dir: Path, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    last = rows[-1] if rows else {}
-    epoch = next((row["epoch"] for row in reversed(rows) if "epoch" in row), None)
     defaults = Options().to_dict()
-    changed = {
-        k: v for k, v in about.get("options", {}).items() if k not in defaults or defaults[k] != v
-    }
+    options = about.get("options", {}).items()
+    changed = {n: value for n, value in options if n not in defaults or defaults[n] != value}
     lines = [["run", str(run_dir)], ["task", str(about.get("task", "unknown"))]]
     lines += _pairs("arguments", about.get("hparams", {}))
     lines += _pairs("options", changed)
-    if last:
-        lines.append(
-            [
-                "last row",
-                f"step {last['step']:,}" + (f", epoch {epoch:g}" if epoch is not None else ""),
-            ]
-        )
+    if rows:
+        epochs = [row["epoch"] for row in rows if "epoch" in row]
+        epoch = f", epoch {epochs[-1]:g}" if epochs and epochs[-1] is not None else ""
+        lines.append(["last row", f"step {rows[-1]['step']:,}{epoch}"])
     return columns(lines, [False, False])
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> list[list[str]]:
-    """One line for each value, the title before the first."""
-    shown = [cut(f"{name} = {value}", WIDTH) for name, value in values.items()]
+    """Return a row for each value, with the title in the first one."""
+    shown = [cut(f"{name} = {value}", LONGEST_VALUE) for name, value in values.items()]
     return [[title if at == 0 else "", text] for at, text in enumerate(shown)]
 
 
 def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """First, lowest and last value of everything logged while training."""
+    """Return the first, lowest and last value of everything logged in training."""
     names = sorted({name for row in rows for name in row if name.startswith("train/")})
     table = [["train", "first", "lowest", "last"]]
     for name in names:
@@ -116,8 +105,8 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return columns(table, [False, True, True, True]) if len(table) > 1 else []
 
 
-def _criterion(about: Mapping[str, Any]) -> Monitor:
-    """The metric that decides: the run's own, or the lowest loss."""
+def _monitor(about: Mapping[str, Any]) -> Monitor:
+    """Return the run's own ``Checkpoint(best=)``; without one, the lowest loss."""
     text = str(about.get("options", {}).get("checkpoint", ""))
     for quote in "'\"":
         _, found, rest = text.partition(f"best={quote}")
@@ -126,28 +115,27 @@ def _criterion(about: Mapping[str, Any]) -> Monitor:
     return Monitor("eval/loss", "min")
 
 
-def _evaluations(rows: Sequence[Mapping[str, Any]], best: Monitor, everything: bool) -> list[str]:
+def _evaluations(
+    rows: Sequence[Mapping[str, Any]], monitor: Monitor, everything: bool
+) -> list[str]:
     measured = [row for row in rows if any(name.startswith("eval/") for name in row)]
     if not measured:
         return ["no evaluations"]
-    names = sorted(
-        {name for row in measured for name in row if name.startswith("eval/") and name not in SPEED}
-    )
-    top = next(iter(best.ranked(measured, lambda row: row)), None)
-    shown = measured if everything or len(measured) <= EVALUATIONS else measured[-EVALUATIONS:]
-    if top is not None and not any(row is top for row in shown):
-        shown = [top, *shown[1:]]
-    table = [["step", *names, ""]]
+    names = {name for row in measured for name in row if name.startswith("eval/")}
+    shown_names = sorted(names - set(SPEED))
+    best = next(iter(monitor.ranked(measured, lambda row: row)), None)
+    shown = measured if everything else measured[-MOST_EVALUATIONS:]
+    if best is not None and not any(row is best for row in shown):
+        shown = [best, *shown[1:]]
+    table = [["step", *shown_names, ""]]
     for row in shown:
-        cells = [
-            number(row[name]) if isinstance(row.get(name), (int, float)) else "-" for name in names
-        ]
-        table.append([f"{row['step']:,}", *cells, f"best {best.name}" if row is top else ""])
-    hidden = len(measured) - len(shown)
-    title = f"evaluations: {len(measured)}" + (
-        f", the last {len(shown)} (--all shows them all)" if hidden else ""
-    )
-    return [title, *_indented(columns(table, [True, *(True for _ in names), False]))]
+        values = [row.get(name) for name in shown_names]
+        cells = [number(value) if isinstance(value, (int, float)) else "-" for value in values]
+        table.append([f"{row['step']:,}", *cells, f"best {monitor.name}" if row is best else ""])
+    title = f"evaluations: {len(measured)}"
+    if len(shown) < len(measured):
+        title += f", the last {len(shown)} (--all shows them all)"
+    return [title, *_indent(columns(table, [*(True for _ in table[0][1:]), False]))]
 
 
 def _files(run_dir: Path) -> list[str]:
@@ -155,5 +143,5 @@ def _files(run_dir: Path) -> list[str]:
     return [f"{path}{'/' if path.is_dir() else ''}" for path in found]
 
 
-def _indented(lines: Sequence[str]) -> list[str]:
+def _indent(lines: Sequence[str]) -> list[str]:
     return [f"  {line}" for line in lines]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from loopkit.console.text import columns, cut, megabytes, width
-from loopkit.preserve import preserved
+from loopkit.nested import map_tensors
+from loopkit.preserve import preserved_modes
 
 _NAME_WIDTH = 40
 
@@ -182,7 +183,7 @@ def _output_shapes(module: nn.Module, batch: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     device = next((p.device for p in module.parameters()), None)
     if device is not None and device.type == "meta":
-        batch = _on_meta(batch)
+        batch = map_tensors(lambda tensor: tensor.to("meta"), batch)
     handles = [
         part.register_forward_hook(
             lambda _module, _args, out, name=name: found.__setitem__(name, _shape(out))
@@ -190,7 +191,7 @@ def _output_shapes(module: nn.Module, batch: Any) -> dict[str, str]:
         for name, part in module.named_modules()
     ]
     try:
-        with preserved(module, device), torch.no_grad():
+        with preserved_modes(module, device), torch.no_grad():
             module.eval()
             found[""] = _shape(_call(module, batch))
     finally:
@@ -206,14 +207,6 @@ def _call(module: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return module(**batch)
     return module(*batch) if isinstance(batch, (tuple, list)) else module(batch)
-
-
-def _on_meta(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to("meta")
-    if isinstance(batch, Mapping):
-        return {key: _on_meta(part) for key, part in batch.items()}
-    return type(batch)(map(_on_meta, batch)) if isinstance(batch, (tuple, list)) else batch
 
 
 def _shape(out: Any) -> str:

@@ -1,4 +1,4 @@
-"""Where batches come from: the Loader, the pure sampler, and what else may feed a run."""
+"""Where batches come from: the Loader, and the sources that training and evaluation read."""
 
 from loopkit.data.collate import Padded
 from loopkit.data.loader import Loader, mixed

@@ -1,4 +1,4 @@
-"""Loader: how a map-style data set becomes batches, by indices that are a function of the position."""
+"""Loader, and the source that reads a map-style data set from any position."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset, default_collate
 
 from loopkit import rng
+from loopkit.checks import checked_int
 from loopkit.data.sampler import Sharding, WorkItem, group_by_length, permutation, weighted_sample
 from loopkit.errors import DataError, LoopkitError, OptionError
 from loopkit.keywords import checks_keywords
@@ -18,37 +19,44 @@ from loopkit.keywords import checks_keywords
 
 @checks_keywords
 class Loader:
-    """A data set and how to read it. What is left None is chosen by the use: training shuffles,
-    evaluation not.
+    """A data set, and how to read it in batches.
+
+    It takes the arguments of ``torch.utils.data.DataLoader`` and a few more. What is left None
+    depends on the use: training shuffles, evaluation does not.
+
+    Example::
+
+        def train_data(self):
+            return Loader(self.texts, num_workers=4, collate_fn=Padded(), group_by_length=True)
 
     Args:
         dataset: anything with ``len()`` and ``[index]``, or a ``torch.utils.data.IterableDataset``.
         batch_size: samples per batch and device; None takes ``Fit(batch_size=)`` or
             ``eval_batch_size``.
-        shuffle: a new order every epoch.
+        shuffle: a new order in every epoch.
         num_workers: processes that read ahead; 0 reads in the training process.
-        pin_memory: page-locked memory for the copy to a GPU; "auto" pins where there is one.
-        drop_last: leave out an epoch's last, shorter batch.
-        prefetch_factor: batches each worker reads ahead.
+        pin_memory: page-locked memory for the copy to a GPU; "auto" pins where there is a GPU.
+        drop_last: leave out the last, shorter batch of an epoch.
+        prefetch_factor: batches that each worker reads ahead; None takes torch's default.
         persistent_workers: keep the workers between epochs.
-        collate_fn: list of samples to batch; None stacks tensors, numbers and arrays, through dicts
-            and tuples.
+        collate_fn: makes a batch of a list of samples; None stacks tensors, numbers and arrays,
+            through dicts and tuples.
         columns: for samples that are dicts, the keys to keep.
-        group_by_length: bring samples of like length into the same batches: True takes ``len()`` of
-            a sample (of its "input_ids"), a key takes that entry's, or give the lengths themselves,
-            one per sample.
-        weights: draw samples with replacement, each with a chance in proportion to its weight; one
-            per sample.
-        length: samples per epoch, where weights draw them; None takes the data set's length.
+        group_by_length: put samples of about the same length into a batch. True takes ``len()`` of
+            a sample, or of its "input_ids"; a key takes ``len()`` of that entry. A sequence gives
+            the length of each sample.
+        weights: draw samples with replacement, each with a chance in proportion to its weight;
+            [samples].
+        length: samples per epoch, where ``weights`` draws them; None takes the data set's length.
         timeout: seconds to wait for a worker before giving up; 0 waits for ever.
         worker_init_fn: called in each worker with its number, before it reads.
         multiprocessing_context: how workers start: "fork", "spawn", "forkserver" or a context;
             None takes the platform's default.
-        sharded: for an IterableDataset that gives each rank samples of its own; without it every
-            rank reads all of them and takes its share. Ranks may then run out at different times.
+        sharded: the IterableDataset gives each rank samples of its own, so ranks may run out at
+            different times. Otherwise every rank reads all samples and takes its share of them.
 
     Raises:
-        OptionError: a negative or non-integer size or count.
+        OptionError: an unknown argument, or a number that is not whole or too small.
     """
 
     def __init__(
@@ -72,35 +80,28 @@ class Loader:
         multiprocessing_context: str | BaseContext | None = None,
         sharded: bool = False,
     ) -> None:
-        positive = {"batch_size": batch_size, "prefetch_factor": prefetch_factor, "length": length}
-        for name, value, least in [
-            ("num_workers", num_workers, 0),
-            *((name, value, 1) for name, value in positive.items()),
-        ]:
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise OptionError(
-                    f"Loader({name}={value!r}): give a whole number of at least {least}"
-                )
         self.dataset = dataset
-        self.batch_size = batch_size
+        self.batch_size = checked_int(batch_size, "Loader(batch_size=)", or_none=True)
         self.shuffle = shuffle
-        self.num_workers = num_workers
+        self.num_workers = checked_int(num_workers, "Loader(num_workers=)", at_least=0)
         self.pin_memory = pin_memory
         self.drop_last = drop_last
-        self.prefetch_factor = prefetch_factor
+        self.prefetch_factor = checked_int(
+            prefetch_factor, "Loader(prefetch_factor=)", or_none=True
+        )
         self.persistent_workers = persistent_workers
         self.collate_fn = collate_fn
         self.columns = None if columns is None else tuple(columns)
         self.group_by_length = group_by_length
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
-        self.length = length
+        self.length = checked_int(length, "Loader(length=)", or_none=True)
         self.timeout = timeout
         self.worker_init_fn = worker_init_fn
         self.multiprocessing_context = multiprocessing_context
         self.sharded = sharded
 
     def worker_options(self) -> dict[str, Any]:
-        """The arguments of ``torch.utils.data.DataLoader`` that concern its workers."""
+        """Return the arguments of ``torch.utils.data.DataLoader`` that concern its workers."""
         options: dict[str, Any] = {
             "num_workers": self.num_workers,
             "worker_init_fn": self.worker_init_fn,
@@ -118,8 +119,8 @@ class Loader:
         return options
 
 
-class _Samples(Dataset[Any]):
-    """The data set by (epoch, index), every sample read under its own seed: the same in any worker."""
+class _SeededSamples(Dataset[Any]):
+    """The data set by (epoch, index). Each sample has its own seed, so any worker reads it alike."""
 
     def __init__(self, loader: Loader, seed: int, seeded: bool) -> None:
         self.dataset = loader.dataset
@@ -137,14 +138,14 @@ class _Samples(Dataset[Any]):
         except LoopkitError:
             raise
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
             raise DataError(
-                f"{type(self.dataset).__name__}[{index}] failed in epoch {epoch}: {what}"
+                f"{type(self.dataset).__name__}[{index}] failed in epoch {epoch}: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
 
-class _EpochIndices:
-    """The batch sampler handed to worker processes: re-aimed before each epoch, read by ``iter``."""
+class _EpochBatches:
+    """The batch sampler of the worker processes: the keys of one epoch's batches, set before each."""
 
     def __init__(self) -> None:
         self.keys: Iterator[list[tuple[int, int]]] = iter(())
@@ -154,12 +155,18 @@ class _EpochIndices:
 
 
 class IndexedSource:
-    """Batches of a map-style data set; any (epoch, position) can be opened at once and gives the
-    same batches.
+    """Batches of a map-style data set, which can be read from any epoch and position at once.
 
-    With ``seeded`` every sample is read under a seed of its own, so augmentation does not depend on
+    With ``seeded`` every sample is read under its own seed, so augmentation does not depend on
     workers, batch size or ranks. Without it (``rng="stream"`` and no workers) samples draw from
-    torch's own streams.
+    torch's own random streams.
+
+    Args:
+        loader: the data set and how to read it.
+        sharding: which samples this rank reads.
+        seed: the seed of the data.
+        shuffle: whether to shuffle where the loader leaves it open.
+        seeded: whether each sample is read under its own seed.
     """
 
     unit = "Samples"
@@ -172,119 +179,120 @@ class IndexedSource:
         self.sharding = sharding
         self.seed = seed
         self.shuffle = shuffle if loader.shuffle is None else loader.shuffle
-        self._collate = loader.collate_fn or default_collate
         self.seeded = seeded
-        self._samples = _Samples(loader, seed, seeded or loader.num_workers > 0)
-        self._columns = self._plain_columns()
+        self._collate = loader.collate_fn or default_collate
+        self._samples = _SeededSamples(loader, seed, seeded or loader.num_workers > 0)
+        self._columns = self._tensor_columns()
         self._lengths = self._read_lengths()
-        self._indices = _EpochIndices()
+        self._epoch_batches = _EpochBatches()
         self._workers: DataLoader[Any] | None = None
 
-    def _plain_columns(self) -> tuple[torch.Tensor, ...] | None:
-        # Stacking the rows of a TensorDataset one by one gives what one indexing gives, a hundred
-        # times slower.
-        plain = type(self.loader.dataset) is TensorDataset and self._collate is default_collate
-        return self.loader.dataset.tensors if plain and not self.loader.num_workers else None
+    def _tensor_columns(self) -> tuple[torch.Tensor, ...] | None:
+        # One index into a tensor gives the same batch as stacking its rows, a hundred times faster.
+        dataset = self.loader.dataset
+        plain = type(dataset) is TensorDataset and self._collate is default_collate
+        return dataset.tensors if plain and not self.loader.num_workers else None
 
     def batches_per_epoch(self) -> int | None:
-        """Micro-batches that this rank takes in one epoch."""
-        return self.sharding.rounds()
+        """Return how many micro-batches this rank takes in an epoch."""
+        return self.sharding.batches_left()
 
     def stride(self) -> int:
-        """By how much one micro-batch of every rank moves the position."""
-        return self.sharding.round_size
+        """Return by how much one micro-batch on every rank moves the position."""
+        return self.sharding.stride
 
     def end(self) -> int:
-        """The position at which an epoch is over, in samples."""
+        """Return the position at the end of an epoch, in samples."""
         return self.sharding.end
 
     def permutation(self, epoch: int) -> Any:
-        """The sample indices in the order in which ``epoch`` reads them."""
-        length, loader = self.sharding.length, self.loader
-        if loader.weights is not None and self.shuffle:
+        """Return the sample indices in the order of ``epoch``."""
+        length = self.sharding.length
+        if self.loader.weights is not None and self.shuffle:
             indices: Any = weighted_sample(self._weights(), length, seed=self.seed, epoch=epoch)
         else:
             indices = permutation(length, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
-        return (
-            indices
-            if self._lengths is None
-            else group_by_length(indices, self._lengths, self.sharding.round_size)
-        )
+        if self._lengths is None:
+            return indices
+        return group_by_length(indices, self._lengths, self.sharding.stride)
 
     def _weights(self) -> torch.Tensor:
         weights = self.loader.weights
         assert weights is not None
-        if len(weights) != len(self.loader.dataset) or not bool(
-            (weights >= 0).all() and weights.sum() > 0
-        ):
+        usable = bool((weights >= 0).all() and weights.sum() > 0)
+        if len(weights) != len(self.loader.dataset) or not usable:
             raise DataError(
                 f"Loader(weights=...) holds {len(weights)} weights for {len(self.loader.dataset)} "
-                f"samples: "
-                "give one for each, none negative, not all 0"
+                "samples: give one for each, none negative, not all 0"
             )
         return weights
 
     def _read_lengths(self) -> torch.Tensor | None:
-        asked, dataset = self.loader.group_by_length, self.loader.dataset
-        if asked is False or not self.shuffle:
+        wanted = self.loader.group_by_length
+        dataset = self.loader.dataset
+        if wanted is False or not self.shuffle:
             return None
-        if isinstance(asked, (bool, str)):
-            key = "input_ids" if asked is True else asked
+        if isinstance(wanted, (bool, str)):
+            key = "input_ids" if wanted is True else wanted
             samples = (dataset[index] for index in range(len(dataset)))
             lengths = [len(s[key]) if isinstance(s, Mapping) else len(s) for s in samples]
         else:
-            lengths = list(asked)
+            lengths = list(wanted)
         if len(lengths) != len(dataset):
             raise DataError(
                 f"Loader(group_by_length=...) holds {len(lengths)} lengths for {len(dataset)} "
-                f"samples"
+                "samples"
             )
         return torch.tensor(lengths)
 
     def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
-        """The sample indices between two positions of an epoch, over all ranks."""
+        """Return the indices of the samples between two positions of an epoch, over all ranks."""
         indices = self.permutation(epoch)
         return [int(index) for index in indices[start:end]]
 
     def open(self, epoch: int, start: int) -> Iterator[WorkItem]:
-        """Yield each turn from position ``start`` of ``epoch``, in samples.
+        """Yield this rank's micro-batches from ``start`` of ``epoch``, in samples.
 
-        A size of 0 marks a batch that stands in where this rank has no sample of a round.
+        A rank may get a dummy batch, of size 0, at the end of the epoch.
+
+        Raises:
+            DataError: reading a sample failed; the error names the samples.
         """
         read = self._from_workers if self.loader.num_workers else self._in_process
         return read(epoch, start, self.permutation(epoch))
 
     def _in_process(self, epoch: int, start: int, indices: Any) -> Iterator[WorkItem]:
-        columns, collate, samples, sharding = (
-            self._columns,
-            self._collate,
-            self._samples,
-            self.sharding,
-        )
-        epoch_end, stride = sharding.end, sharding.round_size
+        columns = self._columns
+        collate = self._collate
+        samples = self._samples
+        sharding = self.sharding
+        epoch_end = sharding.end
+        stride = sharding.stride
         for position in range(start, epoch_end, stride):
-            low, high, size = sharding.read(position)
+            low, high, size = sharding.slice_at(position)
             if columns is None:
                 batch = collate([samples[epoch, int(index)] for index in indices[low:high]])
             else:
                 rows = slice(low, high) if isinstance(indices, range) else indices[low:high]
+                # Not a comprehension: before Python 3.12 each of those is a call of its own.
                 batch = tuple(map(itemgetter(rows), columns))
             end = min(position + stride, epoch_end)
-            yield batch, size, end - position, end
+            yield WorkItem(batch, size, end - position, end)
 
     def _from_workers(self, epoch: int, start: int, indices: Any) -> Iterator[WorkItem]:
         sharding = self.sharding
         if self._workers is None:
+            # The generator of its own keeps each epoch from drawing from torch's global stream.
             self._workers = DataLoader(
                 self._samples,
-                batch_sampler=self._indices,
+                batch_sampler=self._epoch_batches,
                 collate_fn=self._collate,
-                generator=torch.Generator(),  # else every epoch would draw from the global stream
+                generator=torch.Generator(),
                 **self.loader.worker_options(),
             )
-        positions = range(start, sharding.end, sharding.round_size)
-        slices = [sharding.read(position) for position in positions]
-        self._indices.keys = (
+        positions = range(start, sharding.end, sharding.stride)
+        slices = [sharding.slice_at(position) for position in positions]
+        self._epoch_batches.keys = (
             [(epoch, int(index)) for index in indices[low:high]] for low, high, _ in slices
         )
         batches = iter(self._workers)
@@ -295,14 +303,15 @@ class IndexedSource:
                 if isinstance(error, LoopkitError) or "worker" not in str(error):
                     raise
                 ids = ", ".join(str(int(index)) for index in indices[low:high][:8])
-                name = type(self.loader.dataset).__name__
-                where = f"at or after the batch of samples {ids}"
-                raise DataError(f"a worker reading {name} failed {where}: {error}") from error
-            end = min(position + sharding.round_size, sharding.end)
-            yield batch, size, end - position, end
+                raise DataError(
+                    f"a worker reading {type(self.loader.dataset).__name__} failed at or after the "
+                    f"batch of samples {ids}: {error}"
+                ) from error
+            end = min(position + sharding.stride, sharding.end)
+            yield WorkItem(batch, size, end - position, end)
 
     def state(self) -> None:
-        """Nothing: the position says it all."""
+        """Return None: the position is all that is needed to continue."""
 
     def close(self) -> None:
         """End the worker processes."""
@@ -316,14 +325,14 @@ def mixed(
     length: int | None = None,
     **options: Any,
 ) -> Loader:
-    """A Loader over several data sets, each with its share of the samples whatever its size.
+    """Return a Loader over several data sets, each with its share of the samples.
 
     Args:
         datasets: map-style data sets by name.
-        shares: how often each is drawn from, in proportion; a data set with a share of 0 is not
-            read.
+        shares: the share of each data set by name, in proportion to the others. A data set with a
+            share of 0 is not read.
         length: samples per epoch; None takes as many as the data sets hold together.
-        options: those of Loader.
+        options: further arguments of ``Loader``.
 
     Raises:
         OptionError: a data set without a share, or a share without a data set.
@@ -333,9 +342,9 @@ def mixed(
             f"mixed(): the data sets are {', '.join(datasets)}, the shares are for "
             f"{', '.join(shares)}"
         )
-    parts = list(datasets.items())
-    weights = torch.cat(
-        [torch.full((len(part),), shares[name] / max(1, len(part))) for name, part in parts]
-    )
-    joined: ConcatDataset[Any] = ConcatDataset([part for _, part in parts])
-    return Loader(joined, weights=weights, length=length, **options)
+    per_sample = [
+        torch.full((len(dataset),), shares[name] / max(1, len(dataset)))
+        for name, dataset in datasets.items()
+    ]
+    joined: ConcatDataset[Any] = ConcatDataset(datasets.values())
+    return Loader(joined, weights=torch.cat(per_sample), length=length, **options)

@@ -1,6 +1,4 @@
-"""Turning what a Task returns as data into a source of batches, and a source into groups for one
-step each.
-"""
+"""The data that a Task returns becomes a source of batches, and groups of one for each step."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from loopkit.data.loader import IndexedSource, Loader
-from loopkit.data.nested import token_count
 from loopkit.data.sampler import Sharding
-from loopkit.data.stream import StreamSource, is_plain
+from loopkit.data.stream import StreamSource, has_plain_order
 from loopkit.errors import DataError
+from loopkit.nested import token_count
 
 Source = IndexedSource | StreamSource
 
@@ -76,7 +74,18 @@ class MicroBatches(list[Any]):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How data is to be read: what the options say, and the place among the ranks."""
+    """How to read data: what the options say, and which ranks share the data.
+
+    Attributes:
+        batch_size: samples per micro-batch, where the data does not say.
+        shuffle: whether to shuffle, where the data does not say.
+        seed: the seed of the data.
+        seeded: whether reading is a function of the seed (``rng="counter"``).
+        limit: the most batches of an epoch on each rank, or a fraction of them.
+        rank: the data-parallel rank.
+        num_replicas: the number of data-parallel ranks.
+        tensor_parallel: whether several ranks train on the same samples.
+    """
 
     batch_size: int
     shuffle: bool
@@ -84,58 +93,68 @@ class DataConfig:
     seeded: bool
     limit: int | float | None = None
     rank: int = 0
-    world: int = 1
-    teams: bool = False
+    num_replicas: int = 1
+    tensor_parallel: bool = False
 
 
-def open_source(data: Any, reading: DataConfig, what: str) -> Source:
-    """The source for whatever ``what`` (say, ``Digits.train_data()``) returned.
+def open_source(data: Any, config: DataConfig, what: str) -> Source:
+    """Return the source that reads ``data``.
+
+    Args:
+        data: a Dataset, a DataLoader, a Loader or an iterable of batches.
+        what: what returned the data, such as ``Digits.train_data()``, for messages.
 
     Raises:
-        DataError: it is nothing that can be read, or holds nothing.
+        DataError: the data cannot be read that way, or is empty.
     """
-    # Drawn from torch's streams, an order need not be the same on all ranks.
-    if isinstance(data, DataLoader) and (reading.seeded or reading.world > 1) and is_plain(data):
+    # An order that torch's random streams decide need not be the same on all ranks.
+    ordered = config.seeded or config.num_replicas > 1
+    if isinstance(data, DataLoader) and ordered and has_plain_order(data):
         data = _from_dataloader(data)
     sharded = isinstance(data, Loader) and data.sharded
-    if sharded and reading.teams:
+    if sharded and config.tensor_parallel:
         raise DataError(
-            f"{what} returned a Loader(sharded=True), where each rank has samples of its own, and "
-            f"under "
-            "TensorParallel a team of ranks trains on the same ones: leave sharded out"
+            f"{what} returned a Loader(sharded=True), where each rank has its own samples, but "
+            "the ranks of a tensor-parallel group train on the same ones: leave sharded out"
         )
     if isinstance(data, (IterableDataset, Loader)) or _is_map_style(data):
         loader = data if isinstance(data, Loader) else Loader(data)
         if not isinstance(loader.dataset, IterableDataset):
-            return _indexed(loader, reading, what)
-        options: dict[str, Any] = {
-            "batch_size": loader.batch_size or reading.batch_size,
-            "drop_last": loader.drop_last,
-        }
+            return _open_indexed(loader, config, what)
         data = DataLoader(
-            loader.dataset, collate_fn=loader.collate_fn, **options, **loader.worker_options()
+            loader.dataset,
+            batch_size=loader.batch_size or config.batch_size,
+            drop_last=loader.drop_last,
+            collate_fn=loader.collate_fn,
+            **loader.worker_options(),
         )
+    return _open_stream(data, config, what, sharded=sharded)
+
+
+def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> StreamSource:
+    kind = type(data).__name__
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, torch.Tensor)):
         raise DataError(
-            f"{what} returned {type(data).__name__}: give a Dataset, a DataLoader, a "
-            f"loopkit.Loader "
-            "or an iterable of batches"
+            f"{what} returned {kind}: give a Dataset, a DataLoader, a loopkit.Loader or an "
+            "iterable of batches"
         )
-    if reading.world > 1 and not reading.seeded and not sharded:
+    several = config.num_replicas > 1
+    if several and not config.seeded and not sharded:
         raise DataError(
-            f"{what} returned {type(data).__name__}, whose order torch's streams may decide: on "
-            f"several "
+            f"{what} returned {kind}, whose order may depend on torch's random streams: on several "
             "ranks rng='stream' takes a Dataset or a Loader over one, or pass rng='counter'"
         )
-    shares = (0, 1) if sharded else (reading.rank, reading.world)
-    source = StreamSource(data, seed=reading.seed, seeded=reading.seeded, shares=shares)
-    source.uneven = sharded and reading.world > 1
-    source.limit = _limited(source.batches_per_epoch(), reading.limit, what)
+    source = StreamSource(
+        data,
+        seed=config.seed,
+        seeded=config.seeded,
+        rank=0 if sharded else config.rank,
+        num_replicas=1 if sharded else config.num_replicas,
+    )
+    source.uneven = sharded and several
+    source.limit = _batch_limit(source.batches_per_epoch(), config.limit, what)
     if source.batches_per_epoch() == 0:
-        raise DataError(
-            f"{what} returned {type(data).__name__} without a single batch: there is nothing to "
-            f"read"
-        )
+        raise DataError(f"{what} returned {kind} without a batch: there is nothing to read")
     return source
 
 
@@ -163,87 +182,99 @@ def _from_dataloader(loader: DataLoader[Any]) -> Loader:
     )
 
 
-def _indexed(loader: Loader, reading: DataConfig, what: str) -> IndexedSource:
+def _open_indexed(loader: Loader, config: DataConfig, what: str) -> IndexedSource:
+    kind = type(loader.dataset).__name__
     try:
         length = len(loader.dataset)
     except TypeError:
         raise DataError(
-            f"{what} returned {type(loader.dataset).__name__}, which has no len(): "
-            "derive it from torch.utils.data.IterableDataset, or give it a length"
+            f"{what} returned {kind}, which has no len(): derive it from "
+            "torch.utils.data.IterableDataset, or give it a length"
         ) from None
     if loader.weights is not None and loader.length is not None and length:
         length = loader.length
-    size = loader.batch_size or reading.batch_size
-    limit = _limited(-(-length // (size * reading.world)), reading.limit, what)
+    size = loader.batch_size or config.batch_size
+    stride = size * config.num_replicas
+    limit = _batch_limit(-(-length // stride), config.limit, what)
     if limit is not None:
-        length = min(length, limit * size * reading.world)
-    sharding = Sharding(length, size, reading.rank, reading.world, loader.drop_last)
-    if sharding.rounds() == 0:
-        why = f"of {length} samples" + (
-            f", fewer than one batch of {size} with drop_last" if length else ""
-        )
-        raise DataError(
-            f"{what} returned {type(loader.dataset).__name__} {why}: there is nothing to read"
-        )
-    seeded = reading.seeded
+        length = min(length, limit * stride)
+    sharding = Sharding(
+        length,
+        size,
+        rank=config.rank,
+        num_replicas=config.num_replicas,
+        drop_last=loader.drop_last,
+    )
+    if sharding.batches_left() == 0:
+        reason = f"of {length} samples"
+        if length:
+            reason += f", fewer than one batch of {size} with drop_last"
+        raise DataError(f"{what} returned {kind} {reason}: there is nothing to read")
     return IndexedSource(
-        loader, sharding, seed=reading.seed, shuffle=reading.shuffle, seeded=seeded
+        loader, sharding, seed=config.seed, shuffle=config.shuffle, seeded=config.seeded
     )
 
 
-def _limited(count: int | None, limit: int | float | None, what: str) -> int | None:
+def _batch_limit(count: int | None, limit: int | float | None, what: str) -> int | None:
+    """Return a limit in batches; ``count`` is the number of batches without it."""
     if limit is None or isinstance(limit, int):
         return limit
     if count is None:
         raise DataError(
-            f"a limit of {limit:.0%} needs data with a length, which {what} has not: give batches"
+            f"a limit of {limit:.0%} needs data with a length, which {what} does not have: "
+            "give a number of batches"
         )
     return max(1, int(count * limit))
 
 
 class MicroBatchLoader:
-    """Training data as groups of micro-batches, one group per optimizer step, from any position on.
+    """Training data in groups of micro-batches, one group for each optimizer step.
 
     Args:
-        source: where batches come from.
+        source: where the micro-batches come from.
         accumulate: micro-batches per group; the last group of an epoch may hold fewer.
-        bring: brings groups to the device (``loopkit.data.prefetch.prefetch_to``), or None.
+        to_device: moves groups to the device (``data.transfer.group_transfer_fn``); None leaves
+            them where they are.
     """
 
     def __init__(
         self,
         source: Source,
         accumulate: int,
-        bring: Callable[..., Iterator[MicroBatches]] | None = None,
+        to_device: Callable[..., Iterator[MicroBatches]] | None = None,
     ) -> None:
         self.source = source
         self.accumulate = accumulate
-        self.bring = bring
+        self.to_device = to_device
 
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps in one epoch; None for data without a length."""
+        """Return the optimizer steps in one epoch; None for data without a length."""
         batches = self.source.batches_per_epoch()
         return None if batches is None else -(-batches // self.accumulate)
 
-    def step_size(self) -> int:
-        """By how much one optimizer step moves the position, but for an epoch's last."""
+    def stride(self) -> int:
+        """Return by how much an optimizer step moves the position; an epoch's last may move less."""
         return self.accumulate * self.source.stride()
 
     def open(self, epoch: int, start: int) -> Iterator[MicroBatches]:
-        """The groups of ``epoch`` from the position ``start``; the last one is marked.
+        """Yield the groups of ``epoch`` from the position ``start``; the last one is marked.
 
-        Of data without a length only the absence of a next group tells the last. Looking for it
-        draws from torch's streams out of turn, so under ``rng="stream"`` such data leaves its last
-        group unmarked.
+        For data without a length, a group is the last if no other follows. Reading on to find out
+        would draw random numbers before their time, so under ``rng="stream"`` the last group of
+        such data is not marked.
         """
+        source = self.source
         groups = self._groups(epoch, start)
-        if self.bring is not None:
-            groups = self.bring(groups)
-        marks_itself = self.source.end() is not None or not self.source.seeded or self.source.uneven
-        return groups if marks_itself else _last_marked(groups)
+        if self.to_device is not None:
+            groups = self.to_device(groups)
+        if source.end() is None and source.seeded and not source.uneven:
+            return _with_last_marked(groups)
+        return groups
 
     def _groups(self, epoch: int, start: int) -> Iterator[MicroBatches]:
-        source, accumulate, epoch_end = self.source, self.accumulate, self.source.end()
+        source = self.source
+        accumulate = self.accumulate
+        epoch_end = source.end()
         keeps_state = isinstance(source, StreamSource) and source.keeps_state
         group = MicroBatches(start, start)
         for batch, size, total, end in source.open(epoch, start):
@@ -252,9 +283,8 @@ class MicroBatchLoader:
             group.samples += size
             group.total += total
             group.end = end
-            if (
-                size and not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping)
-            ):  # the second is quicker
+            # A tuple or a list is told at once; to tell a Mapping takes longer.
+            if size and not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):
                 group.tokens += token_count(batch)
             if len(group) == accumulate or end == epoch_end:
                 group.last = end == epoch_end
@@ -267,7 +297,7 @@ class MicroBatchLoader:
             yield group
 
 
-def _last_marked(groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
+def _with_last_marked(groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
     held = next(groups, None)
     while held is not None:
         following = next(groups, None)

@@ -1,31 +1,38 @@
-"""Position to indices, without state: which samples a batch holds is a function of (seed, epoch,
-position).
-"""
+"""Which samples a batch holds, as a function of seed, epoch and position; nothing here has state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from loopkit.rng import mix
 
-# What a source gives a rank at a time: its batch, the samples in it (0 where it only stands in),
-# those that all ranks have together, and the position after them.
-WorkItem = tuple[Any, int, int, int]
+_MEGABATCH = 50
 
-_ALIKE_CHUNK = 50
+
+class WorkItem(NamedTuple):
+    """One micro-batch of a rank, and where it lies in the data.
+
+    Attributes:
+        size: the samples in ``batch``; 0 marks a dummy batch, where this rank has no data left.
+        total: the samples that all ranks together have for this micro-batch.
+        end: the data position after it, in the unit of the source.
+    """
+
+    batch: Any
+    size: int
+    total: int
+    end: int
 
 
 def permutation(
     length: int, *, seed: int, epoch: int, shuffle: bool
 ) -> Sequence[int] | torch.Tensor:
-    """The order in which ``epoch`` visits ``length`` samples: an int64 permutation, or the plain
-    range.
-    """
+    """Return the order of ``length`` samples in ``epoch``: an int64 permutation, or the range."""
     if not shuffle:
         return range(length)
     generator = torch.Generator().manual_seed(mix(seed, epoch))
@@ -33,70 +40,77 @@ def permutation(
 
 
 def weighted_sample(weights: torch.Tensor, length: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """``length`` samples drawn with replacement in ``epoch``, each with a chance in proportion to
-    its weight.
+    """Return the indices of ``length`` samples, drawn by weight and with replacement.
+
+    Args:
+        weights: [samples], in proportion to the chance of each sample.
     """
     generator = torch.Generator().manual_seed(mix(seed, epoch))
     ends = weights.double().cumsum(0)
-    places = torch.rand(length, generator=generator, dtype=torch.float64) * ends[-1]
-    return torch.searchsorted(ends, places, right=True).clamp(max=len(weights) - 1)
+    drawn = torch.rand(length, generator=generator, dtype=torch.float64) * ends[-1]
+    return torch.searchsorted(ends, drawn, right=True).clamp(max=len(weights) - 1)
 
 
 def group_by_length(
     indices: Sequence[int] | torch.Tensor, lengths: torch.Tensor, batch: int
 ) -> torch.Tensor:
-    """``indices`` with samples of like length brought together, so that batches of ``batch`` need
-    little padding.
+    """Return ``indices`` reordered so that batches hold samples of about the same length.
 
-    Stretches of 50 batches are sorted by falling length: across stretches the order stays random.
-    The longest sample of all comes first, so that memory runs out at once or not at all.
+    Every 50 batches in a row are sorted by falling length, so the order stays random at large. The
+    longest sample of all comes first: if it does not fit into memory, the first step fails.
+
+    Args:
+        lengths: [samples], the length of each sample.
+        batch: samples per batch, over all ranks.
     """
-    parts = torch.split(torch.as_tensor(indices), _ALIKE_CHUNK * batch)
-    stretches = [part[lengths[part].argsort(descending=True, stable=True)] for part in parts]
-    heads = torch.stack([lengths[part[0]] for part in stretches])
-    longest = int(heads.argmax())
-    stretches[0], stretches[longest] = stretches[longest], stretches[0]
-    return torch.cat(stretches)
+    runs = torch.split(torch.as_tensor(indices), _MEGABATCH * batch)
+    ordered = [run[lengths[run].argsort(descending=True, stable=True)] for run in runs]
+    longest = int(torch.stack([lengths[run[0]] for run in ordered]).argmax())
+    ordered[0], ordered[longest] = ordered[longest], ordered[0]
+    return torch.cat(ordered)
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How one global order is dealt out: micro-batches of ``batch_size``, in turn to each of
-    ``world`` ranks.
+    """How the ranks divide one order of samples: micro-batch by micro-batch, in turn.
 
-    Rank r takes the r-th slice of every ``world`` consecutive micro-batches, so that trading ranks
-    for accumulation moves no sample to another micro-batch. Nothing is padded: the last slices may
-    be short or empty unless ``drop_last``.
+    Rank r takes the r-th of every ``num_replicas`` consecutive micro-batches. So the same samples
+    share a micro-batch whether ranks or accumulation make up the step. Nothing is padded: without
+    ``drop_last`` the last micro-batches of an epoch may be short, or empty.
+
+    Attributes:
+        length: samples in an epoch.
+        batch_size: samples in a micro-batch.
+        rank: the data-parallel rank.
+        num_replicas: the number of data-parallel ranks, as in torch's ``DistributedSampler``.
+        drop_last: leave out the end of an epoch that does not give every rank a whole micro-batch.
     """
 
     length: int
     batch_size: int
     rank: int = 0
-    world: int = 1
+    num_replicas: int = 1
     drop_last: bool = False
 
     @cached_property
-    def round_size(self) -> int:
-        """Samples that all ranks together take for one micro-batch each."""
-        return self.batch_size * self.world
+    def stride(self) -> int:
+        """The samples that all ranks together take for one micro-batch each."""
+        return self.batch_size * self.num_replicas
 
     @cached_property
     def end(self) -> int:
-        """The position at which an epoch is over, in samples."""
-        return self.length - self.length % self.round_size if self.drop_last else self.length
+        """The position at the end of an epoch, in samples."""
+        return self.length - self.length % self.stride if self.drop_last else self.length
 
-    def rounds(self, start: int = 0) -> int:
-        """How many micro-batches each rank takes from ``start`` (in samples) to the end of the
-        epoch.
-        """
-        return -(-(self.end - start) // self.round_size) if start < self.end else 0
+    def batches_left(self, start: int = 0) -> int:
+        """Return how many micro-batches each rank takes from ``start`` to the end of the epoch."""
+        return -(-(self.end - start) // self.stride) if start < self.end else 0
 
-    def read(self, position: int) -> tuple[int, int, int]:
-        """What this rank reads of the round that starts at ``position``: (low, high) in the order,
-        and its size.
+    def slice_at(self, position: int) -> tuple[int, int, int]:
+        """Return this rank's slice of the order at ``position``: its start, its end and its size.
 
-        A rank without a sample of its own reads the first rank's, so that all take the same number
-        of steps; the size is then 0, which says that they count for nothing.
+        A rank whose slice is empty gets rank 0's slice with a size of 0: a dummy batch, so that all
+        ranks take the same number of steps.
         """
         end = self.end
         low = position + self.rank * self.batch_size

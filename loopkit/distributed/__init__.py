@@ -1,1 +1,1 @@
-"""Processes that train together: starting them, collectives, noticing that one has failed."""
+"""Ranks, the processes that train together: start them, exchange values, report a failure."""

@@ -23,7 +23,7 @@ class Communicator:
         rank: the number of this member.
         size: the number of members.
         is_group_leader: whether the value of this process counts. In a tensor-parallel group all
-            ranks have the same value, and only the first rank's counts.
+            ranks have the same value, and only the leader's counts.
     """
 
     rank: int = 0

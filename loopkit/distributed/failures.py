@@ -94,7 +94,7 @@ class FailureReporter:
         _wait_for_saves()
         sys.stdout.flush()
         sys.stderr.flush()
-        # Other launchers take the first rank to end for the cause.
+        # Other launchers take the rank that ends first for the cause.
         if kind == "propagated" and not started_by_launcher():
             time.sleep(_GRACE)
         os._exit(code)

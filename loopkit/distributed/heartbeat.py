@@ -128,7 +128,8 @@ def describe(frame: FrameType) -> str:
 
     The line is the innermost one of the user's code, or else of loopkit's.
     """
-    waiting, ours, inner = False, "", frame
+    waiting = False
+    ours = ""
     here: FrameType | None = frame
     while here is not None:
         file = here.f_code.co_filename
@@ -140,4 +141,4 @@ def describe(frame: FrameType) -> str:
         elif not file.startswith(("<", _STANDARD_LIBRARY)) and _TORCH not in file:
             return f"{line}{', waiting' if waiting else ''}"
         here = here.f_back
-    return f"{ours or inner.f_code.co_name}{', waiting' if waiting else ''}"
+    return f"{ours or frame.f_code.co_name}{', waiting' if waiting else ''}"

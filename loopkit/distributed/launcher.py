@@ -50,8 +50,8 @@ def launch(count: int, command: Sequence[str]) -> int:
     """Run ``command`` as ``count`` ranks on this machine, and watch them to their end.
 
     SIGTERM, SIGINT and SIGUSR1 are forwarded to the ranks, once each. When a rank fails, the others
-    get two seconds to report and are then killed. The traceback shown is that of the first rank
-    with a failure of its own.
+    get two seconds to report and are then killed. The traceback shown is that of the earliest local
+    failure.
 
     Returns:
         The exit code: 0, or that of the failure.

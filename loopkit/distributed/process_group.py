@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from loopkit.checks import checked_number
 from loopkit.devices import find_device
 from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
 from loopkit.distributed.environment import RankInfo, find_rank_info
-from loopkit.errors import OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,7 @@ class ProcessGroupSetup:
     always: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.timeout) not in (int, float) or not self.timeout > 0:
-            raise OptionError(f"timeout={self.timeout!r}: give seconds above 0")
+        checked_number(self.timeout, "timeout", above=0, what="seconds")
 
     @property
     def local_size(self) -> int:

@@ -21,7 +21,7 @@ from loopkit.fit.signals import PREEMPTED
 from loopkit.fit.strategy_setup import start_ranks
 from loopkit.keywords import checks_keywords
 from loopkit.options import Options
-from loopkit.preserve import preserved
+from loopkit.preserve import preserved_modes
 from loopkit.result import Result
 from loopkit.task import Task, name_of
 
@@ -138,7 +138,7 @@ class Fit:
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "eval_data", data)
             run.eval_data = setup.open_eval_sources(data, self.options, run.strategy, what)
-            with preserved(run.task, run.strategy.device):
+            with preserved_modes(run.task, run.strategy.device):
                 metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
                 if run.events.eval_end is not None:
                     run.events.eval_end(run, metrics)
@@ -166,7 +166,7 @@ class Fit:
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "predict_data", data)
             config = setup.data_config(self.options, run.strategy, training=False)
-            with preserved(run.task, run.strategy.device):
+            with preserved_modes(run.task, run.strategy.device):
                 return run.loops.predict.run(run, open_source(data, config, what), writer)
 
     def with_options(self, **changes: Any) -> Fit:

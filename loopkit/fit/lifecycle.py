@@ -21,7 +21,7 @@ from loopkit.fit.setup import (
     warn_of_batch_norm,
 )
 from loopkit.fit.signals import signals
-from loopkit.fit.state import check_model
+from loopkit.fit.state import prepare_model_load
 from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
@@ -118,7 +118,7 @@ def finish(run: Run) -> None:
             run.record.best["checkpoint"] = best
         if checkpointer.settings.load_best and best is not None:
             snapshot = load_snapshot(best, checkpointer.store)
-            run.strategy.load_model_state(snapshot.tensors["model"])
+            prepare_model_load(run, snapshot, best)()
             logger.info("loaded the best weights, of %s", best)
     with row_of_its_own(run):
         if run.events.fit_end is not None:
@@ -185,5 +185,4 @@ def _open_loggers(run: Run) -> None:
 
 def _load_weights(run: Run, checkpoint: Path) -> None:
     snapshot = load_snapshot(checkpoint, Store(maps=run.strategy.sharded))
-    check_model(run, snapshot, checkpoint)
-    run.strategy.load_model_state(snapshot.tensors["model"])
+    prepare_model_load(run, snapshot, checkpoint)()

@@ -16,7 +16,7 @@ from loopkit.distributed.environment import is_rank_zero
 from loopkit.distributed.launcher import launch
 from loopkit.errors import LoopkitError, missing_extra
 from loopkit.fit.signals import PREEMPTED
-from loopkit.strategies.dtensor import whole
+from loopkit.strategies.dtensor import full_tensor
 from loopkit.task import Task
 
 
@@ -63,7 +63,9 @@ def main(directory: Path) -> None:
     fit, method, task, args = cloudpickle.loads((directory / "call").read_bytes())
     value = getattr(fit, method)(task, *args)
     # Under FSDP every rank takes part in gathering the weights.
-    weights = {name: whole(tensor).detach().cpu() for name, tensor in task.state_dict().items()}
+    weights = {
+        name: full_tensor(tensor).detach().cpu() for name, tensor in task.state_dict().items()
+    }
     if is_rank_zero():
         (directory / "answer").write_bytes(cloudpickle.dumps((value, weights)))
 

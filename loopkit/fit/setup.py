@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from loopkit import rng
 from loopkit.data.loader import IndexedSource
 from loopkit.data.micro_batches import DataConfig, MicroBatchLoader, Source, open_source
-from loopkit.data.prefetch import prefetch_to
+from loopkit.data.transfer import group_transfer_fn
 from loopkit.durations import Cadence, Duration, RunLength, Start
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
@@ -241,8 +241,8 @@ def data_config(options: Options, strategy: Strategy, *, training: bool) -> Data
         seeded=options.rng == "counter",
         limit=limit,
         rank=strategy.dp.rank,
-        world=strategy.dp.size,
-        teams=strategy.dp.size < strategy.world_size,
+        num_replicas=strategy.dp.size,
+        tensor_parallel=strategy.dp.size < strategy.world_size,
     )
 
 
@@ -284,8 +284,10 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
                 "samples that all devices take at once"
             )
     # Under rng="stream" a prefetch would draw random numbers before the present step does.
-    ahead = options.rng == "counter"
-    to_device = prefetch_to(strategy.device, strategy.settings.precision.storage, ahead=ahead)
+    prefetch = options.rng == "counter"
+    to_device = group_transfer_fn(
+        strategy.device, strategy.settings.precision.storage, prefetch=prefetch
+    )
     return MicroBatchLoader(source, accumulate, to_device)
 
 

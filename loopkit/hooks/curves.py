@@ -1,4 +1,4 @@
-"""Curves: the run's curves as one picture in the run directory."""
+"""Curves: the logged values of a run as one picture in the run directory."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from loopkit.task import name_of
 if TYPE_CHECKING:
     from loopkit.run import Run
 
-_PATIENCE = 10
+# The pause after a drawing, as a multiple of the time that it took.
+_PAUSE = 10
 _HIDDEN = ("eval/runtime", "eval/samples_per_second")
 _COLOURS = ("#1f6feb", "#e36209", "#2da44e", "#8250df", "#cf222e", "#0a7ea4", "#bf8700", "#57606a")
 
 
 @checks_keywords
 class Curves(Hook):
-    """Draws losses, metrics, learning rate and gradient norm against the step, after evaluations
-    and at the end.
+    """Draw losses, metrics, learning rate and gradient norm against the step.
 
-    The picture is replaced in one piece. Drawing may take a tenth of the time at most: where
-    evaluations follow each other faster than that, some are passed over; the end is always drawn.
+    The picture is drawn after evaluations and at the end, and replaced in one piece. If evaluations
+    follow each other so fast that drawing would take more than a tenth of the time, some of them
+    are not drawn. matplotlib must be installed (``pip install 'loopkit[plots]'``).
+
+    Example:
+        >>> Fit(hooks=[Curves("curves.svg")]).run(task)
 
     Args:
-        path: the picture, absolute or within the run directory; its suffix says the format.
-        clock: seconds, for tests.
+        path: of the picture, absolute or within the run directory. Its suffix is the format.
+        clock: returns seconds; for tests.
     """
 
     def __init__(
@@ -45,16 +49,16 @@ class Curves(Hook):
         self._failed = False
 
     def on_setup(self, run: Run) -> None:
-        """Refuse to start without matplotlib.
+        """Check that matplotlib is installed.
 
         Raises:
-            MissingExtraError: with the command that installs it.
+            MissingExtraError: it is not.
         """
         if find_spec("matplotlib") is None:
             raise missing_extra("matplotlib", "plots", "Curves")
 
     def on_eval_end(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Draw, unless the last drawing was too short a time ago."""
+        """Draw, unless the last picture is too recent."""
         if self._clock() >= self._not_before:
             self._draw(run)
 
@@ -76,12 +80,16 @@ class Curves(Hook):
                 stacklevel=2,
             )
         ended = self._clock()
-        self._not_before = ended + _PATIENCE * (ended - began)
+        self._not_before = ended + _PAUSE * (ended - began)
 
 
 def draw_curves(rows: Iterable[Mapping[str, Any]], path: Path, title: str = "") -> None:
-    """Draw the curves of logged rows (``{"step": 1, "train/loss": 0.5, …}``) into ``path``; nothing
-    without any.
+    """Draw logged values into the picture ``path``. Without values, nothing is drawn.
+
+    Args:
+        rows: such as ``{"step": 1, "train/loss": 0.5}``.
+        path: its suffix is the format; its folder is made.
+        title: a line above the curves.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -94,14 +102,14 @@ def draw_curves(rows: Iterable[Mapping[str, Any]], path: Path, title: str = "") 
     panels = _panels(_series(rows))
     if not panels:
         return
-    tall = -(-len(panels) // 2)
+    height = -(-len(panels) // 2)
     last = max(steps[-1] for curves in panels.values() for steps, _ in curves.values())
     figure = Figure(
-        figsize=(11 if len(panels) > 1 else 6.5, 3.6 * tall), dpi=110, layout="constrained"
+        figsize=(11 if len(panels) > 1 else 6.5, 3.6 * height), dpi=110, layout="constrained"
     )
     canvas = FigureCanvasAgg(figure)
-    for place, (name, curves) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(tall, min(2, len(panels)), place)
+    for index, (name, curves) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(height, min(2, len(panels)), index)
         _panel(axes, name, curves)
         axes.set_xlim(-0.02 * max(1, last), 1.02 * max(1, last))
     if title:
@@ -117,6 +125,7 @@ Series = dict[str, tuple[list[float], list[float]]]
 
 
 def _series(rows: Iterable[Mapping[str, Any]]) -> Series:
+    """Return the steps and values of each logged name."""
     found: Series = {}
     for row in rows:
         for name, value in row.items():
@@ -128,7 +137,7 @@ def _series(rows: Iterable[Mapping[str, Any]]) -> Series:
 
 
 def _panels(series: Series) -> dict[str, Series]:
-    """Curves by the panel they belong to; panels without any are left out."""
+    """Return the curves by panel, without empty panels."""
     panels: dict[str, Series] = {
         "Loss": {},
         "Metrics": {},
@@ -148,7 +157,7 @@ def _panels(series: Series) -> dict[str, Series]:
 
 
 def _panel(axes: Any, name: str, curves: Series) -> None:
-    for place, (label, (steps, values)) in enumerate(curves.items()):
+    for index, (label, (steps, values)) in enumerate(curves.items()):
         few = len(steps) <= 40
         # A leading underscore would hide the label, and a dollar sign would start a formula.
         shown = label.lstrip("_").replace("$", r"\$")
@@ -156,7 +165,7 @@ def _panel(axes: Any, name: str, curves: Series) -> None:
             steps,
             values,
             label=shown,
-            color=_COLOURS[place % len(_COLOURS)],
+            color=_COLOURS[index % len(_COLOURS)],
             linewidth=1.6,
             marker="o" if few else None,
             markersize=3.5,

@@ -17,25 +17,26 @@ if TYPE_CHECKING:
 
 @checks_keywords
 class EarlyStop(Hook):
-    """Stops the run after ``patience`` evaluations in a row without an improvement.
+    """Stop the run after ``patience`` evaluations in a row without an improvement.
 
-    A value that is not finite is no improvement. The counters are saved with the run: one that was
-    stopped stays stopped when it is resumed, without another step, unless it is resumed with a
-    larger patience.
+    NaN is no improvement. The counters are saved with the run. A run that was stopped stays
+    stopped if it is resumed, without another step, unless it is resumed with a larger patience.
+
+    Example:
+        >>> Fit(epochs=50, hooks=[EarlyStop("eval/accuracy:max", patience=5)]).run(task)
 
     Args:
         metric: the metric's full name and its mode: "eval/loss:min" or "eval/accuracy:max".
-        patience: evaluations without an improvement that end the run.
-        min_delta: by how much a value must be better than the best before to count as an
-            improvement.
+        patience: the number of evaluations without an improvement that ends the run.
+        min_delta: the least difference from the best value that counts as an improvement.
 
     Attributes:
-        best: the best value so far, None before the first evaluation.
-        best_step: the step it was measured at.
-        waited: evaluations since.
+        best: the best value so far; None before the first evaluation.
+        best_step: the step of the best value.
+        waited: the number of evaluations since.
 
     Raises:
-        OptionError: an argument that is not accepted.
+        OptionError: an argument is not accepted.
     """
 
     def __init__(
@@ -44,13 +45,13 @@ class EarlyStop(Hook):
         self.monitor = Monitor.parse(metric, "EarlyStop()")
         self.patience = checked_int(patience, "EarlyStop(patience=)")
         self.min_delta = checked_number(min_delta, "EarlyStop(min_delta=)", at_least=0)
-        self._loaded: Mapping[str, Any] | None = None
+        self._loaded: Mapping[str, Any] = {}
         self.best: float | None = None
         self.best_step = 0
         self.waited = 0
 
     def on_setup(self, run: Run) -> None:
-        """Start counting, or go on counting after a resume.
+        """Start to count, or continue with the counters of the checkpoint.
 
         Raises:
             OptionError: the run never evaluates.
@@ -59,21 +60,22 @@ class EarlyStop(Hook):
             return  # nothing is trained
         if not run.eval_data:
             raise OptionError(
-                f"EarlyStop waits for {self.monitor.name!r}, and this run never evaluates: give the task "
-                f"an "
-                "eval_data and an eval_step, and leave eval_every on"
+                f"EarlyStop waits for {self.monitor.name!r}, and this run never evaluates: give "
+                "the task an eval_data and an eval_step, and leave eval_every on"
             )
-        self._take(self._loaded or {})
-        self._loaded = None
+        saved, self._loaded = self._loaded, {}
+        self.best = saved.get("best")
+        self.best_step = saved.get("best_step", 0)
+        self.waited = saved.get("waited", 0)
 
     def on_fit_start(self, run: Run) -> None:
-        """Keep a run that was stopped stopped."""
+        """End a run that was stopped before it was resumed."""
         if self.waited >= self.patience:
-            reason = "it was stopped before: resume with a larger patience to continue"
-            run.end("stopped", f"{self._why()}; {reason}", agreed=True)
+            hint = "it was stopped before: resume with a larger patience to continue"
+            run.end("stopped", f"{self._reason()}; {hint}", agreed=True)
 
     def on_eval_end(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Compare with the best so far, and stop where it is time.
+        """Compare the metric with the best so far, and stop the run if it is time.
 
         Raises:
             MetricError: the evaluation gave no such metric.
@@ -82,33 +84,28 @@ class EarlyStop(Hook):
             return
         value = self.monitor.value(metrics, "EarlyStop()")
         if self.monitor.is_better(value, self.best, min_delta=self.min_delta):
-            self.best, self.best_step, self.waited = value, run.progress.step, 0
+            self.best = value
+            self.best_step = run.progress.step
+            self.waited = 0
             return
         self.waited += 1
         if self.waited >= self.patience:
-            run.stop(self._why())
+            run.stop(self._reason())
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters."""
+        """Return the counters."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Keep the counters for ``on_setup``."""
         self._loaded = state
 
-    def _take(self, state: Mapping[str, Any]) -> None:
-        self.best, self.best_step, self.waited = (
-            state.get("best"),
-            state.get("best_step", 0),
-            state.get("waited", 0),
-        )
-
-    def _why(self) -> str:
+    def _reason(self) -> str:
+        name = self.monitor.name
         count = f"{self.waited} evaluation{'s' * (self.waited != 1)}"
         if self.best is None:
-            return f"EarlyStop: {self.monitor.name} was not a number in {count}"
+            return f"EarlyStop: {name} was not a number in {count}"
         return (
-            f"EarlyStop: {self.monitor.name} has not improved for {count}; its best is {self.best:.6g} "
-            f"at step "
-            f"{self.best_step}"
+            f"EarlyStop: {name} has not improved for {count}; its best is {self.best:.6g} "
+            f"at step {self.best_step}"
         )

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from loopkit.checkpoint import load_snapshot
 from loopkit.checks import checked_number
-from loopkit.durations import Cadence, Duration
-from loopkit.errors import CheckpointError, OptionError
+from loopkit.durations import Duration
+from loopkit.errors import CheckpointError
 from loopkit.events import Hook
+from loopkit.hooks.cadence import cadence_in_steps
 from loopkit.hooks.state_keys import distinct_key, find_state
 from loopkit.hooks.weight_averaging import AveragedParameters, trained_parameters
 from loopkit.keywords import checks_keywords
@@ -65,9 +66,8 @@ class EMA(Hook):
         evaluate: bool = True,
         apply_at_end: bool = False,
     ) -> None:
-        checked_number(decay, "EMA(decay=)", above=0, below=1)
         self._every = Duration.parse(every, "EMA(every=)", by_clock=False)
-        self.decay = decay
+        self.decay = checked_number(decay, "EMA(decay=)", above=0, below=1)
         self.warmup = warmup
         self.evaluate = evaluate
         self.apply_at_end = apply_at_end
@@ -88,11 +88,7 @@ class EMA(Hook):
         self._parameters = {}
         if run.loader is None:
             return  # nothing is trained, so earlier averages stay
-        self._cadence = Cadence(self._every, run.length, "EMA(every=)")
-        if not self._cadence.counts_steps:
-            raise OptionError(
-                f"EMA(every='{self._every}') needs data with a length: give it in steps"
-            )
+        self._cadence = cadence_in_steps(self._every, run.length, "EMA(every=)")
         self._due = self._cadence.next_step(run.progress.step)
         self._key = distinct_key(self, run.hooks)
         self._live = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loopkit.checks import checked_int
 from loopkit.errors import OptionError
 from loopkit.events import Hook
+from loopkit.files import replacing
 from loopkit.fit.state import preserved
 from loopkit.keywords import checks_keywords
 
@@ -26,28 +27,32 @@ _FEWEST = 10
 
 @checks_keywords
 class FindLR(Hook):
-    """Trains a few steps while the rate grows from ``low`` to ``high``, notes the loss at each, and
-    goes back.
+    """Train a few steps with a growing learning rate, note the loss of each, and restore the run.
 
-    The test of Smith (2017), before the first step of a new run (a resumed one is left alone).
-    Afterwards
-    weights, buffers, optimizers, random streams and data are as before: what follows is the run it
-    would have been. The rates and losses go to ``find_lr.csv`` in the run directory, and to
-    ``find_lr.png`` where matplotlib is installed. The test is over when the smoothed loss is four
-    times its lowest, or not finite.
+    This is the learning-rate range test of Smith (2017). It happens before the first step of a new
+    run, and not in a resumed one. It ends when the smoothed loss is four times its lowest value, or
+    is not finite. Afterwards weights, buffers, optimizers, random state and data are as before, so
+    the run that follows is the same as without the test. The rates and losses are written to
+    ``find_lr.csv`` in the run directory, and drawn in ``find_lr.png`` if matplotlib is installed.
+
+    Example:
+        >>> finder = FindLR(low=1e-6, high=1.0)
+        >>> Fit(hooks=[finder]).run(task)
+        >>> finder.suggestion
 
     Args:
-        low, high: the first and the last rate. The groups of an optimizer keep their ratio to the
-            first.
-        steps: optimizer steps from one to the other, growing by the same factor each time.
-        stop: end the run after the test; False trains on, at the rates the task gave.
+        low: the first learning rate.
+        high: the last learning rate. The other groups of an optimizer keep their ratio to the first
+            group's rate.
+        steps: optimizer steps from ``low`` to ``high``; the rate grows by the same factor each time.
+        stop: end the run after the test. False trains on, at the task's own rates.
 
     Attributes:
-        rows: (rate, loss, smoothed loss) for each step.
-        suggestion: the rate at which the smoothed loss falls fastest; None where it never fell.
+        rows: (rate, loss, smoothed loss) of each step.
+        suggestion: the rate at which the smoothed loss falls fastest; None if it never fell.
 
     Raises:
-        OptionError: an argument that is not accepted.
+        OptionError: an argument is not accepted.
     """
 
     def __init__(
@@ -67,23 +72,21 @@ class FindLR(Hook):
         """Do the test.
 
         Raises:
-            OptionError: the data can be read only once, or the optimizer cannot be put back.
+            OptionError: the data can be read only once, or the optimizer cannot be restored.
         """
         if run.progress.step or run.record.resumed_from is not None:
             return
         if not run.strategy.exposes_gradients:
             raise OptionError(
-                f"FindLR puts the optimizer back as it was, and {type(run.strategy).__name__} "
-                f"keeps its "
-                "state in flat parts: run FindLR under strategy='ddp' or 'fsdp'"
+                f"FindLR restores the optimizer, and {type(run.strategy).__name__} keeps its state "
+                "in flat parts: run FindLR under strategy='ddp' or 'fsdp'"
             )
         source: Any = run.train_loader.source if run.loader is not None else None
         if hasattr(source, "batches") and iter(source.batches) is source.batches:
             kind = type(source.batches).__name__
             raise OptionError(
-                f"FindLR reads training data that the run needs afterwards, and a {kind} can be "
-                f"read "
-                "once: give an iterable that starts anew at each iter()"
+                "FindLR reads training data that the run needs afterwards, and "
+                f"a {kind} can be read once: give an iterable that starts again at each iter()"
             )
         with preserved(run) as trial:
             self.rows = _smoothed(_sweep(trial, self._rates))
@@ -94,7 +97,7 @@ class FindLR(Hook):
             run.end("stopped", f"FindLR: {self._found()}", agreed=True)
 
     def table(self, lines: int = 12) -> str:
-        """About ``lines`` of the rows, evenly spread, as text."""
+        """Return about ``lines`` of the rows as text, evenly spaced."""
         every = max(1, len(self.rows) // lines)
         shown = [
             f"{rate:>10.2e}  {loss:>10.4f}  {smooth:>10.4f}"
@@ -108,6 +111,7 @@ class FindLR(Hook):
         return f"the loss falls fastest at a learning rate of {self.suggestion:.2g}"
 
     def _report(self, run: Run) -> None:
+        """Print the table, and write the files."""
         print(f"{self.table()}\nFindLR: {self._found()}", file=sys.stderr)
         if run.run_dir is not None:
             lines = ["rate,loss,smoothed", *(",".join(map(repr, row)) for row in self.rows)]
@@ -117,8 +121,13 @@ class FindLR(Hook):
 
 
 def steepest(rows: list[tuple[float, float, float]]) -> float | None:
-    """The rate at which the smoothed loss falls fastest against the rate's logarithm; None where it
-    never falls.
+    """Return the rate at which the smoothed loss falls fastest against the logarithm of the rate.
+
+    Args:
+        rows: (rate, loss, smoothed loss).
+
+    Returns:
+        None if the smoothed loss never falls.
     """
     best, found = 0.0, None
     for (low, _, before), (rate, _, _), (high, _, after) in zip(rows, rows[1:], rows[2:]):
@@ -129,16 +138,16 @@ def steepest(rows: list[tuple[float, float, float]]) -> float | None:
 
 
 def _sweep(run: Run, rates: list[float]) -> Iterator[tuple[float, float]]:
-    """(rate, loss) of one step at each rate, until a loss is not finite."""
+    """Yield the rate and the loss of one step at each rate, until a loss is not finite."""
     bases = {
         name: [float(group["lr"]) for group in o.param_groups] for name, o in run.optimizers.items()
     }
-    groups = _endless(run)
+    steps = _endless(run)
     for rate in rates:
         for name, optimizer in run.optimizers.items():
             for group, base in zip(optimizer.param_groups, bases[name]):
                 group["lr"] = rate * (base / bases[name][0] if bases[name][0] else 1.0)
-        run.loops.step.run(run, next(groups))
+        run.loops.step.run(run, next(steps))
         run.strategy.finish_step()
         run.progress.step += 1
         loss = run.accumulator.take().get("train/loss", math.nan)
@@ -148,6 +157,7 @@ def _sweep(run: Run, rates: list[float]) -> Iterator[tuple[float, float]]:
 
 
 def _endless(run: Run) -> Iterator[MicroBatches]:
+    """Yield the micro-batches of one step after another, over as many epochs as are asked for."""
     epoch = 0
     while True:
         yield from run.train_loader.open(epoch, 0)
@@ -155,9 +165,7 @@ def _endless(run: Run) -> Iterator[MicroBatches]:
 
 
 def _smoothed(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float, float]]:
-    """With an exponential average, corrected for its start, up to where that has reached four times
-    its lowest.
-    """
+    """Add an exponential average with bias correction; stop when it is four times its lowest."""
     rows: list[tuple[float, float, float]] = []
     average = 0.0
     for count, (rate, loss) in enumerate(pairs, 1):
@@ -188,4 +196,5 @@ def _draw(rows: list[tuple[float, float, float]], suggestion: float | None, path
     axes.set_xlabel("learning rate")
     axes.grid(True, alpha=0.25)
     axes.legend(frameon=False, fontsize=9)
-    canvas.print_figure(path)
+    with replacing(path) as temporary:
+        canvas.print_figure(temporary)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from loopkit.durations import Cadence, Duration
-from loopkit.errors import OptionError
+from loopkit.checks import checked_choice
+from loopkit.durations import Duration
 from loopkit.events import Hook
+from loopkit.hooks.cadence import cadence_in_steps
 from loopkit.hooks.weight_averaging import trained_parameters
 from loopkit.keywords import checks_keywords
 
@@ -22,19 +23,22 @@ _TINY = 1e-12
 
 @checks_keywords
 class GradMonitor(Hook):
-    """Logs ``grad_norm/<layer>`` and ``update_ratio/<layer>``, without reading the device.
+    """Log ``grad_norm/<layer>`` and ``update_ratio/<layer>``, without reading the device.
 
-    The norm is of the gradient that the optimizer is about to use: complete, unscaled and clipped.
-    The ratio is the length of the update over that of the weights before it; near 0.001 is usual,
-    and much more or less says that a layer's learning rate is wrong. The norm of all gradients
-    before clipping is logged besides, as ``train/grad_norm``.
+    The norm is that of the gradient which the optimizer is about to use: complete, unscaled and
+    clipped. The ratio is the norm of the update divided by the norm of the weights before it. A
+    ratio near 0.001 is usual; a much larger or smaller one means that the layer's learning rate is
+    wrong. ``train/grad_norm``, the norm of all gradients before clipping, is logged too.
+
+    Example:
+        >>> Fit(hooks=[GradMonitor(every="100 steps")]).run(task)
 
     Args:
-        every: the cadence: steps, or "1 epoch" or "1%" where the length of the data is known.
+        every: the cadence: steps, or "1 epoch" or "1%" if the data has a length.
         per: "layer" (the module that holds a parameter) or "all" (everything as one).
 
     Raises:
-        OptionError: an argument that is not accepted.
+        OptionError: an argument is not accepted.
     """
 
     may_request = False
@@ -42,30 +46,24 @@ class GradMonitor(Hook):
     def __init__(
         self, every: str | int = "50 steps", per: Literal["layer", "all"] = "layer"
     ) -> None:
-        if per not in ("layer", "all"):
-            raise OptionError(f"GradMonitor(per={per!r}): give 'layer' or 'all'")
         self._every = Duration.parse(every, "GradMonitor(every=)", by_clock=False)
-        self._per = per
+        self._per = checked_choice(per, "GradMonitor(per=)", ("layer", "all"))
         self._before: dict[str, Tensor] = {}
 
     def on_setup(self, run: Run) -> None:
-        """Work out the steps.
+        """Find the steps at which to measure.
 
         Raises:
             OptionError: ``every`` needs data with a length.
         """
         self._before = {}
         if run.loader is not None:
-            self._cadence = Cadence(self._every, run.length, "GradMonitor(every=)")
-            if not self._cadence.counts_steps:
-                raise OptionError(
-                    f"GradMonitor(every='{self._every}') needs data with a length: give it in steps"
-                )
+            self._cadence = cadence_in_steps(self._every, run.length, "GradMonitor(every=)")
             self._due = self._cadence.next_step(run.progress.step)
             self._layers = {name: self._layer(name) for name in trained_parameters(run)}
 
     def on_before_update(self, run: Run, grad_norm: Tensor | None) -> None:
-        """Measure the gradients, and keep the weights until the update is done."""
+        """Measure the gradients, and copy the weights until the update is done."""
         if run.progress.step + 1 != self._due:
             return
         parameters = {
@@ -76,13 +74,13 @@ class GradMonitor(Hook):
         self._before |= {name: p.detach().clone() for name, p in parameters.items()}
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
-        """Measure what the update changed."""
+        """Measure the update."""
         if run.progress.step != self._due:
             return
         self._due = self._cadence.next_step(run.progress.step)
         before, self._before = self._before, {}
-        if not before:  # a step of one's own that updated nothing
-            return
+        if not before:
+            return  # a custom step that updated nothing
         after = dict(run.task.named_parameters())
         lengths = self._norms(before)
         changes = self._norms(
@@ -97,7 +95,7 @@ class GradMonitor(Hook):
         return "all" if self._per == "all" else name.rpartition(".")[0] or name
 
     def _norms(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The 2-norm over all tensors of each layer, as scalars on the device."""
+        """Return the 2-norm over all tensors of each layer, as scalars on the device."""
         parts: dict[str, list[Tensor]] = {}
         for name, norm in zip(tensors, torch._foreach_norm(list(tensors.values()))):
             parts.setdefault(self._layers[name], []).append(norm.float())

@@ -14,18 +14,21 @@ if TYPE_CHECKING:
 
 
 class LRMonitor(Hook):
-    """Logs the learning rate of each group with every log: ``lr/decay``, ``lr/no_decay`` …
+    """Log the learning rate of each parameter group with every log: ``lr/decay``, ``lr/no_decay``.
 
-    A group goes by its name, which those of loopkit.optim have, or else by its number. With several
-    optimizers the optimizer's name comes first (``lr/generator/decay``).
+    The name of a group is its ``"name"``, which groups of ``loopkit.optim`` have, or else its
+    number. With several optimizers, the name of the optimizer comes first (``lr/generator/decay``).
+
+    Example:
+        >>> Fit(hooks=[LRMonitor()]).run(task)
     """
 
     may_request = False
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
-        """Note the rates where a log may follow."""
-        # Only at the end of an epoch of unknown length can a log come that the agenda does not know
-        # of.
+        """Note the rates if a log may follow this step."""
+        # The triggers know the step of each log, but for that at the end of an epoch of unknown
+        # length.
         if run.progress.step < run.triggers.next and run.length.steps_per_epoch is not None:
             return
         for name, optimizer in run.optimizers.items():

@@ -1,4 +1,4 @@
-"""The README.md of a model repository: what was trained, how, how well, and how to open it."""
+"""The model card of a repository: what was trained, how, with what result, and how to load it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loopkit.loggers.serialize import flat
+from loopkit.loggers.serialize import flatten
 from loopkit.options import Options
 from loopkit.task import name_of
 from loopkit.version import __version__
@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from loopkit.run import Run
 
 MARK = "<!-- written by loopkit: without this line the page is left alone -->"
-_ELSEWHERE = ("hooks", "loggers", "progress", "resume", "run_dir", "checkpoint")
+_OMITTED = ("hooks", "loggers", "progress", "resume", "run_dir", "checkpoint")
 
 
 def model_card(
     run: Run, repo: str, step: int, metrics: Mapping[str, float], checkpoint: str | None
 ) -> str:
-    """The page as Markdown, after the front matter that the hub reads.
+    """Return the README.md of a repository: front matter for the hub, then Markdown.
 
     Args:
-        step: whose weights these are.
-        metrics: by full name.
+        run: the run that trained the model.
+        repo: "user/name" or "name".
+        step: the step of the weights.
+        metrics: of these weights, by full name.
         checkpoint: the folder of a whole checkpoint in the repository; None without one.
     """
     name, progress = name_of(run.task), run.progress
@@ -42,11 +44,11 @@ def model_card(
         "loopkit": __version__,
         "torch": str(torch.__version__),
     }
-    usual = Options().to_dict()
+    defaults = Options().to_dict()
     options = {
         name: value
         for name, value in run.options.to_dict().items()
-        if value != usual[name] and name not in _ELSEWHERE
+        if value != defaults[name] and name not in _OMITTED
     }
     parts = [
         "---",
@@ -64,18 +66,13 @@ def model_card(
     ]
     if metrics:
         parts += ["", "## Metrics", "", *_table("metric", metrics)]
-    if task_hparams := flat(run.task.hparams):
+    if task_hparams := flatten(run.task.hparams):
         parts += ["", "## Hyperparameters", "", *_table("argument of the task", task_hparams)]
     if options:
-        parts += [
-            "",
-            "## Options",
-            "",
-            *_table("option of Fit, where not the default", flat(options)),
-        ]
-    return "\n".join(
-        [*parts, "", "## Use", "", "```python", *_use(name, repo, checkpoint), "```", ""]
-    )
+        table = _table("option of Fit, where not the default", flatten(options))
+        parts += ["", "## Options", "", *table]
+    parts += ["", "## Use", "", "```python", *_example(name, repo, checkpoint), "```", ""]
+    return "\n".join(parts)
 
 
 def _table(title: str, values: Mapping[str, Any]) -> list[str]:
@@ -90,17 +87,15 @@ def _table(title: str, values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _use(name: str, repo: str, checkpoint: str | None) -> list[str]:
+def _example(name: str, repo: str, checkpoint: str | None) -> list[str]:
+    """Return the lines of Python that load the model."""
     lines = [
         "from huggingface_hub import snapshot_download",
         f"folder = snapshot_download({repo!r})",
     ]
     if checkpoint is not None:
-        return [
-            *lines,
-            f"task = {name}.load(f'{{folder}}/{checkpoint}')  # or Fit(resume=...) from it, to "
-            f"train on",
-        ]
+        load = f"task = {name}.load(f'{{folder}}/{checkpoint}')"
+        return [*lines, f"{load}  # or train on from it, with Fit(resume=...)"]
     return [
         "from safetensors.torch import load_file",
         *lines,

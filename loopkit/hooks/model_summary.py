@@ -1,4 +1,4 @@
-"""ModelSummary: the model layer by layer, when training starts."""
+"""ModelSummary: the model layer by layer, printed when training starts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 @checks_keywords
 class ModelSummary(Hook):
-    """Prints the model's layers, their classes and parameters, to stderr
-    (``loopkit.console.summary``).
+    """Print the model's layers with their classes and parameters to stderr, on rank 0.
+
+    ``loopkit.console.layer_table`` has the same table as an object, with shapes of outputs too.
+
+    Example:
+        >>> Fit(hooks=[ModelSummary(depth=1)]).run(task)
 
     Args:
         depth: levels of modules below the task.
@@ -30,6 +34,6 @@ class ModelSummary(Hook):
         self._depth = checked_int(depth, "ModelSummary(depth=)", at_least=0)
 
     def on_fit_start(self, run: Run) -> None:
-        """Print it, on the first rank."""
+        """Print the table."""
         if run.strategy.rank == 0:
             print(layer_table(run.task, depth=self._depth), file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Numerics: the first module whose output or gradient is not finite, by name."""
+"""Numerics: find the first module with an output or a gradient that is not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,67 +11,74 @@ from torch import Tensor, nn
 
 from loopkit.errors import NotFiniteError
 from loopkit.events import Hook
+from loopkit.nested import leaves
 
 if TYPE_CHECKING:
     from loopkit.run import Run
 
 
 class Numerics(Hook):
-    """Ends the run at the first module whose output, or the gradient of it, holds NaN or infinity,
-    and names it.
+    """End the run at the first module whose output, or the gradient of it, holds NaN or infinity.
 
-    Every output is read from the device, so steps are slower: this is for finding a fault. The same
-    as ``Fit(debug="numerics")``. With a loss scaler (``precision="fp16"``) gradients are left
-    alone, since the scaler looks for its scale by letting them overflow.
+    The error names the module. ``Fit(debug="numerics")`` adds this hook. It reads every output
+    from the device, so steps are slower: use it to find a fault. With a loss scaler
+    (``precision="fp16"``) gradients are not checked, because the scaler lets them overflow to find
+    its scale.
+
+    Example:
+        >>> Fit(debug="numerics").run(task)
     """
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
 
     def on_fit_start(self, run: Run) -> None:
-        """Listen to every module and every trained parameter."""
-        self._release()
+        """Register torch's hooks on every module and every trained parameter."""
+        self._remove()
         backward = not run.strategy.settings.precision.scaled
         for name, module in run.task.named_modules():
-            called = f"{name} ({type(module).__name__})" if name else type(module).__name__
-            look = partial(_check_output, called, run, backward)
-            self._handles.append(module.register_forward_hook(look, with_kwargs=True))
-        if backward:
-            for name, parameter in run.task.named_parameters():
-                if parameter.requires_grad:
-                    look_at = _gradient_check(f"the gradient of the parameter {name}", run)
-                    self._handles.append(parameter.register_hook(look_at))  # type: ignore[no-untyped-call]
+            label = f"{name} ({type(module).__name__})" if name else type(module).__name__
+            check = partial(_check_output, label, run, backward)
+            self._handles.append(module.register_forward_hook(check, with_kwargs=True))
+        if not backward:
+            return
+        for name, parameter in run.task.named_parameters():
+            if parameter.requires_grad:
+                check_gradient = _gradient_check(f"the gradient of the parameter {name}", run)
+                self._handles.append(parameter.register_hook(check_gradient))  # type: ignore[no-untyped-call]
 
     def on_fit_end(self, run: Run) -> None:
-        """Listen no more."""
-        self._release()
+        """Remove the hooks from the modules."""
+        self._remove()
 
     def on_error(self, run: Run, exception: BaseException) -> None:
-        """Listen no more."""
-        self._release()
+        """Remove the hooks from the modules."""
+        self._remove()
 
-    def _release(self) -> None:
+    def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
 
 def _check_output(
-    called: str, run: Run, backward: bool, module: nn.Module, args: Any, options: Any, output: Any
+    label: str, run: Run, backward: bool, module: nn.Module, args: Any, options: Any, output: Any
 ) -> None:
+    """Check the output of a module, and later the gradient of it."""
     for tensor in _floating(output):
         if not torch.isfinite(tensor).all():
             if not all(torch.isfinite(given).all() for given in _floating((args, options))):
-                why = "What it was given is not finite already: look at the batch, or at what is computed before it"
+                reason = "Its input is not finite already: look at the batch, or at earlier modules"
             elif not all(torch.isfinite(p).all() for p in module.parameters()):
-                why = "What it was given is finite; its parameters are not"
+                reason = "Its input is finite; its parameters are not"
             else:
-                why = "What it was given and its parameters are finite"
+                reason = "Its input and its parameters are finite"
             raise NotFiniteError(
-                f"{_when(run)}: the output of {called} is not finite: {_count(tensor)}. {why}"
+                f"{_position(run)}: the output of {label} is not finite: {_describe(tensor)}. "
+                f"{reason}"
             )
         if backward and tensor.requires_grad:
-            check = _gradient_check(f"the gradient at the output of {called}", run)
+            check = _gradient_check(f"the gradient at the output of {label}", run)
             tensor.register_hook(check)  # type: ignore[no-untyped-call]
 
 
@@ -79,28 +86,24 @@ def _gradient_check(what: str, run: Run) -> Callable[[Tensor], None]:
     def check(gradient: Tensor) -> None:
         if not torch.isfinite(gradient).all():
             raise NotFiniteError(
-                f"{_when(run)}: {what} is not finite: {_count(gradient)}. It is the first one in "
-                f"the "
-                "backward pass: look at what is computed from it"
+                f"{_position(run)}: {what} is not finite: {_describe(gradient)}. It is the first "
+                "one in the backward pass: look at what is computed from it"
             )
 
     return check
 
 
-def _when(run: Run) -> str:
+def _position(run: Run) -> str:
     return f"step {run.progress.step + 1} (epoch {run.progress.epoch})"
 
 
-def _count(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     nans, infinite = int(torch.isnan(tensor).sum()), int(torch.isinf(tensor).sum())
     return f"{nans} NaN and {infinite} infinite of {tensor.numel()}, shape {tuple(tensor.shape)}"
 
 
 def _floating(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield value
-    elif isinstance(value, Mapping):
-        yield from (tensor for part in value.values() for tensor in _floating(part))
-    elif isinstance(value, (tuple, list)):
-        yield from (tensor for part in value for tensor in _floating(part))
+    """Yield the floating-point and complex tensors in nested containers."""
+    for leaf in leaves(value):
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+            yield leaf

@@ -1,4 +1,4 @@
-"""Profiler: where the time of a few steps goes, as a trace; and what filled the memory of a GPU."""
+"""Profiler: a trace of a few steps, and the history of allocations if a GPU runs out of memory."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ _ALLOCATIONS = 100_000
 
 @checks_keywords
 class Profiler(Hook):
-    """Profiles ``active`` steps with ``torch.profiler`` and writes a trace for chrome://tracing or
-    Perfetto.
+    """Profile a few steps with ``torch.profiler``, and write a trace for Perfetto.
 
-    Ranks after the first write ``trace-<rank>.json``. On a CUDA device the history of allocations
-    is kept besides, and a run that runs out of memory leaves it as ``memory.pickle``, to be looked
-    at on pytorch.org/memory_viz.
+    Open the trace at ui.perfetto.dev or chrome://tracing. Ranks after rank 0 write
+    ``trace-<rank>.json``. On a CUDA device the history of allocations is recorded too. If the run
+    runs out of memory, the hook writes it to ``memory.pickle``, for pytorch.org/memory_viz.
+
+    Example:
+        >>> Fit(steps=20, hooks=[Profiler(wait=10, active=5)]).run(task)
 
     Args:
         wait: steps before the profiler starts.
-        warmup: steps that it runs without keeping anything.
-        active: steps that are kept.
-        path: the trace, absolute or within the run directory.
+        warmup: steps that it runs without recording.
+        active: steps that it records.
+        path: of the trace, absolute or within the run directory.
         memory: record the allocations of each operator too.
-        stacks: record Python's call stacks too, which slows the steps down.
+        stacks: record Python's call stacks too, which makes the steps slower.
 
     Attributes:
-        trace: where the trace was written; None before.
+        trace: the path of the trace; None before it is written.
 
     Raises:
-        OptionError: an argument that is not accepted.
+        OptionError: an argument is not accepted.
     """
 
     may_request = False
@@ -62,7 +64,9 @@ class Profiler(Hook):
             "warmup": checked_int(warmup, "Profiler(warmup=)", at_least=0),
             "active": checked_int(active, "Profiler(active=)"),
         }
-        self._path, self._memory, self._stacks = Path(path), memory, stacks
+        self._path = Path(path)
+        self._memory = memory
+        self._stacks = stacks
         self._profile: profile | None = None
         self._recording = False
         self.trace: Path | None = None
@@ -73,8 +77,10 @@ class Profiler(Hook):
         if cuda:
             activities.append(ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
-        target = _beside(self._path, run.run_dir, run.strategy.rank)
-        self._steps, self.trace, self._recording = 0, None, cuda
+        target = _path_of_rank(self._path, run.run_dir, run.strategy.rank)
+        self._steps = 0
+        self.trace = None
+        self._recording = cuda
 
         def write(finished: profile) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,13 +96,12 @@ class Profiler(Hook):
             with_stack=self._stacks,
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Profiler won't be using warmup", UserWarning
-            )  # asked for
+            # The user asked for warmup=0.
+            warnings.filterwarnings("ignore", "Profiler won't be using warmup", UserWarning)
             self._profile.start()
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
-        """Tell the profiler, and stop it after the last step it is to see."""
+        """Count the step, and stop the profiler after the last one that it records."""
         if self._profile is None:
             return
         self._profile.step()
@@ -105,22 +110,21 @@ class Profiler(Hook):
             self._stop()
 
     def on_fit_end(self, run: Run) -> None:
-        """Stop; say so where the run was too short to be profiled."""
+        """Stop the profiler, and warn if the run was too short for it."""
         self._stop()
         if self.trace is None:
-            wanted = " + ".join(f"{name}={count}" for name, count in self._spans.items())
+            spans = ", ".join(f"{name}={count}" for name, count in self._spans.items())
             warnings.warn(
-                f"Profiler({wanted.replace(' + ', ', ')}) wrote no trace: the run took "
-                f"{self._steps} steps",
+                f"Profiler({spans}) wrote no trace: the run took {self._steps} steps",
                 LoopkitWarning,
                 stacklevel=2,
             )
         self._stop_recording()
 
     def on_error(self, run: Run, exception: BaseException) -> None:
-        """Stop, and keep the history of allocations where memory ran out."""
+        """Stop the profiler, and write the history of allocations if the GPU ran out of memory."""
         if self._recording and isinstance(exception, torch.OutOfMemoryError):
-            target = _beside(Path("memory.pickle"), run.run_dir, run.strategy.rank)
+            target = _path_of_rank(Path("memory.pickle"), run.run_dir, run.strategy.rank)
             torch.cuda.memory._dump_snapshot(str(target))  # type: ignore[no-untyped-call]
             print(
                 f"loopkit: the history of allocations is in {target}: see pytorch.org/memory_viz",
@@ -140,6 +144,6 @@ class Profiler(Hook):
         self._recording = False
 
 
-def _beside(path: Path, run_dir: Path | None, rank: int) -> Path:
+def _path_of_rank(path: Path, run_dir: Path | None, rank: int) -> Path:
     named = path.with_name(f"{path.stem}-{rank}{path.suffix}") if rank else path
     return (run_dir or Path()) / named

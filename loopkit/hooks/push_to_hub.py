@@ -1,4 +1,4 @@
-"""PushToHub: the model to a repository of the Hugging Face Hub, in the background."""
+"""PushToHub: upload the model to a repository of the Hugging Face Hub, in the background."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from loopkit.checkpoint.format import parse_name
 from loopkit.checkpoint.tools import export_model
-from loopkit.errors import LoopkitWarning, OptionError, missing_extra, nearest
+from loopkit.checks import checked_choice
+from loopkit.errors import LoopkitWarning, OptionError, missing_extra
 from loopkit.events import Hook
 from loopkit.hooks.model_card import MARK, model_card
 from loopkit.keywords import checks_keywords
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from loopkit.run import Run
 
 WHEN = ("end", "every_save", "checkpoint", "all_checkpoints")
-_BESIDE = ("hparams.json", "metrics.jsonl")
+_EXTRA_FILES = ("hparams.json", "metrics.jsonl")
 
 
 @dataclass
-class _Push:
-    """One upload: a checkpoint's files, linked so that they stay, and the page that goes with them."""
+class _Upload:
+    """A checkpoint to upload, hard-linked so that its files stay, and its model card."""
 
     name: str
     step: int
@@ -40,25 +41,28 @@ class _Push:
 
 @checks_keywords
 class PushToHub(Hook):
-    """Uploads the weights and what tells of them, while training goes on.
+    """Upload the weights with a model card to the Hugging Face Hub, while training continues.
 
-    A commit holds ``model.safetensors`` and ``loopkit.json`` (the task's name and arguments),
-    ``hparams.json``, ``metrics.jsonl`` and a model card; a README.md that somebody else wrote is
-    left alone. At the end it is the best checkpoint's weights under ``Checkpoint(load_best=True)``,
-    else the last one's. Of saves that follow each other faster than they upload, the newest is
-    sent. A failed upload never ends the run: all of them are told of once, at its end. An
-    interrupted run sends nothing more, since it is to go on.
+    A commit holds ``model.safetensors``, ``loopkit.json`` (the task's name and arguments),
+    ``hparams.json``, ``metrics.jsonl`` and a model card. A README.md that somebody else wrote is
+    kept. The weights uploaded at the end are those of the last checkpoint, or of the best one under
+    ``Checkpoint(load_best=True)``. If checkpoints are saved faster than they are uploaded, only the
+    newest is uploaded. A failed upload does not end the run: one warning at the end counts them.
+    A run that a signal interrupts uploads nothing more, because it is to be resumed.
+
+    Example:
+        >>> Fit(hooks=[PushToHub("me/digits", when="every_save")]).run(task)
 
     Args:
-        repo: "user/name"; made if it is not there. The token is huggingface_hub's own: $HF_TOKEN,
+        repo: "user/name"; made if it does not exist. The token is that of huggingface_hub: $HF_TOKEN
             or ``hf auth login``.
-        when: "end"; "every_save": after each checkpoint too; "checkpoint": with the newest
-            checkpoint whole, in ``last-checkpoint/``, to be resumed from; "all_checkpoints": with
-            each, in ``checkpoints/``.
-        private: for a new repository; None leaves it to the account.
-        revision: a branch; made if it is not there. None is the main one.
+        when: "end"; "every_save": also after each checkpoint; "checkpoint": also with the whole
+            newest checkpoint in ``last-checkpoint/``, to resume from; "all_checkpoints": with each
+            of them in ``checkpoints/``.
+        private: of a new repository; None for the default of the account.
+        revision: a branch; made if it does not exist. None for the main branch.
         card: write the model card.
-        patience: how many seconds the end of the run waits for uploads.
+        timeout: how many seconds the end of the run waits for uploads.
 
     Attributes:
         pushed: the steps that were uploaded.
@@ -75,32 +79,31 @@ class PushToHub(Hook):
         private: bool | None = None,
         revision: str | None = None,
         card: bool = True,
-        patience: float = 3600.0,
+        timeout: float = 3600.0,
     ) -> None:
-        if when not in WHEN:
-            raise OptionError(
-                f"PushToHub(when={when!r}): give one of "
-                f"{', '.join(WHEN)}.{nearest(str(when), WHEN)}"
-            )
         if not isinstance(repo, str) or not repo or repo.count("/") > 1:
             raise OptionError(
                 f"PushToHub(repo={repo!r}): give the name of a repository, such as 'me/digits'"
             )
-        self._repo, self._when, self._private, self._revision = repo, when, private, revision
-        self._card, self._patience = card, patience
+        self._repo = repo
+        self._when = checked_choice(when, "PushToHub(when=)", WHEN)
+        self._private = private
+        self._revision = revision
+        self._card = card
+        self._timeout = timeout
         self.pushed: list[int] = []
         self._begin()
 
     def _begin(self) -> None:
         self.pushed.clear()
-        self._failed: list[str] = []
-        self._waiting: list[_Push] = []
+        self._errors: list[str] = []
+        self._queue: list[_Upload] = []
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._staging: Path | None = None
 
     def on_setup(self, run: Run) -> None:
-        """Refuse to start where nothing could be uploaded.
+        """Check that something can be uploaded.
 
         Raises:
             MissingExtraError: huggingface_hub is not installed.
@@ -116,82 +119,74 @@ class PushToHub(Hook):
         self._begin()
 
     def on_save(self, run: Run, path: Path) -> None:
-        """Upload a checkpoint, or take it in the place of one that waits."""
+        """Upload a checkpoint; it replaces one that waits to be uploaded."""
         if run.strategy.rank == 0 and self._when != "end":
-            self._submit(run, path, _step(path))
+            self._submit(run, path)
 
     def on_fit_end(self, run: Run) -> None:
-        """Upload the result, wait for it, and tell of what failed."""
-        if (
-            run.strategy.rank != 0
-            or run.checkpointer is None
-            or run.checkpointer.newest is None
-            or run.outcome.status == "interrupted"
-        ):
+        """Upload the result, wait for the upload, and warn of uploads that failed."""
+        saver = run.checkpointer
+        interrupted = run.outcome.status == "interrupted"
+        if run.strategy.rank != 0 or saver is None or saver.newest is None or interrupted:
             self._drop()
             return
-        path = run.record.best.get("checkpoint") if run.checkpointer.settings.load_best else None
-        path = path or run.checkpointer.newest
-        self._submit(run, path, _step(path))
+        best = run.record.best.get("checkpoint") if saver.settings.load_best else None
+        self._submit(run, best or saver.newest)
         thread = self._thread
         if thread is not None:
-            thread.join(self._patience)
+            thread.join(self._timeout)
             if thread.is_alive():
-                self._failed.append(f"an upload was not done after {self._patience:g} s")
+                self._errors.append(f"an upload was not done after {self._timeout:g} s")
         self._drop()
-        if self._failed:
-            count = len(self._failed)
-            warnings.warn(
-                f"PushToHub: of {count + len(self.pushed)} uploads to {self._repo}, {count} "
-                f"failed, the last "
-                f"by {self._failed[-1]}. Everything is in {run.run_dir}; to upload it yourself: "
-                "result.export(dir), then huggingface_hub.upload_folder",
-                LoopkitWarning,
-                stacklevel=2,
-            )
+        if self._errors:
+            self._warn(run)
 
     def on_error(self, run: Run, exception: BaseException) -> None:
         """Upload nothing more."""
         self._drop()
 
+    def _warn(self, run: Run) -> None:
+        count = len(self._errors)
+        warnings.warn(
+            f"PushToHub: of {count + len(self.pushed)} uploads to {self._repo}, {count} failed, "
+            f"the last by {self._errors[-1]}. Everything is in {run.run_dir}; to upload it "
+            "yourself: result.export(dir), then huggingface_hub.upload_folder",
+            LoopkitWarning,
+            stacklevel=3,
+        )
+
     def _drop(self) -> None:
+        """Forget the uploads that wait, and remove the linked files if no upload is in flight."""
         with self._lock:
-            self._waiting.clear()
+            self._queue.clear()
         if self._staging is not None and (self._thread is None or not self._thread.is_alive()):
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
 
-    def _submit(self, run: Run, path: Path, step: int) -> None:
+    def _submit(self, run: Run, path: Path) -> None:
+        """Link a checkpoint's files, and let the thread upload them."""
         assert run.run_dir is not None
         try:
             if self._staging is None:
                 self._staging = Path(tempfile.mkdtemp(prefix=".push-", dir=run.run_dir))
             folder = Path(tempfile.mkdtemp(prefix=f"{path.name}-", dir=self._staging))
             shutil.copytree(path, folder / path.name, copy_function=_link)
-            for name in _BESIDE:
+            for name in _EXTRA_FILES:
                 with suppress(FileNotFoundError):
                     shutil.copy(run.run_dir / name, folder / name)
         except OSError as error:
-            self._failed.append(f"{type(error).__name__}: {error}")
+            self._errors.append(f"{type(error).__name__}: {error}")
             return
-        metrics = {
-            name: value
-            for name, value in run.metrics.items()
-            if name.startswith(("eval/", "train/loss"))
-        }
-        if (
-            run.record.best.get("step") == step != run.progress.step
-        ):  # an earlier one is uploaded, with what is known of it
-            metrics = {run.record.best["metric"]: run.record.best["value"]}
-        place = {
+        step = _step(path)
+        subfolders = {
             "checkpoint": "last-checkpoint",
             "all_checkpoints": f"checkpoints/{path.name}",
-        }.get(self._when)
-        push = _Push(path.name, step, folder, model_card(run, self._repo, step, metrics, place))
+        }
+        card = model_card(run, self._repo, step, _metrics(run, step), subfolders.get(self._when))
         with self._lock:
             if self._when != "all_checkpoints":
-                self._waiting.clear()
-            self._waiting.append(push)
+                self._queue.clear()
+            self._queue.append(_Upload(path.name, step, folder, card))
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="loopkit-push", daemon=True)
                 self._thread.start()
@@ -199,46 +194,46 @@ class PushToHub(Hook):
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting:
+                if not self._queue:
                     self._thread = None
                     return
-                push = self._waiting.pop(0)
+                upload = self._queue.pop(0)
             try:
-                with _no_bars():
-                    self._push(push)
-                self.pushed.append(push.step)
+                with _no_progress_bars():
+                    self._push(upload)
+                self.pushed.append(upload.step)
             except Exception as error:
-                self._failed.append(f"{type(error).__name__}: {error}")
-            shutil.rmtree(push.folder, ignore_errors=True)
+                self._errors.append(f"{type(error).__name__}: {error}")
+            shutil.rmtree(upload.folder, ignore_errors=True)
 
-    def _push(self, push: _Push) -> None:
+    def _push(self, upload: _Upload) -> None:
         from huggingface_hub import HfApi
 
-        api, checkpoint = HfApi(library_name="loopkit"), push.folder / push.name
+        api, checkpoint = HfApi(library_name="loopkit"), upload.folder / upload.name
         repo = api.create_repo(self._repo, private=self._private, exist_ok=True).repo_id
         if self._revision is not None:
             api.create_branch(repo, branch=self._revision, exist_ok=True)
-        out = export_model(checkpoint, push.folder / "out")
-        for name in _BESIDE:
-            if (push.folder / name).exists():
-                (push.folder / name).rename(out / name)
+        out = export_model(checkpoint, upload.folder / "out")
+        for name in _EXTRA_FILES:
+            if (upload.folder / name).exists():
+                (upload.folder / name).rename(out / name)
         if self._when == "checkpoint":
             checkpoint.rename(out / "last-checkpoint")
         elif self._when == "all_checkpoints":
             (out / "checkpoints").mkdir()
-            checkpoint.rename(out / "checkpoints" / push.name)
-        if self._card and self._card_is_ours(api, repo, push.folder):
-            (out / "README.md").write_text(push.card, encoding="utf-8")
-        old = "last-checkpoint/*" if self._when == "checkpoint" else None
+            checkpoint.rename(out / "checkpoints" / upload.name)
+        if self._card and self._owns_card(api, repo, upload.folder):
+            (out / "README.md").write_text(upload.card, encoding="utf-8")
         api.upload_folder(
             repo_id=repo,
             folder_path=out,
             revision=self._revision,
-            delete_patterns=old,
-            commit_message=f"{push.step} steps",
+            delete_patterns="last-checkpoint/*" if self._when == "checkpoint" else None,
+            commit_message=f"{upload.step} steps",
         )
 
-    def _card_is_ours(self, api: Any, repo: str, folder: Path) -> bool:
+    def _owns_card(self, api: Any, repo: str, folder: Path) -> bool:
+        """Return whether the repository has no README.md, or one that loopkit wrote."""
         if not api.file_exists(repo, "README.md", revision=self._revision):
             return True
         found = api.hf_hub_download(
@@ -247,17 +242,27 @@ class PushToHub(Hook):
         return MARK in Path(found).read_text(encoding="utf-8")
 
 
+def _metrics(run: Run, step: int) -> Mapping[str, float]:
+    """Return the metrics of the weights of ``step``, as far as they are known."""
+    best = run.record.best
+    if best.get("step") == step != run.progress.step:
+        return {best["metric"]: best["value"]}
+    return {
+        name: value
+        for name, value in run.metrics.items()
+        if name.startswith(("eval/", "train/loss"))
+    }
+
+
 def _step(path: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint's name."""
     found = parse_name(path.name)
     assert found is not None
     return found[0]
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file, which outlives the first; a copy where the file system has no such
-    thing.
-    """
+    """Hard-link a file, or copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -265,8 +270,8 @@ def _link(source: str, target: str) -> None:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Inside, huggingface_hub draws no bars: there is one already."""
+def _no_progress_bars() -> Iterator[None]:
+    """Disable the progress bars of huggingface_hub within the block: the run has its own."""
     from huggingface_hub import utils
 
     bars: Any = utils

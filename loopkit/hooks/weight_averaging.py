@@ -1,4 +1,4 @@
-"""Averages of parameters: what EMA and SWA have in common."""
+"""Averages of parameters, as EMA and SWA keep them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from loopkit.errors import CheckpointError, OptionError
-from loopkit.strategies.dtensor import like
+from loopkit.strategies.dtensor import shard_like
 
 if TYPE_CHECKING:
     from loopkit.run import Run
 
-_COARSE = (torch.float16, torch.bfloat16)
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def trained_parameters(run: Run) -> dict[str, nn.Parameter]:
-    """The floating parameters that the run's optimizers hold, by the user's names, each once.
+    """Return the floating-point parameters that the run's optimizers hold, each under one name.
 
     Raises:
-        OptionError: the strategy keeps them to itself.
+        OptionError: the optimizers of the strategy hold no parameters of the task.
     """
     if not run.strategy.exposes_gradients:
         raise OptionError(
-            f"EMA, SWA, Unfreeze and GradMonitor follow the parameters that the optimizer holds, "
-            f"and "
+            "EMA, SWA, Unfreeze and GradMonitor need the parameters that the optimizer holds, and "
             f"under {type(run.strategy).__name__} it holds flat parts of them: leave the hook out, "
-            f"or "
-            "take strategy='ddp' or 'fsdp'"
+            "or take strategy='ddp' or 'fsdp'"
         )
     held = {
         id(p) for o in run.optimizers.values() for group in o.param_groups for p in group["params"]
@@ -38,16 +36,18 @@ def trained_parameters(run: Run) -> dict[str, nn.Parameter]:
 
 
 class AveragedParameters:
-    """Moving averages of parameters, on their devices; in single precision where a parameter's own
-    is lower.
+    """Moving averages of parameters, on their devices.
 
-    With a small weight, a change below the resolution of float16 or bfloat16 would be lost at each
-    update.
+    Averages of float16 and bfloat16 parameters are kept in float32: with a small weight, an update
+    would be rounded away in half precision.
 
     Args:
-        parameters: what is averaged, by name; the averages start as copies.
-        saved: averages to go on from instead.
-        who: whose they are, for messages.
+        parameters: the parameters by name. The averages start as copies of them.
+        saved: averages to start from instead.
+        label: the name of the hook, for messages.
+
+    Attributes:
+        tensors: the averages by name.
 
     Raises:
         CheckpointError: the saved averages are of other parameters.
@@ -57,38 +57,29 @@ class AveragedParameters:
         self,
         parameters: Mapping[str, nn.Parameter],
         saved: Mapping[str, Tensor] | None = None,
-        who: str = "Averages",
+        label: str = "Averages",
     ) -> None:
         if saved is not None:
-            wrong = parameters.keys() ^ saved.keys()
-            wrong |= {
-                n for n in parameters.keys() & saved.keys() if parameters[n].shape != saved[n].shape
-            }
-            if wrong:
-                raise CheckpointError(
-                    f"the checkpoint holds {who}'s averages of other parameters than are trained "
-                    f"now: {', '.join(sorted(wrong)[:6])}. Resume with the same parameters, or "
-                    f"without {who}"
-                )
+            _check_same(parameters, saved, label)
         self.tensors: dict[str, Tensor] = {}
-        self._coarse = any(p.dtype in _COARSE for p in parameters.values())
+        self._any_half = any(p.dtype in _HALF for p in parameters.values())
         for name, parameter in parameters.items():
-            dtype = torch.float32 if parameter.dtype in _COARSE else parameter.dtype
-            source = parameter.detach() if saved is None else like(saved[name], parameter)
+            dtype = torch.float32 if parameter.dtype in _HALF else parameter.dtype
+            source = parameter.detach() if saved is None else shard_like(saved[name], parameter)
             self.tensors[name] = source.to(parameter.device, dtype, copy=True)
 
     @torch.no_grad()
     def move(self, parameters: Mapping[str, nn.Parameter], weight: float) -> None:
-        """``average += weight * (parameter - average)`` for all, on the device."""
+        """Compute ``average += weight * (parameter - average)`` for all, on the device."""
         averages = list(self.tensors.values())
         values: list[Tensor] = [parameters[name] for name in self.tensors]
-        if self._coarse:
+        if self._any_half:
             values = [value.to(average.dtype) for value, average in zip(values, averages)]
         torch._foreach_lerp_(averages, values, weight)
 
     @torch.no_grad()
     def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Give the parameters the averages' values.
+        """Copy the averages into the parameters.
 
         Raises:
             CheckpointError: a parameter is missing.
@@ -96,8 +87,21 @@ class AveragedParameters:
         missing = [name for name in self.tensors if name not in parameters]
         if missing:
             raise CheckpointError(
-                f"the averages hold {missing[0]!r}, which the task has not: give the one they are "
-                f"of"
+                f"the averages hold {missing[0]!r}, which the task does not have: give the task "
+                "that they are of"
             )
         for name, average in self.tensors.items():
             parameters[name].copy_(average)
+
+
+def _check_same(
+    parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor], label: str
+) -> None:
+    both = parameters.keys() & saved.keys()
+    wrong = parameters.keys() ^ saved.keys()
+    wrong |= {name for name in both if parameters[name].shape != saved[name].shape}
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint holds {label}'s averages of other parameters than are trained now: "
+            f"{', '.join(sorted(wrong)[:6])}. Resume with the same parameters, or without {label}"
+        )

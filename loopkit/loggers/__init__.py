@@ -1,1 +1,1 @@
-"""Where logged values go; each logger imports what it needs when it is asked for."""
+"""Loggers: destinations of logged values. Each imports its packages when it is asked for."""

@@ -1,4 +1,4 @@
-"""Logger: where rows of numbers go; and Loggers, which keeps one that fails from hurting the run."""
+"""Logger, a destination of logged values; and Loggers, which drops a logger that fails."""
 
 from __future__ import annotations
 
@@ -11,35 +11,44 @@ from loopkit.errors import LoopkitWarning
 
 
 class Logger:
-    """A destination of logged values. Override what it can take; rows come in rising steps."""
+    """A destination of logged values. Override the methods for what it can store.
+
+    Example:
+        >>> class Printer(Logger):
+        ...     def log(self, values, step):
+        ...         print(step, values)
+    """
 
     name = ""
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """The run starts at ``step`` (0, or where it resumes: later rows of an earlier attempt are
-        void).
+        """Start to log.
+
+        Args:
+            run_dir: the run's directory.
+            step: 0, or the step from which the run resumes. Rows of an earlier attempt with a
+                greater step are void.
+            hparams: nested: "task", "hparams" and "options".
         """
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """One row of numbers."""
+        """Store one row of numbers. Steps never fall."""
 
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
-        """Metrics that are no numbers: arrays or tensors by name."""
+        """Store metrics that are no numbers: arrays or tensors by name."""
 
     def flush(self) -> None:
-        """Bring what is buffered to where it belongs."""
+        """Write everything that is buffered."""
 
     def end(self, status: str) -> None:
-        """How the run went: "finished", "stopped", "interrupted" or "failed"; ``close`` follows."""
+        """Note how the run ended: "finished", "stopped", "interrupted" or "failed"."""
 
     def close(self) -> None:
-        """The run is over."""
+        """Close everything; called after ``end``."""
 
 
 class Loggers:
-    """The loggers of a run. One that raises is reported once and left out from then on; training is
-    unchanged.
-    """
+    """The loggers of a run. One that raises is dropped with a warning, and training continues."""
 
     def __init__(self, loggers: Iterable[Logger] = ()) -> None:
         self._loggers = list(loggers)
@@ -48,37 +57,36 @@ class Loggers:
         return iter(self._loggers)
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """Open each."""
+        """Open all loggers."""
         self._each("open", lambda logger: logger.open(run_dir, step, hparams))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Hand a row to each."""
+        """Give a row to all loggers."""
         self._each("log", lambda logger: logger.log(values, step))
 
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
-        """Hand arrays to each, if there are any."""
+        """Give arrays to all loggers, if there are any."""
         if arrays:
             self._each("log_arrays", lambda logger: logger.log_arrays(arrays, step))
 
     def flush(self) -> None:
-        """Flush each."""
+        """Flush all loggers."""
         self._each("flush", lambda logger: logger.flush())
 
     def close(self, status: str = "finished") -> None:
-        """Tell each how the run went, and close it."""
+        """Close all loggers, and let them note how the run ended."""
         self._each("end", lambda logger: logger.end(status))
         self._each("close", lambda logger: logger.close())
 
-    def _each(self, what: str, call: Callable[[Logger], None]) -> None:
+    def _each(self, method: str, call: Callable[[Logger], None]) -> None:
         for logger in list(self._loggers):
             try:
                 call(logger)
             except Exception as error:
                 self._loggers.remove(logger)
                 warnings.warn(
-                    f"the logger {type(logger).__name__} failed in {what} and is left out from now "
-                    f"on: "
-                    f"{type(error).__name__}: {error}",
+                    f"the logger {type(logger).__name__} failed in {method} and is left out from "
+                    f"now on: {type(error).__name__}: {error}",
                     LoopkitWarning,
                     stacklevel=3,
                 )

@@ -1,6 +1,4 @@
-"""ClearMLLogger: a ClearML task, online or into a session folder for
-``Task.import_offline_session``.
-"""
+"""ClearMLLogger: a ClearML task, online or in a session folder."""
 
 from __future__ import annotations
 
@@ -10,23 +8,26 @@ from typing import Any
 import numpy as np
 
 from loopkit.keywords import checks_keywords
-from loopkit.loggers.remote import Opening, RemoteLogger, Row
-from loopkit.loggers.serialize import flat, number
+from loopkit.loggers.remote import RemoteLogger, Row, RunInfo
+from loopkit.loggers.serialize import flatten, to_float
 
 
 @checks_keywords
 class ClearMLLogger(RemoteLogger):
-    """Scalars by iteration, hyperparameters by section, 2-D arrays as matrices, 1-D ones as bars.
+    """Log to ClearML: scalars, hyperparameters, 2-D arrays as matrices, 1-D arrays as bars.
 
-    "train/loss" is the series "loss" of the plot "train". What ClearML would find by itself
-    (arguments, frameworks, printed lines) is left alone unless ``settings`` turn it on.
+    "train/loss" is the series "loss" of the plot "train". ClearML's own detection of arguments,
+    frameworks and printed lines is off, unless ``settings`` turn it on.
+
+    Example:
+        >>> Fit(loggers=[ClearMLLogger(project="digits")]).run(task)
 
     Args:
-        project, name, patience: as ``RemoteLogger``.
+        project, name, timeout: as ``RemoteLogger``.
         tags: of the task.
-        offline: write a session alone, in ClearML's own cache ($CLEARML_CACHE_DIR); the process
-            stays offline for ClearML.
-        settings: everything else that ``clearml.Task.init`` takes.
+        offline: write a session into ClearML's cache ($CLEARML_CACHE_DIR) instead, for
+            ``clearml.Task.import_offline_session``. ClearML stays offline in this process.
+        settings: other arguments of ``clearml.Task.init``.
     """
 
     name = package = extra = "clearml"
@@ -38,14 +39,16 @@ class ClearMLLogger(RemoteLogger):
         *,
         tags: Sequence[str] = (),
         offline: bool = False,
-        patience: float = 60.0,
+        timeout: float = 60.0,
         **settings: Any,
     ) -> None:
-        super().__init__(project, name, patience)
-        self._tags, self._offline, self._settings = list(tags), offline, settings
+        super().__init__(project, name, timeout)
+        self._tags = list(tags)
+        self._offline = offline
+        self._settings = settings
 
-    def _start(self, opening: Opening) -> str:
-        alone = {
+    def _start(self, info: RunInfo) -> str:
+        defaults = {
             "auto_connect_arg_parser": False,
             "auto_connect_frameworks": False,
             "auto_connect_streams": False,
@@ -53,29 +56,28 @@ class ClearMLLogger(RemoteLogger):
         }
         if self._offline:
             self._api.Task.set_offline(offline_mode=True)
-        # By default reports are sent from a fork of this process. Begun in a thread, the fork keeps
-        # open what it falls upon, and close() may wait for ever for the git that ClearML calls
-        # meanwhile.
+        # By default ClearML sends reports from a fork of this process. The fork, made in a thread,
+        # keeps files open that other threads have, and close() may wait for ever for the git
+        # that ClearML calls meanwhile.
         self._api.Task._report_subprocess_enabled = False
         self._service = task = self._api.Task.init(
-            project_name=opening.project,
-            task_name=opening.name,
+            project_name=info.project,
+            task_name=info.name,
             tags=self._tags,
             reuse_last_task_id=False,
-            continue_last_task=opening.id or False,
-            **{**alone, **self._settings},
+            continue_last_task=info.id or False,
+            **{**defaults, **self._settings},
         )
-        task.set_initial_iteration(
-            0
-        )  # or the steps of a task that goes on would count from its last one
-        task.set_parameters(flat(opening.hparams))
+        # Without this, the steps of a resumed task would count from its last one.
+        task.set_initial_iteration(0)
+        task.set_parameters(flatten(info.hparams))
         return str(task.id)
 
     def _send(self, rows: list[Row]) -> None:
         plots = self._service.get_logger()
         for values, step in rows:
             for name, value in values.items():
-                plots.report_scalar(*_parts(name), number(value), step)
+                plots.report_scalar(*_parts(name), to_float(value), step)
 
     def _send_array(self, name: str, array: Any, step: int) -> None:
         plots = self._service.get_logger()
@@ -93,6 +95,6 @@ class ClearMLLogger(RemoteLogger):
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """The plot and the series."""
+    """Return the plot and the series of a name."""
     title, _, series = name.rpartition("/")
     return title or name, series

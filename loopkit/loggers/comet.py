@@ -1,4 +1,4 @@
-"""CometLogger: Comet, online or into an archive for ``comet upload``."""
+"""CometLogger: a Comet experiment, online or in an archive for ``comet upload``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ import numpy as np
 
 from loopkit.errors import LoopkitError
 from loopkit.keywords import checks_keywords
-from loopkit.loggers.remote import Opening, RemoteLogger, Row
-from loopkit.loggers.serialize import flat, plain
+from loopkit.loggers.remote import RemoteLogger, Row, RunInfo
+from loopkit.loggers.serialize import flatten, jsonable
 
 
 @checks_keywords
 class CometLogger(RemoteLogger):
-    """Scalars by step, hyperparameters flat, 1-D arrays as histograms, square matrices of whole
-    numbers as confusion matrices, others as JSON assets.
+    """Log to Comet: scalars, hyperparameters and arrays.
+
+    A 1-D array is logged as a histogram, a square matrix of whole numbers as a confusion matrix,
+    and any other array as a JSON asset.
+
+    Example:
+        >>> Fit(loggers=[CometLogger(project="digits")]).run(task)
 
     Args:
-        project, name, patience: as ``RemoteLogger``; $COMET_PROJECT_NAME.
-        workspace: None takes $COMET_WORKSPACE or the account's own.
+        project, name, timeout: as ``RemoteLogger``; the project's variable is $COMET_PROJECT_NAME.
+        workspace: None for $COMET_WORKSPACE, or else the account's default.
         tags: of the experiment.
-        offline: write archives alone, to be sent by ``comet upload``.
-        dir: where archives go, a folder for each attempt; absolute or within the run directory.
-        settings: everything else that ``comet_ml.ExperimentConfig`` takes.
+        offline: write archives instead, for ``comet upload``.
+        dir: the folder of the archives, absolute or within the run directory. Each attempt gets a
+            folder in it.
+        settings: other arguments of ``comet_ml.ExperimentConfig``.
     """
 
     name = extra = "comet"
@@ -42,50 +48,47 @@ class CometLogger(RemoteLogger):
         tags: Sequence[str] = (),
         offline: bool = False,
         dir: str | Path = "comet",
-        patience: float = 60.0,
+        timeout: float = 60.0,
         **settings: Any,
     ) -> None:
-        super().__init__(project, name, patience)
-        self._workspace, self._tags, self._offline, self._dir = (
-            workspace,
-            list(tags),
-            offline,
-            Path(dir),
-        )
+        super().__init__(project, name, timeout)
+        self._workspace = workspace
+        self._tags = list(tags)
+        self._offline = offline
+        self._dir = Path(dir)
         self._settings = settings
 
-    def _start(self, opening: Opening) -> str:
-        # What comet_ml would find by itself is said here already.
-        quiet = {
+    def _start(self, info: RunInfo) -> str:
+        # comet_ml would detect metrics and parameters that loopkit logs already.
+        defaults = {
             "auto_metric_logging": False,
             "auto_param_logging": False,
             "parse_args": False,
             "display_summary_level": 0,
         }
-        # comet_ml draws an archive's name from Python's stream of random numbers, which the seed of
-        # the run makes the same in each attempt: in one folder a later archive would replace an
-        # earlier one.
-        archives = opening.run_dir / self._dir / secrets.token_hex(4)
+        # comet_ml draws an archive's name from Python's random numbers, which the run's seed makes
+        # the same in each attempt: in one folder, a later archive would replace an earlier one.
+        archives = info.run_dir / self._dir / secrets.token_hex(4)
         if self._offline:
             archives.mkdir(parents=True)
         config = self._api.ExperimentConfig(
-            name=opening.name,
+            name=info.name,
             tags=self._tags,
             offline_directory=str(archives),
-            **{**quiet, **self._settings},
+            **{**defaults, **self._settings},
         )
-        key = opening.id or secrets.token_hex(16)
+        key = info.id or secrets.token_hex(16)
         self._service = experiment = self._api.start(
             workspace=self._workspace,
-            project=opening.project,
+            project=info.project,
             experiment_key=key,
             mode="get_or_create",
             online=not self._offline,
             experiment_config=config,
         )
         if not experiment.alive:
-            raise LoopkitError("comet_ml did not open the experiment; what it said stands above")
-        experiment.log_parameters(flat(opening.hparams))
+            raise LoopkitError("comet_ml did not open the experiment; see its messages above")
+        experiment.log_parameters(flatten(info.hparams))
         return str(experiment.get_key())
 
     def _send(self, rows: list[Row]) -> None:
@@ -93,17 +96,16 @@ class CometLogger(RemoteLogger):
             self._service.log_metrics(values, step=step)
 
     def _send_array(self, name: str, array: Any, step: int) -> None:
+        square = array.ndim == 2 and array.shape[0] == array.shape[1]
         if array.ndim == 1 and np.isfinite(array).any():
             self._service.log_histogram_3d(array[np.isfinite(array)].tolist(), name=name, step=step)
-        elif (
-            array.ndim == 2 and array.shape[0] == array.shape[1] and (array == np.rint(array)).all()
-        ):
+        elif square and (array == np.rint(array)).all():
             file = f"{name.replace('/', '-')}-{step:08d}.json"
             counts = array.astype(np.int64).tolist()
             self._service.log_confusion_matrix(matrix=counts, title=name, step=step, file_name=file)
         else:
             self._service.log_asset_data(
-                {"values": plain(array)}, name=f"{name}-{step:08d}.json", step=step
+                {"values": jsonable(array)}, name=f"{name}-{step:08d}.json", step=step
             )
 
     def _stop(self, status: str) -> None:

@@ -13,20 +13,21 @@ from loopkit.files import rename_aside, write_file
 from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
 
-_PATIENCE = 20
+# The pause after the file was rewritten, as a multiple of the time that it took.
+_PAUSE = 20
 
 
 @checks_keywords
 class CsvLogger(Logger):
-    """Writes a row of metrics.csv for every log; cells without a value are empty.
+    """Write a row of metrics.csv for every log; cells without a value are empty.
 
-    A new name adds a column, for which the file is written anew, in one piece. Where new names keep
-    coming, rows with them wait in memory until writing anew costs less than a twentieth of the time
-    since it was last done; ``flush`` and ``close`` write them at once.
+    A new name adds a column, and the file is rewritten in one piece. If many names are new, the
+    rows with them are kept in memory, so that rewriting takes at most a twentieth of the time;
+    ``flush`` and ``close`` write them at once.
 
     Args:
-        path: the file, absolute or within the run directory; None is metrics.csv.
-        clock: seconds, for tests.
+        path: of the file, absolute or within the run directory; None for metrics.csv.
+        clock: returns seconds; for tests.
     """
 
     name = "csv"
@@ -42,9 +43,7 @@ class CsvLogger(Logger):
         self._not_before = 0.0
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """Go on after ``step``: later rows and a torn last line are dropped. At step 0 the file
-        starts anew.
-        """
+        """Keep the rows up to ``step``, and drop a torn last line. At step 0 start a new file."""
         self.close()
         self.path = Path(run_dir) / self._given
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,13 +55,13 @@ class CsvLogger(Logger):
         self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Append one row; a value that is itself called "step" gives way to the row's step."""
+        """Append one row. The row's step replaces a value that is called "step"."""
         assert self._file is not None
         row = {**values, "step": step}
         if self._waiting or not row.keys() <= self._columns.keys():
             self._waiting.append(row)
             if self._clock() >= self._not_before:
-                self._widen()
+                self._rewrite()
             return
         self._file.write(_line(row.get(name, "") for name in self._columns))
         self._file.flush()
@@ -70,16 +69,17 @@ class CsvLogger(Logger):
     def flush(self) -> None:
         """Write the rows that wait for new columns."""
         if self._waiting:
-            self._widen()
+            self._rewrite()
 
     def close(self) -> None:
-        """Write what waits and close the file."""
+        """Write the rows that wait, and close the file."""
         if self._file is not None:
             self.flush()
             self._file.close()
             self._file = None
 
-    def _widen(self) -> None:
+    def _rewrite(self) -> None:
+        """Write the file again with the new columns."""
         began = self._clock()
         for row in self._waiting:
             self._columns |= dict.fromkeys(row)
@@ -90,7 +90,7 @@ class CsvLogger(Logger):
         self._file.close()
         self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
         ended = self._clock()
-        self._not_before = ended + _PATIENCE * (ended - began)
+        self._not_before = ended + _PAUSE * (ended - began)
 
     def _all_lines(self, rows: Iterable[list[str]]) -> Iterator[bytes]:
         yield _line(self._columns)
@@ -101,7 +101,7 @@ class CsvLogger(Logger):
 
 
 def _read(path: Path) -> tuple[dict[str, None], list[list[str]]]:
-    """Columns and rows of the complete lines of a file that need not exist."""
+    """Return the columns and the rows of the complete lines of a file, if it exists."""
     text = path.read_bytes() if path.exists() else b""
     whole = text[: text.rfind(b"\n") + 1].decode("utf-8", "replace")
     lines = list(csv.reader(io.StringIO(whole, newline="")))

@@ -1,6 +1,4 @@
-"""JsonlLogger: one strict JSON object a row, which stands once however often the run is killed and
-resumed.
-"""
+"""JsonlLogger: one strict JSON object per row, and each row once, even if the run is killed."""
 
 from __future__ import annotations
 
@@ -12,26 +10,25 @@ from typing import IO, Any
 from loopkit.files import rename_aside, write_file
 from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
-from loopkit.loggers.serialize import plain
+from loopkit.loggers.serialize import jsonable
 
-_ODD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+_NOT_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 
 @checks_keywords
 class JsonlLogger(Logger):
-    """Writes ``{"step": …, "train/loss": …}`` a line to metrics.jsonl, each on disk when ``log``
-    returns.
+    """Write a line such as ``{"step": 50, "train/loss": 0.3}`` to metrics.jsonl for every log.
 
-    NaN and infinities are the strings "nan", "inf" and "-inf", which ``read_rows`` turns back into
-    numbers. Arrays of up to 10,000 elements go to a file beside it (metrics.arrays.jsonl) as nested
-    lists, so that rows stay flat; of larger ones only the shape. Hyperparameters go to hparams.json
-    in the run directory.
+    A line is in the file when ``log`` returns. NaN and infinities are the strings "nan", "inf" and
+    "-inf", which ``read_rows`` converts back into numbers. Arrays of up to 10,000 elements are
+    nested lists in a second file, metrics.arrays.jsonl, so that rows stay flat; of larger arrays
+    only the shape is written. Hyperparameters are in hparams.json in the run directory.
 
     Args:
-        path: the file, absolute or within the run directory; None is metrics.jsonl.
+        path: of the file, absolute or within the run directory; None for metrics.jsonl.
 
     Attributes:
-        rows: after ``open``, the rows of earlier attempts that still hold.
+        rows: after ``open``, the rows of earlier attempts that are still valid.
     """
 
     name = "jsonl"
@@ -43,21 +40,19 @@ class JsonlLogger(Logger):
         self._arrays: IO[bytes] | None = None
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """Go on after ``step``: later rows and a torn last line are dropped. At step 0 the file
-        starts anew.
-        """
+        """Keep the rows up to ``step``, and drop a torn last line. At step 0 start a new file."""
         self.close()
         self.path = Path(run_dir) / self._given
         self._arrays_path = self.path.with_suffix(".arrays.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rows = _resume(self.path, step)
         _resume(self._arrays_path, step)
-        text = json.dumps(plain(hparams), indent=2, ensure_ascii=False)
+        text = json.dumps(jsonable(hparams), indent=2, ensure_ascii=False)
         write_file(Path(run_dir) / "hparams.json", [_bytes(text + "\n")], durable=True)
         self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Append one row; a value that is itself called "step" gives way to the row's step."""
+        """Append one row. The row's step replaces a value that is called "step"."""
         assert self._file is not None
         _append(self._file, values, step)
 
@@ -76,17 +71,18 @@ class JsonlLogger(Logger):
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl in order, numbers as numbers; lines torn by a crash are left out."""
+    """Return the rows of a metrics.jsonl in order, without lines that a crash tore."""
     with open(path, "rb") as file:
         return [row for line in file if (row := _parsed(line)) is not None]
 
 
 def _append(file: IO[bytes], values: Mapping[str, Any], step: int) -> None:
-    row = {"step": step, **values, "step": step}  # noqa: F601 - first in order, and last in rank
+    # The step comes first, and replaces a value of that name.
+    row = {"step": step, **values, "step": step}  # noqa: F601
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (ValueError, TypeError):
-        text = json.dumps(plain(row), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False)
     file.write(_bytes(text + "\n"))
     file.flush()
 
@@ -110,12 +106,12 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _number(value: Any) -> Any:
     if isinstance(value, str):
-        return _ODD.get(value, value)
+        return _NOT_FINITE.get(value, value)
     return [_number(part) for part in value] if isinstance(value, list) else value
 
 
 def _resume(path: Path, step: int) -> list[dict[str, Any]]:
-    """Cut the file back to ``step``; returns the rows that stay."""
+    """Remove the rows after ``step`` from a file, and return the others."""
     if step == 0:
         rename_aside(path)
     if not path.exists():

@@ -11,32 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from loopkit.keywords import checks_keywords
-from loopkit.loggers.remote import Opening, RemoteLogger, Row
-from loopkit.loggers.serialize import flat, number, plain
+from loopkit.loggers.remote import RemoteLogger, Row, RunInfo
+from loopkit.loggers.serialize import flatten, jsonable, to_float
 
-_LONGEST = 6000  # characters of a parameter
+# MLflow's own limits: characters of a parameter and of a name, items of one request.
+_MOST_CHARACTERS = 6000
 _LONGEST_NAME = 250
-_AT_ONCE = {"metrics": 1000, "params": 100}
+_MOST_ITEMS = {"metrics": 1000, "params": 100}
 _MOST_CELLS = 10_000
 _STATUS = {"interrupted": "KILLED", "failed": "FAILED"}
 
 
 @checks_keywords
 class MLflowLogger(RemoteLogger):
-    """Scalars by step in batches, hyperparameters flat, arrays of up to 10,000 elements as JSON
-    artifacts.
+    """Log to MLflow: scalars, hyperparameters, and arrays of up to 10,000 elements as JSON.
 
-    Characters that MLflow refuses in a name become "_". Parameters cannot change there: those of
-    the first attempt stay.
+    Characters that MLflow refuses in a name become "_". Parameters of a run cannot change in
+    MLflow, so a resumed run keeps those of the first attempt.
+
+    Example:
+        >>> Fit(loggers=[MLflowLogger(tracking_uri="http://localhost:5000")]).run(task)
 
     Args:
-        project, name, patience: as ``RemoteLogger``; the project is the experiment.
-            $MLFLOW_EXPERIMENT_NAME and $MLFLOW_RUN_NAME.
-        tracking_uri: a server ("http://…"), a database ("sqlite:///mlflow.db", which needs all of
-            mlflow) or a folder. None takes $MLFLOW_TRACKING_URI or ``mlflow.set_tracking_uri``'s,
-            or else a folder ``mlruns`` in the run directory.
+        project, name, timeout: as ``RemoteLogger``. The project is MLflow's experiment; the
+            variables are $MLFLOW_EXPERIMENT_NAME and $MLFLOW_RUN_NAME.
+        tracking_uri: a server ("http://…"), a database ("sqlite:///mlflow.db", which needs the
+            whole mlflow package) or a folder. None for $MLFLOW_TRACKING_URI or the URI given to
+            ``mlflow.set_tracking_uri``, or else a folder ``mlruns`` in the run directory.
         tags: of the run, by name.
-        artifacts: where a new experiment keeps artifacts; None leaves it to the server.
+        artifacts: the artifact location of a new experiment; None for the server's default.
     """
 
     name = package = extra = "mlflow"
@@ -50,68 +53,66 @@ class MLflowLogger(RemoteLogger):
         tracking_uri: str | Path | None = None,
         tags: Mapping[str, str] | None = None,
         artifacts: str | None = None,
-        patience: float = 60.0,
+        timeout: float = 60.0,
     ) -> None:
-        super().__init__(project, name, patience)
-        self._uri, self._tags, self._artifacts = tracking_uri, dict(tags or {}), artifacts
+        super().__init__(project, name, timeout)
+        self._uri = tracking_uri
+        self._tags = dict(tags or {})
+        self._artifacts = artifacts
 
-    def _start(self, opening: Opening) -> str:
+    def _start(self, info: RunInfo) -> str:
         from mlflow.entities import Param
 
         uri = self._uri
         if uri is None and not self._api.is_tracking_uri_set():
-            uri = opening.run_dir / "mlruns"
+            uri = info.run_dir / "mlruns"
         if uri is not None and "://" not in str(uri):
-            os.environ.setdefault(
-                "MLFLOW_ALLOW_FILE_STORE", "true"
-            )  # which mlflow asks for since 3.7
+            # mlflow asks for this since 3.7.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = Path(uri).absolute().as_uri()
         self._service = client = self._api.MlflowClient(tracking_uri=uri)
-        if opening.id is None:
+        if info.id is None:
             run = client.create_run(
-                self._experiment(opening.project), run_name=opening.name, tags=self._tags
+                self._experiment(info.project), run_name=info.name, tags=self._tags
             )
         else:
-            client.update_run(opening.id, status="RUNNING")
-            run = client.get_run(opening.id)
+            client.update_run(info.id, status="RUNNING")
+            run = client.get_run(info.id)
         self._id = str(run.info.run_id)
         given = {
-            _name(name): str(value)[:_LONGEST] for name, value in flat(opening.hparams).items()
+            _name(name): str(value)[:_MOST_CHARACTERS]
+            for name, value in flatten(info.hparams).items()
         }
         new = [Param(name, value) for name, value in given.items() if name not in run.data.params]
         self._batches("params", new)
         return self._id
 
     def _experiment(self, project: str) -> str:
+        """Return the id of an experiment, which is made if it does not exist."""
         found = self._service.get_experiment_by_name(project)
-        made = (
-            found.experiment_id
-            if found
-            else self._service.create_experiment(project, self._artifacts)
-        )
-        return str(made)
+        if found:
+            return str(found.experiment_id)
+        return str(self._service.create_experiment(project, self._artifacts))
 
     def _send(self, rows: list[Row]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._batches(
-            "metrics",
-            [
-                Metric(_name(name), number(value), now, step)
-                for values, step in rows
-                for name, value in values.items()
-            ],
-        )
+        metrics = [
+            Metric(_name(name), to_float(value), now, step)
+            for values, step in rows
+            for name, value in values.items()
+        ]
+        self._batches("metrics", metrics)
 
     def _batches(self, kind: str, items: list[Any]) -> None:
-        size = _AT_ONCE[kind]
+        size = _MOST_ITEMS[kind]
         for start in range(0, len(items), size):
             self._service.log_batch(self._id, **{kind: items[start : start + size]})
 
     def _send_array(self, name: str, array: Any, step: int) -> None:
         if array.size <= _MOST_CELLS:
-            content = {"name": name, "step": step, "values": plain(array)}
+            content = {"name": name, "step": step, "values": jsonable(array)}
             self._service.log_dict(self._id, content, f"arrays/{_name(name)}/{step:08d}.json")
 
     def _stop(self, status: str) -> None:
@@ -119,7 +120,7 @@ class MLflowLogger(RemoteLogger):
 
 
 def _name(name: str) -> str:
-    """``name`` as MLflow takes it: plain characters, and a path that says what it is."""
+    """Return ``name`` with the characters that MLflow accepts, as a path without empty parts."""
     allowed = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:_LONGEST_NAME].strip("/")
     parts = [
         part if part.strip(".") else part.replace(".", "_") for part in allowed.split("/") if part

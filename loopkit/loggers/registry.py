@@ -1,4 +1,4 @@
-"""Loggers by name: what ``Fit(loggers=…)`` accepts."""
+"""Loggers by name, as ``Fit(loggers=…)`` accepts them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ LOGGERS = {
     "clearml": ("loopkit.loggers.clearml", "ClearMLLogger"),
     "trackio": ("loopkit.loggers.trackio", "TrackioLogger"),
 }
-FILES = ("jsonl", "csv", "tensorboard")  # which need nothing that loopkit does not bring
+# These need no package that loopkit does not install.
+FILES = ("jsonl", "csv", "tensorboard")
 
 
 def build_loggers(spec: Any) -> list[Logger]:
-    """The loggers for what a user gave: names, Logger objects, a sequence of both, or None, False
-    or () for none.
+    """Return the loggers that a user gave. Nothing is opened or written.
 
-    Nothing is opened or written. A logger's module is imported only when its name is given.
+    The module of a logger is imported only if its name is given.
+
+    Args:
+        spec: a name, a Logger, a sequence of both, or None, False or () for no loggers.
 
     Raises:
-        OptionError: as ``check_loggers``.
+        OptionError, MissingExtraError: as ``check_loggers``.
     """
     return [_named(item) if isinstance(item, str) else item for item in check_loggers(spec)]
 
 
 def check_loggers(spec: Any) -> list[str | Logger]:
-    """What a user gave as a list; nothing is opened, and no service's package imported.
+    """Return the loggers that a user gave as a list of names and Loggers. Nothing is opened.
 
     Raises:
         OptionError: an unknown name, a service given twice, or something that is no Logger.
@@ -46,20 +49,21 @@ def check_loggers(spec: Any) -> list[str | Logger]:
         return []
     items = list(spec) if isinstance(spec, Iterable) and not isinstance(spec, str) else [spec]
     services: set[str] = set()
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         if isinstance(item, str):
             if item not in LOGGERS:
                 known = ", ".join(map(repr, LOGGERS))
                 raise OptionError(
-                    f"there is no logger {item!r}.{nearest(item, LOGGERS)} Loggers: {known}, or "
-                    f"objects"
+                    f"there is no logger {item!r}.{nearest(item, LOGGERS)} "
+                    f"Loggers: {known}, or objects"
                 )
-            if item in items[:place]:
+            if item in items[:index]:
                 raise OptionError(
                     f"loggers names {item!r} twice, and both would write the same file"
                 )
             if item not in FILES:
-                _named(item)  # or a missing package would be told only when the run starts
+                # Made once now, so that a missing package is reported before the run starts.
+                _named(item)
                 _once(item, services)
         elif not isinstance(item, Logger):
             hint = (
@@ -75,9 +79,7 @@ def check_loggers(spec: Any) -> list[str | Logger]:
 
 def _once(name: str, services: set[str]) -> None:
     if name in services:
-        raise OptionError(
-            f"loggers holds two for {name}, and both would keep their place in {name}.json"
-        )
+        raise OptionError(f"loggers holds two for {name}, and both would write {name}.json")
     services.add(name)
 
 

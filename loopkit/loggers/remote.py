@@ -1,4 +1,4 @@
-"""RemoteLogger: a logger whose values go to a service, from a thread of its own, each of them once."""
+"""RemoteLogger: a logger that sends each value once to a service, from a thread of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 from loopkit.errors import HungError, LoopkitError, missing_extra
 from loopkit.files import write_file
 from loopkit.loggers.base import Logger
-from loopkit.loggers.serialize import numbers, plain
+from loopkit.loggers.serialize import jsonable, to_array
 
 Row = tuple[dict[str, Any], int]
 _MOST_WAITING = 100_000
@@ -27,12 +27,14 @@ _MOST_CELLS = 10_000
 
 
 @dataclass
-class Opening:
-    """What a service is told when a run starts or goes on.
+class RunInfo:
+    """The facts that a service gets when a run starts or resumes.
 
     Attributes:
-        id: of the run there that is gone on with; None for a new one.
-        hparams: plain and nested: "task", "hparams" and "options".
+        id: the service's id of the run to continue; None for a new run.
+        project: the name to keep the run under.
+        name: of the run.
+        hparams: JSON values, nested: "task", "hparams" and "options".
     """
 
     run_dir: Path
@@ -43,19 +45,19 @@ class Opening:
 
 
 class RemoteLogger(Logger, ABC):
-    """Base of the loggers to services. Training never waits for one, and never fails with it.
+    """Base class of the loggers to services. Training neither waits for one nor fails with it.
 
-    Everything is said to the service in one thread, in order. Its first failure is raised by the
-    next call, upon which the run leaves the logger out. ``NAME.json`` in the run directory keeps
-    which run of the service is written to and up to which step each value was handed over, so that
-    a resumed run goes on there and says nothing twice. A run that starts from step 0 is a new one
-    of the service.
+    One thread sends everything to the service, in order. Its first error is raised by the next
+    call, and the run drops the logger. ``NAME.json`` in the run directory keeps the service's id of
+    the run and the last step that was sent for each value, so a resumed run continues there and
+    sends nothing twice. A run that starts from step 0 is a new run of the service.
 
     Args:
-        project: what runs are kept under; None takes the service's own variable, or else the task's
-            name.
-        name: of the run; None takes the service's own variable, or else that of the run directory.
-        patience: how many seconds the end of a run waits for the service.
+        project: the name to keep runs under; None for the service's own variable, or else the name
+            of the task.
+        name: of the run; None for the service's own variable, or else the name of the run
+            directory.
+        timeout: how many seconds the end of a run waits for the service.
 
     Raises:
         MissingExtraError: the service's package is not installed.
@@ -63,58 +65,59 @@ class RemoteLogger(Logger, ABC):
 
     package = ""
     extra = ""
-    variables = ("", "")  # of the environment: the project, the run's name
+    # The environment variables of the project and of the run's name.
+    variables = ("", "")
 
     def __init__(
-        self, project: str | None = None, name: str | None = None, patience: float = 60.0
+        self, project: str | None = None, name: str | None = None, timeout: float = 60.0
     ) -> None:
         if find_spec(self.package) is None:
             raise missing_extra(self.package, self.extra, type(self).__name__)
-        self._project, self._run_name, self._patience = project, name, patience
+        self._project = project
+        self._run_name = name
+        self._timeout = timeout
         self._thread: threading.Thread | None = None
         self._status = "finished"
 
     @property
     def experiment(self) -> Any:
-        """The service's own object of the run under way, for what loopkit does not log; waits until
-        there is one.
+        """The service's own object of the current run, for values that loopkit does not log.
+
+        Waits until the service has opened the run.
 
         Raises:
-            LoopkitError: no run is under way; HungError: the service does not answer. Or what the
-                service raised.
+            LoopkitError: no run is open.
+            HungError: the service does not answer within ``timeout``.
         """
         if self._thread is None:
-            raise LoopkitError(
-                f"{type(self).__name__}.experiment is there while a run is under way"
-            )
-        if not self._opened.wait(self._patience):
-            raise HungError(f"{self.name} has not answered within {self._patience:g} s")
+            raise LoopkitError(f"{type(self).__name__}.experiment exists only during a run")
+        if not self._opened.wait(self._timeout):
+            raise HungError(f"{self.name} has not answered within {self._timeout:g} s")
         self._check()
         return self._service
 
     @property
     def run_id(self) -> str:
-        """What the service calls the run under way; waits and raises as ``experiment``."""
+        """The service's id of the current run; waits and raises as ``experiment``."""
         assert self.experiment is not None
-        return str(self._ledger.id)
+        return str(self._sent.id)
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """Start a run of the service, or go on with the one that this run directory belongs to."""
-        self._api = import_module(
-            self.package
-        )  # here: processes of a Loader are not forked amid an import
-        self._ledger = ledger = _Ledger(Path(run_dir) / f"{self.name}.json", step)
+        """Start a run of the service, or continue the one that this run directory belongs to."""
+        # Imported in this thread: a data worker must not be forked in the middle of an import.
+        self._api = import_module(self.package)
+        self._sent = _SentValues(Path(run_dir) / f"{self.name}.json", step)
         project, name = (
             given or os.environ.get(variable)
             for given, variable in zip((self._project, self._run_name), self.variables)
         )
-        about = plain(hparams)
-        opening = Opening(
-            Path(run_dir),
-            ledger.id,
-            project or str(about.get("task", "loopkit")),
-            name or _run_name(Path(run_dir)),
-            about,
+        about = jsonable(hparams)
+        info = RunInfo(
+            run_dir=Path(run_dir),
+            id=self._sent.id,
+            project=project or str(about.get("task", "loopkit")),
+            name=name or _default_name(Path(run_dir)),
+            hparams=about,
         )
         self._jobs: SimpleQueue[tuple[str, Any, int]] = SimpleQueue()
         self._opened = threading.Event()
@@ -122,50 +125,51 @@ class RemoteLogger(Logger, ABC):
         self._error: Exception | None = None
         self._status = "finished"
         self._thread = threading.Thread(
-            target=self._work, args=(opening,), name=f"loopkit-{self.name}", daemon=True
+            target=self._work, args=(info,), name=f"loopkit-{self.name}", daemon=True
         )
         self._thread.start()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Hand a row to the thread."""
+        """Give a row to the thread."""
         self._put("row", dict(values), step)
 
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
-        """Hand arrays to the thread; what holds no numbers has no place here."""
-        found = {name: numbers(value) for name, value in arrays.items()}
-        self._put(
-            "arrays",
-            {name: a.copy() for name, a in found.items() if a is not None and a.size},
-            step,
-        )
+        """Give arrays of numbers to the thread."""
+        found = {name: to_array(value) for name, value in arrays.items()}
+        copies = {name: a.copy() for name, a in found.items() if a is not None and a.size}
+        self._put("arrays", copies, step)
 
     def end(self, status: str) -> None:
-        """Note how the run went; ``close`` tells the service."""
+        """Note how the run ended; ``close`` sends it to the service."""
         self._status = status
 
     def close(self) -> None:
-        """Tell the service that the run is over, and wait ``patience`` for it."""
+        """Close the run of the service, and wait up to ``timeout`` until all values are sent.
+
+        Raises:
+            HungError: the service has not taken everything.
+        """
         if self._thread is None:
             return
         thread, self._thread = self._thread, None
         self._jobs.put(("stop", self._status, 0))
-        thread.join(self._patience)
+        thread.join(self._timeout)
         self._check()
         if thread.is_alive():
             raise HungError(
-                f"{self.name} has not taken everything within {self._patience:g} s; what is left "
-                "over may be lost there"
+                f"{self.name} has not taken everything within {self._timeout:g} s; "
+                "the rest may be lost there"
             )
 
     @abstractmethod
-    def _start(self, opening: Opening) -> str:
-        """Open the run with the service and set ``self._service``; returns the service's id of it."""
+    def _start(self, info: RunInfo) -> str:
+        """Open the run with the service, set ``self._service``, and return the service's id."""
 
     def _send(self, rows: list[Row]) -> None:
-        """Hand rows of numbers to the service."""
+        """Send rows of numbers to the service."""
 
     def _send_array(self, name: str, array: Any, step: int) -> None:
-        """Hand one array of numbers (float64, of any shape) to the service."""
+        """Send one float64 array, of any shape, to the service."""
 
     def _stop(self, status: str) -> None:
         """Close the run with the service."""
@@ -174,32 +178,29 @@ class RemoteLogger(Logger, ABC):
         if self._error is not None:
             raise self._error
 
-    def _put(self, kind: str, what: Any, step: int) -> None:
+    def _put(self, kind: str, content: Any, step: int) -> None:
         self._check()
         if self._jobs.qsize() > _MOST_WAITING:
             raise HungError(f"{self.name} takes nothing any more: {_MOST_WAITING} rows wait for it")
-        self._jobs.put((kind, what, step))
+        self._jobs.put((kind, content, step))
 
-    def _work(self, opening: Opening) -> None:
+    def _work(self, info: RunInfo) -> None:
         try:
-            self._ledger.id = self._start(opening)
-            self._ledger.save()
+            self._sent.id = self._start(info)
+            self._sent.save()
             self._opened.set()
-            while self._serve(self._waiting()):
+            while self._serve(self._next_jobs()):
                 pass
-        except (
-            BaseException
-        ) as error:  # a client that ends its process would end this thread alone, unheard
-            self._error = (
-                error
-                if isinstance(error, Exception)
-                else LoopkitError(f"{self.name} gave up: {error!r}")
-            )
+        except Exception as error:
+            self._error = error
+        except BaseException as error:
+            # A client that calls sys.exit would end this thread alone, and nobody would see it.
+            self._error = LoopkitError(f"{self.name} gave up: {error!r}")
         finally:
             self._opened.set()
 
-    def _waiting(self) -> list[tuple[str, Any, int]]:
-        """All jobs that wait, at least one."""
+    def _next_jobs(self) -> list[tuple[str, Any, int]]:
+        """Return all jobs that wait, at least one."""
         jobs = [self._jobs.get()]
         try:
             while True:
@@ -208,10 +209,11 @@ class RemoteLogger(Logger, ABC):
             return jobs
 
     def _serve(self, jobs: list[tuple[str, Any, int]]) -> bool:
+        """Do the jobs, rows in one batch. Return False after the last one."""
         rows: list[Row] = []
-        for kind, what, step in jobs:
+        for kind, content, step in jobs:
             if kind == "row":
-                new = self._ledger.take(what, step)
+                new = self._sent.take(content, step)
                 if new:
                     rows.append((new, step))
                 continue
@@ -219,20 +221,22 @@ class RemoteLogger(Logger, ABC):
                 self._send(rows)
                 rows = []
             if kind == "stop":
-                self._ledger.save()
-                self._stop(what)
+                self._sent.save()
+                self._stop(content)
                 return False
-            for name, array in self._ledger.take(what, step).items():
+            for name, array in self._sent.take(content, step).items():
                 self._send_array(name, array, step)
         if rows:
             self._send(rows)
-        self._ledger.save()
+        self._sent.save()
         return True
 
 
-def drawn(api: Any, array: Any) -> Any:
-    """A vector as the service's Histogram, a matrix of up to 10,000 cells as its Table; None for
-    another array.
+def to_media(api: Any, array: Any) -> Any:
+    """Return a vector as the service's Histogram, or a matrix as its Table.
+
+    Returns:
+        None for another array, and for a matrix of more than 10,000 cells.
     """
     if array.ndim == 1 and np.isfinite(array).any():
         return api.Histogram(array[np.isfinite(array)])
@@ -243,8 +247,8 @@ def drawn(api: Any, array: Any) -> Any:
     return None
 
 
-class _Ledger:
-    """A service's id of a run, and the last step of each value that was handed over, as a file."""
+class _SentValues:
+    """A file with a service's id of a run and the last step that was sent for each value."""
 
     def __init__(self, path: Path, step: int) -> None:
         known = json.loads(path.read_text(encoding="utf-8")) if step and path.exists() else {}
@@ -254,7 +258,7 @@ class _Ledger:
         self._last = dict(self._before)
 
     def take(self, values: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """Those values that no earlier attempt has handed over, and note them."""
+        """Return the values that no earlier attempt has sent, and note them as sent."""
         new = {name: value for name, value in values.items() if step > self._before.get(name, -1)}
         self._last |= dict.fromkeys(new, step)
         return new
@@ -264,7 +268,7 @@ class _Ledger:
         write_file(self._path, [text.encode("utf-8")], durable=True)
 
 
-def _run_name(run_dir: Path) -> str:
-    """The directory's name; of numbered ones (runs/digits/3) the parent's too."""
+def _default_name(run_dir: Path) -> str:
+    """Return the directory's name; of a numbered one (runs/digits/3) the parent's name too."""
     path = run_dir.absolute()
     return f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.name

@@ -1,10 +1,9 @@
-"""TensorBoardLogger: event files for TensorBoard, from tensorboardX's message types and a few lines
-of framing.
+"""TensorBoardLogger: event files, made of tensorboardX's messages in TensorBoard's record format.
 
-tensorboardX's own writer hands events to a thread through a queue of ten; when that thread meets a
-full disk it ends, and the queue, once full, blocks training for good. Writing the records here
-makes such a failure an ordinary exception, costs one event per row in place of one per scalar, and
-shows values at once.
+tensorboardX's own writer gives events to a thread through a queue of ten. If the disk is full, that
+thread ends, and the full queue blocks training for ever. Records that are written here raise an
+ordinary exception instead, take one event per row instead of one per scalar, and show values at
+once.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
-from loopkit.loggers.serialize import flat, number, numbers
+from loopkit.loggers.serialize import flatten, to_array, to_float
 
 _BINS = 30
 _PIXELS = 256
@@ -39,11 +38,10 @@ _MOST_CELLS = 1024
 
 @checks_keywords
 class TensorBoardLogger(Logger):
-    """Writes scalars, hyperparameters, 1-D arrays as histograms and 2-D arrays as images.
+    """Write scalars, hyperparameters, 1-D arrays as histograms and 2-D arrays as images.
 
-    A resume writes a file of its own, whose first record has TensorBoard forget later steps of
-    earlier ones. Hyperparameters belong to the run itself (TensorBoard's HPARAMS tab), without a
-    sub-run.
+    A resumed run writes a new file. Its first record makes TensorBoard forget the later steps of
+    earlier files. Hyperparameters appear in TensorBoard's HPARAMS tab, without a sub-run.
 
     Args:
         dir: the folder of the event files, absolute or within the run directory.
@@ -57,9 +55,7 @@ class TensorBoardLogger(Logger):
         self._status = "finished"
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
-        """Start an event file; with earlier ones about, what they hold after ``step`` (at 0: all)
-        is void.
-        """
+        """Start a new event file. Steps after ``step`` in earlier files become void; at 0, all."""
         self.close()
         folder = Path(run_dir) / self._given
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,20 +71,18 @@ class TensorBoardLogger(Logger):
         self._write_hparams("session_start_info", session_start_info=_started(hparams))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """One event with a scalar for each value."""
+        """Write one event with a scalar for each value."""
         scalars = [
-            Summary.Value(tag=_tag(name), simple_value=number(value))
+            Summary.Value(tag=_tag(name), simple_value=to_float(value))
             for name, value in values.items()
         ]
         self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
-        """Histograms and images; what is neither 1-D nor 2-D, or holds no numbers, has no place
-        here.
-        """
+        """Write 1-D arrays as histograms and 2-D arrays as images; drop all others."""
         found = []
         for name, value in arrays.items():
-            array = numbers(value)
+            array = to_array(value)
             if array is None or array.size == 0:
                 continue
             if array.ndim == 1 and np.isfinite(array).any():
@@ -99,7 +93,7 @@ class TensorBoardLogger(Logger):
             self._write(Event(step=step, summary=Summary(value=found)))
 
     def end(self, status: str) -> None:
-        """Note how the run went; ``close`` writes it."""
+        """Note how the run ended; ``close`` writes it."""
         self._status = status
 
     def close(self) -> None:
@@ -118,7 +112,7 @@ class TensorBoardLogger(Logger):
         self._write(Event(summary=Summary(value=[value])))
 
     def _write(self, event: Any) -> None:
-        """One record: length, its checksum, the event, its checksum."""
+        """Write one record: length, its checksum, the event, its checksum."""
         assert self._file is not None
         event.wall_time = time.time()
         data = event.SerializeToString()
@@ -129,12 +123,12 @@ class TensorBoardLogger(Logger):
 
 
 def _stamp(path: Path) -> int:
-    number = path.name.split(".")[3]
-    return int(number) if number.isdigit() else 0
+    to_float = path.name.split(".")[3]
+    return int(to_float) if to_float.isdigit() else 0
 
 
 def _tag(name: str) -> str:
-    # Any text is a tag; TensorBoard groups by what stands before a slash, so none may lead.
+    # Any text is a tag. TensorBoard groups by the part before a slash, so none may lead.
     return _text(name).lstrip("/") or "unnamed"
 
 
@@ -144,14 +138,14 @@ def _text(text: str) -> str:
 
 def _started(hparams: Mapping[str, Any]) -> Any:
     info = SessionStartInfo(start_time_secs=time.time())
-    for name, value in flat(hparams).items():
+    for name, value in flatten(hparams).items():
         slot = info.hparams[_text(name)]
         if isinstance(value, bool):
             slot.bool_value = value
         elif isinstance(value, str):
             slot.string_value = _text(value)
         else:
-            slot.number_value = number(value)
+            slot.number_value = to_float(value)
     return info
 
 
@@ -170,9 +164,7 @@ def _histogram(array: Any) -> Any:
 
 
 def _image(array: Any) -> Any:
-    """A matrix as a picture: white is its least value, dark blue its greatest, grey what is not
-    finite.
-    """
+    """Draw a matrix: its least value white, its greatest dark blue, values not finite grey."""
     array = array[tuple(slice(None, None, -(-side // _MOST_CELLS)) for side in array.shape)]
     finite = np.isfinite(array)
     known = np.clip(array[finite], -1e100, 1e100)
@@ -189,9 +181,7 @@ def _image(array: Any) -> Any:
 
 
 def _png(pixels: Any) -> bytes:
-    """An RGB picture [height, width, 3] as a PNG file (RFC 2083): header, one compressed block,
-    end.
-    """
+    """Return an RGB picture [height, width, 3] as a PNG file (RFC 2083) of three chunks."""
     height, width, _ = pixels.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
     parts = [

@@ -1,4 +1,4 @@
-"""TrackioLogger: Trackio, in a database on this machine or in a Space."""
+"""TrackioLogger: a Trackio run, in a database on this machine or in a Space."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from contextlib import contextmanager
 from typing import Any
 
 from loopkit.keywords import checks_keywords
-from loopkit.loggers.remote import Opening, RemoteLogger, Row, drawn
+from loopkit.loggers.remote import RemoteLogger, Row, RunInfo, to_media
 
 
 @checks_keywords
 class TrackioLogger(RemoteLogger):
-    """Scalars by step, the config, 1-D arrays as histograms, 2-D ones (up to 10,000 cells) as
-    tables.
+    """Log to Trackio: scalars, the config, 1-D arrays as histograms and 2-D arrays as tables.
 
-    Trackio finds a run by its name: one that was not given gets a few letters of its own.
+    Tables have up to 10,000 cells. Trackio finds a run by its name, so a few random letters are
+    added to a name that the user did not give.
+
+    Example:
+        >>> Fit(loggers=[TrackioLogger(project="digits")]).run(task)
 
     Args:
-        project, name, patience: as ``RemoteLogger``.
+        project, name, timeout: as ``RemoteLogger``.
         group: of the run.
-        space_id: the Space to log to; None takes $TRACKIO_SPACE_ID, or else a database in
+        space_id: the Space to log to; None for $TRACKIO_SPACE_ID, or else a database in
             $TRACKIO_DIR.
-        settings: everything else that ``trackio.init`` takes.
+        settings: other arguments of ``trackio.init``.
     """
 
     name = package = extra = "trackio"
@@ -37,20 +40,20 @@ class TrackioLogger(RemoteLogger):
         *,
         group: str | None = None,
         space_id: str | None = None,
-        patience: float = 60.0,
+        timeout: float = 60.0,
         **settings: Any,
     ) -> None:
-        super().__init__(project, name, patience)
+        super().__init__(project, name, timeout)
         self._settings = {"group": group, "space_id": space_id, "embed": False, **settings}
 
-    def _start(self, opening: Opening) -> str:
-        name = opening.id or self._run_name or f"{opening.name}-{secrets.token_hex(3)}"
+    def _start(self, info: RunInfo) -> str:
+        name = info.id or self._run_name or f"{info.name}-{secrets.token_hex(3)}"
         with _printing_to_stderr():
             self._service = run = self._api.init(
-                project=opening.project,
+                project=info.project,
                 name=name,
-                config=opening.hparams,
-                resume="allow" if opening.id else "never",
+                config=info.hparams,
+                resume="allow" if info.id else "never",
                 **self._settings,
             )
         return str(run.name)
@@ -60,17 +63,17 @@ class TrackioLogger(RemoteLogger):
             self._service.log(values, step=step)
 
     def _send_array(self, name: str, array: Any, step: int) -> None:
-        found = drawn(self._api, array)
-        if found is not None:
-            self._service.log({name: found}, step=step)
+        media = to_media(self._api, array)
+        if media is not None:
+            self._service.log({name: media}, step=step)
 
     def _stop(self, status: str) -> None:
         with _printing_to_stderr():
             self._service.finish()
 
 
-class _Elsewhere:
-    """Standard output for all threads but one, whose words go to stderr."""
+class _Redirected:
+    """Standard output; what the thread that made it prints goes to stderr instead."""
 
     def __init__(self, out: Any) -> None:
         self._out, self._thread = out, threading.get_ident()
@@ -81,11 +84,11 @@ class _Elsewhere:
 
 @contextmanager
 def _printing_to_stderr() -> Iterator[None]:
-    """Inside, what this thread prints goes to stderr: Trackio prints, and stdout is the user's."""
-    before, sys.stdout = sys.stdout, _Elsewhere(sys.stdout)
-    mine = sys.stdout
+    """Send what this thread prints to stderr: Trackio prints, and stdout belongs to the user."""
+    before = sys.stdout
+    redirected = sys.stdout = _Redirected(before)
     try:
         yield
     finally:
-        if sys.stdout is mine:
+        if sys.stdout is redirected:
             sys.stdout = before

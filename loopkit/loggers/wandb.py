@@ -1,4 +1,4 @@
-"""WandbLogger: Weights & Biases, online or into files for ``wandb sync``."""
+"""WandbLogger: a run of Weights & Biases, online or in files for ``wandb sync``."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from loopkit.keywords import checks_keywords
-from loopkit.loggers.remote import Opening, RemoteLogger, Row, drawn
+from loopkit.loggers.remote import RemoteLogger, Row, RunInfo, to_media
 
 
 @checks_keywords
 class WandbLogger(RemoteLogger):
-    """Scalars by step, the config, 1-D arrays as histograms, 2-D ones (up to 10,000 cells) as
-    tables.
+    """Log to Weights & Biases: scalars, the config, 1-D arrays as histograms, 2-D ones as tables.
 
-    Everything is drawn over the value "step", so that what you log beside needs no step, and
-    displaces nothing. A run that you opened yourself (``wandb.init`` before ``Fit.run``, or a
-    sweep) is taken, and left open.
+    Tables have up to 10,000 cells. The x-axis of all charts is the value "step", so values that you
+    log yourself need no step. If ``wandb.init`` was called before ``Fit.run`` (in a sweep, for
+    example), that run is used, and left open.
+
+    Example:
+        >>> Fit(loggers=[WandbLogger(project="digits", tags=["baseline"])]).run(task)
 
     Args:
-        project, name, patience: as ``RemoteLogger``; $WANDB_PROJECT and $WANDB_NAME.
-        entity, group, job_type, notes, tags: as ``wandb.init`` takes them.
-        offline: write files alone, to be sent by ``wandb sync``; $WANDB_MODE may say so too.
-        dir: where W&B's folder ``wandb/`` goes, absolute or within the run directory.
-        settings: everything else that ``wandb.init`` takes.
+        project, name, timeout: as ``RemoteLogger``; the variables are $WANDB_PROJECT and
+            $WANDB_NAME.
+        entity, group, job_type, notes, tags: as of ``wandb.init``.
+        offline: write files instead, for ``wandb sync``; $WANDB_MODE=offline does the same.
+        dir: the parent of W&B's folder ``wandb/``, absolute or within the run directory.
+        settings: other arguments of ``wandb.init``.
     """
 
     name = package = extra = "wandb"
@@ -42,11 +45,12 @@ class WandbLogger(RemoteLogger):
         tags: Sequence[str] = (),
         offline: bool = False,
         dir: str | Path = ".",
-        patience: float = 60.0,
+        timeout: float = 60.0,
         **settings: Any,
     ) -> None:
-        super().__init__(project, name, patience)
-        self._dir, self._owned = Path(dir), True
+        super().__init__(project, name, timeout)
+        self._dir = Path(dir)
+        self._owned = True
         self._settings = {
             "entity": entity,
             "group": group,
@@ -57,25 +61,25 @@ class WandbLogger(RemoteLogger):
             **settings,
         }
 
-    def _start(self, opening: Opening) -> str:
+    def _start(self, info: RunInfo) -> str:
         run = self._api.run
         self._owned = run is None
         if run is not None:
-            run.config.update(opening.hparams, allow_val_change=True)
+            run.config.update(info.hparams, allow_val_change=True)
         else:
-            folder = opening.run_dir / self._dir
+            folder = info.run_dir / self._dir
             folder.mkdir(parents=True, exist_ok=True)
             run = self._api.init(
-                project=opening.project,
-                name=opening.name,
-                id=opening.id,
+                project=info.project,
+                name=info.name,
+                id=info.id,
                 resume="allow",
-                config=opening.hparams,
+                config=info.hparams,
                 dir=str(folder),
                 **self._settings,
             )
-        # Given as W&B's own step, a row would be dropped after any other with a higher one, such as
-        # what the user logs beside. As a value that all others are drawn over, it is free of that.
+        # W&B drops a row whose own step is lower than that of an earlier row, such as one that the
+        # user logged. A value "step" as the x-axis of all others has no such order.
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step", step_sync=True)
         self._service = run
@@ -86,9 +90,9 @@ class WandbLogger(RemoteLogger):
             self._service.log({**values, "step": step})
 
     def _send_array(self, name: str, array: Any, step: int) -> None:
-        found = drawn(self._api, array)
-        if found is not None:
-            self._service.log({name: found, "step": step})
+        media = to_media(self._api, array)
+        if media is not None:
+            self._service.log({name: media, "step": step})
 
     def _stop(self, status: str) -> None:
         self._service.summary["status"] = status

@@ -11,7 +11,7 @@ from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import DataError
 from loopkit.loops.nonfinite import check_finite
 from loopkit.metrics.accumulator import MetricAccumulator
-from loopkit.preserve import preserved
+from loopkit.preserve import preserved_modes
 from loopkit.run import Interrupted, Run
 from loopkit.task import name_of
 
@@ -190,7 +190,7 @@ def evaluate(run: Run) -> None:
     Raises:
         MetricError: ``Checkpoint(best=)`` names a metric that the evaluation did not give.
     """
-    with preserved(run.task, run.strategy.device):
+    with preserved_modes(run.task, run.strategy.device):
         metrics = run.loops.eval.run(run, run.eval_data)
         run.record.last_eval_step = run.progress.step
         record_best(run, metrics)

@@ -12,11 +12,11 @@ import torch
 
 from loopkit import rng
 from loopkit.data.micro_batches import Source
-from loopkit.data.nested import transfer_fn
+from loopkit.data.transfer import transfer_fn
 from loopkit.errors import TaskError
 from loopkit.metrics.evaluation import Evaluation
 from loopkit.optim.schedule_free import evaluation_weights
-from loopkit.preserve import preserved
+from loopkit.preserve import preserved_modes
 from loopkit.run import Run
 from loopkit.task import name_of
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def evaluation_mode(run: Run) -> Iterator[None]:
     """Inside, the task is in eval mode with its evaluation weights, and no gradients are made."""
-    with preserved(run.task, run.strategy.device):
+    with preserved_modes(run.task, run.strategy.device):
         run.task.eval()
         try:
             with evaluation_weights(run.optimizers.values()), torch.no_grad():

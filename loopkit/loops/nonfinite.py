@@ -25,7 +25,7 @@ def check_finite(run: Run) -> None:
         return
     progress, loader = run.progress, run.train_loader
     first = progress.step_in_epoch - count
-    start, end = first * loader.step_size(), (first + 1) * loader.step_size()
+    start, end = first * loader.stride(), (first + 1) * loader.stride()
     ids = loader.source.samples_at(progress.epoch, start, end)
     shown = ", ".join(map(str, ids[:_SHOWN]))
     if len(ids) > _SHOWN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from loopkit.data.micro_batches import Source
-from loopkit.data.nested import map_tensors
 from loopkit.loops.evaluate import evaluation_mode, seeded_batches
 from loopkit.metrics.sync import interleave_ranks
+from loopkit.nested import concatenate, to_cpu
 from loopkit.run import Run
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class PredictLoop:
                 batches += 1
                 if step_end is not None and size:
                     step_end(run, outputs)
-                local = [map_tensors(_to_cpu, outputs)] if size else []
+                local = [to_cpu(outputs)] if size else []
                 if writer is not None and streams:
                     for part in interleave_ranks(world.gather_object(local)):
                         writer(part)
@@ -60,33 +60,20 @@ class PredictLoop:
                     kept += local
         logger.info("predicted %d batches on this rank", batches)
         if writer is None:
-            return concatenate(interleave_ranks(world.all_gather_object(kept)))
+            return concatenate_outputs(interleave_ranks(world.all_gather_object(kept)))
         for part in interleave_ranks(world.gather_object(kept)):
             writer(part)
         return None
 
 
-def concatenate(parts: list[Any]) -> Any:
-    """Concatenate the outputs of batches: tensors along dimension 0, lists in a chain.
+def concatenate_outputs(parts: list[Any]) -> Any:
+    """Return the outputs of batches as one: tensors along dimension 0, lists in a chain.
 
     Dicts and tuples keep their form. Tensors of different shapes stay a list.
     """
-    if not parts:
-        return []
-    first = parts[0]
-    if isinstance(first, Tensor):
-        if all(part.ndim and part.shape[1:] == first.shape[1:] for part in parts):
-            return torch.cat(parts)
-        return parts
-    if isinstance(first, Mapping):
-        return {key: concatenate([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple):
-        joined = [concatenate(list(column)) for column in zip(*parts)]
-        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
-    if isinstance(first, list):
-        return [item for part in parts for item in part]
-    return parts
+    return concatenate(parts, _joined_tensors) if parts else []
 
 
-def _to_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu()
+def _joined_tensors(parts: list[Tensor]) -> Any:
+    same = all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts)
+    return torch.cat(parts) if same else parts

@@ -1,1 +1,1 @@
-"""Averages that never wait for the device, and evaluation that counts each sample once."""
+"""Exact averages of logged values, and the metrics of an evaluation over all ranks."""

@@ -1,4 +1,4 @@
-"""Values between two logs: collected as they are, read from the device once, averaged exactly."""
+"""MetricAccumulator: values between two logs, read from the device at once, averaged exactly."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from loopkit.errors import TaskError
 
 _CHUNK = 512
 Gather = Callable[[Any], list[Any]]
+"""Returns the objects of all ranks, given the object of this rank: ``all_gather_object``."""
 
 
-def _alone(value: Any) -> list[Any]:
+def _single_rank(value: Any) -> list[Any]:
     return [value]
 
 
 class MetricAccumulator:
-    """Named scalars since the last log. Adding one keeps a reference and costs no device read.
+    """Named scalars since the last log. Adding a scalar keeps a reference and reads nothing.
 
-    Sums are taken by ``math.fsum`` over the values themselves, so an average does not depend on
-    when values were fetched from the device or whether a checkpoint was saved in between.
+    ``math.fsum`` sums the values themselves, so an average depends neither on when the values were
+    read from the device nor on a checkpoint in between.
     """
 
     __slots__ = ("_fetched", "_pending")
@@ -33,8 +34,11 @@ class MetricAccumulator:
         self._fetched: dict[str, tuple[str, list[tuple[float, float]]]] = {}
 
     def add(self, name: str, value: Any, weight: Any = 1, reduce: str = "mean") -> None:
-        """Note a scalar: a number or a detached scalar tensor, which must not be changed
-        afterwards.
+        """Add a scalar: a number, or a detached scalar tensor that nobody changes afterwards.
+
+        Args:
+            weight: how much the value counts in a mean.
+            reduce: how values become one: "mean", "sum", "max", "min" or "last".
         """
         entry = self._pending.get(name)
         if entry is None:
@@ -42,7 +46,7 @@ class MetricAccumulator:
         entry[1].append((value, weight))
 
     def absorb(self, other: MetricAccumulator) -> None:
-        """Take in what ``other`` has collected."""
+        """Add everything that ``other`` has collected."""
         for name, (reduce, pairs) in other._pending.items():
             for value, weight in pairs:
                 self.add(name, value, weight, reduce)
@@ -51,24 +55,23 @@ class MetricAccumulator:
         return len(self._pending) + len(self._fetched)
 
     def values(self, name: str) -> list[tuple[float, float]]:
-        """The (value, weight) pairs collected under ``name``, in order; reads the device."""
+        """Return the (value, weight) pairs of ``name`` in order. Reads the device."""
         self._fetch()
         return self._fetched.get(name, ("mean", []))[1]
 
-    def take(self, gather: Gather = _alone) -> dict[str, float]:
-        """Each name's value over everything that all ranks collected, and start anew; reads the
-        device once per name.
+    def take(self, gather: Gather = _single_rank) -> dict[str, float]:
+        """Return the value of each name over all ranks, and forget the values.
 
-        ``gather`` gives everyone's of one rank's value. Ranks may have collected different names.
+        Reads the device once per name. Ranks may have collected different names.
+
+        Raises:
+            TaskError: a value is not a number or a scalar tensor.
         """
-        taken = {
-            name: _reduced(reduce, pairs)
-            for name, (reduce, pairs) in self._everyones(gather).items()
-        }
+        gathered = self._gathered(gather)
         self._fetched = {}
-        return taken
+        return {name: _reduced(reduce, pairs) for name, (reduce, pairs) in gathered.items()}
 
-    def _everyones(self, gather: Gather) -> dict[str, Any]:
+    def _gathered(self, gather: Gather) -> dict[str, Any]:
         self._fetch()
         merged: dict[str, Any] = {}
         for part in gather(self._fetched):
@@ -77,21 +80,19 @@ class MetricAccumulator:
         return merged
 
     def compact(self) -> None:
-        """Fetch what is collected if it has grown long, so that a rare log holds no long list of
-        tensors.
-        """
+        """Read the values from the device if there are many, so that no tensors pile up."""
         if any(len(pairs) >= _CHUNK for _, pairs in self._pending.values()):
             self._fetch()
 
-    def state_dict(self, gather: Gather = _alone) -> dict[str, Any]:
-        """What all ranks collected, as plain numbers."""
-        collected = self._everyones(gather).items()
+    def state_dict(self, gather: Gather = _single_rank) -> dict[str, Any]:
+        """Return the values of all ranks as plain numbers."""
         return {
-            name: [reduce, [list(pair) for pair in pairs]] for name, (reduce, pairs) in collected
+            name: [reduce, [list(pair) for pair in pairs]]
+            for name, (reduce, pairs) in self._gathered(gather).items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Replace the values by those that ``state_dict`` returned."""
         self._pending = {}
         self._fetched = {
             name: (reduce, [(v, w) for v, w in pairs]) for name, (reduce, pairs) in state.items()
@@ -130,12 +131,10 @@ def _numbers(name: str, values: list[Any]) -> list[float]:
 def _reduced(reduce: str, pairs: list[tuple[float, float]]) -> float:
     if reduce == "mean":
         total = math.fsum(weight for _, weight in pairs)
-        # A micro-batch that counts for nothing may have NaN for its mean.
-        return (
-            math.fsum(value * weight for value, weight in pairs if weight) / total
-            if total
-            else math.nan
-        )
+        if not total:
+            return math.nan
+        # The mean of a micro-batch of weight zero may be NaN.
+        return math.fsum(value * weight for value, weight in pairs if weight) / total
     values = [value for value, _ in pairs]
     if reduce == "sum":
         return math.fsum(values)

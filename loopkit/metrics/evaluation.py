@@ -1,26 +1,22 @@
-"""Evaluation: what one pass over a data set measures: the exact mean loss, metric objects,
-whole-set metrics.
-"""
+"""Evaluation: the exact mean loss, metric objects and whole-set metrics of one data set."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from loopkit.data.nested import map_tensors
+from loopkit.distributed.communicator import Communicator
 from loopkit.errors import MetricError
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.metrics.sync import ReplayedMetric, interleave_ranks, is_torchmetric, merge, to_float64
+from loopkit.nested import concatenate, named_leaves, to_cpu
 from loopkit.task import Task, name_of, overrides
-
-if TYPE_CHECKING:
-    from loopkit.distributed.communicator import Communicator
 
 PADDING = -100
 _OWN_KEYS = ("loss", "weight")
@@ -28,15 +24,13 @@ _OWN_KEYS = ("loss", "weight")
 
 @dataclass
 class EvalOutputs:
-    """Everything ``eval_step`` returned over a data set, in its order, as NumPy arrays where they
-    were tensors.
+    """What ``eval_step`` returned over a whole data set, in the order of its samples.
 
-    Batches whose shapes differ beyond the first dimension are padded with -100 to the largest.
-    Unpacks as ``preds, target``; other keys are attributes.
+    Tensors are NumPy arrays, [samples, ...]. Batches whose other dimensions differ are padded with
+    -100 to the largest. Each key is an attribute; ``preds, target = outputs`` unpacks the two.
 
     Attributes:
-        preds, target: under those keys of ``eval_step``'s mapping, [samples, ...].
-        inputs, losses: likewise, where ``eval_step`` returns them.
+        values: the outputs by their key.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -54,27 +48,33 @@ class EvalOutputs:
 
 
 class Evaluation:
-    """Accumulates one pass over one data set, of which each rank sees its share.
+    """Accumulates the metrics of one data set, of which each rank has its share of the batches.
 
     Args:
+        task: gives the metrics.
+        device: where the metrics keep their state.
         communicator: over the ranks that evaluate together. ``compute`` calls its collectives.
+
+    Raises:
+        MetricError: ``Task.metrics`` returned something that is not a metric.
     """
 
     def __init__(self, task: Task, device: torch.device, communicator: Communicator) -> None:
         self._task = task
         self._communicator = communicator
         self._metrics = [
-            (name, self._prepared(metric, device), _wanted(name, metric))
-            for name, metric in _flat(task.metrics(), "")
+            (name, self._prepared(metric, device), _update_arguments(name, metric))
+            for name, metric in _named_metrics(task.metrics())
         ]
         self._means = MetricAccumulator()
-        self._whole = overrides(task, "compute_metrics")
-        self._kept: dict[str, list[Any]] = {}
+        self._keeps_outputs = overrides(task, "compute_metrics")
+        self._outputs: dict[str, list[Any]] = {}
 
     def _prepared(self, metric: Any, device: torch.device) -> Any:
         metric = metric.to(device) if hasattr(metric, "to") else metric
         if is_torchmetric(metric):
-            if device.type != "mps":  # which has no double precision
+            # MPS has no double precision.
+            if device.type != "mps":
                 to_float64(metric)
             return metric
         return ReplayedMetric(metric) if self._communicator.size > 1 else metric
@@ -82,61 +82,58 @@ class Evaluation:
     def update(
         self, outputs: Mapping[str, Any], size: int, logged: Sequence[tuple[str, Any, str]] = ()
     ) -> None:
-        """Take in one batch of ``size`` samples: ``eval_step``'s outputs and what it logged.
+        """Add one batch of ``size`` samples.
+
+        Args:
+            outputs: what ``eval_step`` returned.
+            logged: what the step logged: names, values and how they are reduced.
 
         Raises:
-            MetricError: a metric asks for an argument that the outputs lack.
+            MetricError: a metric asks for an argument that ``outputs`` does not have.
         """
         if "loss" in outputs:
-            loss = outputs["loss"]
-            self._means.add(
-                "loss",
-                loss.detach() if isinstance(loss, Tensor) else loss,
-                outputs.get("weight", size),
-            )
+            self._means.add("loss", _detached(outputs["loss"]), outputs.get("weight", size))
         for name, value, reduce in logged:
-            self._means.add(
-                name, value.detach() if isinstance(value, Tensor) else value, size, reduce
-            )
+            self._means.add(name, _detached(value), size, reduce)
         for name, metric, (needed, optional) in self._metrics:
             missing = [argument for argument in needed if argument not in outputs]
             if missing:
-                kind = type(
-                    metric.metric if isinstance(metric, ReplayedMetric) else metric
-                ).__name__
+                wrapped = metric.metric if isinstance(metric, ReplayedMetric) else metric
                 raise MetricError(
-                    f"the metric {name!r} ({kind}) asks for {missing[0]!r}, and "
+                    f"the metric {name!r} ({type(wrapped).__name__}) asks for {missing[0]!r}, but "
                     f"{name_of(self._task)}.eval_step returned {', '.join(map(repr, outputs))}: "
-                    f"return it under that name"
+                    "return it under that name"
                 )
             metric.update(**{k: outputs[k] for k in (*needed, *optional) if k in outputs})
-        if self._whole:
+        if self._keeps_outputs:
             for key, value in outputs.items():
                 if key not in _OWN_KEYS:
-                    self._kept.setdefault(key, []).append(
-                        map_tensors(lambda t: t.detach().cpu(), value)
-                    )
+                    self._outputs.setdefault(key, []).append(to_cpu(value))
         self._means.compact()
 
     def compute(self, prefix: str) -> tuple[dict[str, float], dict[str, Any]]:
-        """The metrics under ``prefix``: (scalars, arrays).
+        """Return the metrics over all ranks, scalars and arrays, by their names behind ``prefix``.
+
+        Collective: every rank calls it.
 
         Raises:
-            MetricError: ``compute_metrics`` returned no mapping.
+            MetricError: ``compute_metrics`` did not return a mapping.
         """
         gather = self._communicator.all_gather_object
         found: dict[str, Any] = dict(self._means.take(gather))
         for name, metric, _ in self._metrics:
             if self._communicator.size > 1 and is_torchmetric(metric):
                 merge(metric, gather)
-            computed = (
-                metric.compute(gather) if isinstance(metric, ReplayedMetric) else metric.compute()
-            )
-            found |= dict(_flat_values(computed, name))
-        if self._whole:
-            gathered = self._communicator.gather_object(self._kept)
-            found |= self._communicator.run_on_rank_zero(lambda: self._of_the_whole(gathered))
-        scalars, arrays = {}, {}
+            if isinstance(metric, ReplayedMetric):
+                computed = metric.compute(gather)
+            else:
+                computed = metric.compute()
+            found |= _named_values(computed, name)
+        if self._keeps_outputs:
+            gathered = self._communicator.gather_object(self._outputs)
+            found |= self._communicator.run_on_rank_zero(lambda: self._whole_set(gathered))
+        scalars: dict[str, float] = {}
+        arrays: dict[str, Any] = {}
         for name, value in found.items():
             if isinstance(value, (int, float)):
                 scalars[prefix + name] = float(value)
@@ -144,49 +141,52 @@ class Evaluation:
                 arrays[prefix + name] = value
         return scalars, arrays
 
-    def _of_the_whole(self, gathered: list[dict[str, list[Any]]]) -> dict[str, Any]:
-        keys = dict.fromkeys(key for kept in gathered for key in kept)
-        kept = {key: interleave_ranks([part.get(key, []) for part in gathered]) for key in keys}
-        computed = self._task.compute_metrics(
-            EvalOutputs({key: joined(parts) for key, parts in kept.items()})
-        )
+    def _whole_set(self, gathered: list[dict[str, list[Any]]]) -> dict[str, Any]:
+        """Return what ``compute_metrics`` makes of the outputs of all ranks."""
+        outputs: dict[str, Any] = {}
+        for key in dict.fromkeys(key for kept in gathered for key in kept):
+            batches = interleave_ranks([kept.get(key, []) for kept in gathered])
+            outputs[key] = concatenate(batches, _to_array)
+        computed = self._task.compute_metrics(EvalOutputs(outputs))
         if not isinstance(computed, Mapping):
             raise MetricError(
                 f"{name_of(self._task)}.compute_metrics returned {type(computed).__name__}: "
                 "return a dict of names to numbers"
             )
-        return {
-            key: value
-            for name, given in computed.items()
-            for key, value in _flat_values(given, name)
-        }
+        found: dict[str, Any] = {}
+        for name, value in computed.items():
+            found |= _named_values(value, name)
+        return found
 
 
-def _flat(metrics: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _named_metrics(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the metrics of nested dicts with their keys, joined by "/"."""
+    named: list[tuple[str, Any]] = []
     for name, metric in metrics.items():
-        if all(
-            callable(getattr(metric, method, None)) for method in ("update", "compute", "reset")
-        ):
-            flat.append((prefix + name, metric))
+        methods = (getattr(metric, method, None) for method in ("update", "compute", "reset"))
+        # A MetricCollection is a mapping as well.
+        if all(map(callable, methods)):
+            named.append((prefix + name, metric))
         elif isinstance(metric, Mapping):
-            flat += _flat(metric, f"{prefix}{name}/")
+            named += _named_metrics(metric, f"{prefix}{name}/")
         else:
             raise MetricError(
                 f"metrics()[{prefix + name!r}] is a {type(metric).__name__}: give an object with "
-                f"update, "
-                "compute and reset, such as a torchmetrics.Metric; for a function of the whole "
-                "evaluation, define compute_metrics(self, outputs)"
+                "update, compute and reset, such as a torchmetrics.Metric; for a function of the "
+                "whole evaluation, define compute_metrics(self, outputs)"
             )
-    return flat
+    return named
 
 
-def _wanted(name: str, metric: Any) -> tuple[list[str], list[str]]:
-    """The names of the arguments that ``metric.update`` needs, and of those it may take."""
+def _update_arguments(name: str, metric: Any) -> tuple[list[str], list[str]]:
+    """Return the names of the arguments that ``metric.update`` needs, and of those it may take."""
     parts: list[Any] = [metric]
-    if isinstance(metric, Mapping) or hasattr(
-        metric, "compute_groups"
-    ):  # a collection passes each its own
+    if isinstance(metric, Mapping) or hasattr(metric, "compute_groups"):
+        # A collection gives each of its metrics the arguments that this one takes.
         parts = list(metric.values())
     needed: dict[str, None] = {}
     optional: dict[str, None] = {}
@@ -203,38 +203,28 @@ def _wanted(name: str, metric: Any) -> tuple[list[str], list[str]]:
     return list(needed), list(optional)
 
 
-def _flat_values(value: Any, name: str) -> list[tuple[str, Any]]:
-    """A computed value by full name: numbers as floats, others as they are."""
-    if isinstance(value, Mapping):
-        return [pair for key, part in value.items() for pair in _flat_values(part, f"{name}/{key}")]
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        single = value.numel() == 1 if isinstance(value, Tensor) else value.size == 1
-        return [(name, float(value.item()) if single else value)]
-    return [(name, value)]
+def _named_values(computed: Any, name: str) -> dict[str, Any]:
+    """Return computed values by full name: single numbers as floats, others as they are."""
+    return {key: _as_number(value) for key, value in named_leaves(computed, name)}
 
 
-def joined(parts: list[Any]) -> Any:
-    """Batches' outputs as one, NumPy arrays for tensors; trailing shapes that differ are padded
-    with -100.
-    """
-    first = parts[0]
-    if isinstance(first, Tensor):
-        tensors = [part if part.ndim else part.reshape(1) for part in parts]
-        tensors = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
-        ndim = tensors[0].ndim
-        largest = [max(t.shape[axis] for t in tensors) for axis in range(1, ndim)]
-        return np.concatenate([_padded(t, largest) for t in tensors])
-    if isinstance(first, Mapping):
-        return {key: joined([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(joined(list(column)) for column in zip(*parts))
-    if isinstance(first, list):
-        return [item for part in parts for item in part]
-    return parts
+def _as_number(value: Any) -> Any:
+    if not isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return value
+    count = value.numel() if isinstance(value, Tensor) else value.size
+    return float(value.item()) if count == 1 else value
 
 
-def _padded(tensor: Tensor, largest: list[int]) -> Any:
-    array = tensor.numpy()
+def _to_array(parts: list[Tensor]) -> Any:
+    """Return tensors of several batches as one array, padded where their shapes differ."""
+    tensors = [part if part.ndim else part.reshape(1) for part in parts]
+    tensors = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
+    ndim = tensors[0].ndim
+    largest = [max(tensor.shape[axis] for tensor in tensors) for axis in range(1, ndim)]
+    return np.concatenate([_padded(tensor.numpy(), largest) for tensor in tensors])
+
+
+def _padded(array: Any, largest: list[int]) -> Any:
     widths = [(0, 0)] + [(0, most - size) for most, size in zip(largest, array.shape[1:])]
     if not any(after for _, after in widths):
         return array

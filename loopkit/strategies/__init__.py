@@ -1,3 +1,1 @@
-"""Where a task runs: devices, precision, loss scaling, clipping and state, behind one small
-interface.
-"""
+"""Where and how a task runs: devices, precision, clipping, sharding and state, behind Strategy."""

@@ -1,6 +1,4 @@
-"""Strategy: the only code that knows devices, processes, wrapping, loss scaling, clipping and
-sharded state.
-"""
+"""Strategy: the interface between the loops and devices, ranks, precision, clipping and sharding."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +20,17 @@ from loopkit.strategies.precision import PRECISIONS, Precision
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """What every strategy must do to the numbers, and how: precision, clipping, non-finite ones,
-    memory for time.
+    """What every strategy applies to the computation of a step; the options of Fit with these names.
 
-    The sizes are Fit's: what each device takes at once, how often for one step, and for a step on
-    all devices.
+    Attributes:
+        precision: the dtypes of parameters, of operations and of the loss scaling.
+        clip_norm, clip_value: the largest norm of all gradients, and of each element of them.
+        on_nan: "raise", "skip" or "ignore" a step with a value that is not finite.
+        compile: how to compile the steps; None does not.
+        activation_checkpointing: which modules compute their activations again.
+        batch_size: samples in a micro-batch on each device.
+        accumulate: micro-batches per step.
+        global_batch_size: samples in a step over all devices; None follows from the two above.
     """
 
     precision: Precision = PRECISIONS["fp32"]
@@ -41,71 +45,110 @@ class ComputeSettings:
 
 
 class Strategy(ABC):
-    """Where and how a task runs. Usable alone, in a hand-written loop: place, method, backward,
-    update.
+    """Where and how a task runs.
+
+    The object that a user makes, such as ``DDP(...)``, describes a strategy. ``setup_environment``
+    makes the attributes below; to read one earlier is an error. A strategy may be set up again for
+    the next run.
+
+    A loop written by hand calls ``setup_environment``, ``setup_module``, ``setup_optimizers`` and
+    ``step_fn`` once. For each step it calls ``backward``, ``finalize_gradients``,
+    ``optimizer_step`` and ``finish_step``, and at the end ``teardown``.
+
+    Class attributes:
+        multi_process: whether the strategy runs in several processes.
+        sharded: whether each rank holds a part of the parameters and saves that part.
+        collective_forward: whether a forward pass is collective, so that a rank without data must
+            run one too.
+        exposes_gradients: whether each parameter has a whole ``grad``, and the optimizers hold
+            whole parameters, between ``backward`` and ``optimizer_step``. Hooks that read them are
+            refused otherwise.
 
     Attributes:
-        name: what it is called in checkpoints and on the console.
-        device: where batches and parameters are.
-        world: those who train together; ``rank`` and ``world_size`` are its, at hand for the hot
-            path.
-        data: the same as seen by the data: ranks that train on the same samples are one member.
-        joins: whether it takes several processes.
-        sharded: whether parameters are spread over the ranks, which then save together.
-        exposes_gradients: whether parameters, their gradients and the optimizers' state are whole and
-            at hand between backward and update; what looks at them is refused where they are not.
-        lockstep: whether a forward pass is collective, so that a rank without data must run it too.
-        forward: the context that every call of a task's step runs in; None for none.
-        seed: seeds torch's generators, this device's among them.
-        scaler: the loss scaler, with ``state_dict`` and ``load_state_dict``; None where nothing is
-            scaled.
-        optimizers: what ``adopt`` was given, by name.
-        building: gives the context in which ``Task.configure_model`` makes its parameters.
+        name: the name in checkpoints and on the console.
+        device: the device of batches and, unless they are spread, of parameters.
+        world: the communicator over all ranks.
+        dp: the communicator over the data-parallel ranks. Ranks that train on the same samples are
+            one member of it.
+        rank, world_size: those of ``world``, for the hot path.
+        settings: what ``setup_environment`` got.
+        forward_context: the context for each call of a step; None for none. It can be entered many
+            times.
+        set_seed: seeds torch's generators, the device's included.
+        init_context: returns the context in which ``Task.configure_model`` makes parameters.
+        scaler: the loss scaler, with ``state_dict`` and ``load_state_dict``; None without one.
+        optimizers: what ``setup_optimizers`` got, by name; empty before.
+        finish_step: finishes a step; returns whether the host knows that a value was not finite.
+            Where reading the flag would wait for the device, the step is counted there instead, and
+            ``pop_nonfinite_steps`` reads the count later.
     """
 
-    name: str = "Strategy"
-    device: torch.device
-    world: Communicator = Communicator()
-    dp: Communicator = Communicator()
-    rank: int = 0
-    world_size: int = 1
     multi_process: bool = False
     sharded: bool = False
-    exposes_gradients: bool = True
     collective_forward: bool = False
+    exposes_gradients: bool = True
+
+    name: str
+    device: torch.device
+    world: Communicator
+    dp: Communicator
+    rank: int
+    world_size: int
     settings: ComputeSettings
     forward_context: AbstractContextManager[Any] | None
     set_seed: Callable[[int], object]
-    scaler: Any = None
-    optimizers: dict[str, Optimizer]
     init_context: Callable[[], AbstractContextManager[Any]]
+    scaler: Any
+    optimizers: dict[str, Optimizer]
+    finish_step: Callable[[], bool]
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            kind = type(self).__name__
+            if name in Strategy.__annotations__:
+                raise AttributeError(
+                    f"{kind}.{name} is unknown until setup_environment() is called"
+                )
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}")
 
     @abstractmethod
-    def setup_environment(self, numerics: ComputeSettings) -> None:
-        """Join the other processes, if any, and take the device."""
+    def setup_environment(self, settings: ComputeSettings | None = None) -> None:
+        """Join the other ranks, if any, and take this rank's device.
+
+        Args:
+            settings: None takes the defaults.
+        """
 
     @abstractmethod
     def setup_module(self, task: nn.Module) -> None:
-        """Bring the task to the device, wrapped or sharded as need be; its attributes stay the
-        user's.
+        """Move the task to the device, wrapped or sharded as the strategy needs.
+
+        The attributes of the task stay the user's.
         """
 
     @abstractmethod
     def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
-        """Take the optimizers, made over the placed parameters."""
+        """Take the optimizers by name, which were made after ``setup_module``."""
 
     @abstractmethod
     def step_fn(self, name: str) -> Callable[..., Any]:
-        """The task's method ``name`` as this strategy runs it."""
+        """Return the function that calls the task's method ``name`` under this strategy."""
 
     @abstractmethod
     def set_gradient_sync(self, last: bool) -> None:
-        """Say, before a forward pass, whether its backward completes the gradients of this step."""
+        """Say before a forward pass whether its backward pass is the last one of the step.
+
+        Ranks sum gradients in the last one alone.
+        """
 
     @abstractmethod
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
-        """Add the gradients of ``loss``, a scalar; ``value`` is its detached self, for callers who
-        have it.
+        """Add the gradients of ``loss``.
+
+        Args:
+            loss: a scalar.
+            value: the detached loss, if the caller has it.
         """
 
     @abstractmethod
@@ -116,12 +159,19 @@ class Strategy(ABC):
         *,
         want_norm: bool = False,
     ) -> Tensor | None:
-        """Make the gradients of the named optimizers (None: of all) ready: divided, unscaled,
-        clipped, checked.
+        """Divide, unscale, check and clip the gradients, so that they are ready for the update.
+
+        Args:
+            names: the optimizers to make them ready for; None takes all.
+            divisor: divides the gradients first.
+            want_norm: return the norm even if nothing is clipped by it.
 
         Returns:
-            The total norm before clipping, a scalar on the device, where it is clipped by or
-            wanted; else None.
+            The norm of all gradients before clipping, a scalar on the device, if gradients are
+            clipped by their norm or ``want_norm``; else None.
+
+        Raises:
+            TaskError: there is no gradient.
         """
 
     @abstractmethod
@@ -129,56 +179,53 @@ class Strategy(ABC):
         """Step the named optimizers (None: all) and clear their gradients."""
 
     @abstractmethod
-    def finish_step(self) -> bool:
-        """Finish a step; return whether the host knows already that a value was not finite.
-
-        Where reading the flag would wait for the device, the step is counted there instead, and
-        ``pop_nonfinite_steps`` reads the count later.
-        """
-
-    @abstractmethod
     def pop_nonfinite_steps(self) -> int:
-        """How many steps since last asked had a loss or gradient that is not finite; reads the
-        device.
+        """Return how many steps since the last call had a value that was not finite, on any rank.
+
+        Collective. Reads the device.
         """
 
     @abstractmethod
     def model_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers by the user's names."""
+        """Return parameters and buffers by the user's names."""
 
     @abstractmethod
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back parameters and buffers, all of them."""
+        """Load parameters and buffers, all of them, by the user's names."""
 
     @abstractmethod
     def optimizer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The optimizers' tensors by "<parameter>/<state>", by the user's names, and the rest as
-        plain values.
+        """Return the optimizers' tensors, and the rest of their state as plain values by optimizer.
 
-        With several optimizers the first part is preceded by the optimizer's name.
+        The tensors have names of the form "<parameter>/<state>", which begin with "<optimizer>/" if
+        there are several optimizers.
         """
 
     @abstractmethod
     def load_optimizer_state(
         self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], path: Path
     ) -> Callable[[], None]:
-        """Compare what ``optimizer_state`` gave, under any strategy, with these optimizers; nothing
-        changes yet.
+        """Compare a saved ``optimizer_state``, of any strategy, with these optimizers.
+
+        Args:
+            tensors, plain: what ``optimizer_state`` returned.
+            path: the checkpoint, for messages.
 
         Returns:
-            What loads it.
+            A function that loads the state. Until it is called, nothing changes.
 
         Raises:
-            CheckpointError: the optimizers or their groups are not those that were saved in
-                ``path``.
+            CheckpointError: the optimizers or their parameter groups are not those that were saved.
         """
 
-    @abstractmethod
-    def reshard(self) -> None:
-        """Forward passes without a backward are over: parameters are to be as before them."""
+    # By default the last two do nothing.
+    def reshard(self) -> None:  # noqa: B027
+        """Shard again the parameters that forward passes without a backward pass have gathered."""
 
-    @abstractmethod
-    def teardown(self, failed: bool = False) -> None:
-        """The run is over. Where it ``failed``, perhaps on this rank alone, no collective may be
-        issued.
+    def teardown(self, failed: bool = False) -> None:  # noqa: B027
+        """End the run.
+
+        Args:
+            failed: the run ended with an error, perhaps on this rank alone, so that no collective
+                may be issued.
         """

@@ -1,6 +1,4 @@
-"""torch.compile as an option: a task's step whole or block by block, without compiling again for a
-ragged batch.
-"""
+"""torch.compile for a task's steps or blocks, without compiling again for a shorter batch."""
 
 from __future__ import annotations
 
@@ -12,22 +10,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from loopkit.data.nested import map_tensors
 from loopkit.errors import LoopkitWarning, OptionError
 from loopkit.keywords import checks_keywords
+from loopkit.nested import map_tensors
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 
 
 @checks_keywords
 @dataclass(frozen=True)
 class Compile:
-    """How ``torch.compile`` is used.
+    """How to use ``torch.compile``.
 
     Attributes:
-        mode, backend, dynamic: handed to ``torch.compile``; None is its default.
-        scope: "step" compiles the task's step whole; "blocks" compiles each repeated block by
-            itself, which is quicker to compile. A block does not know which dimension is the
-            batch's, so it is compiled once more when a shorter batch first comes; the step is not.
+        mode, backend, dynamic: arguments of ``torch.compile``; None is its default.
+        scope: "step" compiles each step of the task as a whole. "blocks" compiles each repeated
+            block by itself, which takes less time. A block cannot know which dimension is the
+            batch, so the first shorter batch compiles it once more.
     """
 
     mode: str | None = None
@@ -36,15 +34,15 @@ class Compile:
     dynamic: bool | None = None
 
     def options(self) -> dict[str, Any]:
-        """The keyword arguments for ``torch.compile``."""
+        """Return the keyword arguments of ``torch.compile``."""
         return {"mode": self.mode, "backend": self.backend, "dynamic": self.dynamic}
 
 
-def compile_blocks(task: nn.Module, how: Compile) -> None:
+def compile_blocks(task: nn.Module, settings: Compile) -> None:
     """Compile each repeated block of ``task`` in place; parameter names stay as they are.
 
     Raises:
-        OptionError: no block is of a class outside ``torch.nn``, which torch does not compile in
+        OptionError: all blocks are of classes of ``torch.nn``, which torch does not compile in
             place.
     """
     blocks = [
@@ -55,29 +53,28 @@ def compile_blocks(task: nn.Module, how: Compile) -> None:
     if not blocks:
         raise OptionError(
             f"compile=Compile(scope='blocks'): {type(task).__name__} has no repeated block of a "
-            f"class of "
-            "its own; pass scope='step'"
+            "class of its own; pass scope='step'"
         )
     for block in blocks:
-        block.compile(**how.options())
+        block.compile(**settings.options())
 
 
-def compiled(method: Callable[..., Any], how: Compile) -> Callable[..., Any]:
-    """``method`` (of a batch) compiled, once for all batch sizes above 1.
+def compiled(method: Callable[..., Any], settings: Compile) -> Callable[..., Any]:
+    """Return ``method``, which takes a batch, compiled once for all batch sizes above 1.
 
-    The first dimension of every tensor in a batch is announced as one that varies, so that the
-    shorter last batch of an epoch compiles nothing anew. Where the compiler cannot run at all (no
-    C++ compiler), it is said once and the method runs as it is.
+    The first dimension of every tensor in a batch is marked as dynamic, so that the shorter last
+    batch of an epoch compiles nothing again. If this machine lacks a C++ compiler, the result warns
+    once and calls the method as it is.
     """
-    inner = torch.compile(method, **how.options())
-    state = {"call": inner, "proven": False}
+    inner = torch.compile(method, **settings.options())
+    state = {"can_compile": True, "has_run": False}
 
     def call(batch: Any) -> Any:
-        if state["call"] is method:
+        if not state["can_compile"]:
             return method(batch)
-        if how.dynamic is not False:
-            map_tensors(_varies, batch)
-        if state["proven"]:
+        if settings.dynamic is not False:
+            map_tensors(_mark_dynamic, batch)
+        if state["has_run"]:
             return inner(batch)
         try:
             returned = inner(batch)
@@ -85,20 +82,20 @@ def compiled(method: Callable[..., Any], how: Compile) -> Callable[..., Any]:
             if "compiler" not in str(error).lower():
                 raise
             warnings.warn(
-                f"compile: {type(error).__name__}: {str(error).splitlines()[0]}. Going on without "
-                "compiling; install a C++ compiler (g++), or pass compile=False",
+                f"compile: {type(error).__name__}: {str(error).splitlines()[0]}. The run continues "
+                "without compiling; install a C++ compiler (g++), or pass compile=False",
                 LoopkitWarning,
                 stacklevel=2,
             )
-            state["call"] = method
+            state["can_compile"] = False
             return method(batch)
-        state["proven"] = True
+        state["has_run"] = True
         return returned
 
     return call
 
 
-def _varies(tensor: Tensor) -> Tensor:
+def _mark_dynamic(tensor: Tensor) -> Tensor:
     if tensor.ndim and tensor.shape[0] > 1:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
     return tensor

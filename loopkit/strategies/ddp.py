@@ -1,4 +1,4 @@
-"""DDP: the task whole on every rank, gradients averaged while they are computed."""
+"""DDP: every rank has the whole task, and ranks average gradients while they are computed."""
 
 from __future__ import annotations
 
@@ -11,57 +11,55 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from loopkit.distributed.communicator import Communicator
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import OptionError, TaskError
 from loopkit.keywords import checks_keywords
 from loopkit.strategies.base import ComputeSettings
-from loopkit.strategies.single import SingleDevice
+from loopkit.strategies.module_strategy import ModuleStrategy
 
 COMPRESSIONS = ("fp16", "bf16", "powersgd")
 
 
 class StepForward(nn.Module):
-    """What DistributedDataParallel wraps: its forward is any method of the task, which stays the
-    user's own.
-    """
+    """The module that DistributedDataParallel wraps; its forward calls any method of the task."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: nn.Module) -> None:
         super().__init__()
+        self.task = task
         self.methods: dict[str, Callable[..., Any]] = {}
 
     def forward(self, name: str, *arguments: Any) -> Any:
-        """Call the task's method ``name``."""
+        """Call the method ``name``."""
         return self.methods[name](*arguments)
 
 
 @checks_keywords
-class DDP(SingleDevice):
-    """Data parallel: every rank has the whole task, trains on its share of each step, and averages
-    gradients.
+class DDP(ModuleStrategy):
+    """Data parallel: every rank has the whole task and trains on its share of each step.
 
-    The gradient of a step is that of one big batch, whatever the shares: each rank's loss is
-    weighted by its samples, or by the weights that the task returns. torch's
-    DistributedDataParallel does the averaging.
+    torch's DistributedDataParallel averages the gradients. The gradient of a step is that of one
+    big batch, also if shares differ: losses are weighted by samples, or by the weights that the
+    task returns.
 
     Args:
-        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its number on the
-            machine.
+        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its local rank.
         find_unused_parameters: look, in every forward pass, for parameters that the loss does not
-            reach. None does so where the task has several optimizers, which each backward pass
-            feeds only one of.
-        static_graph: promise that every step uses the same parameters, which saves looking.
+            reach. None does so if the task has several optimizers, because a backward pass may
+            reach the parameters of one alone.
+        static_graph: promise that every step uses the same parameters, which saves the search.
         bucket_cap_mb: megabytes of gradients that are averaged together; None is torch's default.
-        broadcast_buffers: give every rank the first one's buffers (running statistics) before each
-            forward pass.
-        gradient_as_bucket_view: let gradients lie in the buckets that are sent, which saves their
-            memory once.
-        compress: send gradients as "fp16" or "bf16", or as low-rank parts with "powersgd"; or a
-            communication hook of torch's, ``hook(state, bucket) -> Future[Tensor]``.
-        timeout: seconds that a rank waits for the others before the run is ended as hung.
+        broadcast_buffers: give every rank the buffers of rank 0, such as running statistics, before
+            each forward pass.
+        gradient_as_bucket_view: let gradients be views of the buckets that are sent, which saves
+            their memory once.
+        compress: send gradients as "fp16" or "bf16", or as low-rank parts with "powersgd"; or one
+            of torch's communication hooks, ``hook(state, bucket) -> Future[Tensor]``.
+        timeout: seconds that a rank waits for the others before the run fails as hung.
 
     Raises:
-        OptionError: a compression that is not known, or ``static_graph`` together with looking for
-            unused parameters.
+        OptionError: the compression is unknown, or ``static_graph`` is given together with
+            ``find_unused_parameters``.
     """
 
     multi_process = True
@@ -78,52 +76,49 @@ class DDP(SingleDevice):
         compress: Literal["fp16", "bf16", "powersgd"] | Callable[..., Any] | None = None,
         timeout: float = 600,
     ) -> None:
-        super().__init__("cpu")  # until the place among the ranks is known
-        self._join = ProcessGroupSetup(accelerator, timeout)
         if compress is not None and not callable(compress) and compress not in COMPRESSIONS:
             raise OptionError(
                 f"DDP(compress={compress!r}): give one of {', '.join(COMPRESSIONS)}, or a function"
             )
         if static_graph and find_unused_parameters:
             raise OptionError(
-                "DDP(static_graph=True, find_unused_parameters=True): a graph that stays the same "
-                "needs "
-                "no looking: leave one of them out"
+                "DDP(static_graph=True, find_unused_parameters=True): a static graph needs no "
+                "search for unused parameters. Leave one of them out"
             )
+        self._process_group = ProcessGroupSetup(accelerator, timeout)
         self._find_unused = find_unused_parameters
-        self._static = static_graph
+        self._static_graph = static_graph
         self._compress = compress
-        self._settings: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "bucket_cap_mb": bucket_cap_mb,
             "broadcast_buffers": broadcast_buffers,
             "gradient_as_bucket_view": gradient_as_bucket_view,
             "static_graph": static_graph,
         }
-        self._wrapped: DistributedDataParallel | None = None
-        self._steps = StepForward()
-        self._first = True
-        self._late: list[nn.Parameter] = []
 
-    def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
-        """Join the other ranks and take this one's device."""
-        self._take(*self._join.init())
-        super().setup_environment(numerics)
-        self._wrapped, self._steps, self._first = None, StepForward(), True
+    def _join_ranks(self) -> tuple[torch.device, Communicator]:
+        return self._process_group.init()
+
+    def setup_environment(self, settings: ComputeSettings | None = None) -> None:
+        """Join the other ranks and take this rank's device; see ``Strategy``."""
+        # Made by the first training step, so that what a hook froze at setup is frozen for
+        # DistributedDataParallel too.
+        self._wrapped: DistributedDataParallel | None = None
+        super().setup_environment(settings)
 
     def setup_module(self, task: nn.Module) -> None:
-        """Move ``task`` to the device, with the first rank's weights on every rank."""
+        """Move ``task`` to the device, and give every rank the weights of rank 0."""
         super().setup_module(task)
         broadcast_module(task, self.world)
+        self._step_forward = StepForward(task)
 
     def step_fn(self, name: str) -> Callable[..., Any]:
-        """The task's method, through DistributedDataParallel where it trains."""
-        own = super().step_fn(name)
+        """Return the task's method, called through DistributedDataParallel if it trains."""
+        method = super().step_fn(name)
         if self.world_size == 1 or name in ("eval_step", "predict_step"):
-            return own
-        # Wrapped only now, so that what a hook froze at setup is frozen for DistributedDataParallel
-        # too.
-        steps, wrapped = self._steps, self._wrapped or self._wrap()
-        steps.methods[name] = own
+            return method
+        wrapped = self._wrapped or self._wrap()
+        self._step_forward.methods[name] = method
 
         def call(batch: Any) -> Any:
             try:
@@ -132,49 +127,44 @@ class DDP(SingleDevice):
                 if "Expected to have finished reduction" in str(error):
                     raise TaskError(
                         "the loss of the step before did not reach every trainable parameter, "
-                        "which the "
-                        "ranks wait for: pass strategy=DDP(find_unused_parameters=True), or freeze "
-                        "what "
-                        "is not used"
+                        "which the ranks wait for: pass "
+                        "strategy=DDP(find_unused_parameters=True), or freeze what is not used"
                     ) from error
                 raise
 
         return call
 
     def _wrap(self) -> DistributedDataParallel:
-        # What is frozen now is not known to DistributedDataParallel when it moves later.
-        self._late = [
+        # DistributedDataParallel does not average what is frozen now and trained later.
+        self._frozen = [
             p for parameters in self._parameters.values() for p in parameters if not p.requires_grad
         ]
+        self._no_step_yet = True
         unused = len(self.optimizers) > 1 if self._find_unused is None else self._find_unused
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        self._steps.task = self._task
         with warnings.catch_warnings():
-            # Renamed in torch 2.13, where both names are known; older versions know this one.
+            # torch 2.13 renames the argument; older versions know this name alone.
             warnings.filterwarnings(
                 "ignore", message=".*broadcast_buffers.*", category=FutureWarning
             )
-            self._wrapped = wrapped = DistributedDataParallel(
-                self._steps,
-                device_ids=ids,
+            wrapped = DistributedDataParallel(
+                self._step_forward,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 init_sync=False,
-                find_unused_parameters=unused and not self._static,
-                **self._settings,
+                find_unused_parameters=unused and not self._static_graph,
+                **self._options,
             )
         if self._compress is not None:
             _register_compression(wrapped, self._compress)
+        self._wrapped = wrapped
         return wrapped
 
-    def teardown(self, failed: bool = False) -> None:
-        """Leave the gradients to themselves."""
-        self._wrapped = None
-
     def set_gradient_sync(self, last: bool) -> None:
-        """Average the gradients in the backward pass to come, or leave them to add up."""
+        """Average gradients in the next backward pass, or add them up on each rank."""
         if self._wrapped is not None:
-            # A static graph must be seen whole once before anything may be left out of it.
-            self._wrapped.require_backward_grad_sync = last or (self._static and self._first)
-            self._first = False
+            # torch must see a static graph whole once before it may leave anything out.
+            sees_graph = self._static_graph and self._no_step_yet
+            self._wrapped.require_backward_grad_sync = last or sees_graph
+            self._no_step_yet = False
 
     def finalize_gradients(
         self,
@@ -183,12 +173,17 @@ class DDP(SingleDevice):
         *,
         want_norm: bool = False,
     ) -> Tensor | None:
-        """Divide, unscale, clip and check the gradients, which are the same on all ranks."""
-        for parameter in self._late:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.world_size
+        """Make the gradients ready, which are the same on all ranks; see ``Strategy``."""
+        if self._wrapped is not None:
+            for parameter in self._frozen:
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.world_size
         return super().finalize_gradients(names, divisor, want_norm=want_norm)
+
+    def teardown(self, failed: bool = False) -> None:
+        """Take DistributedDataParallel off the task."""
+        self._wrapped = None
 
 
 def _register_compression(

@@ -1,6 +1,4 @@
-"""Spread: the layers of one model over several devices of one process, by hand or balanced by their
-bytes.
-"""
+"""The layers of one model on several devices of one process, by the user's map or by their bytes."""
 
 from __future__ import annotations
 
@@ -12,92 +10,90 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loopkit.devices import count_devices, visible_devices
+from loopkit.distributed.communicator import Communicator
 from loopkit.errors import OptionError
 from loopkit.rng import torch_seeder
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.device_placement import balanced, by_hand, connect
+from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.precision import Both, forward_context
-from loopkit.strategies.single import SingleDevice
 
 DeviceMap = str | Mapping[str, str | int]
-NOWHERE = ("meta", "disk")
+_WITHOUT_VALUES = ("meta", "disk")
 
 
 def parse_device_map(device_map: object) -> dict[str, torch.device] | None:
-    """The devices by prefix; None for "auto".
+    """Return the device of each prefix of module names; None for "auto".
 
     Raises:
-        OptionError: it is neither "auto" nor a mapping to devices, or a device on which nothing can
-            be computed.
+        OptionError: ``device_map`` is neither "auto" nor a mapping to devices, or this machine
+            cannot compute on one of them.
     """
     if device_map == "auto":
         return None
     if not isinstance(device_map, Mapping) or not device_map:
         raise OptionError(
             f"device_map={device_map!r}: give 'auto', or the device of each part by the start of "
-            f"its "
-            "name, as {'encoder': 'cpu', 'head': 'cuda:0'}"
+            "its name, as {'encoder': 'cpu', 'head': 'cuda:0'}"
         )
-    return {str(prefix): _device(str(prefix), device) for prefix, device in device_map.items()}
+    return {str(prefix): _parse_device(str(prefix), given) for prefix, given in device_map.items()}
 
 
-def _device(prefix: str, device: object) -> torch.device:
-    shown = f"device_map gives {prefix!r} {device!r}"
-    if device in NOWHERE or (isinstance(device, torch.device) and device.type == "meta"):
+def _parse_device(prefix: str, given: object) -> torch.device:
+    shown = f"device_map gives {prefix!r} {given!r}"
+    if given in _WITHOUT_VALUES or (isinstance(given, torch.device) and given.type == "meta"):
         raise OptionError(
             f"{shown}, where parameters have no values: they can be neither trained nor "
             "computed with. Give a device of this machine, or make the model smaller"
         )
     try:
-        found = torch.device(f"cuda:{device}" if type(device) is int else device)  # type: ignore[call-overload]
+        device = torch.device(f"cuda:{given}" if type(given) is int else given)  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
         raise OptionError(
             f"{shown}, which is no device: give 'cpu', 'cuda:0', 'mps' or a GPU's number"
         ) from error
-    counts = {kind: count_devices(kind) for kind in ("cpu", "cuda", "mps", found.type)}
-    if (found.index or 0) >= counts[found.type]:
+    counts = {kind: count_devices(kind) for kind in ("cpu", "cuda", "mps", device.type)}
+    if (device.index or 0) >= counts[device.type]:
         have = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         raise OptionError(f"{shown}, which is not on this machine: it has {have}")
-    return (
-        torch.device(found.type)
-        if found.type in ("cpu", "mps")
-        else torch.device(found.type, found.index or 0)
-    )
+    if device.type in ("cpu", "mps"):
+        return torch.device(device.type)
+    return torch.device(device.type, device.index or 0)
 
 
-class DeviceMapStrategy(SingleDevice):
-    """The layers of one task over several devices, in one process: one computes after the other.
+class DeviceMapStrategy(ModuleStrategy):
+    """The layers of one task on several devices of one process, which compute one after another.
 
-    Batches go to the first device. A layer's inputs are brought to the layer's device, and what the
-    task's own methods get back from its layers is on the first device again, so that a step needs
-    no ``.to``.
+    Batches go to the first device. A layer gets its inputs on its own device. The task's methods
+    get the outputs of its layers on the first device, so that a step needs no ``.to``.
 
     Args:
-        device_map: "auto" divides the layers, in order, into parts of about the same bytes; or the
-            device of each module by the start of its name: the longest that fits counts, and ``""``
-            is everything else.
-        devices: what "auto" divides among; None takes every GPU.
+        device_map: "auto" divides the layers, in order, into parts of about the same bytes. A
+            mapping gives the device of each module by the start of its name: the longest start that
+            fits decides, and ``""`` is everything else.
+        devices: the devices that "auto" divides the layers among; None takes every GPU.
 
     Raises:
-        OptionError: a device that this machine has not, or on which nothing can be computed.
+        OptionError: this machine lacks a device, or cannot compute on it.
     """
 
     def __init__(
         self, device_map: DeviceMap = "auto", devices: Sequence[torch.device] | None = None
     ) -> None:
-        self._by_hand = parse_device_map(device_map)
-        self.devices = list(
-            dict.fromkeys(self._by_hand.values() if self._by_hand else devices or visible_devices())
-        )
-        super().__init__(str(self.devices[0]))
+        self._by_prefix = parse_device_map(device_map)
+        given = self._by_prefix.values() if self._by_prefix else devices or visible_devices()
+        self.devices = list(dict.fromkeys(given))
+        self._handles: list[RemovableHandle] = []
+
+    def _join_ranks(self) -> tuple[torch.device, Communicator]:
+        return self.devices[0], Communicator()
+
+    def setup_environment(self, settings: ComputeSettings | None = None) -> None:
+        """Take the devices, with the context of the precision for each kind; see ``Strategy``."""
+        super().setup_environment(settings)
         seeders = [torch_seeder(device) for device in self.devices]
         if len(seeders) > 1:
             self.set_seed = lambda value: [seeder(value) for seeder in seeders]
-        self._handles: list[RemovableHandle] = []
-
-    def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
-        """Fix the numerics, for every kind of device."""
-        super().setup_environment(numerics)
         if self.settings.precision.autocast is not None and self.forward_context is not None:
             for kind in {device.type for device in self.devices} - {self.device.type}:
                 other = forward_context(self.settings.precision, torch.device(kind))
@@ -105,12 +101,11 @@ class DeviceMapStrategy(SingleDevice):
                 self.forward_context = Both(self.forward_context, other)
 
     def _move(self, task: nn.Module) -> None:
-        self._disconnect()
-        places = (
-            balanced(task, self.devices)
-            if self._by_hand is None
-            else by_hand(task, self._by_hand, self.device)
-        )
+        self._remove_hooks()
+        if self._by_prefix is None:
+            device_of = balanced(task, self.devices)
+        else:
+            device_of = by_hand(task, self._by_prefix, self.device)
         for name, tensor in (*task.named_parameters(), *task.named_buffers()):
             if tensor.is_meta:
                 raise OptionError(
@@ -118,13 +113,13 @@ class DeviceMapStrategy(SingleDevice):
                 )
         dtype = self.settings.precision.storage
         for name, module in task.named_modules():
-            if name in places:
-                module._apply(_mover(places[name], dtype), recurse=False)
-        if len(set(places.values())) > 1:
-            self._handles = connect(task, places, self.device)
+            if name in device_of:
+                module._apply(_converter(device_of[name], dtype), recurse=False)
+        if len(set(device_of.values())) > 1:
+            self._handles = connect(task, device_of, self.device)
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
-        """Add the gradients of ``loss``, wherever it was computed."""
+        """Add the gradients of ``loss``, which may be on any of the devices; see ``Strategy``."""
         super().backward(loss.to(self.device), None if value is None else value.to(self.device))
 
     def finalize_gradients(
@@ -134,7 +129,7 @@ class DeviceMapStrategy(SingleDevice):
         *,
         want_norm: bool = False,
     ) -> Tensor | None:
-        """Make the gradients ready, device by device; see ``Strategy.finalize_gradients``."""
+        """Make the gradients ready, device by device; see ``Strategy``."""
         names = names or tuple(self._parameters)
         grads: dict[torch.device, list[Tensor]] = {}
         for name in names:
@@ -150,23 +145,23 @@ class DeviceMapStrategy(SingleDevice):
         )
 
     def _norm(self, grads: Iterable[list[Tensor]]) -> Tensor:
-        """Return the norm of all gradients, on the first device, where the guard's flag is."""
+        """Return the norm of all gradients, on the device of the non-finite flag."""
         norms = [norm.to(self.device) for held in grads for norm in torch._foreach_norm(held)]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-        return norm
+        total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return total
 
     def teardown(self, failed: bool = False) -> None:
-        """Take the hooks off the task; its layers stay where they are."""
-        self._disconnect()
-        super().teardown(failed)
+        """Remove the hooks from the task's modules; its layers stay where they are."""
+        self._remove_hooks()
 
-    def _disconnect(self) -> None:
+    def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
 
-def _mover(device: torch.device, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+def _converter(device: torch.device, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    """Return a function that moves a tensor to ``device``, in ``dtype`` if it is not of integers."""
     return lambda tensor: tensor.to(
         device, dtype if tensor.is_floating_point() or tensor.is_complex() else None
     )

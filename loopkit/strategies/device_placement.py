@@ -1,6 +1,4 @@
-"""Placement: which module of a task is on which device, and what brings tensors over the
-boundaries.
-"""
+"""Device placement: the device of each module of a task, and the hooks that move tensors between."""
 
 from __future__ import annotations
 
@@ -12,76 +10,80 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loopkit.data.nested import map_tensors
 from loopkit.errors import OptionError, nearest
+from loopkit.nested import map_tensors
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 
 
 def by_hand(
     task: nn.Module, devices: Mapping[str, torch.device], first: torch.device
 ) -> dict[str, torch.device]:
-    """The device of every module that holds tensors of its own, by the module's name.
+    """Return the device of every module that holds tensors, by its name.
+
+    Args:
+        devices: the device of each prefix of module names; the longest that fits decides.
+        first: the device of the task's own tensors if no prefix fits.
 
     Raises:
-        OptionError: a prefix that no module has, a module without a device, or a shared parameter
-            with two.
+        OptionError: no module has a prefix, a module has no device, or a shared parameter has two.
     """
     modules = dict(task.named_modules())
     for prefix in devices:
         if prefix not in modules:
             raise OptionError(
                 f"device_map names {prefix!r}, and {type(task).__name__} has no module of that "
-                f"name."
-                f"{nearest(prefix, modules)} It has {', '.join(list(modules)[1:13])}"
+                f"name.{nearest(prefix, modules)} It has {', '.join(list(modules)[1:13])}"
             )
-    places: dict[str, torch.device] = {}
+    device_of: dict[str, torch.device] = {}
     for name, module in modules.items():
-        if _own(module):
+        if _own_tensors(module):
             fits = [p for p in devices if p in ("", name) or name.startswith(f"{p}.")]
             if not fits and name:
                 raise OptionError(
                     f"device_map says nothing of {name}, which holds parameters: name it, or give "
-                    f"'' a "
-                    "device for everything else"
+                    "'' a device for everything else"
                 )
-            places[name] = devices[max(fits, key=len)] if fits else first
-    for first_name, name in _shared(modules):
-        if places[name] != places[first_name]:
+            device_of[name] = devices[max(fits, key=len)] if fits else first
+    for owner, name in _sharing_modules(modules):
+        if device_of[name] != device_of[owner]:
             raise OptionError(
-                f"device_map puts {first_name} on {places[first_name]} and {name} on "
-                f"{places[name]}, and "
-                "they share a parameter: give both the same device"
+                f"device_map puts {owner} on {device_of[owner]} and {name} on {device_of[name]}, "
+                "and they share a parameter: give both the same device"
             )
-    return places
+    return device_of
 
 
 def balanced(task: nn.Module, devices: Sequence[torch.device]) -> dict[str, torch.device]:
-    """The device of every module that holds tensors, so that each device has about the same bytes,
-    in order.
+    """Return the device of every module that holds tensors, with about the same bytes on each.
 
-    A repeated block stays whole: what it adds up inside must be in one place.
+    Consecutive modules go to one device. A repeated block stays whole, because it adds its input to
+    its output.
     """
     blocks = {id(block) for block in repeated_blocks(task)}
-    units = list(_units(task, "", blocks))
+    units = list(_indivisible_units(task, "", blocks))
     modules = dict(task.named_modules())
-    sizes, seen = [], set[int]()
-    for members in units:
-        tensors = {id(t): t for name in members for t in _own(modules[name]) if id(t) not in seen}
+    sizes: list[int] = []
+    seen: set[int] = set()
+    for names in units:
+        tensors = {id(t): t for name in names for t in _own_tensors(modules[name])}
+        sizes.append(sum(t.nbytes for key, t in tensors.items() if key not in seen))
         seen |= set(tensors)
-        sizes.append(sum(t.numel() * t.element_size() for t in tensors.values()))
     chosen = divide(sizes, len(devices))
-    places = {name: devices[part] for members, part in zip(units, chosen) for name in members}
-    unit_of = {name: members for members in units for name in members}
-    for first_name, name in _shared(modules):
-        places |= dict.fromkeys(unit_of[name], places[first_name])
-    return places
+    device_of = {name: devices[part] for names, part in zip(units, chosen) for name in names}
+    unit_of = {name: names for names in units for name in names}
+    for owner, name in _sharing_modules(modules):
+        device_of |= dict.fromkeys(unit_of[name], device_of[owner])
+    return device_of
 
 
 def divide(sizes: Sequence[int], parts: int) -> list[int]:
-    """Which of ``parts`` consecutive stretches of about the same sum each size falls to: by where
-    its middle lies.
+    """Return which of ``parts`` consecutive parts of about the same sum each size belongs to.
+
+    The middle of a size decides.
     """
-    total, before, chosen = sum(sizes) or 1, 0, []
+    total = sum(sizes) or 1
+    before = 0
+    chosen = []
     for size in sizes:
         chosen.append(min(parts - 1, int((2 * before + size) * parts / (2 * total))))
         before += size
@@ -89,27 +91,31 @@ def divide(sizes: Sequence[int], parts: int) -> list[int]:
 
 
 def connect(
-    task: nn.Module, places: Mapping[str, torch.device], first: torch.device
+    task: nn.Module, device_of: Mapping[str, torch.device], first: torch.device
 ) -> list[RemovableHandle]:
-    """Have every module get its inputs on its own device, and the task its layers' outputs on the
-    first.
+    """Hook modules so that each gets its inputs on its device, and the task all outputs on ``first``.
+
+    Args:
+        device_of: the device of each module that holds tensors, by its name.
     """
     handles = []
     for name, module in task.named_modules():
-        inside = {
+        devices = {
             device
-            for held, device in places.items()
-            if held == name or not name or held.startswith(f"{name}.")
+            for inner, device in device_of.items()
+            if inner == name or not name or inner.startswith(f"{name}.")
         }
-        if len(inside) == 1 and name:
-            bring = _Bring(next(iter(inside)))
-            handles.append(module.register_forward_pre_hook(bring.inputs, with_kwargs=True))
-    handles += [module.register_forward_hook(_Bring(first).outputs) for module in _called(task)]
+        if len(devices) == 1 and name:
+            to_device = _ToDevice(next(iter(devices)))
+            handles.append(module.register_forward_pre_hook(to_device.inputs, with_kwargs=True))
+    handles += [
+        module.register_forward_hook(_ToDevice(first).outputs) for module in _called_by_task(task)
+    ]
     return handles
 
 
-class _Bring:
-    """Brings the tensors of a call to a device."""
+class _ToDevice:
+    """Hooks on a module that move the tensors of a call to a device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -117,70 +123,69 @@ class _Bring:
     def inputs(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        """What a module is called with, on the device."""
-        return tuple(self._moved(part) for part in args), {
-            name: self._moved(part) for name, part in kwargs.items()
-        }
+        """Return the arguments of a call, on the device."""
+        moved = {name: self._move(value) for name, value in kwargs.items()}
+        return tuple(self._move(value) for value in args), moved
 
     def outputs(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """What a module returns, on the device."""
-        return self._moved(output)
+        """Return what a call returned, on the device."""
+        return self._move(output)
 
-    def _moved(self, value: Any) -> Any:
-        if (
-            isinstance(value, dict) and type(value) is not dict
-        ):  # transformers' outputs have their items as attributes
-            fresh = copy.copy(value)
+    def _move(self, value: Any) -> Any:
+        # The outputs of transformers are dicts whose items are attributes too.
+        if isinstance(value, dict) and type(value) is not dict:
+            moved = copy.copy(value)
             for key, part in value.items():
-                fresh[key] = self._moved(part)
-            return fresh
-        return map_tensors(
-            lambda tensor: tensor.to(self.device, non_blocking=self.device.type == "cuda"), value
-        )
+                moved[key] = self._move(part)
+            return moved
+        non_blocking = self.device.type == "cuda"
+        return map_tensors(lambda t: t.to(self.device, non_blocking=non_blocking), value)
 
 
-def _own(module: nn.Module) -> list[Tensor]:
-    """The tensors that a module holds itself."""
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    """Return the tensors that a module holds itself."""
     return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
 
 
-def _shared(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
-    """Pairs of modules that hold the same tensor, the first that has it in front."""
+def _sharing_modules(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
+    """Yield pairs of modules that hold the same tensor: the first module that has it, and another."""
     owner: dict[int, str] = {}
     for name, module in modules.items():
-        for tensor in _own(module):
+        for tensor in _own_tensors(module):
             if owner.setdefault(id(tensor), name) != name:
                 yield owner[id(tensor)], name
 
 
-def _units(module: nn.Module, name: str, blocks: set[int]) -> Iterator[list[str]]:
-    """What stays together: the names of the modules with tensors in each part that is not divided
-    further.
+def _indivisible_units(module: nn.Module, name: str, blocks: set[int]) -> Iterator[list[str]]:
+    """Yield the parts of ``module`` that stay on one device, as names of modules with tensors.
+
+    Args:
+        name: the name of ``module`` in the task.
+        blocks: the repeated blocks by their ``id``.
     """
-    if name and (id(module) in blocks or not _divisible(module, blocks)):
-        inner = [
-            f"{name}.{below}" if below else name for below, m in module.named_modules() if _own(m)
+    if name and (id(module) in blocks or not _is_divisible(module, blocks)):
+        unit = [
+            f"{name}.{inner}" if inner else name
+            for inner, m in module.named_modules()
+            if _own_tensors(m)
         ]
-        yield from [inner] if inner else []
+        yield from [unit] if unit else []
         return
-    if _own(module):
+    if _own_tensors(module):
         yield [name]
-    for below, child in module.named_children():
-        yield from _units(child, f"{name}.{below}" if name else below, blocks)
+    for child_name, child in module.named_children():
+        yield from _indivisible_units(child, f"{name}.{child_name}" if name else child_name, blocks)
 
 
-def _divisible(module: nn.Module, blocks: set[int]) -> bool:
-    """Whether a module's children may stand on several devices: lists of modules, and what blocks
-    are within.
-    """
+def _is_divisible(module: nn.Module, blocks: set[int]) -> bool:
+    """Return whether a module is a list of modules, or has blocks inside."""
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         return True
-    return any(id(below) in blocks for below in module.modules() if below is not module)
+    return any(id(inner) in blocks for inner in module.modules() if inner is not module)
 
 
-def _called(task: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a task's own methods call: its children, and the members of lists among
-    them.
-    """
+def _called_by_task(task: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that a task's methods call: its children, and the members of its lists."""
     for child in task.children():
-        yield from _called(child) if isinstance(child, (nn.ModuleList, nn.ModuleDict)) else (child,)
+        is_list = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+        yield from _called_by_task(child) if is_list else (child,)

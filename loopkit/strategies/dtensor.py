@@ -1,6 +1,4 @@
-"""Sharded tensors (torch's DTensor): gathered whole, cut into the parts that are saved, and cut
-from whole ones.
-"""
+"""Sharded tensors (torch's DTensor): gather them, cut them from whole ones, and save each part once."""
 
 from __future__ import annotations
 
@@ -14,72 +12,68 @@ from loopkit.checkpoint import Shard, ShardedTensor
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether ``tensor`` is one of torch's DTensors. Known by what it has: importing the class
-    takes half a second.
-    """
+    """Return whether ``tensor`` is a DTensor, without the import of that class, which is slow."""
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
-def whole(tensor: Any) -> Tensor:
-    """A sharded tensor gathered, on every rank (collective); another one itself."""
-    gathered: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
-    return gathered
+def full_tensor(tensor: Any) -> Tensor:
+    """Return a sharded tensor whole on every rank (collective); another tensor as it is."""
+    whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return whole
 
 
-def local(tensor: Any) -> Tensor:
-    """This rank's part of a sharded tensor, the same memory; another one itself."""
-    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
-    return part
+def local_tensor(tensor: Any) -> Tensor:
+    """Return this rank's part of a sharded tensor, in the same memory; another tensor as it is."""
+    local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return local
 
 
-def box(tensor: Any) -> tuple[slice, ...]:
-    """Where this rank's part of a sharded tensor lies in the whole."""
+def local_box(tensor: Any) -> tuple[slice, ...]:
+    """Return which part of the whole this rank holds of a sharded tensor."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape, offset = compute_local_shape_and_global_offset(
         tensor.shape, tensor.device_mesh, tensor.placements
     )
-    return tuple(slice(at, at + size) for at, size in zip(offset, shape))
+    return tuple(slice(start, start + size) for start, size in zip(offset, shape))
 
 
-def part(tensor: Any) -> Shard:
-    """What this rank saves of a sharded tensor: its box, unless that is empty or another rank has
-    the same.
-    """
-    mesh, own = tensor.device_mesh, local(tensor)
-    elsewhere = [
-        at
-        for at, placement in zip(mesh.get_coordinate(), tensor.placements)
+def local_shard(tensor: Any) -> Shard:
+    """Return what this rank saves of a sharded tensor: its part, unless another rank saves that."""
+    mesh, local = tensor.device_mesh, local_tensor(tensor)
+    # Of several ranks with the same part, the one at 0 on each axis that replicates saves it. What
+    # is not split over tensor-parallel groups is the first group's to save.
+    replicas = [
+        coordinate
+        for coordinate, placement in zip(mesh.get_coordinate(), tensor.placements)
         if placement.is_replicate()
     ]
-    elsewhere.append(
-        int(mesh.mesh.min())
-    )  # what is not split over teams is the first team's to save
-    if any(elsewhere) or not own.numel():
+    if any(replicas) or int(mesh.mesh.min()) or not local.numel():
         return Shard(None, (0,) * tensor.ndim, tuple(tensor.shape))
-    return Shard(own, tuple(place.start for place in box(tensor)), tuple(tensor.shape))
+    offset = tuple(extent.start for extent in local_box(tensor))
+    return Shard(local, offset, tuple(tensor.shape))
 
 
-def parts(value: Any) -> Any:
-    """``value`` with every sharded tensor in its dicts, lists and tuples replaced by this rank's
-    part of it.
-    """
+def local_shards(value: Any) -> Any:
+    """Return ``value`` with each sharded tensor in its dicts, lists and tuples as a Shard."""
     if isinstance(value, Tensor):
-        return part(value) if is_sharded(value) else value
+        return local_shard(value) if is_sharded(value) else value
     if type(value) is dict:
-        return {key: parts(item) for key, item in value.items()}
+        return {key: local_shards(item) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(parts(item) for item in value)
+        return type(value)(local_shards(item) for item in value)
     return value
 
 
-def like(tensor: Any, pattern: Any) -> Tensor:
-    """A whole tensor, or pieces of one, cut as ``pattern`` is, where that is sharded and of its
-    shape; else whole.
+def shard_like(tensor: Any, pattern: Any) -> Tensor:
+    """Return a whole or saved tensor cut as ``pattern`` is; whole if that is not sharded.
+
+    A tensor of another shape stays whole too, such as a count of steps.
     """
     if not is_sharded(pattern) or is_sharded(tensor) or tensor.shape != pattern.shape:
         return tensor[()] if isinstance(tensor, ShardedTensor) else tensor
-    cut = tensor[box(pattern)].to(pattern.device, copy=isinstance(tensor, Tensor)).contiguous()
+    cut = tensor[local_box(pattern)]
+    cut = cut.to(pattern.device, copy=isinstance(tensor, Tensor)).contiguous()
     made: Tensor = type(pattern.data).from_local(
         cut,
         pattern.device_mesh,
@@ -92,33 +86,33 @@ def like(tensor: Any, pattern: Any) -> Tensor:
 
 
 @torch.no_grad()
-def put(target: Any, tensor: Tensor | ShardedTensor) -> None:
-    """Copy a whole tensor, or pieces of one, into ``target``, which may be sharded; no collective."""
+def copy_into(target: Any, tensor: Tensor | ShardedTensor) -> None:
+    """Copy a whole or saved tensor into ``target``, which may be sharded; not collective."""
     if is_sharded(target):
-        local(target).copy_(tensor[box(target)])
+        local_tensor(target).copy_(tensor[local_box(target)])
     else:
         target.copy_(tensor[()])
 
 
-def put_all(targets: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """``put`` for each name of ``targets``."""
+def copy_all_into(targets: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Copy into each target the tensor of its name; see ``copy_into``."""
     for name, target in targets.items():
-        put(target, tensors[name])
+        copy_into(target, tensors[name])
 
 
-def copies(tensor: Any, ranks: int) -> int:
-    """How many of ``ranks`` hold the same part of a sharded tensor."""
+def replica_count(tensor: Any, world_size: int) -> int:
+    """Return how many of ``world_size`` ranks hold the same part of a sharded tensor."""
     parts = 1
     for size, placement in zip(tensor.device_mesh.shape, tensor.placements):
         parts *= 1 if placement.is_replicate() else size
-    return ranks // parts
+    return world_size // parts
 
 
-def align(parameters: Iterable[Any]) -> None:
-    """Have gradients be split as their parameters are; collective.
+def match_placements(parameters: Iterable[Any]) -> None:
+    """Redistribute gradients so that each is split as its parameter is; collective.
 
-    A norm on split activations leaves each rank with a summand, an embedding split by words with
-    the whole.
+    A norm on split activations leaves each rank with a summand of the gradient. An embedding that
+    is split by its vocabulary leaves each rank with the whole gradient.
     """
     for parameter in parameters:
         if is_sharded(parameter) and parameter.grad.placements != parameter.placements:

@@ -1,12 +1,9 @@
-"""FSDP: parameters, gradients and optimizer state sharded over the ranks (torch's fully_shard,
-FSDP2).
-"""
+"""FSDP: ranks shard parameters, gradients and optimizer state (torch's fully_shard, FSDP2)."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,53 +12,60 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.checks import checked_int
-from loopkit.distributed.communicator import ProcessGroupCommunicator
+from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
 from loopkit.strategies.activation_checkpointing import repeated_blocks
 from loopkit.strategies.base import ComputeSettings
-from loopkit.strategies.dtensor import align, copies, is_sharded, local, put
+from loopkit.strategies.dtensor import (
+    copy_into,
+    is_sharded,
+    local_tensor,
+    match_placements,
+    replica_count,
+)
 from loopkit.strategies.meta_init import fill_from_rank_zero, is_on_meta, move_to_meta
-from loopkit.strategies.single import SingleDevice
+from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.tensor_parallel import TensorParallel
 
 Wrap = Literal["auto"] | int | Sequence[str | type]
 
-
-_FUSED = (torch.optim.Adam, torch.optim.AdamW)  # whose fused kernels know sharded tensors
+# The optimizers whose fused kernels take sharded tensors.
+_FUSED = (torch.optim.Adam, torch.optim.AdamW)
 
 
 @checks_keywords
-class FSDP(SingleDevice):
-    """Fully sharded data parallel: each rank keeps a part of every parameter, and gathers a block
-    when it needs it.
+class FSDP(ModuleStrategy):
+    """Fully sharded data parallel: each rank keeps a part of every parameter.
 
-    The task is sharded in place and stays the user's: its attributes, parameter names and step
-    methods. Within a step parameters are whole; outside they are torch DTensors. A model that is
-    too large for one device is made in ``Task.configure_model``: the first rank makes it on the
-    CPU, the others not at all.
+    The ranks gather the parameters of a block when they need them. The task is sharded in place
+    and keeps its attributes, parameter names and step methods. Within a step parameters are whole;
+    outside they are DTensors. Make a model that is too large for one device in
+    ``Task.configure_model``: rank 0 makes it on the CPU, the others on the meta device.
 
     Args:
-        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its number on the
-            machine.
-        wrap: what is gathered at once, besides the rest of the task as a whole: "auto" takes the
-            blocks that stand in a ModuleList or Sequential more than once, a number takes modules
-            of at least so many parameters, a list takes classes, by themselves or by name.
+        accelerator: "auto", "cpu" or "cuda"; each rank takes the device of its local rank.
+        wrap: what is gathered at once, besides the rest of the task as a whole. "auto" takes the
+            blocks that are repeated in a ModuleList or Sequential; a number takes modules of at
+            least so many parameters; a list takes classes, by themselves or by name.
         reshard_after_forward: free a block's whole parameters after its forward pass, and gather
-            them again in the backward pass; False keeps them, a number keeps them whole within
+            them again in the backward pass. False keeps them; a number keeps them whole within
             groups of that many ranks.
         param_dtype, reduce_dtype: the dtypes in which parameters are gathered and gradients are
-            added up; None takes bfloat16 or float16 and float32 under ``precision="bf16"`` or
-            ``"fp16"``, else the parameters'.
+            summed. None takes bfloat16 or float16 and float32 under ``precision="bf16"`` or
+            ``"fp16"``, else the dtype of the parameters.
         offload: keep parameters, gradients and optimizer state in the CPU's memory.
-        prefetch: how many blocks ahead are gathered, forward and backward; None leaves it to torch.
-        replicas: shard within groups and replicate over this many of them (hybrid sharding).
-        tensor: split layers over the ranks of a team too; then teams shard, and share out the data.
-        timeout: seconds that a rank waits for the others before the run is ended as hung.
+        prefetch: how many blocks ahead parameters are gathered, forward and backward; None leaves
+            that to torch.
+        replicas: shard within groups of ranks, and replicate over this many groups (hybrid
+            sharding).
+        tensor: split layers over tensor-parallel groups too. Each group then trains on its own
+            batches, and FSDP shards over the groups.
+        timeout: seconds that a rank waits for the others before the run fails as hung.
 
     Raises:
-        OptionError: a setting that is not accepted.
+        OptionError: a setting is not accepted.
     """
 
     multi_process = True
@@ -82,58 +86,67 @@ class FSDP(SingleDevice):
         tensor: TensorParallel | None = None,
         timeout: float = 600,
     ) -> None:
-        super().__init__("cpu")  # until the place among the ranks is known
-        self._join = ProcessGroupSetup(accelerator, timeout, always=True)
         if isinstance(wrap, str) and wrap != "auto":
             raise OptionError(
                 f"FSDP(wrap={wrap!r}): give 'auto', a number of parameters, or a list of classes"
             )
         checked_int(replicas, "FSDP(replicas=)")
         checked_int(prefetch, "FSDP(prefetch=)", or_none=True)
-        self.wrap, self.reshard_after_forward, self.prefetch = wrap, reshard_after_forward, prefetch
-        self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
-        self.offload, self.replicas, self.tensor = offload, replicas, tensor
+        self._process_group = ProcessGroupSetup(accelerator, timeout, always=True)
+        self.wrap = wrap
+        self.reshard_after_forward = reshard_after_forward
+        self.param_dtype = param_dtype
+        self.reduce_dtype = reduce_dtype
+        self.offload = offload
+        self.prefetch = prefetch
+        self.replicas = replicas
+        self.tensor = tensor
 
-    def setup_environment(self, numerics: ComputeSettings | None = None) -> None:
-        """Join the other ranks and take this one's device."""
-        self._take(*self._join.init())
-        super().setup_environment(numerics)
-        self._team = 1
+    def _join_ranks(self) -> tuple[torch.device, Communicator]:
+        return self._process_group.init()
+
+    def setup_environment(self, settings: ComputeSettings | None = None) -> None:
+        """Join the other ranks and take this rank's device; see ``Strategy``.
+
+        Raises:
+            OptionError: the ranks cannot be divided into the groups that are asked for, or the
+                layers are split under a loss scaler.
+        """
+        super().setup_environment(settings)
+        self._tp_size = 1
         if self.tensor is not None:
-            self._team = self.tensor.team(self.world_size, self._join.local_size)
-            self.dp = ProcessGroupCommunicator(tp_size=self._team)
+            self._tp_size = self.tensor.tp_size(self.world_size, self._process_group.local_size)
+            self.dp = ProcessGroupCommunicator(tp_size=self._tp_size)
             if self.scaler is not None:
                 raise OptionError(
                     "TensorParallel with precision='fp16': the loss scaler takes no layers that "
-                    "are "
-                    "split: take precision='bf16'"
+                    "are split: take precision='bf16'"
                 )
         if self.dp.size % self.replicas:
-            whose = "ranks" if self._team == 1 else f"teams of {self._team} ranks"
+            members = "ranks"
+            if self._tp_size > 1:
+                members = f"tensor-parallel groups of {self._tp_size} ranks"
             raise OptionError(
-                f"FSDP(replicas={self.replicas}): {self.dp.size} {whose} cannot be dealt out evenly"
+                f"FSDP(replicas={self.replicas}): {self.dp.size} {members} cannot be divided evenly"
             )
-        # Ranks that share no data with others only split layers.
-        self._fully = self.dp.size > 1 or self._team == 1
-        if self._team > 1:
-            self.name = "FSDP and TensorParallel" if self._fully else "TensorParallel"
-        # On the first rank a model is made on the CPU; on the others without memory, to be filled
-        # from there.
-        self.init_context = nullcontext if self.rank == 0 else lambda: torch.device("meta")
+        # If all ranks are one tensor-parallel group, their layers are split and not sharded.
+        self._shards = self.dp.size > 1 or self._tp_size == 1
+        if self._tp_size > 1:
+            self.name = "FSDP and TensorParallel" if self._shards else "TensorParallel"
+        if self.rank > 0:
+            self.init_context = lambda: torch.device("meta")
 
     def setup_module(self, task: nn.Module) -> None:
-        """Shard ``task`` in place, with the first rank's weights; one that is sharded already stays
-        so.
-        """
+        """Shard ``task`` in place, with the weights of rank 0; one that is sharded stays so."""
         self._task = task
         if any(is_sharded(parameter) for parameter in task.parameters()):
             return
         if any(self.world.all_gather_object(is_on_meta(task))):
-            full = move_to_meta(task, self.settings.precision.storage)
-            self._equip(task)
+            values = move_to_meta(task, self.settings.precision.storage)
+            self._prepare_blocks(task)
             self._shard(task)
             home = torch.device("cpu") if self.offload else self.device
-            fill_from_rank_zero(task, full if self.rank == 0 else {}, self.device, home)
+            fill_from_rank_zero(task, values if self.rank == 0 else {}, self.device, home)
         else:
             super().setup_module(task)
             broadcast_module(task, self.world)
@@ -148,117 +161,109 @@ class FSDP(SingleDevice):
             fully_shard,
         )
 
-        shape = {
-            "replicate": self.replicas,
-            "shard": self.dp.size // self.replicas,
-            "tensor": self._team,
+        # A mesh has an axis for each way to divide the ranks, named as torchtitan names them.
+        sizes = {
+            "dp_replicate": self.replicas,
+            "dp_shard": self.dp.size // self.replicas,
+            "tp": self._tp_size,
         }
-        kept = {
-            name: size
-            for name, size in shape.items()
-            if size > 1 or (name == "shard" and self._fully)
-        }
-        mesh = init_device_mesh(self.device.type, tuple(kept.values()), mesh_dim_names=tuple(kept))
-        if self.tensor is not None and self._team > 1:
-            self.tensor.apply(task, mesh["tensor"])
-        if not self._fully:
+        axes = tuple(
+            n for n, size in sizes.items() if size > 1 or (n == "dp_shard" and self._shards)
+        )
+        shape = tuple(sizes[name] for name in axes)
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=axes)
+        if self.tensor is not None and self._tp_size > 1:
+            self.tensor.apply(task, mesh["tp"])
+        if not self._shards:
             return
-        if self._team > 1:
-            mesh = mesh[("replicate", "shard") if self.replicas > 1 else "shard"]
+        if self._tp_size > 1:
+            mesh = mesh[("dp_replicate", "dp_shard") if self.replicas > 1 else "dp_shard"]
         precision = self.settings.precision
-        reduce = torch.float32 if precision.autocast is not None else None
-        policy = MixedPrecisionPolicy(
-            self.param_dtype or precision.autocast, self.reduce_dtype or reduce
-        )
-        offload: Any = (
-            CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
-            if self.offload
-            else OffloadPolicy()
-        )
-        # fully_shard takes no scalars: they stay whole on every rank, and their gradients are
-        # averaged by ``complete``.
-        scalars = {p for p in task.parameters() if p.ndim == 0}
-        settings: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload}
-        settings |= {"ignored_params": scalars, "reshard_after_forward": self.reshard_after_forward}
+        reduce_dtype = torch.float32 if precision.autocast is not None else None
+        offload: OffloadPolicy = OffloadPolicy()
+        if self.offload:
+            offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
+        settings: dict[str, Any] = {
+            "mesh": mesh,
+            "reshard_after_forward": self.reshard_after_forward,
+            "mp_policy": MixedPrecisionPolicy(
+                self.param_dtype or precision.autocast, self.reduce_dtype or reduce_dtype
+            ),
+            "offload_policy": offload,
+            # fully_shard takes no scalars. They stay whole on every rank, and finalize_gradients
+            # averages their gradients.
+            "ignored_params": {p for p in task.parameters() if p.ndim == 0},
+        }
         blocks = [block for block in self._blocks(task) if any(p.ndim for p in block.parameters())]
         for block in blocks:
             fully_shard(block, **settings)
-        # The rest is needed through the whole of a step: also after a call of the task itself
-        # within it.
+        # A step needs the rest until its end, also after it has called the task itself.
         fully_shard(task, **{**settings, "reshard_after_forward": False})
-        # torch warns where the task itself gives a view; its gradients are seen to by the loss of
-        # the step around it.
+        # torch warns if the task itself returns a view. The loss of the step around the call sees
+        # to its gradients.
         warnings.filterwarnings(
             "ignore", message=rf"FSDP2-wrapped module \({type(task).__name__}\) returned a view"
         )
-        self._look_ahead(blocks)
+        self._set_prefetch(blocks)
 
     def _blocks(self, task: nn.Module) -> list[nn.Module]:
+        """Return the modules to shard by themselves, inner ones first, as fully_shard wants them."""
+        modules = [module for module in task.modules() if module is not task]
         if self.wrap == "auto":
             found = [block for block in repeated_blocks(task) if block is not task]
         elif isinstance(self.wrap, int):
-            found = [
-                m
-                for m in task.modules()
-                if m is not task and sum(p.numel() for p in m.parameters()) >= self.wrap
-            ]
+            found = [m for m in modules if sum(p.numel() for p in m.parameters()) >= self.wrap]
         else:
-            kinds = [kind if isinstance(kind, str) else kind.__name__ for kind in self.wrap]
-            found = [m for m in task.modules() if type(m).__name__ in kinds and m is not task]
-            missing = [kind for kind in kinds if kind not in {type(m).__name__ for m in found}]
+            wanted = [kind if isinstance(kind, str) else kind.__name__ for kind in self.wrap]
+            present = {type(module).__name__ for module in modules}
+            missing = [kind for kind in wanted if kind not in present]
             if missing:
-                there = ", ".join(
-                    sorted({type(m).__name__ for m in task.modules() if m is not task})
-                )
                 raise OptionError(
-                    f"FSDP(wrap=...): no module is of class {missing[0]!r}; there are {there}"
+                    f"FSDP(wrap=...): no module is of class {missing[0]!r}; there are "
+                    f"{', '.join(sorted(present))}"
                 )
-        # Inner modules first, as fully_shard wants them; a list or dict has no forward pass of its
-        # own.
+            found = [module for module in modules if type(module).__name__ in wanted]
+        # A list or dict of modules has no forward pass that could gather parameters.
         return [m for m in reversed(found) if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
 
-    def _look_ahead(self, blocks: list[Any]) -> None:
+    def _set_prefetch(self, blocks: list[Any]) -> None:
         if self.prefetch is None:
             return
-        order = blocks[::-1]  # as the forward pass meets them
-        for number, block in enumerate(order):
-            block.set_modules_to_forward_prefetch(order[number + 1 : number + 1 + self.prefetch])
-            block.set_modules_to_backward_prefetch(
-                order[max(0, number - self.prefetch) : number][::-1]
-            )
+        in_forward_order = blocks[::-1]
+        for number, block in enumerate(in_forward_order):
+            following = in_forward_order[number + 1 : number + 1 + self.prefetch]
+            preceding = in_forward_order[max(0, number - self.prefetch) : number]
+            block.set_modules_to_forward_prefetch(following)
+            block.set_modules_to_backward_prefetch(preceding[::-1])
 
     def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
-        """Take the optimizers, without torch's fused and foreach kernels where those do not take
-        sharded tensors.
+        """Take the optimizers by name, without kernels of torch that take no sharded tensors.
 
         Raises:
-            OptionError: one that needs whole parameters.
+            OptionError: an optimizer needs whole parameters.
         """
         for optimizer in optimizers.values():
-            _refuse_whole(optimizer)
+            _check_takes_parts(optimizer)
             for group in optimizer.param_groups:
+                # Neither kernel takes tensors of several meshes at once.
                 if len({getattr(p, "device_mesh", None) for p in group["params"]}) > 1:
-                    group.update(
-                        {key: False for key in ("fused", "foreach") if key in group}
-                    )  # one mesh only
+                    group.update({key: False for key in ("fused", "foreach") if key in group})
                 elif group.get("fused") and type(optimizer) not in _FUSED:
                     group["fused"] = False
         super().setup_optimizers(optimizers)
 
     def step_fn(self, name: str) -> Callable[..., Any]:
-        """The task's method, in which parameters are whole."""
-        if self._fully and name not in vars(self._task):
+        """Return the task's method, inside which parameters are whole."""
+        if self._shards and name not in vars(self._task):
             from torch.distributed.fsdp import register_fsdp_forward_method
 
             register_fsdp_forward_method(self._task, name)
         return super().step_fn(name)
 
     def set_gradient_sync(self, last: bool) -> None:
-        """Add up gradients over the ranks in the backward pass to come, or leave them to add up on
-        each.
-        """
+        """Sum gradients over the ranks in the next backward pass, or add them up on each rank."""
         task: Any = self._task
-        if self._fully:
+        if self._shards:
             task.set_requires_gradient_sync(last)
 
     def finalize_gradients(
@@ -268,41 +273,50 @@ class FSDP(SingleDevice):
         *,
         want_norm: bool = False,
     ) -> Tensor | None:
-        """Make the gradients ready, by the part of each that this rank holds."""
+        """Make the gradients ready, by the part of each that this rank holds; see ``Strategy``."""
         names = names or tuple(self._parameters)
         held = [p for name in names for p in self._parameters[name] if p.grad is not None]
-        own = [p.grad for p in held if not is_sharded(p) and p.grad is not None]
-        for gradient in own if self._fully else ():  # a team's ranks have the same
+        whole = [p.grad for p in held if not is_sharded(p) and p.grad is not None]
+        # The ranks of one tensor-parallel group have the same gradients already.
+        for gradient in whole if self._shards else ():
             dist.all_reduce(gradient)
             gradient /= self.world_size
-        if self._team > 1:
-            align(held)
+        if self._tp_size > 1:
+            match_placements(held)
         sharded = [p for p in held if is_sharded(p)]
         return self._finalize(
-            [[local(p.grad) for p in sharded], own],
+            [[local_tensor(p.grad) for p in sharded], whole],
             names,
             divisor,
             want_norm=want_norm,
-            reduce_norm=lambda: self._norm(sharded, own),
+            reduce_norm=lambda: self._norm(sharded, whole),
         )
 
-    def _norm(self, sharded: list[nn.Parameter], own: list[Tensor]) -> Tensor:
-        """The norm of all gradients, from each rank's parts; what several ranks have alike counts
-        once.
+    def _norm(self, sharded: list[nn.Parameter], whole: list[Tensor]) -> Tensor:
+        """Return the norm of all gradients; a part that several ranks hold counts once.
+
+        Args:
+            sharded: the parameters of which this rank holds a part.
+            whole: the gradients that every rank holds whole.
         """
-        alike: dict[int, list[Tensor]] = {}
+        by_copies: dict[int, list[Tensor]] = {}
         for parameter in sharded:
-            alike.setdefault(copies(parameter, self.world_size), []).append(local(parameter.grad))
-        total = sum(
-            (_squares(parts, self.device) / count for count, parts in alike.items()),
-            _squares([], self.device),
-        )
+            count = replica_count(parameter, self.world_size)
+            by_copies.setdefault(count, []).append(local_tensor(parameter.grad))
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for count, parts in by_copies.items():
+            total = total + self._sum_of_squares(parts) / count
         dist.all_reduce(total)
-        total = total + _squares(own, self.device)
-        return total.sqrt().to((sharded or own)[0].dtype)
+        total = total + self._sum_of_squares(whole)
+        return total.sqrt().to((sharded or whole)[0].dtype)
+
+    def _sum_of_squares(self, tensors: list[Tensor]) -> Tensor:
+        if not tensors:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        return torch.stack(torch._foreach_norm(tensors)).to(self.device).double().square().sum()
 
     def reshard(self) -> None:
-        """Shard again what an evaluation gathered; without a backward pass nobody else does."""
+        """Shard again what an evaluation has gathered; without a backward pass torch does not."""
         from torch.distributed.fsdp import FSDPModule
 
         for module in self._task.modules():
@@ -310,28 +324,19 @@ class FSDP(SingleDevice):
                 module.reshard()
 
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back parameters and buffers, all of them: whole tensors, or sharded ones like the
-        task's.
-        """
+        """Load parameters and buffers, all of them: whole tensors, or sharded as the task's are."""
         for name, target in self.model_state().items():
             value = state[name]
             if is_sharded(value):
-                local(target).copy_(local(value))
+                local_tensor(target).copy_(local_tensor(value))
             else:
-                put(target, value)
+                copy_into(target, value)
 
 
-def _refuse_whole(optimizer: Optimizer) -> None:
+def _check_takes_parts(optimizer: Optimizer) -> None:
     kind = type(optimizer)
     if kind.__name__ == "Adafactor" or kind.__module__.split(".")[0] == "bitsandbytes":
         raise OptionError(
             f"{kind.__name__} needs each parameter whole, and under FSDP and TensorParallel a rank "
-            f"holds "
-            "parts of them: take another optimizer (adamw, lion, muon), or strategy='ddp'"
+            "holds parts of them: take another optimizer (adamw, lion, muon), or strategy='ddp'"
         )
-
-
-def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:
-    if not tensors:
-        return torch.zeros((), dtype=torch.float64, device=device)
-    return torch.stack(torch._foreach_norm(tensors)).to(device).double().square().sum()

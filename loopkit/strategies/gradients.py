@@ -37,9 +37,9 @@ def finalize_gradients(
         scaler: the loss scaler, which checks gradients itself; None if losses are not scaled.
         guard: checks gradients and losses otherwise; None under ``on_nan="ignore"``. With a
             scaler it has checked each rank's losses, and here all ranks learn the outcome.
-        reduce_norm: returns the norm of all gradients where ``grads`` is not all of them, or is
-            on several devices. The guard then looks at that norm, which all ranks have alike. None
-            takes the norm of ``grads``, and the guard looks at each gradient.
+        reduce_norm: returns the norm of all gradients, if ``grads`` is a part of them or is on
+            several devices. Then ``guard`` checks that norm, which all ranks have alike. None takes
+            the norm of ``grads``, and ``guard`` checks each gradient.
 
     Returns:
         The norm before clipping, a scalar on the strategy's device, if gradients are clipped by it

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from loopkit.strategies.dtensor import put
+from loopkit.strategies.dtensor import copy_into
 
 
 def is_on_meta(module: nn.Module) -> bool:
@@ -67,4 +67,4 @@ def fill_from_rank_zero(
         empty = torch.empty(tuple(target.shape), dtype=target.dtype, device=device)
         value = values[name].to(device) if values else empty
         dist.broadcast(value, src=0)
-        put(target.data, value)
+        copy_into(target.data, value)

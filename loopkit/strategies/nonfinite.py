@@ -33,8 +33,8 @@ class NonFiniteGuard:
     they do from torch's GradScaler, and change nothing while it is 1. An optimizer that does not
     take the flag needs one read per step instead.
 
-    Under "raise" the flag stays up until the host reads the count of non-finite steps, at a log
-    or save, so nothing changes from the first such step on. Under "skip" ``finish_step`` lowers it.
+    Under "raise" the flag stays up, and nothing changes, until the host reads the count of such
+    steps at a log or save. Under "skip" ``finish_step`` lowers the flag.
 
     Args:
         mode: "raise" or "skip".
@@ -99,6 +99,11 @@ class NonFiniteGuard:
         for group in by_kind.values():
             self._check_one_dtype(group)
 
+    def raise_if(self, found: bool) -> None:
+        """Raise the flag if the host has found a value that is not finite."""
+        if found:
+            self._flag.fill_(1.0)
+
     def sync(self) -> None:
         """Raise the flag on all ranks if it is up on any; collective, waits for no device."""
         dist.all_reduce(self._flag.view(1), op=dist.ReduceOp.MAX)
@@ -112,7 +117,7 @@ class NonFiniteGuard:
             self._flag.zero_()
         return self.host_flag is not None
 
-    def poison(self, loss: Tensor) -> Tensor:
+    def nan_while_raised(self, loss: Tensor) -> Tensor:
         """Return ``loss`` while the flag is down, NaN with NaN gradients while it is up.
 
         A loss scaler does not pass the flag to the optimizer, but skips a step with NaN gradients.

@@ -1,6 +1,4 @@
-"""Optimizers' state by the names of parameters, so that neither order nor strategy matters when it
-is loaded.
-"""
+"""The state of optimizers by parameter name, so that it loads in any order and any strategy."""
 
 from __future__ import annotations
 
@@ -15,20 +13,14 @@ from loopkit.checkpoint import ShardedTensor
 from loopkit.errors import CheckpointError
 from loopkit.strategies import dtensor
 
-HOW = (
-    "foreach",
-    "fused",
-    "capturable",
-)  # how an optimizer computes: a matter of where it runs, not of its state
+# Which of torch's implementations computes the update. It follows from the device, not the state.
+_IMPLEMENTATION_KEYS = ("foreach", "fused", "capturable")
 
 
 def optimizer_state(
     optimizers: Mapping[str, Optimizer], task: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimizers' tensors by "<parameter>/<state>" and the rest as plain values.
-
-    With several optimizers the first part is preceded by the optimizer's name.
-    """
+    """Return what ``Strategy.optimizer_state`` returns for optimizers over the task's parameters."""
     names = {id(parameter): name for name, parameter in task.named_parameters()}
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
@@ -42,79 +34,104 @@ def optimizer_state(
                     tensors[prefix + full] = value
                 else:
                     values[full] = value
-        held = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-        plain[name] = about(optimizer, held, values)
+        group_names = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+        plain[name] = describe(optimizer, group_names, values)
     return tensors, plain
 
 
-def about(optimizer: Optimizer, held: list[list[str]], values: dict[str, Any]) -> dict[str, Any]:
-    """What is saved of an optimizer besides tensors: its class, its groups with the names they
-    hold, and values.
+def describe(
+    optimizer: Optimizer, group_names: list[list[str]], values: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a checkpoint keeps of an optimizer besides tensors: class, groups and values.
+
+    Args:
+        group_names: the names of the parameters in each group.
+        values: the plain values of the state by "<parameter>/<key>".
     """
     groups = [
         {key: value for key, value in group.items() if key != "params"} | {"params": names}
-        for group, names in zip(optimizer.param_groups, held)
+        for group, names in zip(optimizer.param_groups, group_names)
     ]
     return {"class": type(optimizer).__name__, "groups": groups, "values": values}
 
 
-def loading(
+def prepare_load(
     optimizers: Mapping[str, Optimizer],
     task: nn.Module,
+    *,
     tensors: Mapping[str, Tensor],
     plain: Mapping[str, Any],
     path: Path,
 ) -> Callable[[], None]:
-    """What loads a saved state, once all optimizers have been found to fit it.
-
-    Raises:
-        CheckpointError: they are not those that were saved.
-    """
+    """Compare a saved state with all optimizers; see ``Strategy.load_optimizer_state``."""
     names = {id(parameter): name for name, parameter in task.named_parameters()}
-    inputs = []
+    states = []
     for name, optimizer in optimizers.items():
-        held = [p for group in optimizer.param_groups for p in group["params"]]
-        groups = match_groups(
-            name,
-            optimizer,
-            [[names[id(p)] for p in g["params"]] for g in optimizer.param_groups],
-            plain,
-            path,
-        )
-        numbers = {names[id(p)]: number for number, p in enumerate(held)}
-        state: dict[int, dict[str, Any]] = {}
         prefix = f"{name}/" if len(optimizers) > 1 else ""
-        for parameter, key, value in saved_states(prefix, tensors, plain[name]["values"]):
-            if parameter in numbers:
-                number = numbers[parameter]
-                own = (
-                    dtensor.like(value, held[number])
-                    if isinstance(value, (Tensor, ShardedTensor))
-                    else value
-                )
-                state.setdefault(number, {})[key] = own
-        count = 0
-        for group, present in zip(groups, optimizer.param_groups):
-            group.update({key: present[key] for key in HOW if key in present})
-            count += len(group["params"])
-            group["params"] = list(range(count - len(group["params"]), count))
-        inputs.append((optimizer, {"state": state, "param_groups": groups}))
+        state = _state_dict(name, optimizer, names, prefix, tensors=tensors, plain=plain, path=path)
+        states.append((optimizer, state))
 
     def load() -> None:
-        for optimizer, saved in inputs:
-            optimizer.load_state_dict(saved)
+        for optimizer, state in states:
+            optimizer.load_state_dict(state)
 
     return load
 
 
+def _state_dict(
+    name: str,
+    optimizer: Optimizer,
+    names: Mapping[int, str],
+    prefix: str,
+    *,
+    tensors: Mapping[str, Tensor],
+    plain: Mapping[str, Any],
+    path: Path,
+) -> dict[str, Any]:
+    """Return a saved state as the argument of torch's ``load_state_dict``.
+
+    Args:
+        names: the names of the task's parameters by their ``id``.
+        prefix: the start of the names of this optimizer's tensors.
+    """
+    group_names = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    groups = match_groups(name, optimizer, group_names, plain=plain, path=path)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # torch numbers parameters through all groups.
+    numbers = {names[id(p)]: number for number, p in enumerate(parameters)}
+    state: dict[int, dict[str, Any]] = {}
+    for parameter, key, value in saved_states(prefix, tensors, plain[name]["values"]):
+        if parameter in numbers:
+            number = numbers[parameter]
+            if isinstance(value, (Tensor, ShardedTensor)):
+                value = dtensor.shard_like(value, parameters[number])
+            state.setdefault(number, {})[key] = value
+    start = 0
+    for group, present in zip(groups, optimizer.param_groups):
+        group.update({key: present[key] for key in _IMPLEMENTATION_KEYS if key in present})
+        end = start + len(group["params"])
+        group["params"] = list(range(start, end))
+        start = end
+    return {"state": state, "param_groups": groups}
+
+
 def match_groups(
-    name: str, optimizer: Optimizer, held: list[list[str]], plain: Mapping[str, Any], path: Path
+    name: str,
+    optimizer: Optimizer,
+    group_names: list[list[str]],
+    *,
+    plain: Mapping[str, Any],
+    path: Path,
 ) -> list[dict[str, Any]]:
-    """The saved groups in the order of ``optimizer``'s, found by the names of the parameters that
-    each holds.
+    """Return the saved parameter groups in the order of the optimizer's, matched by their names.
+
+    Args:
+        name: the optimizer's name.
+        group_names: the names of the parameters in each of the optimizer's groups.
 
     Raises:
-        CheckpointError: there are no such ones, or they are another optimizer's.
+        CheckpointError: the checkpoint has no such optimizer, another class of optimizer, or other
+            groups.
     """
     saved = plain.get(name)
     if saved is None:
@@ -126,25 +143,22 @@ def match_groups(
         )
     by_names = {frozenset(group["params"]): group for group in saved["groups"]}
     groups = []
-    for own in held:
-        match = by_names.get(frozenset(own))
+    for names in group_names:
+        match = by_names.get(frozenset(names))
         if match is None:
             raise CheckpointError(
                 f"{path}: optimizer {name!r} has other parameter groups: none of the saved ones "
-                f"holds just {', '.join(own[:4])}{' …' if len(own) > 4 else ''}"
+                f"holds just {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
             )
-        groups.append(match | {"params": own})
+        groups.append(match | {"params": names})
     return groups
 
 
 def saved_states(
     prefix: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> list[tuple[str, str, Any]]:
-    """Parameter, key and value of everything saved under ``prefix``, tensors and plain values
-    alike.
-    """
-    found = [
-        (full[len(prefix) :], value) for full, value in tensors.items() if full.startswith(prefix)
-    ]
+    """Return (parameter, key, value) for each saved tensor under ``prefix`` and each plain value."""
+    cut = len(prefix)
+    found = [(full[cut:], tensor) for full, tensor in tensors.items() if full.startswith(prefix)]
     split = [(full.rpartition("/"), value) for full, value in [*found, *values.items()]]
     return [(parameter, key, value) for (parameter, _, key), value in split]

@@ -1,6 +1,4 @@
-"""Precision as data: what each name means for parameters, batches, the forward pass and loss
-scaling.
-"""
+"""What each precision means for parameters, batches, the forward pass and the loss scaling."""
 
 from __future__ import annotations
 
@@ -16,13 +14,13 @@ from loopkit.errors import OptionError, nearest
 
 @dataclass(frozen=True)
 class Precision:
-    """One precision of the contract.
+    """A value of ``Fit(precision=)``.
 
     Attributes:
-        name: as the user types it.
-        autocast: the dtype operations are cast to; None for none.
+        name: the value, as the user types it.
+        autocast: the dtype that autocast casts operations to; None for no autocast.
         storage: the dtype of parameters and floating inputs; None leaves them as they are.
-        scaled: whether the loss is scaled, so that small fp16 gradients do not vanish.
+        scaled: whether a loss scaler keeps small fp16 gradients from vanishing.
         tf32: whether float32 matrices may be multiplied in TF32.
     """
 
@@ -48,10 +46,10 @@ PRECISIONS = {
 
 
 def parse_precision(name: object) -> Precision:
-    """The precision called ``name``.
+    """Return the precision of that name.
 
     Raises:
-        OptionError: there is none of that name.
+        OptionError: no precision has that name.
     """
     if name not in PRECISIONS:
         hint = nearest(str(name), PRECISIONS)
@@ -63,15 +61,13 @@ def parse_precision(name: object) -> Precision:
 
 @contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Inside, float32 matrix products and convolutions run in TF32 if ``precision`` says so;
-    afterwards as before.
+    """Inside, run float32 matrix products and convolutions in TF32 if ``precision`` says so.
 
-    It is a setting of torch for the whole process, for devices that have TF32; others take no
-    notice of it.
+    torch has the setting for the whole process. Devices without TF32 ignore it.
 
     Raises:
-        OptionError: the script has set parts of it by themselves, which torch does not let be read
-            as a whole.
+        OptionError: the script has set TF32 for single operations. Then torch cannot read the
+            setting as a whole.
     """
     if not precision.tf32:
         yield
@@ -81,8 +77,7 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
     except RuntimeError as error:
         raise OptionError(
             "precision='tf32' sets what torch calls fp32_precision, and so does the script, for "
-            "some "
-            f"operations: leave one of them out ({str(error)[:60]}…)"
+            f"some operations: leave one of them out ({str(error)[:60]}…)"
         ) from error
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
@@ -94,9 +89,7 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
 
 
 class DefaultDtype(AbstractContextManager[None]):
-    """Inside, new floating tensors have ``dtype``: what a task creates in its step matches its
-    parameters.
-    """
+    """Inside, new floating tensors have ``dtype``, so that they match the task's parameters."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -111,7 +104,7 @@ class DefaultDtype(AbstractContextManager[None]):
 
 
 class Both(AbstractContextManager[None]):
-    """Two contexts as one that can be entered again and again."""
+    """Two contexts as one that can be entered many times."""
 
     def __init__(
         self, outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]
@@ -130,10 +123,11 @@ class Both(AbstractContextManager[None]):
 def forward_context(
     precision: Precision, device: torch.device, *, offload: bool = False
 ) -> AbstractContextManager[Any] | None:
-    """The context every call of a task's step runs in, entered again and again; None for none.
+    """Return the context for each call of a task's step, to be entered many times; None for none.
 
-    ``offload`` keeps what the backward pass needs in the CPU's memory, pinned where the device is a
-    GPU.
+    Args:
+        offload: keep what the backward pass needs in the CPU's memory, pinned if the device is a
+            GPU.
     """
     if offload:
         saved = torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")

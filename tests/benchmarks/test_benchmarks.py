@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from benchmarks import by_hand, checkpoint, ours, overhead, page
 from benchmarks.job import Job
+from tests import fork_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +99,7 @@ def test_the_page_shows_what_was_measured():
 def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights():
     words = [sys.executable, "benchmarks/strategies.py", "--rounds", "2", "--kind", "DDP"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run(
+    done = fork_server.run(
         words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr

@@ -23,6 +23,7 @@ from loopkit.checkpoint import (
     write_checkpoint,
 )
 from loopkit.errors import CheckpointError, RunDirError
+from tests import fork_server
 
 
 class Gate(Store):
@@ -190,7 +191,7 @@ writer.submit(make(2))
 def program(run_dir: Path, sleep: float) -> subprocess.Popen:
     text = PROGRAM.format(tests=str(Path(__file__).parent), run_dir=str(run_dir), sleep=sleep)
     root = str(Path(__file__).parents[2])
-    return subprocess.Popen(
+    return fork_server.Popen(
         [sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE
     )
 

@@ -29,6 +29,7 @@ from loopkit.checkpoint.manifest import Manifest
 from loopkit.checkpoint.tools import diff_checkpoints, export_model, list_checkpoints, verify_tree
 from loopkit.errors import CheckpointError, CorruptCheckpointError, OptionError, RunDirError
 from loopkit.monitor import Monitor
+from tests import fork_server
 
 # Retention
 # --------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ time.sleep(60)
 def holder(run_dir: Path, how: str = "") -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", HOLD, str(run_dir), how]
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         command, stdout=subprocess.PIPE, env=environment, start_new_session=True
     )
     assert process.stdout.readline() == b"held\n"

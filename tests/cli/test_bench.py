@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from loopkit.cli.bench import plot
-from loopkit.cli.bench.bench import run_apart
+from loopkit.cli.bench.bench import run_worker
 from loopkit.errors import MissingExtraError
 
 
@@ -29,7 +29,7 @@ def cells(out):
     return {line.split()[0]: line.split() for line in out.splitlines() if line}
 
 
-def test_precision_trains_in_each_and_tells_time_memory_and_loss(loopkit, shapes, tmp_path):
+def test_precision_trains_in_each_and_tells_time_memory_and_loss(loopkit, shapes, tmp_path, forks):
     code, out, err = loopkit(
         "bench",
         "precision",
@@ -58,7 +58,7 @@ def test_precision_trains_in_each_and_tells_time_memory_and_loss(loopkit, shapes
     assert err.count("loopkit: precision=") == 5
 
 
-def test_memory_is_counted_byte_by_byte(loopkit, shapes, tmp_path):
+def test_memory_is_counted_byte_by_byte(loopkit, shapes, tmp_path, forks):
     out = loopkit.ok(
         "bench", "memory", shapes, "--steps", "1", "--json", "m.json", "--picture", "m.svg"
     )
@@ -84,7 +84,7 @@ def test_memory_is_counted_byte_by_byte(loopkit, shapes, tmp_path):
     assert "<svg" in (tmp_path / "m.svg").read_text()
 
 
-def test_the_peak_is_what_training_takes_beyond_the_task(loopkit, heavy, tmp_path):
+def test_the_peak_is_what_training_takes_beyond_the_task(loopkit, heavy, tmp_path, forks):
     loopkit.ok(
         "bench",
         "grid",
@@ -107,7 +107,7 @@ def test_the_peak_is_what_training_takes_beyond_the_task(loopkit, heavy, tmp_pat
 
 
 def test_a_grid_has_a_line_for_every_combination_and_shows_what_activation_checkpointing_saves(
-    loopkit, heavy, tmp_path
+    loopkit, heavy, tmp_path, forks
 ):
     words = [
         "--steps",
@@ -148,18 +148,18 @@ def test_a_grid_has_a_line_for_every_combination_and_shows_what_activation_check
     assert rows["full", "1"]["peak_bytes"] < 0.7 * rows["none", "1"]["peak_bytes"]
 
 
-def test_a_step_is_timed_whole(loopkit, shapes, tmp_path):
+def test_a_step_is_timed_whole(loopkit, shapes, tmp_path, forks):
     loopkit.ok("bench", "grid", shapes, "pause=0.0,0.05", "--steps", "3", "--json", "t.json")
     rows, _ = measured(tmp_path / "t.json")
     assert rows["0.0",]["step_ms"] < 50 <= rows["0.05",]["step_ms"]
 
 
-def test_what_cannot_run_is_a_line_with_the_reason(loopkit, heavy, tmp_path):
+def test_what_cannot_run_is_a_line_with_the_reason(loopkit, heavy, tmp_path, forks):
     code, out, _ = loopkit(
         "bench", "grid", f"{heavy}:Failing", "how=raise,kill,exit,stop", "--json", "f.json"
     )
     assert code == 1
-    assert "no run came to its end" in out
+    assert "no run completed" in out
     lines = out.splitlines()
     assert ["raise", "-", "-", "-", "-"] in [line.split() for line in lines]
     assert "raise: ValueError: no such way" in lines
@@ -170,15 +170,15 @@ def test_what_cannot_run_is_a_line_with_the_reason(loopkit, heavy, tmp_path):
     assert rows["raise",]["problem"] == "ValueError: no such way"
 
 
-def test_one_failure_leaves_the_others(loopkit, heavy):
+def test_one_failure_leaves_the_others(loopkit, heavy, forks):
     out = loopkit.ok("bench", "grid", f"{heavy}:Failing", "how=well,raise", "--steps", "1")
     assert cells(out)["well"][1] != "-"
     assert cells(out)["raise"][1] == "-"
 
 
-def test_a_run_that_takes_too_long_is_given_up(heavy):
-    assert run_apart([f"{heavy}:Failing", "--how=hang"], 1, 0.5) == {
-        "problem": "given up after 0.5 s (--limit)"
+def test_a_run_that_takes_too_long_is_given_up(heavy, forks):
+    assert run_worker([f"{heavy}:Failing", "--how=hang"], 1, 0.5) == {
+        "problem": "stopped after 0.5 s (--limit)"
     }
 
 

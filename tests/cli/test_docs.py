@@ -43,7 +43,7 @@ def _folder(tmp_path, monkeypatch):
     sys.modules.pop("points", None)
 
 
-def test_every_command_prints_what_the_page_shows(tmp_path, capsys):
+def test_every_command_prints_what_the_page_shows(tmp_path, capsys, forks):
     count = 0
     for command, shown in commands():
         words = shlex.split(command)

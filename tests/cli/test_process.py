@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from loopkit.checkpoint.tools import list_checkpoints
+from tests import fork_server
 
 ROOT = Path(__file__).parents[2]
 SHAPES = str(Path(__file__).parent / "tasks/shapes.py")
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def program(*argv, cwd, **more):
-    return subprocess.run(
+def program(*argv, cwd, run=subprocess.run, **more):
+    return run(
         [sys.executable, "-m", "loopkit", *map(str, argv)],
         cwd=cwd,
         env=ENV,
@@ -51,9 +52,9 @@ def test_a_typo_is_one_line_and_2(tmp_path):
     assert done.stderr == "loopkit: there is no option --epoch_s. Did you mean '--epochs'?\n"
 
 
-def _interrupted(tmp_path, number):
+def _interrupted(tmp_path, number, popen=subprocess.Popen):
     ready = tmp_path / "ready"
-    process = subprocess.Popen(
+    process = popen(
         [
             sys.executable,
             "-m",
@@ -81,20 +82,19 @@ def _interrupted(tmp_path, number):
     return process.returncode, out, err
 
 
-def test_ctrl_c_saves_and_ends_with_130_saying_how_to_go_on(tmp_path):
+def test_ctrl_c_saves_and_ends_with_130_saying_how_to_continue(tmp_path):
     code, _, err = _interrupted(tmp_path, signal.SIGINT)
     assert code == 130, err
     step = list_checkpoints(tmp_path / "r")[-1].step
-    assert f"interrupted at step {step}. To go on, add: --run-dir r --resume auto" in err
-    done = program(
-        "fit", SHAPES, "--steps", step + 2, "--run-dir", "r", "--resume", "auto", cwd=tmp_path
-    )
+    assert f"interrupted at step {step}. To continue, add: --run-dir r --resume auto" in err
+    words = ["fit", SHAPES, "--steps", step + 2, "--run-dir", "r", "--resume", "auto"]
+    done = program(*words, cwd=tmp_path, run=fork_server.run)
     assert done.returncode == 0, done.stderr
     assert list_checkpoints(tmp_path / "r")[-1].step == step + 2
 
 
 def test_sigterm_saves_and_ends_with_143(tmp_path):
-    code, _, err = _interrupted(tmp_path, signal.SIGTERM)
+    code, _, err = _interrupted(tmp_path, signal.SIGTERM, popen=fork_server.Popen)
     assert code == 143, err
     assert list_checkpoints(tmp_path / "r")[-1].step >= 1
 

@@ -82,7 +82,7 @@ def test_what_cannot_be_evaluated(loopkit, shapes, words, code, says):
     assert says in err
 
 
-def test_a_run_without_a_good_checkpoint_is_65(loopkit, shapes, trained):
+def test_a_run_without_a_valid_checkpoint_is_65(loopkit, shapes, trained):
     for file in trained.rglob("model.safetensors"):
         file.write_bytes(b"")
     code, _, err = loopkit("predict", shapes, "--checkpoint", trained)
@@ -90,9 +90,9 @@ def test_a_run_without_a_good_checkpoint_is_65(loopkit, shapes, trained):
 
 
 def test_infinities_are_strings_in_json():
-    from loopkit.cli.evaluate import strict
+    from loopkit.cli.evaluate import to_json
 
-    found = strict({"a": math.nan, "b": [1.5, math.inf], "c": {"d": -math.inf}})
+    found = to_json({"a": math.nan, "b": [1.5, math.inf], "c": {"d": -math.inf}})
     assert json.loads(json.dumps(found, allow_nan=False)) == {
         "a": "nan",
         "b": [1.5, "inf"],

@@ -17,6 +17,7 @@ from made_runs import Clock, evaluate, made_run, take_step
 import loopkit
 from loopkit.console.rich_progress import RichProgress, Screen
 from loopkit.durations import RunLength
+from tests import fork_server
 
 
 def shown(clock: Clock, width: int = 100, **fields: object) -> tuple[object, io.StringIO]:
@@ -219,7 +220,7 @@ def in_terminal(command: list[str], stdout: int | None = None) -> tuple[str, int
     """What a program writes to a pseudo-terminal, and its exit code."""
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         command, stdin=follower, stdout=stdout or follower, stderr=follower, env=environment
     )
     os.close(follower)

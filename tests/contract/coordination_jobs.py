@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from loopkit import Checkpoint, Hook
-from loopkit.strategies.dtensor import whole
+from loopkit.strategies.dtensor import full_tensor
 from tests.contract.jobs import make
 from tests.support import Tiny, digest, quiet
 
@@ -150,7 +150,7 @@ def not_finite(
             not torch.equal(t, weights[name]) for name, t in task.state_dict().items()
         )
     skipped = sum(row.get("train/skipped_steps", 0) for row in result.history)
-    return skipped, digest({name: whole(t) for name, t in task.state_dict().items()})
+    return skipped, digest({name: full_tensor(t) for name, t in task.state_dict().items()})
 
 
 def timed() -> int:

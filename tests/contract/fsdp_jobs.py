@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from loopkit import FSDP, Checkpoint, Compile, Task
-from loopkit.strategies.dtensor import local, whole
+from loopkit.strategies.dtensor import full_tensor, local_tensor
 from tests.contract import jobs
 from tests.contract.tasks import Block, TokenClassifier
 from tests.support import Tiny, digest, quiet
@@ -30,7 +30,7 @@ def sizes() -> dict[str, Any]:
     @fit.on("fit_end")
     def look(run: Any) -> None:
         found["state"] = sum(
-            local(t).numel()
+            local_tensor(t).numel()
             for s in run.optimizers["main"].state.values()
             for t in s.values()
             if t.ndim
@@ -38,12 +38,12 @@ def sizes() -> dict[str, Any]:
 
     @fit.on("eval_end")
     def after(run: Any, metrics: Any) -> None:
-        found["after evaluation"] = sum(local(p).numel() for p in task.parameters())
+        found["after evaluation"] = sum(local_tensor(p).numel() for p in task.parameters())
 
     fit.run(task)
     from loopkit.task import name_of
 
-    found["parameters"] = sum(local(p).numel() for p in task.parameters())
+    found["parameters"] = sum(local_tensor(p).numel() for p in task.parameters())
     found["class"] = name_of(task)
     return found
 
@@ -81,7 +81,7 @@ def built_late(strategy: Any = "fsdp") -> dict[str, Any]:
     task = Late()
     accumulate = 1 if strategy == "fsdp" else 2
     quiet(strategy=strategy, batch_size=8, epochs=1, accumulate=accumulate).run(task)
-    weights = {name: whole(t) for name, t in task.state_dict().items()}
+    weights = {name: full_tensor(t) for name, t in task.state_dict().items()}
     tied = torch.equal(weights["embed.weight"], weights["out.weight"])
     return {"made on": task.made_on, "digest": digest(weights), "tied": tied}
 
@@ -284,7 +284,9 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
         quiet(strategy="fsdp", epochs=1, resume="auto", checkpoint=True, run_dir=place).run(task)
     finally:
         loopkit.fit.lifecycle.open_checkpointer, Store.__init__ = kept, init  # type: ignore[method-assign]
-    return max(seen) - seen[0], digest({name: whole(t) for name, t in task.state_dict().items()})
+    return max(seen) - seen[0], digest(
+        {name: full_tensor(t) for name, t in task.state_dict().items()}
+    )
 
 
 def train_wide(place: Path) -> None:
@@ -303,4 +305,4 @@ def dry_run() -> bool:
     task = TokenClassifier()
     before = {name: t.clone() for name, t in task.state_dict().items()}
     quiet(strategy="fsdp", batch_size=4, dry_run=True).run(task)
-    return all(torch.equal(whole(t), before[name]) for name, t in task.state_dict().items())
+    return all(torch.equal(full_tensor(t), before[name]) for name, t in task.state_dict().items())

@@ -10,7 +10,7 @@ import torch
 from loopkit import DDP, FSDP, SingleDevice
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.device_map import DeviceMapStrategy
-from loopkit.strategies.dtensor import whole
+from loopkit.strategies.dtensor import full_tensor
 from loopkit.strategies.precision import PRECISIONS
 from tests.support import Tiny, points
 
@@ -67,7 +67,7 @@ def finished(strategy: str, **settings: Any) -> dict[str, torch.Tensor]:
     made, task = set_up(strategy, **settings)
     made.backward(made.step_fn("train_step")(points(8)[:]))
     norm = made.finalize_gradients(None, torch.tensor(2.0), want_norm=True)
-    gradients = {name: whole(p.grad).clone() for name, p in task.named_parameters()}
+    gradients = {name: full_tensor(p.grad).clone() for name, p in task.named_parameters()}
     assert not made._guard.losses
     made.teardown()
     return {**gradients, "norm": norm}
@@ -112,6 +112,6 @@ def two_losses(strategy: str, rank: int) -> dict[str, torch.Tensor]:
         made.finalize_gradients([name])
         made.optimizer_step([name])
     made.finish_step()
-    weights = {name: whole(t).clone() for name, t in made.model_state().items()}
+    weights = {name: full_tensor(t).clone() for name, t in made.model_state().items()}
     made.teardown()
     return weights

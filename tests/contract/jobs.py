@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from loopkit.errors import LoopkitWarning
-from loopkit.strategies.dtensor import whole
+from loopkit.strategies.dtensor import full_tensor
 from tests.contract.tasks import TASKS
 from tests.support import Recorder, digest, quiet
 
@@ -85,7 +85,7 @@ def train(
     timed = ("eval/runtime", "eval/samples_per_second")
     rows = [{k: v for k, v in row.items() if k not in timed} for row in result.history]
     found["digest"] = digest(found["model"]) + digest(found["optimizer"])
-    found["left"] = digest({name: whole(t) for name, t in made.state_dict().items()})
+    found["left"] = digest({name: full_tensor(t) for name, t in made.state_dict().items()})
     return {
         **found,
         "losses": recorder.losses,
@@ -101,7 +101,7 @@ def train(
 
 def gathered(run: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Whole copies; of what is gathered on the first rank alone, that one's."""
-    copies = {name: whole(t).detach().clone() for name, t in tensors.items()}
+    copies = {name: full_tensor(t).detach().clone() for name, t in tensors.items()}
     given = run.strategy.world.broadcast_object(
         {name: t for name, t in copies.items() if not t.is_meta}
     )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from loopkit import Loader, Task, TensorParallel
-from loopkit.strategies.dtensor import local, whole
+from loopkit.strategies.dtensor import full_tensor, local_tensor
 from tests.contract.jobs import TINY, WORDS, make
 from tests.contract.tasks import TokenClassifier
 from tests.support import Tiny, digest, quiet
@@ -55,7 +55,7 @@ def split_sequence() -> tuple[dict[str, Any], dict[str, Any]]:
     for strategy in (TensorParallel(plan), "single"):
         task = Sequence()
         quiet(strategy=strategy, epochs=1, clip_norm=0.1).run(task)
-        found.append({name: whole(t).detach() for name, t in task.state_dict().items()})
+        found.append({name: full_tensor(t).detach() for name, t in task.state_dict().items()})
     return found[0], found[1]
 
 
@@ -65,9 +65,9 @@ def parts(strategy: Any) -> dict[str, int]:
     quiet(strategy=make(strategy), batch_size=8, steps=1).run(task)
     up, norm = task.blocks[0].up.weight, task.blocks[0].norm.weight
     return {
-        "up": local(up).numel(),
+        "up": local_tensor(up).numel(),
         "whole": up.numel(),
-        "norm": local(norm).numel(),
+        "norm": local_tensor(norm).numel(),
         "norm whole": norm.numel(),
     }
 
@@ -124,7 +124,9 @@ def built_late() -> tuple[str, str]:
     fit = quiet(strategy=make("tensor"), batch_size=8, steps=1)
     fit.on(
         "fit_start",
-        lambda run: seen.append(digest({name: whole(t) for name, t in task.state_dict().items()})),
+        lambda run: seen.append(
+            digest({name: full_tensor(t) for name, t in task.state_dict().items()})
+        ),
     )
     fit.run(task)
     return seen[0]

@@ -52,7 +52,7 @@ def test_each_rank_holds_its_part_of_everything_that_is_large(pair):
     for told in pair.call(fsdp_jobs.sizes):
         assert told["parameters"] < 0.6 * told["whole"]
         assert told["state"] < 0.6 * 2 * told["whole"]
-        assert told["class"] == "Words"
+        assert told["class"] == "TokenClassifier"
         assert told["after evaluation"] == told["parameters"]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from loopkit import Checkpoint
 from loopkit.optim import AdamW
-from loopkit.strategies.dtensor import whole
+from loopkit.strategies.dtensor import full_tensor
 from tests.contract.jobs import gathered, make
 from tests.support import quiet
 
@@ -61,7 +61,7 @@ def train(
     fit.on("step_end", lambda run, out: run.stop("test") if run.progress.step == stop_at else None)
     fit.on("fit_end", lambda run: found.update(gathered(run, run.strategy.model_state())))
     result = fit.run(task)
-    weights = {name: whole(tensor).clone() for name, tensor in found.items()}
+    weights = {name: full_tensor(tensor).clone() for name, tensor in found.items()}
     return {
         "weights": weights,
         "checkpoint": str(result.checkpoint),

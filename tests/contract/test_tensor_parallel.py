@@ -153,10 +153,10 @@ def test_what_cannot_be_split_is_refused_with_the_reason(pair, case):
         "style": "{'head': 'colwize'}): give one of colwise, rowwise",
         "odd": "head.weight has 5 rows, which 2 ranks cannot share evenly",
         "norm": "a LayerNorm has no weight matrix",
-        "teams": "2 ranks cannot be dealt out into teams of 3",
+        "teams": "2 ranks cannot be divided into tensor-parallel groups of 3",
         "fp16": "take precision='bf16'",
         "sharded": "leave sharded out",
-        "auto": "no model in the task comes with a plan",
+        "auto": "no model in the task has a plan",
         "tied": "are one parameter, and the plan splits them in different ways",
     }
     for told in pair.call(tensor_parallel_jobs.refused, case):

@@ -9,7 +9,7 @@ from torch import nn
 
 from loopkit import DDP, FSDP, Hook, SingleDevice
 from loopkit.hooks import Unfreeze
-from loopkit.strategies.dtensor import whole
+from loopkit.strategies.dtensor import full_tensor
 from tests.support import Tiny, digest, points, quiet
 
 
@@ -61,7 +61,7 @@ def by_hand(strategy: str) -> str:
             made.backward(step(batch) / len(mine))
         made.finalize_gradients()
         made.optimizer_step()
-    weights = {name: whole(t) for name, t in made.model_state().items()}
+    weights = {name: full_tensor(t) for name, t in made.model_state().items()}
     made.teardown()
     return digest(weights)
 

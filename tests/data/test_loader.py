@@ -46,7 +46,9 @@ def numbered(count: int) -> TensorDataset:
 def test_ranks_take_every_sample_once_in_one_global_order(count, world):
     whole = [i for batch in ids(numbered(count), batch_size=4) for i in batch]
     assert sorted(whole) == list(range(count))
-    parts = [ids(numbered(count), batch_size=4, rank=rank, world=world) for rank in range(world)]
+    parts = [
+        ids(numbered(count), batch_size=4, rank=rank, num_replicas=world) for rank in range(world)
+    ]
     dealt = [i for turn in zip(*parts) for batch in turn for i in batch]
     assert dealt == whole
 
@@ -155,7 +157,10 @@ def test_columns_keep_what_is_named():
     [
         (lambda: Loader(points(5), num_workers=-1), "Loader(num_workers=-1)"),
         (lambda: Loader(points(5), batch_size=0), "Loader(batch_size=0)"),
-        (lambda: Padded(side="middle"), "'right' or 'left'"),
+        (
+            lambda: Padded(side="middle"),
+            "Padded(side='middle') is not known: give one of 'right', 'left'",
+        ),
     ],
 )
 def test_bad_settings_are_named(make, text):
@@ -184,7 +189,7 @@ def test_augmentation_does_not_depend_on_workers_batch_size_or_ranks():
 
     plain = read()
     assert plain == read(num_workers=2) == read(batch_size=7)
-    assert plain == read(rank=0, world=2) | read(rank=1, world=2)
+    assert plain == read(rank=0, num_replicas=2) | read(rank=1, num_replicas=2)
 
 
 def test_loader_takes_dataloaders_own_names():

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loopkit.cli.main import main
+from tests import fork_server
 from tests.docs.pages import DOCS, ROOT, Block, blocks, matches
 
 RUN_ELSEWHERE = ("cli.md", "hooks-included.md")  # in tests/cli and tests/hooks
@@ -49,7 +49,7 @@ def run_console(block: Block, capsys):
         words = shlex.split(command)
         if words[0] == "python":
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            done = subprocess.run(
+            done = fork_server.run(
                 [sys.executable, *words[1:]],
                 capture_output=True,
                 text=True,

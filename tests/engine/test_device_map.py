@@ -330,18 +330,17 @@ def test_a_shared_parameter_with_two_devices_is_refused():
 def test_the_command_line_takes_a_map_and_a_run_writes_it_down(tmp_path):
     import json
 
-    from loopkit.cli.args.config import fit_arguments, read_values
-    from loopkit.cli.args.option_names import Names
-    from loopkit.cli.args.tokens import read_words
+    from loopkit.cli.args.config import fit_parameters, read_values
+    from loopkit.cli.args.option_table import OptionTable
+    from loopkit.cli.args.tokens import read_tokens
 
     for typed, value in (
         ("auto", "auto"),
         ("{net: cpu, '': 'cuda:0'}", {"net": "cpu", "": "cuda:0"}),
     ):
-        names = Names(fit_arguments(), {})
-        assert (
-            read_values(names, read_words(["--device-map", typed]), []).fit["device_map"] == value
-        )
+        table = OptionTable(fit_parameters(), {})
+        tokens = read_tokens(["--device-map", typed])
+        assert read_values(table, tokens, []).fit["device_map"] == value
     quiet(steps=1, device_map={"net": "cpu"}, run_dir=tmp_path, loggers="jsonl").run(Tiny())
     assert json.loads((tmp_path / "hparams.json").read_text())["options"]["device_map"] == {
         "net": "cpu"

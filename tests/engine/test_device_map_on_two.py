@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import fork_server
 from tests.engine.second_device import CASES, MAPS, build
 
 EXACT = {
@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
             "the second device is compiled with g++ and torch's headers, which are not here"
         )
     library = build(tmp_path_factory.mktemp("device"))
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, "-m", "tests.engine.second_device", str(library)],
         capture_output=True,
         text=True,

@@ -167,7 +167,7 @@ def test_a_loss_that_reaches_no_parameter_is_an_error():
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (list, "list without a single batch: there is nothing to read"),
+        (list, "list without a batch: there is nothing to read"),
         (lambda: points(0), "of 0 samples: there is nothing to read"),
         (lambda: Loader(points(3), 8, drop_last=True), "fewer than one batch of 8 with drop_last"),
         (lambda: iter(()), "gave no batch in epoch 0: there is nothing to train on"),
@@ -189,7 +189,7 @@ def test_an_iterator_that_is_spent_after_one_epoch_says_so():
     task.optimizers = lambda: AdamW(lr=1e-3)
     once = iter([points(8)[:]] * 3)
     task.train_data = lambda: once
-    with pytest.raises(DataError, match="can be read once, and epoch 1 needs it again"):
+    with pytest.raises(DataError, match="can be read only once, and epoch 1 needs it again"):
         quiet(epochs=2).run(task)
 
 

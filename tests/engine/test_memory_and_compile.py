@@ -201,7 +201,7 @@ def test_without_a_compiler_it_says_so_and_goes_on():
         },
     )
     assert done.stdout.strip() == "done", done.stderr
-    assert "Going on without compiling; install a C++ compiler" in done.stderr
+    assert "continues without compiling; install a C++ compiler" in done.stderr
 
 
 def test_blocks_of_torchs_own_classes_alone_are_refused():

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from loopkit.errors import (
     NoGoodCheckpointError,
     RunDirError,
 )
+from tests import fork_server
 from tests.support import Tiny, digest, quiet
 
 SAVES = Checkpoint(every="5 steps", background=False)
@@ -66,6 +66,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_last_good_checkpoint(tmp_path
     code = f"""
 import resource, sys
 from loopkit import Checkpoint
+from tests import fork_server
 from tests.support import Tiny, quiet
 from loopkit.errors import DiskFullError
 fit = quiet(run_dir={str(tmp_path)!r}, epochs=5, batch_size=10, checkpoint=Checkpoint(every=4, background=False))
@@ -79,14 +80,8 @@ except DiskFullError as error:
     print(error)
     sys.exit(error.exit_code)
 """
-    import signal
-
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    done = fork_server.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == DiskFullError.exit_code, done.stderr
     assert "safetensors" in done.stdout

@@ -5,7 +5,6 @@ same gradient.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 
 from loopkit import Checkpoint, StepLoop
 from loopkit.errors import LoopkitWarning, OptionError
+from tests import fork_server
 from tests.support import Recorder, Tiny, digest, quiet
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +128,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 from loopkit import Task
+from tests import fork_server
 from tests.support import quiet
 
 class Wide(Task):
@@ -163,7 +164,7 @@ print(len([w for w in told if "does not fit" in str(w.message)]), task.down.weig
 def test_memory_that_is_really_short_is_enough():
     def run(*words):
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
+        return fork_server.run(
             [sys.executable, "-c", LIMITED, *words],
             cwd=ROOT,
             env=env,

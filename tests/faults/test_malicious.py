@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import fork_server
+
 HERE = Path(__file__).resolve().parent
 
 
 def campaign(mutations: int, seed: int, timeout: float = 240) -> dict[str, Any]:
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, str(HERE / "malicious.py"), str(mutations), str(seed)],
         capture_output=True,
         text=True,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from tests import fork_server
 
 HERE = Path(__file__).resolve().parent
 
@@ -14,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 def test_a_kill_at_any_operation_leaves_the_last_good_checkpoint_and_nothing_half():
     root = HERE.parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, str(HERE / "kill_campaign.py")],
         capture_output=True,
         text=True,

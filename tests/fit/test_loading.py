@@ -11,7 +11,7 @@ from torch import nn
 
 from loopkit import Task
 from loopkit.errors import CheckpointError, LoopkitWarning, OptionError
-from loopkit.strategies.dtensor import whole
+from loopkit.strategies.dtensor import full_tensor
 from tests.support import Tiny, digest, quiet
 
 
@@ -51,7 +51,7 @@ def test_a_loaded_task_keeps_its_weights_in_whatever_follows(strategy, tmp_path)
 
 
 def whole_state(run: Any) -> dict[str, torch.Tensor]:
-    return {name: whole(tensor) for name, tensor in run.strategy.model_state().items()}
+    return {name: full_tensor(tensor) for name, tensor in run.strategy.model_state().items()}
 
 
 def test_a_dry_run_of_layers_made_late_leaves_the_task_as_it_was(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loopkit import DDP, FSDP, Checkpoint, DeepSpeed, Hook, Loader
-from loopkit.strategies.dtensor import whole
+from loopkit.strategies.dtensor import full_tensor
 from tests.contract.tasks import TokenClassifier
 from tests.support import Noisy, Tiny, digest, quiet
 
@@ -81,7 +81,7 @@ def test_one_device_gives_the_numbers_of_single(strategy):
         quiet(strategy=made, epochs=2, clip_norm=0.5, **{**OPTIONS, "eval_every": "1 epoch"}).run(
             task
         )
-        weights.append({name: whole(t).detach() for name, t in task.state_dict().items()})
+        weights.append({name: full_tensor(t).detach() for name, t in task.state_dict().items()})
     assert all(t.is_cuda for t in weights[0].values())
     assert max(float((weights[1][n] - t).abs().max()) for n, t in weights[0].items()) < 1e-5
 

@@ -71,7 +71,7 @@ class Waits(Hook):
         self.hook = hook
 
     def on_save(self, run, path):
-        while self.hook._waiting or (self.hook._thread and self.hook._thread.is_alive()):
+        while self.hook._queue or (self.hook._thread and self.hook._thread.is_alive()):
             time.sleep(0.01)
 
 
@@ -193,7 +193,7 @@ def test_a_hub_that_refuses_is_told_of_and_one_that_hangs_is_left(hub):
         assert go(PushToHub("me/tiny")).status == "finished"
     hub.broken, hub.slow = 0, 3.0
     with pytest.warns(LoopkitWarning, match=r"an upload was not done after 0\.2 s"):
-        assert go(PushToHub("me/tiny", patience=0.2), run_dir="other").status == "finished"
+        assert go(PushToHub("me/tiny", timeout=0.2), run_dir="other").status == "finished"
 
 
 def test_a_run_that_fails_uploads_nothing_more(hub):

@@ -122,7 +122,7 @@ def test_the_first_module_with_an_output_that_is_not_finite_is_named():
     with pytest.raises(
         NotFiniteError,
         match=r"step 4 .epoch 0.: the output of net\.2 \(Root\) is not finite: 192 NaN "
-        r"and 0 infinite of 192, shape \(12, 16\)\. What it was given and its parameters are finite",
+        r"and 0 infinite of 192, shape \(12, 16\)\. Its input and its parameters are finite",
     ):
         quiet(steps=8, batch_size=16, debug="numerics", epochs=4).run(Rooted(shift=-1.0))
 
@@ -141,7 +141,7 @@ def test_what_was_not_finite_before_the_module_is_said():
             return super().train_step((batch[0] / 0.0, batch[1]))
 
     with pytest.raises(
-        NotFiniteError, match=r"the output of net\.0 \(Linear\).*given is not finite already"
+        NotFiniteError, match=r"the output of net\.0 \(Linear\).*input is not finite already"
     ):
         quiet(steps=2, debug="numerics").run(Poisoned())
 

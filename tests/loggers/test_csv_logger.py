@@ -75,8 +75,8 @@ def test_names_that_keep_coming_are_gathered_rather_than_written_anew_each_time(
 
     logger = opened(tmp_path, clock=clock)
     widened = []
-    to_float64 = logger._widen
-    logger._widen = lambda: (widened.append(1), to_float64())
+    to_float64 = logger._rewrite
+    logger._rewrite = lambda: (widened.append(1), to_float64())
     for step in range(1, 101):
         logger.log({f"name {step}": 1.0}, step)
     assert 1 < len(widened) < 10

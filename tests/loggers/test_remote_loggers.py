@@ -203,7 +203,7 @@ def test_a_user_reaches_the_services_own_object(tmp_path):
     assert {name.rpartition("layer")[2] for name in drawn} == {".weight", ".bias"}
     assert len(found.points["mine"]) == 10
     check(found, tmp_path / "run")
-    with pytest.raises(LoopkitError, match="while a run is under way"):
+    with pytest.raises(LoopkitError, match="exists only during a run"):
         _ = logger.experiment
 
 
@@ -247,8 +247,8 @@ class Down(RemoteLogger):
     name = "down"
     package = "json"
 
-    def __init__(self, fails_in: str, patience: float = 60.0) -> None:
-        super().__init__("p", "n", patience)
+    def __init__(self, fails_in: str, timeout: float = 60.0) -> None:
+        super().__init__("p", "n", timeout)
         self.fails_in = fails_in
         self.over = threading.Event()
 
@@ -280,7 +280,7 @@ def test_a_service_that_fails_is_told_of_once_and_the_run_goes_on(where, tmp_pat
 
 @pytest.mark.parametrize("where", ["start hangs", "send hangs"])
 def test_a_service_that_hangs_holds_nothing_up(where, tmp_path):
-    logger = Down(where, patience=0.2)
+    logger = Down(where, timeout=0.2)
     began = time.perf_counter()
     with pytest.warns(LoopkitWarning, match="down has not taken everything within 0.2 s"):
         result = attempt(logger, tmp_path / "run")

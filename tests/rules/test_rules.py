@@ -25,12 +25,14 @@ LAYERS = (
     {
         "errors",
         "hparams",
+        "module_state",
         "checks",
         "monitor",
         "durations",
         "rng",
         "foreign_names",
         "keywords",
+        "nested",
         "devices",
         "files",
         "preserve",
@@ -58,7 +60,7 @@ LAYERS = (
 )
 FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")
 OPTIONAL = {
-    "rich", "yaml", "jsonargparse", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle",
+    "rich", "yaml", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle",
     "transformers", "peft", "mlflow", "huggingface_hub", "filelock",
 }  # fmt: skip
 
@@ -233,7 +235,7 @@ def test_importing_loopkit_brings_in_nothing_heavy():
     code = (
         "import sys, loopkit; loopkit.Fit, loopkit.Task, loopkit.optim.AdamW, "
         "loopkit.interop.HFTask;"
-        "print([m for m in ('torchmetrics', 'tensorboardX', 'rich', 'yaml', 'jsonargparse', "
+        "print([m for m in ('torchmetrics', 'tensorboardX', 'rich', 'yaml', 'docstring_parser', "
         "'matplotlib', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run(

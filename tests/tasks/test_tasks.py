@@ -24,6 +24,7 @@ from tasks.charlm import CharLM, fingerprint, main
 from tasks.digits import Digits
 from tasks.gan import POINTS, RingGan
 from tasks.sam import NoisyDigits, SamStep
+from tests import fork_server
 from tests.support import digest, points, quiet
 
 ROOT = Path(__file__).parents[2]
@@ -259,7 +260,7 @@ def demo(run_dir: Path, *options: str, **popen: Any) -> subprocess.Popen:
         str(run_dir),
         *options,
     ]
-    return subprocess.Popen(
+    return fork_server.Popen(
         command,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

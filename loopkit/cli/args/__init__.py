@@ -1,1 +1,1 @@
-"""Parsing of a command line: tokens, options, configuration files, the target."""
+"""Parsing of a command line: tokens, configs, types, the target, and help."""

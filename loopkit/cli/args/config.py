@@ -1,42 +1,39 @@
-"""Options from the command line and from YAML, typed by the signatures of Fit and of the task."""
+"""The values of a command line: configs and typed options, merged, parsed and written as YAML."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
-from yaml import YAMLError
-
-from loopkit.cli.args.classes import KINDS, classes_for
-from loopkit.cli.args.messages import explain
-from loopkit.cli.args.option_names import Names
-from loopkit.cli.args.signature import Argument, arguments_of
-from loopkit.cli.args.tokens import Word
+from loopkit.cli.args.classes import read_call
+from loopkit.cli.args.option_table import OptionTable
+from loopkit.cli.args.parsing import build, load, parse, to_plain
+from loopkit.cli.args.signature import Parameter, parameters_of
+from loopkit.cli.args.tokens import Text, Token
+from loopkit.cli.args.yaml_io import YAMLError, dump_yaml, load_yaml
 from loopkit.errors import OptionError
 from loopkit.fit.setup import LOOPS
 from loopkit.options import Options
 
 
-def fit_arguments() -> dict[str, Argument]:
-    """The options of Fit; those that take a loop are typed by the loop they replace."""
-    found = arguments_of(Options)
-    for place, kind in LOOPS.items():
-        found[place] = replace(found[place], hint=kind | None)
+def fit_parameters() -> dict[str, Parameter]:
+    """Return the options of Fit; an option that takes a loop has the type of that loop."""
+    found = parameters_of(Options)
+    for name, kind in LOOPS.items():
+        found[name] = replace(found[name], hint=kind | None)
     return found
 
 
 @dataclass(frozen=True)
 class Values:
-    """What was given, read and typed.
+    """The values of a command line.
 
     Attributes:
-        fit: the options of Fit by name, only those that were given.
-        task: the same for the task's constructor.
-        config: everything that can be written down, defaults included, as YAML.
+        fit: the options of Fit that were given, by name.
+        task: the arguments of the task's constructor that were given, by name.
+        config: all values and defaults as YAML, except defaults that are objects.
     """
 
     fit: dict[str, Any]
@@ -44,163 +41,127 @@ class Values:
     config: str
 
 
-def read_values(names: Names, words: Sequence[Word], configs: Sequence[str]) -> Values:
-    """Type what the configs and then the command line say; the later wins.
+def read_values(table: OptionTable, tokens: Sequence[Token], configs: Sequence[str]) -> Values:
+    """Read the configs, then the typed options; a later value replaces an earlier one.
 
     Raises:
-        OptionError: an unknown name, a value that is not accepted, a missing argument, an
-            unreadable config.
+        OptionError: a name is unknown, a value is not accepted, an argument is missing, or a
+            config cannot be read.
     """
-    parser = build_parser(names)
-    given: set[str] = set()
-    argv = [
-        f"--config={json.dumps(_nested(read_config(names, Path(path), given)))}" for path in configs
-    ]
-    argv += [_argument(names, word, given) for word in words]
-    _check_required(names, given)
-    known = {
-        option: [each.__name__ for each in classes_for(option)] for option in given & KINDS.keys()
-    }
-    parsed = _translating(lambda: parser.parse_args(argv), known)
-    built = _translating(lambda: parser.instantiate(parsed, instantiate_groups=False), known)
-    task = vars(built["task"]) if names.task else {}
-    return Values(
-        fit={name: value for name, value in vars(built).items() if name in given},
-        task={name: value for name, value in task.items() if f"task.{name}" in given},
-        config=_written(parser, parsed, names, given),
-    )
+    given: dict[str, Any] = {}
+    for path in configs:
+        for full, value in read_config(table, Path(path)):
+            _assign(table, given, full, value)
+    for token in tokens:
+        full = table.resolve(token.name)
+        _assign(table, given, full, _text(table, full, token), append=token.append)
+    _check_required(table, given)
+    parsed = {name: parse(table.parameter(name).hint, given[name], (name,)) for name in given}
+    built = {name: build(value) for name, value in parsed.items()}
+    fit = {name: value for name, value in built.items() if name in table.fit}
+    task = {name: built[f"task.{name}"] for name in table.task if f"task.{name}" in built}
+    return Values(fit, task, dump_yaml(_to_config(table, parsed)))
 
 
-def build_parser(names: Names) -> ArgumentParser:
-    """A jsonargparse parser with every option under its full name."""
-    parser = ArgumentParser(prog="loopkit", allow_abbrev=False, exit_on_error=False, add_help=False)
-    parser.add_argument("--config", action="config")
-    for prefix, arguments in (("", names.fit), ("task.", names.task)):
-        for name, one in arguments.items():
-            hint = (
-                one.hint | None if one.fields() else one.hint
-            )  # a dataclass alone would become a group of options
-            default = one.default if one.plain and not one.required else None
-            if isinstance(default, tuple):
-                default = list(
-                    default
-                )  # `+=` appends to a list, and overwrites the items of a tuple
-            try:
-                parser.add_argument(f"--{prefix}{name}", type=hint, default=default)
-            except ValueError:  # a type that no text can be turned into
-                parser.add_argument(f"--{prefix}{name}", type=Any, default=default)
-    return parser
-
-
-def read_config(names: Names, path: Path, given: set[str]) -> dict[str, Any]:
-    """A YAML file's values by full name; notes in ``given`` what there is.
+def read_config(table: OptionTable, path: Path) -> list[tuple[str, Any]]:
+    """Return the values in a YAML file by their full names.
 
     Raises:
-        OptionError: it cannot be read, or a name in it is not known.
+        OptionError: the file cannot be read, or a name in it is unknown.
     """
     try:
-        found = get_loader("yaml")(path.read_text(encoding="utf-8"))
+        found = load_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise OptionError(f"--config {path} cannot be read: {error.strerror}") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise OptionError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found or {}, dict):
+    if not isinstance(found, dict):
         raise OptionError(f"--config {path} holds no options: write them as 'name: value' lines")
-    values: dict[str, Any] = {}
     try:
-        for name, value in (found or {}).items():
-            if str(name).replace("-", "_") in names.elsewhere:
-                continue
-            for full, inner in _flattened(names, str(name), value):
-                values[full] = inner
-                given.add(_top(full))
+        return list(_flatten(table, found))
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from error
-    return values
 
 
-def _flattened(names: Names, name: str, value: Any) -> list[tuple[str, Any]]:
-    """One entry of a config by full names: the task's, and those of a settings object, each by
-    itself.
-    """
-    if name == "task" and name not in names.fit:
-        if not isinstance(value, Mapping | None):
-            raise OptionError(f"task: {value!r} says nothing: give the task's arguments below it")
-        return [(names.resolve(f"task.{inner}", ""), item) for inner, item in (value or {}).items()]
-    full = names.resolve(name, "")
-    if (
-        isinstance(value, Mapping)
-        and full in names.fit
-        and names.fit[full].fields()
-        and "class_path" not in value
-    ):
-        return [(names.resolve(f"{full}.{inner}", ""), item) for inner, item in value.items()]
-    return [(full, value)]
+def _flatten(table: OptionTable, config: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the values below ``task`` and below settings such as ``checkpoint`` one by one."""
+    for key, value in config.items():
+        name = str(key).replace("-", "_")
+        if name in table.ignored:
+            continue
+        if name == "task" and not isinstance(value, Mapping | None):
+            raise OptionError(
+                f"task: {value!r} is not a mapping: give the task's arguments below it"
+            )
+        settings = name in table.fit and table.fit[name].fields() and isinstance(value, Mapping)
+        if name == "task" or (settings and "class_path" not in value):
+            for field, item in (value or {}).items():
+                yield table.resolve(f"{name}.{field}", ""), item
+        else:
+            yield table.resolve(name, ""), value
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for full, value in values.items():
-        *path, last = full.split(".")
-        place = found
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found
+def _text(table: OptionTable, full: str, token: Token) -> Text:
+    if token.text is not None:
+        return Text(token.text)
+    if not table.parameter(full).accepts(bool):
+        raise OptionError(f"{token.flag} needs a value")
+    return Text("true")
 
 
-def _argument(names: Names, word: Word, given: set[str]) -> str:
-    """A word as jsonargparse takes it; notes in ``given`` which option it sets."""
-    full = names.resolve(word.name)
-    given.add(_top(full))
-    value = word.value
-    if value is None:
-        if not _argument_at(names, full).takes(bool):
-            raise OptionError(f"{word.shown} needs a value")
-        value = "true"
-    return f"--{full}{'+' if word.append else ''}={value}"
+def _assign(
+    table: OptionTable, given: dict[str, Any], full: str, value: Any, *, append: bool = False
+) -> None:
+    """Set the option with this full name, or the field of it, in ``given``."""
+    parts = full.split(".")
+    depth = 2 if parts[0] == "task" else 1
+    name = ".".join(parts[:depth])
+    path = parts[depth:]
+    old = given.get(name, table.parameter(name).default)
+    if path and name not in given and isinstance(old, str):
+        old = None  # a default such as "auto" has no fields
+    given[name] = _replace(old, path, value, append)
 
 
-def _argument_at(names: Names, full: str) -> Argument:
-    top, _, rest = full.removeprefix("task.").partition(".")
-    one = (names.task if full.startswith("task.") else names.fit)[top]
-    return one.fields().get(rest, one)
+def _replace(old: Any, path: Sequence[str], value: Any, append: bool) -> Any:
+    """Return ``old`` with the value at ``path`` replaced; in a list the last item is meant."""
+    if not path:
+        return _append(old, value) if append else value
+    if isinstance(old, list) and old:
+        return [*old[:-1], _replace(old[-1], path, value, append)]
+    call = read_call(old)
+    fields: Any = call.named if call is not None else load(old)
+    if is_dataclass(fields) and not isinstance(fields, type):
+        fields = vars(fields)
+    fields = dict(fields) if isinstance(fields, Mapping) else {}
+    fields[path[0]] = _replace(fields.get(path[0]), path[1:], value, append)
+    return fields if call is None else replace(call, named=fields)
 
 
-def _top(full: str) -> str:
-    return ".".join(full.split(".")[: 2 if full.startswith("task.") else 1])
+def _append(old: Any, value: Any) -> list[Any]:
+    items, added = load(old), load(value)
+    if not isinstance(items, (list, tuple)):
+        items = [items] if isinstance(items, (str, Mapping)) else []
+    return [*items, *(added if isinstance(added, list) else [value])]
 
 
-def _check_required(names: Names, given: set[str]) -> None:
+def _check_required(table: OptionTable, given: Mapping[str, Any]) -> None:
     missing = [
-        one for name, one in names.task.items() if one.required and f"task.{name}" not in given
+        f"{table.typed_name(name)} ({one.label})"
+        for name, one in table.task.items()
+        if one.required and f"task.{name}" not in given
     ]
     if missing:
-        shown = [
-            f"--{'task.' if one.name in names.fit else ''}{one.name} ({one.label})"
-            for one in missing
-        ]
-        raise OptionError(f"{names.title} needs {', '.join(shown)}")
+        raise OptionError(f"{table.title} needs {', '.join(missing)}")
 
 
-def _translating(call: Callable[[], Namespace], known: Mapping[str, list[str]]) -> Namespace:
-    try:
-        return call()
-    except ArgumentError as error:
-        raise OptionError(explain(str(error), known)) from error
-    except (ValueError, TypeError) as error:
-        if not str(error).startswith(("Does not validate", "Parser key", "Problem with given")):
-            raise
-        raise OptionError(explain(str(error), known)) from error
+def _to_config(table: OptionTable, parsed: Mapping[str, Any]) -> dict[str, Any]:
+    def plain(prefix: str, parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+        return {
+            name: to_plain(parsed.get(f"{prefix}{name}", one.default))
+            for name, one in parameters.items()
+            if one.plain or f"{prefix}{name}" in parsed
+        }
 
-
-def _written(parser: ArgumentParser, parsed: Namespace, names: Names, given: set[str]) -> str:
-    """The values as YAML, without defaults that are objects: they stay as the code has them."""
-    shown = parsed.clone()
-    for prefix, arguments in (("", names.fit), ("task.", names.task)):
-        for name, one in arguments.items():
-            if not one.plain and f"{prefix}{name}" not in given:
-                shown.pop(f"{prefix}{name}", None)
-    shown.pop("config", None)
-    text: str = parser.dump(shown, skip_unset=False, skip_validation=True)
-    return text
+    task = plain("task.", table.task)
+    return plain("", table.fit) | ({"task": task} if task else {})

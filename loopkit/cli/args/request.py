@@ -1,128 +1,174 @@
-"""What one call of fit, evaluate or predict asks for: the task's class, its arguments and the
-options of Fit.
-"""
+"""A call of a command that runs a task: the task's class, its arguments and the options of Fit."""
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from loopkit.cli.args.classes import class_help
-from loopkit.cli.args.config import Values, fit_arguments, read_values
-from loopkit.cli.args.help import help_text
-from loopkit.cli.args.option_names import Names
-from loopkit.cli.args.signature import Argument, arguments_of
+from loopkit.checkpoint import load_checkpoint
+from loopkit.cli.args.classes import summary
+from loopkit.cli.args.config import Values, fit_parameters, read_values
+from loopkit.cli.args.help import class_help, help_text
+from loopkit.cli.args.option_table import OptionTable
+from loopkit.cli.args.signature import parameters_of
 from loopkit.cli.args.target import find_task
-from loopkit.cli.args.tokens import Word, read_words, take_flag, take_values
+from loopkit.cli.args.tokens import Token, read_tokens, take_flag, take_value, take_values
+from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import OptionError
 from loopkit.fit.fit import Fit
 from loopkit.task import Task
 
 COMMON = {
-    "--config FILE": "read options from YAML, the task's below task:. May be given several times; what is typed wins",
-    "--print-config": "write all options as YAML that --config reads, and do nothing else",
-    "--help": "this text; after TARGET it shows the task's arguments too",
-    "--hooks.help [NAME]": "the classes that an option takes, or the arguments of one of them",
+    "--config FILE": "read options from a YAML file, with the task's arguments below task:. "
+    "May be given several times; typed options replace what is read",
+    "--print-config": "print all options as YAML for --config, and do nothing else",
+    "--help": "show this text; after TARGET, with the arguments of the task",
+    "--hooks.help [NAME]": "list the classes that --hooks takes, or the arguments of one. "
+    "--loggers, --strategy and the four loops have the same",
+}
+CHECKPOINT = {
+    "--checkpoint PATH": "load the weights from a checkpoint, or from the newest valid one of a "
+    "run directory. The task gets the arguments that it was trained with, unless others are typed",
 }
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command that runs a task: its name, what it is for, and its own options with their help."""
+    """A command that runs a task.
+
+    Attributes:
+        name: as it is typed.
+        about: what the command does, in one line.
+        options: its own options with their descriptions.
+        hidden: options of Fit that it does not take.
+    """
 
     name: str
     about: str
     options: Mapping[str, str]
-    hidden: tuple[str, ...] = ()  # options of Fit that mean something else here
+    hidden: tuple[str, ...] = ()
 
-    def own(self) -> list[str]:
-        """The names of its own options."""
-        return [
-            shown.split()[0].removeprefix("--").replace("-", "_")
-            for shown in (*self.options, *COMMON)
-        ]
+    def own_names(self) -> tuple[str, ...]:
+        """Return the names of its own options."""
+        flags = [shown.split()[0] for shown in (*self.options, *COMMON)]
+        return tuple(flag.removeprefix("--").replace("-", "_") for flag in flags)
 
 
 @dataclass
 class Request:
-    """A command line, read as far as it goes without the values' types.
+    """A command line before the values are parsed.
 
     Attributes:
         task: the class that TARGET names.
-        words: the options that are Fit's or the task's.
-        configs: files, in order.
-        saved: constructor arguments that a checkpoint recorded; what is typed goes before them.
+        target: TARGET as it was typed.
+        tokens: the options. A command takes its own out of them before ``values`` is called.
+        configs: the files given with --config, in order.
+        saved: constructor arguments from a checkpoint; typed arguments replace them.
     """
 
     command: Command
     task: type[Task]
-    words: list[Word]
+    target: str
+    tokens: list[Token]
     configs: list[str]
     print_config: bool
     saved: Mapping[str, Any]
 
     def values(self) -> Values:
-        """Everything typed.
+        """Return the values that were typed and read.
 
         Raises:
             OptionError: see ``read_values``.
         """
-        return read_values(self._names(), self.words, self.configs)
+        return read_values(_option_table(self), self.tokens, self.configs)
 
     def build(self, values: Values) -> tuple[Fit, Task]:
-        """The Fit and the task, made with what was given; defaults are left to the code."""
+        """Return the Fit and the task; what was not given keeps the default of the code."""
         fit = Fit(**values.fit)
-        known = arguments_of(self.task)
+        known = parameters_of(self.task)
         saved = {name: value for name, value in self.saved.items() if name in known}
         return fit, self.task(**{**saved, **values.task})
 
-    def _names(self) -> Names:
-        arguments = {
-            name: _recorded(one, self.saved) for name, one in arguments_of(self.task).items()
-        }
-        return _names(self.command, arguments, self.task.__name__)
+    def take_checkpoint(self) -> Path | None:
+        """Take ``--checkpoint`` out of the tokens, and the task's arguments from the checkpoint.
+
+        Returns:
+            The checkpoint; None if the option is not given.
+
+        Raises:
+            CheckpointError: it is not there, or not valid.
+        """
+        typed = take_value(self.tokens, "checkpoint")
+        if typed is None:
+            _note(f"no --checkpoint: {self.task.__name__} keeps the weights it is built with")
+            return None
+        path, snapshot = load_checkpoint(Path(typed), option="--checkpoint ")
+        about = snapshot.state.get("task", {})
+        self.saved = about.get("hparams", {})
+        names = {token.name.removeprefix("task.").partition(".")[0] for token in self.tokens}
+        lost = [name for name in about.get("unsaved", []) if name not in names]
+        if lost:
+            _note(f"{path} does not hold {', '.join(lost)}: the default of the code is used")
+        return path
 
 
-def read_request(command: Command, argv: Sequence[str]) -> tuple[Request | None, list[Word]]:
+def read_request(command: Command, argv: Sequence[str]) -> Request | None:
     """Read a command line.
 
     Returns:
-        The request, and the words among which the command still has to take its own; no request
-        when help was asked for and given.
+        None if a help text was asked for, which is then printed.
 
     Raises:
-        OptionError: there is no target, or it names no task.
+        OptionError: TARGET is missing, or names no task.
     """
     target, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
-    words = read_words(rest)
-    wants_help = take_flag(words, "help")
+    tokens = read_tokens(rest)
+    wants_help = take_flag(tokens, "help")
     if not target and not wants_help:
         raise OptionError(
             f"give the target first: loopkit {command.name} TARGET [--option value ...], where "
-            f"TARGET is "
-            "path/to/file.py, path/to/file.py:Class or package.module:Class"
+            "TARGET is path/to/file.py, path/to/file.py:Class or package.module:Class"
         )
     task = find_task(target) if target else Task
+    request = Request(command, task, target, tokens, [], print_config=False, saved={})
     if wants_help:
-        names = _names(command, arguments_of(task) if target else {}, task.__name__)
-        about = (inspect.getdoc(task) or "").partition("\n")[0] if target and task.__doc__ else ""
-        usage = f"{command.name} {target or 'TARGET'} [--option value ...]"
-        print(help_text(usage, command.about, {**command.options, **COMMON}, names, about))
-        return None, words
-    for word in words:
-        if word.name.endswith(".help"):
-            print(class_help(word.name.removesuffix(".help"), word.value))
-            return None, words
-    configs = take_values(words, "config")
-    return Request(command, task, words, configs, take_flag(words, "print_config"), {}), words
+        print(_help(request))
+        return None
+    for token in tokens:
+        if token.name.endswith(".help"):
+            print(class_help(token.name.removesuffix(".help"), token.text))
+            return None
+    request.configs = take_values(tokens, "config")
+    request.print_config = take_flag(tokens, "print_config")
+    return request
 
 
-def _names(command: Command, task: Mapping[str, Argument], title: str) -> Names:
-    fit = {name: one for name, one in fit_arguments().items() if name not in command.hidden}
-    return Names(fit, task, tuple(command.own()), title, command.hidden)
+def _option_table(request: Request) -> OptionTable:
+    command, task, saved = request.command, request.task, request.saved
+    arguments = parameters_of(task) if request.target else {}
+    for name in saved.keys() & arguments.keys():
+        arguments[name] = replace(arguments[name], default=saved[name])
+    return OptionTable(
+        fit={name: one for name, one in fit_parameters().items() if name not in command.hidden},
+        task=arguments,
+        command=command.own_names(),
+        title=task.__name__,
+        ignored=command.hidden,
+        help=f"loopkit {command.name} {request.target or 'TARGET'} --help",
+    )
 
 
-def _recorded(one: Argument, saved: Mapping[str, Any]) -> Argument:
-    return replace(one, default=saved[one.name]) if one.name in saved else one
+def _help(request: Request) -> str:
+    command, task = request.command, request.task
+    about = summary(task) if request.target else ""
+    usage = f"{command.name} {request.target or 'TARGET'} [--option value ...]"
+    own = {**command.options, **COMMON}
+    return help_text(usage, command.about, own, _option_table(request), about)
+
+
+def _note(text: str) -> None:
+    if is_rank_zero():
+        print(f"loopkit: {text}", file=sys.stderr)

@@ -1,6 +1,4 @@
-"""What a class takes to be built: its constructor's arguments with types, defaults and
-documentation.
-"""
+"""The parameters of a class: names, types, defaults and documentation of its constructor."""
 
 from __future__ import annotations
 
@@ -9,24 +7,22 @@ import sys
 import types
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
-_LISTS = {"Sequence": "list"}
-PLAIN = (str, int, float, bool, type(None))
+SCALARS = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
-class Argument:
-    """One constructor argument.
+class Parameter:
+    """One parameter of a constructor.
 
     Attributes:
-        hint: its type, for jsonargparse; Any where nothing is known.
-        default: ``inspect.Parameter.empty`` where it must be given.
-        about: from the docstring, on one line.
+        hint: its type; Any if nothing is known about it.
+        default: ``inspect.Parameter.empty`` if a value is required.
+        about: its description in the docstring, on one line.
     """
 
     name: str
@@ -36,92 +32,69 @@ class Argument:
 
     @property
     def label(self) -> str:
-        """The type, for people."""
+        """The type as messages and help show it."""
         return spell(self.hint)
 
     @property
     def required(self) -> bool:
-        """Whether it must be given."""
+        """Whether a value must be given."""
         return self.default is inspect.Parameter.empty
 
     @property
     def plain(self) -> bool:
-        """Whether the default can be written in a config."""
+        """Whether the default can be written to a config."""
         return is_plain(self.default)
 
-    def takes(self, kind: type) -> bool:
-        """Whether ``kind`` is among the types it accepts."""
-        return kind in _alternatives(self.hint)
+    def accepts(self, kind: type) -> bool:
+        """Return whether ``kind`` is one of the types in the hint."""
+        return kind in alternatives(self.hint)
 
-    def fields(self) -> dict[str, Argument]:
-        """The arguments of the dataclass it accepts besides plain values, if it does."""
-        for kind in _alternatives(self.hint):
-            if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
-                return arguments_of(kind)
-        return {}
+    def settings(self) -> type | None:
+        """Return the dataclass in the hint; None if there is none, or if other classes fit too."""
+        kinds = [kind for kind in alternatives(self.hint) if is_class(kind)]
+        classes: list[type] = [kind for kind in kinds if kind not in SCALARS]
+        return classes[0] if len(classes) == 1 and is_dataclass(classes[0]) else None
+
+    def fields(self) -> dict[str, Parameter]:
+        """Return the parameters of the dataclass in the hint; empty without one."""
+        settings = self.settings()
+        return parameters_of(settings) if settings is not None else {}
 
 
 def is_plain(value: Any) -> bool:
-    """Whether ``value`` consists of strings, numbers, booleans, None, lists, tuples and dicts
-    alone.
-    """
+    """Return whether ``value`` consists only of scalars, lists, tuples and dicts of them."""
     if isinstance(value, (list, tuple)):
         return all(map(is_plain, value))
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
-    return type(value) in PLAIN
+    return type(value) in SCALARS
 
 
-def arguments_of(cls: type) -> dict[str, Argument]:
-    """The arguments of ``cls(...)`` by name, those that ``**kwargs`` hands on to a base class
-    included.
+def parameters_of(cls: type) -> dict[str, Parameter]:
+    """Return the parameters of ``cls(...)`` by name, in order.
+
+    A constructor with ``**kwargs`` takes the parameters of its base class too.
     """
-    found: dict[str, Argument] = {}
+    found: dict[str, Parameter] = {}
     for owner in cls.__mro__:
         init = vars(owner).get("__init__")
         if not isinstance(init, types.FunctionType):
             continue
-        about, hints = _documented(cls, owner, init), _hints(owner, init)
+        about = _descriptions(init.__doc__, owner.__doc__, cls.__doc__)
+        hints = _hints(owner, init)
         parameters = list(inspect.signature(init).parameters.values())[1:]
         for one in parameters:
             if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and one.name not in found:
                 hint = hints.get(one.name, Any)
-                if hint is Any:
-                    hint = _guess(one.default)
-                found[one.name] = Argument(
-                    one.name, text_last(hint), one.default, about.get(one.name, "")
-                )
+                hint = _guess(one.default) if hint is Any else hint
+                found[one.name] = Parameter(one.name, hint, one.default, about.get(one.name, ""))
         if all(one.kind is not one.VAR_KEYWORD for one in parameters):
             break
     return found
 
 
-def text_last(hint: Any) -> Any:
-    """The type with ``str`` at the end of each union: every text is a string, so it would hide what
-    follows.
-    """
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        inner = [text_last(arg) for arg in args]
-        return Union[tuple(sorted(inner, key=lambda arg: 2 if arg is Path else int(arg is str)))]  # noqa: UP007
-    if isinstance(hint, types.GenericAlias) and isinstance(origin, type) and Ellipsis not in args:
-        return types.GenericAlias(origin, tuple(text_last(arg) for arg in args))
-    return hint
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _guess(default: Any) -> Any:
-    """A type for an argument that has none written down, from its default."""
-    if type(default) is int:
-        return int | float
-    return type(default) if type(default) in (float, str, bool) else Any
-
-
 def spell(hint: Any) -> str:
-    """A type as it is read: ``int | null``, ``'raise' | 'skip'``, ``list[str]``."""
+    """Return a type as people write it: ``int | null``, ``'raise' | 'skip'``, ``list[str]``."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return "any"
@@ -131,18 +104,37 @@ def spell(hint: Any) -> str:
         return " | ".join(map(spell, args))
     if origin is Literal:
         return " | ".join(map(repr, args))
-    if (
-        isinstance(origin, type)
-        and args
-        and all(isinstance(arg, type) or get_origin(arg) for arg in args)
-    ):
-        return f"{_LISTS.get(origin.__name__, origin.__name__)}[{', '.join(map(spell, args))}]"
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    if isinstance(origin, type) and args and all(map(_is_type, args)):
+        name = {"Sequence": "list", "Mapping": "dict"}.get(origin.__name__, origin.__name__)
+        return f"{name}[{', '.join(map(spell, args))}]"
+    return hint.__name__ if is_class(hint) else str(hint).replace("typing.", "")
+
+
+def _is_type(hint: Any) -> bool:
+    return hint is Any or is_class(hint) or get_origin(hint) is not None
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union; any other type by itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def is_class(hint: Any) -> bool:
+    """Return whether the type is a class without type arguments."""
+    return isinstance(hint, type) and get_origin(hint) is None and hint is not Any
+
+
+def _guess(default: Any) -> Any:
+    """Return a type for a parameter without a hint, from its default."""
+    if type(default) is int:
+        return int | float
+    return type(default) if type(default) in (float, str, bool) else Any
 
 
 def _hints(owner: type, init: types.FunctionType) -> dict[str, Any]:
-    """The types that can be made out; a name that exists for type checkers alone costs only its own
-    argument.
+    """Return the types that can be resolved.
+
+    Each one is resolved by itself, so that a name imported for type checkers only costs no others.
     """
     scope = {**vars(sys.modules[owner.__module__]), **init.__globals__}
     found: dict[str, Any] = {}
@@ -153,15 +145,12 @@ def _hints(owner: type, init: types.FunctionType) -> dict[str, Any]:
     return found
 
 
-def _documented(cls: type, owner: type, init: types.FunctionType) -> dict[str, str]:
-    """Argument descriptions of the docstrings of the constructor, its class and the class that is
-    built.
-    """
+def _descriptions(*docstrings: str | None) -> dict[str, str]:
+    """Return the descriptions of parameters by name; the first docstring that has one counts."""
     found: dict[str, str] = {}
-    for text in (init.__doc__, owner.__doc__, cls.__doc__):
-        if text:
-            for each in docstring_parser.parse(text).params:
-                found.setdefault(
-                    each.arg_name, " ".join((each.description or "").replace("``", "").split())
-                )
+    for docstring in docstrings:
+        for each in docstring_parser.parse(docstring or "").params:
+            text = " ".join((each.description or "").replace("``", "").split())
+            for name in each.arg_name.split(","):
+                found.setdefault(name.strip(), text)
     return found

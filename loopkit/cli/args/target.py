@@ -1,6 +1,4 @@
-"""TARGET: ``path/to/file.py``, ``path/to/file.py:Class`` or ``package.module:Class`` becomes a Task
-class.
-"""
+"""TARGET: ``path/to/file.py``, ``path/to/file.py:Class`` or ``package.module:Class``."""
 
 from __future__ import annotations
 
@@ -15,68 +13,59 @@ from types import ModuleType
 from loopkit.errors import OptionError, nearest
 from loopkit.task import Task
 
+FORMS = "TARGET is path/to/file.py, path/to/file.py:Class or package.module:Class"
+
 
 def find_task(target: str) -> type[Task]:
-    """Import what ``target`` names.
+    """Import the Task class that ``target`` names.
 
     Raises:
-        OptionError: there is no such file, module or class, or it is not clear which class is
-            meant.
-        Exception: whatever the imported code raises.
+        OptionError: there is no such file, module or class, or several classes are possible.
+        Exception: an error of the imported code.
     """
-    place, class_name = _split(target)
-    is_file = place.endswith(".py") or os.sep in place or "/" in place
-    module = _import_file(place) if is_file else _import_module(place)
+    source, class_name = _split(target)
+    is_file = source.endswith(".py") or os.sep in source or "/" in source
+    module = _import_file(source) if is_file else _import_module(source)
     if not class_name:
-        return _only_task(module, place)
+        return _only_task(module, source)
     found = getattr(module, class_name, None)
+    tasks = [each.__name__ for each in _tasks(module)]
+    listed = f"Tasks there: {', '.join(tasks)}" if tasks else "It defines no Task"
     if found is None:
-        tasks = [each.__name__ for each in _tasks(module)]
-        raise OptionError(
-            f"{place} has no {class_name!r}.{nearest(class_name, tasks)} {_listed(tasks)}"
-        )
+        raise OptionError(f"{source} has no {class_name!r}.{nearest(class_name, tasks)} {listed}")
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise OptionError(
-            f"{target} is not a Task: derive the class from loopkit.Task. "
-            f"{_listed([each.__name__ for each in _tasks(module)])}"
-        )
+        raise OptionError(f"{target} is not a Task: derive the class from loopkit.Task. {listed}")
     return found
 
 
 def _split(target: str) -> tuple[str, str]:
-    place, colon, name = target.rpartition(":")
-    return (place, name) if colon and name.isidentifier() else (target.removesuffix(":"), "")
+    source, colon, name = target.rpartition(":")
+    return (source, name) if colon and name.isidentifier() else (target.removesuffix(":"), "")
 
 
-def _import_file(place: str) -> ModuleType:
-    """Run a file as ``python file.py`` would find it: its folder comes first on ``sys.path``.
+def _import_file(source: str) -> ModuleType:
+    """Import a file as ``python file.py`` finds it: its directory comes first on ``sys.path``.
 
-    The module is known under the file's own name, so that data workers can import the classes they
-    unpickle.
+    The module has the file's own name, so that workers can import the classes they unpickle.
     """
-    path = Path(place).resolve()
+    path = Path(source).resolve()
     if not path.is_file():
-        folder = path.parent
-        files = (
-            [str(Path(place).with_name(p.name)) for p in folder.glob("*.py")]
-            if folder.is_dir()
-            else []
-        )
-        raise OptionError(f"there is no file {place}.{nearest(place, files)}")
+        files = path.parent.glob("*.py") if path.parent.is_dir() else []
+        hint = nearest(source, [str(Path(source).with_name(file.name)) for file in files])
+        raise OptionError(f"there is no file {source}.{hint}")
     name = path.stem
-    _first_on_path(str(path.parent))
+    _put_first_on_path(str(path.parent))
     loaded = sys.modules.get(name)
     if loaded is not None:
         if getattr(loaded, "__file__", None) and Path(str(loaded.__file__)).resolve() == path:
             return loaded
         raise OptionError(
-            f"{place} has the name of the module {name!r}, which is in use already: rename the file"
+            f"{source} has the name of the module {name!r}, which is in use already: "
+            "rename the file"
         )
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise OptionError(
-            f"{place} is not a Python file: TARGET is path/to/file.py or package.module:Class"
-        )
+        raise OptionError(f"{source} is not a Python file: {FORMS}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -88,45 +77,36 @@ def _import_file(place: str) -> ModuleType:
 
 
 def _import_module(name: str) -> ModuleType:
-    _first_on_path(os.getcwd())
+    _put_first_on_path(os.getcwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise  # found, and what it imports itself is missing
+            raise  # the module exists, and a module that it imports is missing
         hint = f" Did you mean '{name}.py'?" if Path(f"{name}.py").is_file() else ""
-        raise OptionError(
-            f"there is no module {name!r}.{hint} TARGET is path/to/file.py, path/to/file.py:Class "
-            f"or "
-            "package.module:Class"
-        ) from error
+        raise OptionError(f"there is no module {name!r}.{hint} {FORMS}") from error
 
 
-def _first_on_path(folder: str) -> None:
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+def _put_first_on_path(directory: str) -> None:
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
 
 
 def _tasks(module: ModuleType) -> list[type[Task]]:
-    """The Task classes that ``module`` defines itself, in the order they are written."""
+    """Return the Task classes that ``module`` itself defines, in the order of the file."""
     found = [
         value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Task)
+        for value in dict.fromkeys(filter(inspect.isclass, vars(module).values()))
+        if issubclass(value, Task) and value.__module__ == module.__name__
     ]
-    own = [value for value in dict.fromkeys(found) if value.__module__ == module.__name__]
-    return [value for value in own if not inspect.isabstract(value)]
+    return [value for value in found if not inspect.isabstract(value)]
 
 
-def _only_task(module: ModuleType, place: str) -> type[Task]:
+def _only_task(module: ModuleType, source: str) -> type[Task]:
     tasks = _tasks(module)
     if len(tasks) == 1:
         return tasks[0]
     if not tasks:
-        raise OptionError(f"{place} defines no Task: derive a class from loopkit.Task")
-    names = ", ".join(f"{place}:{each.__name__}" for each in tasks)
-    raise OptionError(f"{place} defines {len(tasks)} tasks: say which one, {names}")
-
-
-def _listed(tasks: list[str]) -> str:
-    return f"Tasks there: {', '.join(tasks)}" if tasks else "It defines no Task"
+        raise OptionError(f"{source} defines no Task: derive a class from loopkit.Task")
+    names = ", ".join(f"{source}:{each.__name__}" for each in tasks)
+    raise OptionError(f"{source} defines {len(tasks)} tasks: say which one, {names}")

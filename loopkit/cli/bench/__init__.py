@@ -1,1 +1,1 @@
-"""`loopkit bench`: precision, memory and speed measured by a worker process."""
+"""``loopkit bench``: time and memory of a task, each run measured in a process of its own."""

@@ -1,6 +1,4 @@
-"""``loopkit bench precision | memory | grid TARGET``: what a task takes, measured in short
-trainings of its own.
-"""
+"""``loopkit bench precision | memory | grid TARGET``: measure a task in short trainings."""
 
 from __future__ import annotations
 
@@ -17,8 +15,8 @@ from typing import Any, TypeVar
 
 from loopkit.cli.args.config import Values
 from loopkit.cli.args.request import Command, Request, read_request
-from loopkit.cli.args.signature import arguments_of
-from loopkit.cli.args.tokens import Word, take_values
+from loopkit.cli.args.signature import parameters_of
+from loopkit.cli.args.tokens import Token, take_value
 from loopkit.cli.bench import plot, tables
 from loopkit.cli.bench.tables import Row
 from loopkit.cli.bench.worker import HIDDEN, WARM_UP
@@ -26,128 +24,116 @@ from loopkit.devices import find_device
 from loopkit.errors import OptionError, RunDirError, nearest
 from loopkit.fit.fit import Fit
 
+# Each kind: what is typed after it, and what it shows.
 KINDS = {
-    "precision": ("TARGET", "time of a step, memory and loss in every precision"),
-    "memory": (
-        "TARGET",
-        "bytes of parameters, gradients and optimizer state; of parameters in 8 and 4 bits too",
-    ),
-    "grid": (
-        "TARGET NAME=A,B NAME=C,D",
-        "every combination of some values, of options of Fit or the task's arguments",
-    ),
+    "precision": ("TARGET", "time of a step, memory and loss in each precision"),
+    "memory": ("TARGET", "bytes of parameters, gradients, optimizer state"),
+    "grid": ("TARGET NAME=A,B ...", "time, memory and loss for each combination of values"),
 }
 USAGE = """usage: loopkit bench KIND TARGET [...]
 
 {kinds}
 
-Every line of a table is a real training of the task, in a process of its own.
+Every line of a table is a real training of the task, in its own process.
 loopkit bench KIND TARGET --help shows the options.
 """
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16-true", "fp16-true")
-STORED = ("fp32", "bf16", "bf16-true")  # fp16 and fp16-true take the bytes of bf16 and bf16-true
+STORED = ("fp32", "bf16", "bf16-true")  # fp16 takes the bytes of bf16, fp16-true of bf16-true
 SLOW = "float16 is very slow on a CPU, which has no arithmetic for it: it is meant for GPUs"
-ABOUT = {
-    "--steps N": f"how many steps of each run are measured, after {WARM_UP} that are not. [int, default 20]",
-    "--limit SECONDS": "how long a run may take before it is given up. [float, default 120]",
-    "--json FILE": "write what was measured there too, as JSON",
-    "--picture FILE": "draw it there too; the ending says the format. Needs matplotlib: loopkit[plots]",
+OWN = {
+    "--steps N": f"measured steps of each run, after {WARM_UP} that do not count. [int, default 20]",
+    "--limit SECONDS": "the time after which a run is stopped. [float, default 120]",
+    "--json FILE": "also write the measured values to this file, as JSON",
+    "--picture FILE": "also draw them to this file; its ending says the format. "
+    "Needs matplotlib: loopkit[plots]",
 }
 Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs of one call have in common.
+    """One call of the command, of which each combination of values is a run.
 
     Attributes:
-        target: as it was typed.
-        steps, limit: measured steps of each run; the seconds it may take.
+        steps: measured steps of each run.
+        limit: seconds that a run may take.
     """
 
     request: Request
-    target: str
     steps: int
     limit: float
 
     def check(self, changes: Mapping[str, str]) -> None:
-        """Refuse what no run could be made with, before any is made.
+        """Check a combination of values before any run starts.
 
         Raises:
-            OptionError: an unknown name, a value that is not accepted, a name that is given twice.
+            OptionError: a name is unknown or given twice, or a value is not accepted.
         """
-        request = self.request
-        given = [word.name for word in request.words]
-        own = arguments_of(request.task)
+        command = self.request.command.name
+        given = [token.name for token in self.request.tokens]
+        arguments = parameters_of(self.request.task)
         for name in (*changes, *given):
-            if name.partition(".")[0] in HIDDEN and name not in own:
+            if name.partition(".")[0] in HIDDEN and name not in arguments:
                 raise OptionError(
-                    f"{request.command.name}: {name} is not for a measured run, which trains "
-                    f"--steps "
-                    "steps on one device and does nothing else"
+                    f"{command}: {name} is not for a measured run, which trains --steps steps "
+                    "on one device and does nothing else"
                 )
         for name in changes:
             if name in given:
-                raise OptionError(
-                    f"--{name} is given, and {request.command.name} gives it to each run"
-                )
+                raise OptionError(f"--{name} is given, and {command} gives it to each run")
         Fit(**self._values(changes).fit)
 
     def measure(self, changes: Mapping[str, str]) -> Row:
-        """Train once with these options, in a process of its own."""
+        """Train once with these values, in its own process."""
         shown = ", ".join(f"{name}={value}" for name, value in changes.items())
         print(f"loopkit: {shown} ...", file=sys.stderr, flush=True)
-        words = [f"--config={path}" for path in self.request.configs]
-        words += [
-            *(word.typed for word in self.request.words),
-            *(f"--{n}={value}" for n, value in changes.items()),
-        ]
-        facts = run_apart([self.target, *words], self.steps, self.limit)
+        argv = [self.request.target]
+        argv += [f"--config={path}" for path in self.request.configs]
+        argv += [token.argument for token in self._tokens(changes)]
+        facts = run_worker(argv, self.steps, self.limit)
         accelerator = self._values(changes).fit.get("accelerator", "auto")
         half = changes.get("precision", "").startswith("fp16")
         note = SLOW if half and find_device(accelerator).type == "cpu" else ""
-        return Row(
-            {name: "none" if value == "null" else value for name, value in changes.items()},
-            facts,
-            note,
-        )
+        labels = {name: "none" if value == "null" else value for name, value in changes.items()}
+        return Row(labels, facts, note)
+
+    def _tokens(self, changes: Mapping[str, str]) -> list[Token]:
+        return [*self.request.tokens, *(Token(name, value) for name, value in changes.items())]
 
     def _values(self, changes: Mapping[str, str]) -> Values:
-        words = [*self.request.words, *(Word(name, value) for name, value in changes.items())]
-        return replace(self.request, words=words).values()
+        return replace(self.request, tokens=self._tokens(changes)).values()
 
 
 def run(argv: Sequence[str]) -> int:
-    """Measure the target; the exit code: 1 where nothing could be measured."""
+    """Measure the target; return the exit code, which is 1 if no run could be measured."""
     if not argv or argv[0] in ("--help", "-h"):
-        lines = [f"  {f'{kind} {takes}':<31}  {about}" for kind, (takes, about) in KINDS.items()]
+        lines = [f"  {f'{kind} {takes}':<24}  {about}" for kind, (takes, about) in KINDS.items()]
         print(USAGE.format(kinds="\n".join(lines)), end="")
         return 0 if argv else 2
-    kind, words = argv[0], list(argv[1:])
+    kind, rest = argv[0], list(argv[1:])
     if kind not in KINDS:
+        known = ", ".join(KINDS)
         raise OptionError(
-            f"there is no command 'bench {kind}'.{nearest(kind, KINDS)} Commands: "
-            f"{', '.join(KINDS)}"
+            f"there is no command 'bench {kind}'.{nearest(kind, KINDS)} Commands: {known}"
         )
-    axes = (
-        take_axes(words)
-        if kind == "grid"
-        else {"precision": list(PRECISIONS if kind == "precision" else STORED)}
-    )
-    about = f"Trains for a few steps in each of several ways, and shows {KINDS[kind][1]}."
-    request, own = read_request(Command(f"bench {kind}", about, ABOUT, hidden=HIDDEN), words)
+    precisions = PRECISIONS if kind == "precision" else STORED
+    axes = take_axes(rest) if kind == "grid" else {"precision": list(precisions)}
+    about = f"Train for a few steps in each of several ways, and show {KINDS[kind][1]}."
+    request = read_request(Command(f"bench {kind}", about, OWN, hidden=HIDDEN), rest)
     if request is None:
         return 0
     if not axes:
         raise OptionError(
-            "bench grid: say after TARGET what to vary, as in accumulate=2,4,8 activation_checkpointing=none,full"
+            "bench grid: say after TARGET what to vary, as in accumulate=2,4,8 precision=fp32,bf16"
         )
+    tokens = request.tokens
     bench = Bench(
-        request, words[0], _number(own, "steps", int, 20), _number(own, "limit", float, 120.0)
+        request, _number(tokens, "steps", int, 20), _number(tokens, "limit", float, 120.0)
     )
-    as_json, picture = _file(own, "json"), _file(own, "picture")
-    if picture is not None:
-        plot.check(picture)
+    json_path = _file(tokens, "json")
+    picture_path = _file(tokens, "picture")
+    if picture_path is not None:
+        plot.check(picture_path)
     if request.print_config:
         print(request.values().config, end="")
         return 0
@@ -158,25 +144,25 @@ def run(argv: Sequence[str]) -> int:
     name = request.task.__name__
     show = tables.memory if kind == "memory" else tables.speed
     print("\n".join(show(f"{name}: {bench.steps} steps", rows)))
-    if as_json is not None:
+    if json_path is not None:
         head = {"bench": kind, "task": name, "steps": bench.steps}
-        _write(as_json, json.dumps(tables.as_json(head, rows), indent=2) + "\n")
-    if picture is not None:
-        plot.draw(kind, name, rows, picture)
+        _write(json_path, json.dumps(tables.as_json(head, rows), indent=2) + "\n")
+    if picture_path is not None:
+        plot.draw(kind, name, rows, picture_path)
     return 0 if any(row.measured for row in rows) else 1
 
 
-def take_axes(words: list[str]) -> dict[str, list[str]]:
-    """Remove ``name=a,b`` words, which follow the target; the values to try by name.
+def take_axes(argv: list[str]) -> dict[str, list[str]]:
+    """Remove the ``name=a,b`` arguments after the target; return the values to try by name.
 
-    ``none`` and nothing are null. A value that itself holds a comma cannot be given.
+    ``none`` and an empty value mean null. A value cannot hold a comma.
 
     Raises:
-        OptionError: one is no ``name=a,b``, or a name comes twice.
+        OptionError: an argument is no ``name=a,b``, or a name comes twice.
     """
     axes: dict[str, list[str]] = {}
-    while len(words) > 1 and not words[1].startswith("-"):
-        name, equals, values = words.pop(1).partition("=")
+    while len(argv) > 1 and not argv[1].startswith("-"):
+        name, equals, values = argv.pop(1).partition("=")
         name = name.replace("-", "_")
         if not equals or not name:
             raise OptionError(
@@ -190,38 +176,29 @@ def take_axes(words: list[str]) -> dict[str, list[str]]:
     return axes
 
 
-def run_apart(words: Sequence[str], steps: int, limit: float) -> dict[str, Any]:
-    """Measure a target in a fresh process, so that its peak of memory is its own.
+def run_worker(argv: Sequence[str], steps: int, limit: float) -> dict[str, Any]:
+    """Measure a target in a fresh process, so that its peak memory is its own.
 
     Returns:
-        What ``probe.measure`` found; a "problem" alone where the process ended without a word, or
-        took too long.
+        The facts that ``worker.measure`` returns; only "problem" if the process failed or took
+        longer than ``limit`` seconds.
     """
-    with tempfile.TemporaryDirectory(prefix="loopkit-bench-") as place:
-        result = Path(place) / "result.json"
-        command = [
-            sys.executable,
-            "-m",
-            "loopkit.cli.bench.worker",
-            str(result),
-            str(steps),
-            *words,
-        ]
+    with tempfile.TemporaryDirectory(prefix="loopkit-bench-") as directory:
+        result = Path(directory) / "result.json"
+        command = [sys.executable, "-m", "loopkit.cli.bench.worker", str(result), str(steps), *argv]
         try:
             done = subprocess.run(
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit
             )
         except subprocess.TimeoutExpired:
-            return {"problem": f"given up after {limit:g} s (--limit)"}
+            return {"problem": f"stopped after {limit:g} s (--limit)"}
         if result.exists():
             found: dict[str, Any] = json.loads(result.read_text())
             return found
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        return {
-            "problem": f"the process ended by {name}"
-            + (": out of memory?" if name == "SIGKILL" else "")
-        }
+        guess = ": out of memory?" if name == "SIGKILL" else ""
+        return {"problem": f"the process ended by {name}{guess}"}
     last = (done.stderr.strip().splitlines() or [""])[-1]
     return {"problem": f"the process ended with code {done.returncode}: {last}"}
 
@@ -233,33 +210,29 @@ def _write(path: Path, text: str) -> None:
         raise RunDirError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
-def _one(words: list[Word], name: str) -> str | None:
-    given = take_values(words, name)
-    if len(given) > 1:
-        raise OptionError(f"--{name} is given several times")
-    return given[0] if given else None
-
-
-def _number(words: list[Word], name: str, kind: Callable[[str], Number], default: Number) -> Number:
-    text = _one(words, name)
+def _number(
+    tokens: list[Token], name: str, kind: Callable[[str], Number], default: Number
+) -> Number:
+    text = take_value(tokens, name)
+    if text is None:
+        return default
     try:
-        value = default if text is None else kind(text)
+        value = kind(text)
     except ValueError:
         value = kind("0")
     if not value > 0:
-        raise OptionError(
-            f"--{name} {text}: give a {'whole number' if kind is int else 'number of seconds'} "
-            f"above 0"
-        )
+        accepted = "whole number" if kind is int else "number of seconds"
+        raise OptionError(f"--{name} {text}: give a {accepted} above 0")
     return value
 
 
-def _file(words: list[Word], name: str) -> Path | None:
-    text = _one(words, name)
+def _file(tokens: list[Token], name: str) -> Path | None:
+    text = take_value(tokens, name)
     if text is None:
         return None
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        why = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
-        raise RunDirError(f"--{name} {text} cannot be written: {why}")
+    if path.is_dir():
+        raise RunDirError(f"--{name} {text} cannot be written: it is a directory")
+    if not path.parent.is_dir():
+        raise RunDirError(f"--{name} {text} cannot be written: there is no directory {path.parent}")
     return path

@@ -1,4 +1,4 @@
-"""What ``loopkit bench`` measured, as tables and as JSON."""
+"""The results of ``loopkit bench`` as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import Any
 
 import torch
 
-from loopkit.cli.evaluate import strict
+from loopkit.cli.evaluate import to_json
 from loopkit.console.text import columns, cut, megabytes, number
 from loopkit.version import __version__
 
-# Bits that a parameter takes; in 8 and 4 bits without the scales that are kept for each block of
-# them.
+# Bits of a parameter. Quantisation to 8 or 4 bits also keeps a scale for each block, not counted.
 BITS = {"fp32": 32, "bf16": 16, "int8": 8, "4-bit": 4}
-WIDTH = 100
+LONGEST_REASON = 100
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run.
+    """The results of one run.
 
     Attributes:
-        labels: what it was made with, by name.
-        facts: what ``probe.measure`` found.
-        note: what a reader of its numbers should know.
+        labels: the values that this run was given, by name.
+        facts: see ``worker.measure``.
+        note: a remark about the numbers, shown below the table.
     """
 
     labels: Mapping[str, str]
@@ -34,11 +33,11 @@ class Row:
 
     @property
     def measured(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run completed."""
         return self.facts["problem"] is None
 
     @property
-    def shown(self) -> str:
+    def title(self) -> str:
         """The labels on one line."""
         if len(self.labels) == 1:
             return next(iter(self.labels.values()))
@@ -46,80 +45,83 @@ class Row:
 
 
 def speed(title: str, rows: Sequence[Row]) -> list[str]:
-    """Time, throughput, memory and loss of each run."""
-    table = [[*rows[0].labels, "ms/step", "samples/s", "peak memory", "loss"]]
+    """Return a table of time, throughput, peak memory and loss."""
+    names = list(rows[0].labels)
+    table = [[*names, "ms/step", "samples/s", "peak memory", "loss"]]
     for row in rows:
-        facts, cells = row.facts, ["-"] * 4
+        cells = ["-"] * 4
         if row.measured:
+            facts = row.facts
             cells = [
                 f"{facts['step_ms']:,.2f}",
                 f"{facts['samples_per_second']:,.0f}",
                 _size(facts["peak_bytes"]),
+                "-" if facts["loss"] is None else number(facts["loss"]),
             ]
-            cells.append("-" if facts["loss"] is None else number(facts["loss"]))
         table.append([*row.labels.values(), *cells])
-    right = [*(False for _ in rows[0].labels), True, True, True, True]
-    return [_head(title, rows), "", *columns(table, right), *_reasons(rows)]
+    right = [*(False for _ in names), True, True, True, True]
+    return [_head(title, rows), "", *columns(table, right), *_remarks(rows)]
 
 
 def memory(title: str, rows: Sequence[Row]) -> list[str]:
-    """Bytes of parameters by precision, and of what training takes besides."""
+    """Return tables of the parameters' bytes by precision, and of the bytes in training."""
     lines = [_head(title, rows)]
-    known = next((row.facts for row in rows if row.measured), None)
+    known = _first_facts(rows)
     if known is not None:
         count, trained = known["parameters"], known["trained"]
+        lines += ["", f"{count:,} parameters, {trained:,} of them trained"]
         sizes = [[name, _size(count * bits // 8)] for name, bits in BITS.items()]
-        lines += [
-            "",
-            f"{count:,} parameters, {trained:,} of them trained",
-            *columns(sizes, [False, True]),
-        ]
+        lines += columns(sizes, [False, True])
     table = [["training in", "parameters", "gradients", "optimizer", "together", "peak memory"]]
     for row in rows:
         cells = ["-"] * 5
         if row.measured:
             parts = [row.facts[f"{name}_bytes"] for name in ("parameter", "gradient", "optimizer")]
             cells = [_size(size) for size in (*parts, sum(parts), row.facts["peak_bytes"])]
-        table.append([row.shown, *cells])
-    return [*lines, "", *columns(table, [False, *(True for _ in range(5))]), *_reasons(rows)]
+        table.append([row.title, *cells])
+    return [*lines, "", *columns(table, [False, *(True for _ in range(5))]), *_remarks(rows)]
 
 
 def as_json(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """Everything that was measured: bytes, milliseconds per step, samples per second; NaN as a
-    string.
-    """
+    """Return all measured values: bytes, milliseconds, samples per second; NaN as a string."""
     versions = {"loopkit": __version__, "torch": str(torch.__version__)}
     lines = [{"with": dict(row.labels), "note": row.note, **row.facts} for row in rows]
-    found: dict[str, Any] = strict({**about, **versions, "rows": lines})
+    found: dict[str, Any] = to_json({**about, **versions, "rows": lines})
     return found
 
 
+def _first_facts(rows: Sequence[Row]) -> Mapping[str, Any] | None:
+    return next((row.facts for row in rows if row.measured), None)
+
+
 def _head(title: str, rows: Sequence[Row]) -> str:
-    known = next((row.facts for row in rows if row.measured), None)
+    known = _first_facts(rows)
     if known is None:
-        return f"{title}; no run came to its end"
-    threads = (
-        f", {known['threads']} thread{'s' if known['threads'] > 1 else ''}"
-        if known["device"] == "cpu"
-        else ""
-    )
-    return f"{title} on {known['device']}{threads}"
+        return f"{title}; no run completed"
+    device, threads = known["device"], known["threads"]
+    if device != "cpu":
+        return f"{title} on {device}"
+    return f"{title} on cpu, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _size(size: int | None) -> str:
     if size is None:
         return "-"
-    return (
-        f"{size:,} B" if size < 1e4 else f"{size / 1e3:,.1f} kB" if size < 1e6 else megabytes(size)
-    )
+    if size < 1e4:
+        return f"{size:,} B"
+    return f"{size / 1e3:,.1f} kB" if size < 1e6 else megabytes(size)
 
 
-def _reasons(rows: Sequence[Row]) -> list[str]:
-    """Why a row has no numbers, and what to know of those that have."""
-    lines = [f"{row.shown}: {cut(row.facts['problem'], WIDTH)}" for row in rows if not row.measured]
+def _remarks(rows: Sequence[Row]) -> list[str]:
+    """Return the reasons of runs that failed, and the notes of those that completed."""
+    lines = [
+        f"{row.title}: {cut(row.facts['problem'], LONGEST_REASON)}"
+        for row in rows
+        if not row.measured
+    ]
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row.note:
-            notes.setdefault(row.note, []).append(row.shown)
-    lines += [f"{'; '.join(named)}: {note}" for note, named in notes.items()]
+            notes.setdefault(row.note, []).append(row.title)
+    lines += [f"{'; '.join(titles)}: {note}" for note, titles in notes.items()]
     return ["", *lines] if lines else []

@@ -1,5 +1,6 @@
-"""A measured run in a process of its own: ``python -m loopkit.cli.bench.worker RESULT STEPS TARGET
-[--option value ...]``.
+"""The process that ``loopkit bench`` starts for each run.
+
+It is called as ``python -m loopkit.cli.bench.worker RESULT STEPS TARGET [--option value ...]``.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ from loopkit.optim import AdamW
 from loopkit.run import Run
 from loopkit.task import Task
 
-WARM_UP = 3  # steps before the clock counts: the first ones allocate, load and tune
-# What a measured run does without: it trains, and nothing else.
+WARM_UP = 3  # steps that do not count: the first steps allocate, load libraries and tune kernels
+# A measured run trains and does nothing else.
 FIXED = {
     "epochs": None, "time": None, "resume": None, "checkpoint": False, "loggers": None, "progress": False,
     "eval_every": "never", "eval_after": None, "eval_first": False, "log_every": "never", "dry_run": False,
 }  # fmt: skip
 HIDDEN = (*FIXED, "steps", "run_dir", "strategy", "devices", "nodes")
-PROBE = Command("bench", "", {}, hidden=HIDDEN)
+BENCH = Command("bench", "", {}, hidden=HIDDEN)
 
 
 class Gauge(Hook):
-    """Notes the time of every step and the bytes that training takes.
+    """Measures the time of every step and the bytes of training.
 
     Attributes:
-        facts: what was found, by name: bytes, seconds, counts.
+        facts: the measured values by name.
     """
 
     def __init__(self) -> None:
@@ -53,24 +54,22 @@ class Gauge(Hook):
         self._times: list[float] = []
         self._samples: list[int] = []
         self._loss: Any = None
-        self._level = 0
         gc.collect()
-        with suppress(
-            OSError, AttributeError
-        ):  # what building the task has freed is not its memory
+        # Memory that was freed while the task was built is not the task's: give it back.
+        with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
-        self._level = level()
+        self._start_bytes = reset_peak()
 
     def on_micro_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
-        """Once, the bytes of the gradients: they are gone when a step is over."""
+        """Count the gradients' bytes once; at the end of a step the gradients are gone."""
         if "gradient_bytes" not in self.facts:
             grads = [p.grad for p in run.task.parameters() if p.grad is not None]
             self.facts["gradient_bytes"] = _bytes(grads)
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
-        """The time, once the device has done the step."""
+        """Note the time at which the device has completed the step."""
         if run.strategy.device.type == "cuda":
             torch.cuda.synchronize()
         self._times.append(perf_counter())
@@ -78,69 +77,59 @@ class Gauge(Hook):
         self._loss = out.get("loss") if isinstance(out, Mapping) else None
 
     def on_fit_end(self, run: Run) -> None:
-        """What the run took.
+        """Compute the facts.
 
         Raises:
-            LoopkitError: the run stopped before there was anything to measure.
+            LoopkitError: the run stopped before a step was measured.
         """
         if len(self._times) <= WARM_UP:
             raise LoopkitError(
-                f"the run stopped after {len(self._times)} steps, and the first {WARM_UP} do not "
-                f"count"
+                f"the run stopped after {len(self._times)} steps, "
+                f"and the first {WARM_UP} do not count"
             )
-        device, parameters = run.strategy.device, list(run.task.parameters())
-        times, samples = self._times[WARM_UP - 1 :], self._samples[WARM_UP - 1 :]
+        device = run.strategy.device
+        parameters = list(run.task.parameters())
+        times = self._times[WARM_UP - 1 :]
+        samples = self._samples[WARM_UP - 1 :]
         seconds = statistics.median(after - before for before, after in itertools.pairwise(times))
-        state = [
-            value
-            for o in run.optimizers.values()
-            for held in o.state.values()
-            for value in held.values()
-        ]
+        samples_per_step = (samples[-1] - samples[0]) / (len(samples) - 1)
+        states = [state for o in run.optimizers.values() for state in o.state.values()]
         self.facts |= {
             "device": str(device),
             "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in parameters),
             "trained": sum(p.numel() for p in parameters if p.requires_grad),
             "parameter_bytes": _bytes(parameters),
-            "optimizer_bytes": _bytes(state),
-            "peak_bytes": self._peak(device),
+            "optimizer_bytes": _bytes(value for state in states for value in state.values()),
+            "peak_bytes": self._peak_bytes(device),
             "step_ms": 1e3 * seconds,
-            "samples_per_second": (samples[-1] - samples[0]) / (len(samples) - 1) / seconds,
+            "samples_per_second": samples_per_step / seconds,
             "loss": None if self._loss is None else float(self._loss),
             "problem": None,
         }
 
-    def _peak(self, device: torch.device) -> int | None:
-        if device.type == "cuda":  # of all of them, where layers are spread over several
-            return sum(
-                torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())
-            )
-        peak = highest()
-        return None if device.type != "cpu" or peak is None else peak - self._level
+    def _peak_bytes(self, device: torch.device) -> int | None:
+        if device.type == "cuda":  # the sum over all GPUs, because of device_map
+            return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+        peak = peak_bytes()
+        return None if device.type != "cpu" or peak is None else peak - self._start_bytes
 
 
 def _bytes(tensors: Iterable[Any]) -> int:
-    held = {id(t): t for t in tensors if isinstance(t, Tensor)}
-    return sum(t.numel() * t.element_size() for t in held.values())
+    distinct = {id(t): t for t in tensors if isinstance(t, Tensor)}
+    return sum(t.numel() * t.element_size() for t in distinct.values())
 
 
-def level() -> int:
-    """Bytes of memory that this process holds now; from here on ``highest`` counts, where the
-    system lets it.
-    """
+def reset_peak() -> int:
+    """Begin the peak of ``peak_bytes`` again, where the system can; return the bytes held now."""
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # Linux: the peak starts again from what is held
+        Path("/proc/self/clear_refs").write_text("5")  # Linux
         return _status("VmRSS")
-    return highest() or 0
+    return peak_bytes() or 0
 
 
-def highest() -> int | None:
-    """The most bytes of memory that this process held since ``level``; None where the system does
-    not say.
-    """
+def peak_bytes() -> int | None:
+    """Return the most memory that this process has held; None if the system does not tell."""
     with suppress(OSError):
         return _status("VmHWM")
     try:
@@ -156,8 +145,8 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-class _Rehearsal(Task):
-    """Two layers, trained for two steps."""
+class _WarmUpTask(Task):
+    """Two small layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,29 +162,30 @@ class _Rehearsal(Task):
         return TensorDataset(torch.ones(8, 8))
 
 
-def rehearse(options: Mapping[str, Any]) -> None:
-    """Train a trifle the same way, so that what torch loads when it first trains is not taken for
-    the task's.
+def warm_up(options: Mapping[str, Any]) -> None:
+    """Train a small task in the same way.
+
+    The memory of what torch loads in the first training is then not counted as the target's.
     """
-    alike = {name: options[name] for name in ("precision", "accelerator") if name in options}
+    same = {name: options[name] for name in ("precision", "accelerator") if name in options}
     if options.get("activation_checkpointing"):
-        alike["activation_checkpointing"] = "full"
-    Fit(**FIXED | alike, steps=2, batch_size=4, run_dir=options["run_dir"]).run(_Rehearsal())
+        same["activation_checkpointing"] = "full"
+    Fit(**FIXED | same, steps=2, batch_size=4, run_dir=options["run_dir"]).run(_WarmUpTask())
 
 
-def measure(words: Sequence[str], steps: int) -> dict[str, Any]:
-    """Train the target for ``steps`` steps that count, and say what that took.
+def measure(argv: Sequence[str], steps: int) -> dict[str, Any]:
+    """Train the target for ``steps`` measured steps.
 
     Returns:
-        Facts by name; ``{"problem": reason}`` where the run could not be made.
+        The facts by name; ``{"problem": reason}`` if the run failed.
     """
     try:
-        request, _ = read_request(PROBE, words)
+        request = read_request(BENCH, argv)
         assert request is not None
         values = request.values()
-        with tempfile.TemporaryDirectory(prefix="loopkit-bench-") as place:
-            options = {"strategy": "single", **values.fit, **FIXED, "run_dir": place}
-            rehearse(options)
+        with tempfile.TemporaryDirectory(prefix="loopkit-bench-") as directory:
+            options = {"strategy": "single", **values.fit, **FIXED, "run_dir": directory}
+            warm_up(options)
             task = request.task(**values.task)
             gauge = Gauge()
             hooks = [*options.pop("hooks", ()), gauge]

@@ -1,6 +1,4 @@
-"""The state of DeepSpeed's ZeRO: whole tensors by parameter out of its flat parts, and back into
-them.
-"""
+"""The state of DeepSpeed's ZeRO optimizers: its flat parts as whole tensors by parameter, and back."""
 
 from __future__ import annotations
 
@@ -13,67 +11,71 @@ from torch import Tensor, nn
 
 from loopkit.errors import CheckpointError, OptionError
 
+# Of one parameter: its state by key.
+ParameterState = Mapping[str, Any]
+
 
 def is_partitioned(parameter: Any) -> bool:
-    """Whether a parameter is one of stage 3's, of which each rank holds a part."""
+    """Return whether stage 3 has partitioned a parameter, so that each rank holds a part."""
     return hasattr(parameter, "ds_id")
 
 
 def full_shape(parameter: Any) -> torch.Size:
-    """The whole shape."""
+    """Return the shape of the whole parameter."""
     return torch.Size(parameter.ds_shape) if is_partitioned(parameter) else parameter.shape
 
 
 class ZeroState:
-    """Reads and writes what a ZeRO optimizer holds. All methods are collective.
+    """Reads and writes the state of a ZeRO optimizer. All methods are collective.
 
-    Stages 1 and 2 keep single-precision copies of the parameters and their state in one flat tensor
-    per group, of which each rank has a part; stage 3 keeps them by group too, of each rank's part
-    of every parameter.
+    Stages 1 and 2 keep single-precision copies of the parameters, and their state, in one flat
+    tensor per group, of which each rank has a part. Stage 3 has flat tensors per group too, of this
+    rank's part of every parameter.
 
     Args:
         zero: the engine's optimizer, around the one that the task gave.
         names: the parameters' names by their ``id``.
-        rank, world_size: of those that the parts are spread over.
+        rank, world_size: those of the ranks that share the parts.
     """
 
     def __init__(self, zero: Any, names: Mapping[int, str], rank: int, world_size: int) -> None:
-        self.zero, self.names = zero, names
-        self.rank, self.world_size = rank, world_size
+        self.zero = zero
         self.base = zero.optimizer
-        self.parameters = {id(p) for _, held in self._flats() for p in held}
+        self.names = names
+        self.rank = rank
+        self.world_size = world_size
+        self.parameters = {id(p) for _, parameters in self._flats() for p in parameters}
 
     def _flats(self) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
-        """Each flat tensor of this rank, which the optimizer steps, and the parameters that it has
-        parts of.
-        """
+        """Yield each flat tensor that this rank steps, with the parameters that it has parts of."""
         if hasattr(self.zero, "fp32_partitioned_groups_flat"):
             yield from zip(self.zero.fp32_partitioned_groups_flat, self.zero.fp16_groups)
         else:
             yield from zip(self.zero.single_partition_of_fp32_groups, self.zero.bit16_groups)
 
     def weight(self, parameter: Tensor) -> Tensor:
-        """The whole parameter in single precision, as the optimizer has it."""
+        """Return the optimizer's single-precision copy of a parameter, whole."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         found: Tensor = safe_get_full_fp32_param(parameter)
         return found
 
     def set_weight(self, parameter: Tensor, value: Tensor) -> None:
-        """Give the optimizer's copy of a parameter a whole value."""
+        """Set the optimizer's copy of a parameter to a whole value."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         if is_partitioned(parameter):
-            safe_set_local_fp32_param(parameter, self._part(parameter, value))
+            safe_set_local_fp32_param(parameter, self._local_part(parameter, value))
         else:
             safe_set_full_fp32_param(parameter, value.to(torch.float32))
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All state by "<parameter>/<key>": tensors, whole on the first rank and without memory on
-        the others; values.
+        """Return the state by "<parameter>/<key>": first tensors, then plain values.
+
+        Tensors are whole on rank 0 and on the meta device of the other ranks.
 
         Raises:
-            OptionError: the optimizer keeps something that is of no single element.
+            OptionError: the optimizer keeps a tensor that has no number for each element.
         """
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -85,8 +87,8 @@ class ZeroState:
                 if isinstance(value, Tensor) and value.ndim and value.shape != flat.shape:
                     raise OptionError(
                         f"{type(self.base).__name__} keeps {key!r}, which is no number for each "
-                        f"element: DeepSpeed's "
-                        "flat parts cannot be saved by parameter. Take strategy='fsdp'"
+                        "element: DeepSpeed's flat parts cannot be saved by parameter. Take "
+                        "strategy='fsdp'"
                     )
                 for parameter in parameters:
                     full = f"{self.names[id(parameter)]}/{key}"
@@ -99,43 +101,46 @@ class ZeroState:
         return tensors, values
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """A gathered tensor as it is saved: in the first rank's memory, since it alone writes."""
+        """Return a gathered tensor in the memory of rank 0, the only rank that writes it."""
         return tensor.cpu() if self.rank == 0 else tensor.to("meta")
 
-    def compare(self, saved: Mapping[str, Mapping[str, Any]], path: Any) -> None:
-        """Refuse a state whose counts differ within what DeepSpeed steps as one.
+    def compare(self, saved: Mapping[str, ParameterState], path: Any) -> None:
+        """Refuse a state whose counts differ among parameters that DeepSpeed steps as one.
+
+        Args:
+            saved: the state of each parameter by its name.
+            path: the checkpoint, for messages.
 
         Raises:
-            CheckpointError: with the parameters.
+            CheckpointError: two parameters of one flat tensor have different counts.
         """
         for _, parameters in self._flats():
-            counts: dict[str, Any] = {}
-            counted = self._counted(parameters, saved)
+            counts: dict[str, tuple[str, float]] = {}
+            shared = self._shared_keys(parameters, saved)
             for parameter in parameters:
-                for key, value in saved.get(self.names[id(parameter)], {}).items():
-                    if key in counted:
-                        name, first = counts.setdefault(
-                            key, (self.names[id(parameter)], float(value))
+                name = self.names[id(parameter)]
+                for key, value in saved.get(name, {}).items():
+                    if key not in shared:
+                        continue
+                    first_name, first = counts.setdefault(key, (name, float(value)))
+                    if first != float(value):
+                        raise CheckpointError(
+                            f"{path}: {key!r} is {first:g} for {first_name} and {float(value):g} "
+                            f"for {name}, which DeepSpeed steps together: give each a parameter "
+                            "group, or resume under another strategy"
                         )
-                        if first != float(value):
-                            raise CheckpointError(
-                                f"{path}: {key!r} is {first:g} for {name} and {float(value):g} for "
-                                f"{self.names[id(parameter)]}, which DeepSpeed steps together: "
-                                f"give them groups of "
-                                "their own, or go on under another strategy"
-                            )
 
-    def write(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
-        """Put back state by parameter and key, all of it; what is not there begins anew."""
+    def write(self, saved: Mapping[str, ParameterState]) -> None:
+        """Load the state of all parameters by name; one without a saved state starts again."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         for flat, parameters in self._flats():
             state: dict[str, Any] = {}
-            counted = self._counted(parameters, saved)
             whole: list[tuple[nn.Parameter, str, Tensor]] = []
+            shared = self._shared_keys(parameters, saved)
             for parameter in parameters:
                 for key, value in saved.get(self.names[id(parameter)], {}).items():
-                    if key in counted:
+                    if key in shared:
                         state[key] = value.clone() if isinstance(value, Tensor) else value
                     else:
                         state.setdefault(key, torch.zeros_like(flat))
@@ -146,14 +151,15 @@ class ZeroState:
             self._link(parameters, flat)
             for parameter, key, value in whole:
                 if is_partitioned(parameter):
-                    safe_set_local_optimizer_state(parameter, self._part(parameter, value), key)
+                    part = self._local_part(parameter, value)
+                    safe_set_local_optimizer_state(parameter, part, key)
                 else:
                     safe_set_full_optimizer_state(parameter, value.to(torch.float32), key)
 
-    def _counted(
-        self, parameters: list[nn.Parameter], saved: Mapping[str, Mapping[str, Any]]
+    def _shared_keys(
+        self, parameters: list[nn.Parameter], saved: Mapping[str, ParameterState]
     ) -> set[str]:
-        """What of the state is one value for all elements, such as the count of steps."""
+        """Return the keys with one value for all elements, such as the count of steps."""
         return {
             key
             for parameter in parameters
@@ -163,70 +169,70 @@ class ZeroState:
         }
 
     def _link(self, parameters: list[nn.Parameter], flat: Tensor) -> None:
-        """Have stages 1 and 2 find the state of a flat tensor; by themselves they look for the
-        first group's alone.
-        """
+        """Have stages 1 and 2 find the state of ``flat``; else they look in the first group alone."""
         for parameter in parameters:
             mapping = getattr(parameter, "_hp_mapping", None)
             if mapping is not None:
                 mapping.set_optim_state_fragment(flat, self.base.state.get(flat, {}))
 
-    def _part(self, parameter: Any, value: Tensor) -> Tensor:
-        """This rank's part of a whole tensor; the last ranks' may end in padding, or be nothing
-        else.
-        """
+    def _local_part(self, parameter: Any, value: Tensor) -> Tensor:
+        """Return this rank's part of a whole tensor, padded with zeros to the size of a part."""
         size = parameter.ds_tensor.numel()
-        flat = (
-            value.detach().reshape(-1)[size * self.rank : size * (self.rank + 1)].to(torch.float32)
-        )
-        return torch.nn.functional.pad(flat, (0, size - flat.numel()))
+        start = size * self.rank
+        part = value.detach().reshape(-1)[start : start + size].to(torch.float32)
+        return torch.nn.functional.pad(part, (0, size - part.numel()))
 
 
 @contextmanager
 def skip_scalar_broadcast(task: nn.Module) -> Iterator[None]:
-    """Inside, DeepSpeed does not send scalar parameters, which it can only send as vectors; all
-    ranks have them.
+    """Inside, DeepSpeed does not broadcast scalar parameters, which all ranks have already.
+
+    DeepSpeed can broadcast vectors only.
     """
     scalars: list[Any] = [p for p in task.parameters() if not p.ndim]
     for parameter in scalars:
-        parameter.ds_optim_param = True  # what it knows those by that differ from rank to rank
+        # DeepSpeed's mark for parameters that differ from rank to rank.
+        parameter.ds_optim_param = True
     yield
     for parameter in scalars:
         del parameter.ds_optim_param
 
 
 class AttributeSnapshot:
-    """What modules and parameters carried before DeepSpeed, so that what it leaves on them can be
-    taken off.
-    """
+    """The attributes of modules and parameters before DeepSpeed adds its own, to remove those."""
 
     def __init__(self, root: nn.Module) -> None:
         self._modules = {module: set(vars(module)) for module in root.modules()}
-        self._parameters = {parameter: _own(parameter) for parameter in root.parameters()}
+        self._parameters = {
+            parameter: _own_attributes(parameter) for parameter in root.parameters()
+        }
 
     def remove(self, root: nn.Module) -> None:
-        """Leave modules and parameters as they came; hooks are the engine's to remove."""
+        """Remove the attributes that were added; the engine removes its hooks itself."""
         for module in root.modules():
+            # DeepSpeed replaces the dict by one of a class of its own.
             module._parameters = dict(module._parameters.items())
-            for name in vars(module).keys() - self._modules.get(module, vars(module).keys()):
-                delattr(module, name)
+            _remove_added(module, self._modules)
         for parameter in root.parameters():
-            for name in vars(parameter).keys() - self._parameters.get(
-                parameter, vars(parameter).keys()
-            ):
-                delattr(parameter, name)
+            _remove_added(parameter, self._parameters)
 
 
-def _own(parameter: nn.Parameter) -> set[str]:
-    """The attributes that are not DeepSpeed's, which made a parameter in parts before there was an
-    engine.
+def _remove_added(owner: Any, before: Mapping[Any, set[str]]) -> None:
+    present = set(vars(owner))
+    for name in present - before.get(owner, present):
+        delattr(owner, name)
+
+
+def _own_attributes(parameter: nn.Parameter) -> set[str]:
+    """Return the attributes that are not DeepSpeed's.
+
+    If configure_model has made the parameter partitioned, DeepSpeed's are there before the engine.
     """
     if not is_partitioned(parameter):
         return set(vars(parameter))
-    theirs = {"is_external_param", "nvme_swapper"}
     own = {
         name
         for name, value in vars(parameter).items()
         if not name.startswith("ds_") and not callable(value)
     }
-    return own - theirs
+    return own - {"is_external_param", "nvme_swapper"}

@@ -1,6 +1,4 @@
-"""A task whose memory is known: a few large layers, many activations; and one that fails as it is
-told to.
-"""
+"""A task with known memory: a few large layers, many activations; and one that fails on demand."""
 
 import os
 import signal

@@ -1,0 +1,84 @@
+"""Nested values: containers keep their form, leaves are reached depth first, outputs become one."""
+
+from __future__ import annotations
+
+from collections import UserDict, namedtuple
+
+import pytest
+import torch
+
+from loopkit.nested import (
+    batch_size,
+    concatenate,
+    first_tensor,
+    leaves,
+    map_instances,
+    map_tensors,
+    named_leaves,
+    token_count,
+)
+
+Pair = namedtuple("Pair", "x y")
+
+
+class Encoding(UserDict):
+    """A mapping that builds itself from a dict, as transformers' BatchEncoding does."""
+
+
+def test_tensors_are_mapped_and_containers_keep_their_form():
+    nested = {"a": [torch.ones(1), "text"], "b": Pair(torch.ones(2), 3), "c": (None, torch.ones(3))}
+    doubled = map_tensors(lambda tensor: tensor * 2, nested)
+    assert doubled["a"][0].tolist() == [2]
+    assert doubled["a"][1] == "text"
+    assert type(doubled["b"]) is Pair
+    assert doubled["b"].x.tolist() == [2, 2]
+    assert doubled["c"][1].tolist() == [2, 2, 2]
+    encoded = map_tensors(lambda tensor: tensor * 2, Encoding({"x": torch.ones(1)}))
+    assert type(encoded) is Encoding
+    assert encoded["x"].tolist() == [2]
+
+
+def test_instances_of_any_kind_are_mapped():
+    assert map_instances(float, str, [1.5, 2, {"a": (0.5,)}]) == ["1.5", 2, {"a": ("0.5",)}]
+
+
+def test_leaves_come_depth_first_with_their_names():
+    nested = {"a": {"b": 1, "c": [2, (3,)]}, "d": 4}
+    assert list(leaves(nested)) == [1, 2, 3, 4]
+    assert list(leaves(5)) == [5]
+    assert list(named_leaves(nested)) == [("a/b", 1), ("a/c", [2, (3,)]), ("d", 4)]
+    assert list(named_leaves(nested, "eval")) == [
+        ("eval/a/b", 1),
+        ("eval/a/c", [2, (3,)]),
+        ("eval/d", 4),
+    ]
+    assert list(named_leaves(7, "eval")) == [("eval", 7)]
+
+
+def test_outputs_of_batches_become_one():
+    parts = [
+        {"preds": torch.tensor([n]), "pair": Pair([n], (torch.tensor([n]),)), "other": n}
+        for n in (1, 2)
+    ]
+    whole = concatenate(parts, torch.cat)
+    assert whole["preds"].tolist() == [1, 2]
+    assert whole["pair"].x == [1, 2]
+    assert whole["pair"].y[0].tolist() == [1, 2]
+    assert whole["other"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        (torch.ones(3, 2), 3), ((torch.ones(3), torch.ones(4)), 3), ({"a": {"b": torch.ones(5)}}, 5),
+        ([torch.tensor(1.0), torch.ones(2)], 2), (["a", "b"], 2), ({"a": ["x"] * 4}, 4), ({}, 0), ("text", 1), (None, 1),
+    ],
+)  # fmt: skip
+def test_the_size_of_a_batch(batch, size):
+    assert batch_size(batch) == size
+
+
+def test_tokens_are_the_elements_of_input_ids():
+    assert token_count({"input_ids": torch.ones(2, 3)}) == 6
+    assert token_count({"x": torch.ones(2)}) == token_count((torch.ones(2),)) == 0
+    assert first_tensor([None, {"a": torch.tensor(1.0)}]) is None
