@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 import loopkit.checkpoint
-from loopkit.errors import CheckpointError, OptionError, TaskError
+from loopkit import hparams, module_state
+from loopkit.errors import CheckpointError, LoopkitWarning, OptionError, TaskError
 
 Reduce = Literal["mean", "sum", "max", "min", "last"]
 REDUCTIONS = ("mean", "sum", "max", "min", "last")
@@ -61,7 +62,7 @@ class Task(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Record the constructor's arguments; ``__init__`` reports those that do not fit."""
         self = super().__new__(cls)
-        self.__dict__["hparams"] = _arguments(cls, args, kwargs)
+        self.__dict__["hparams"] = hparams.record(cls, args, kwargs)
         self.__dict__["log_collector"] = LogCollector()
         return self
 
@@ -180,32 +181,50 @@ class Task(nn.Module):
         """
 
     @classmethod
-    def load(cls, checkpoint: str | Path, **arguments: Any) -> Self:
+    def load(cls, checkpoint: str | Path, /, *, strict: bool = True, **arguments: Any) -> Self:
         """Return the task of a checkpoint, built with its saved arguments and weights.
 
         Args:
             checkpoint: a checkpoint directory, or a run directory for its newest valid one.
+            strict: False loads the weights whose names and shapes fit, and warns of the others.
+                Saved arguments that the constructor no longer takes are left out in the same way.
             arguments: constructor arguments that replace the saved ones, or that could not be
                 saved.
 
         Raises:
-            CheckpointError: the checkpoint is not valid, or its weights do not fit.
+            CheckpointError: the checkpoint is not valid, or its arguments or weights do not fit.
         """
         snapshot = loopkit.checkpoint.load_snapshot(Path(checkpoint))
-        saved = snapshot.state["task"]["hparams"]
+        saved, unsaved = snapshot.state["task"]["hparams"], snapshot.state["task"]["unsaved"]
         arguments = cls._from_files(snapshot.files, {*saved, *arguments}) | arguments
-        hparams = saved | arguments
-        lost = [name for name in snapshot.state["task"]["unsaved"] if name not in arguments]
+        lost = [name for name in unsaved if name not in arguments]
         if lost:
             raise CheckpointError(
                 f"{checkpoint} could not keep {cls.__name__}'s argument(s) {', '.join(lost)}: "
                 f"give them to load, as {cls.__name__}.load(path, {lost[0]}=...)"
             )
-        task = cls(**hparams)
-        task.configure_model()
+        given = saved | arguments
+        old = [name for name in hparams.unknown(cls, given) if name not in arguments]
+        if old:
+            _report(
+                f"{checkpoint} was saved with the argument(s) {', '.join(old)}, which "
+                f"{cls.__name__} does not take now",
+                strict,
+            )
+        task = hparams.construct(cls, {n: value for n, value in given.items() if n not in old})
+        configure(task)
         task.check_files(snapshot.files, Path(checkpoint))
+        weights = snapshot.tensors["model"]
+        own = module_state.tensors_of(task.state_dict())
+        wrong = module_state.differences(task, own, weights)
+        module_state.resize_buffers(task, weights)
+        if wrong:
+            _report(f"the weights of {checkpoint} do not fit {cls.__name__}: {wrong}", strict)
+            weights = {n: t for n, t in weights.items() if n in own and t.shape == own[n].shape}
         try:
-            task.load_state_dict(snapshot.tensors["model"])
+            task.load_state_dict(weights, strict=False)
+            extra = snapshot.state.get("extra_state", {})
+            module_state.load_extra_state(task, extra, checkpoint)
         except RuntimeError as error:
             raise CheckpointError(
                 f"the weights of {checkpoint} do not fit {cls.__name__}: {error}"
@@ -232,16 +251,14 @@ def name_of(task: nn.Module) -> str:
     )
 
 
-def _arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    try:
-        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]
-    except TypeError:
-        return {}
-    bound.apply_defaults()
-    found: dict[str, Any] = {}
-    for name, value in list(bound.arguments.items())[1:]:
-        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            found |= value
-        else:
-            found[name] = value
-    return found
+def configure(task: Task) -> None:
+    """Call ``configure_model``, once for each task."""
+    if not task.__dict__.get("_configured", False):
+        task.configure_model()
+        task.__dict__["_configured"] = True
+
+
+def _report(problem: str, strict: bool) -> None:
+    if strict:
+        raise CheckpointError(f"{problem}. load(..., strict=False) takes what fits")
+    warnings.warn(f"{problem}: the rest is loaded", LoopkitWarning, stacklevel=3)

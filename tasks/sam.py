@@ -38,7 +38,7 @@ class SamStep(StepLoop):
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         torch._foreach_add_(weights, torch._foreach_mul(grads, self.rho / (norm + 1e-12)))
         run.task.zero_grad()
-        out = self.backward(run, batches)
+        out = self.backward(run, batches, reuse_rng=True)
         torch._foreach_copy_(weights, here)
         self.update(run)
         return out

@@ -23,7 +23,7 @@ from loopkit.checkpoint import (
 )
 from loopkit.distributed.communicator import Communicator
 from loopkit.errors import CheckpointError, LoopkitError, RunDirError
-from loopkit.fit.state import load_run_state, run_state
+from loopkit.fit.state import check_saveable, load_run_state, run_state
 from loopkit.options import Checkpoint
 from loopkit.run import Run
 
@@ -157,6 +157,7 @@ def open_checkpointer(run: Run) -> None:
         )
     settings = options.saves()
     if settings is not None:
+        check_saveable(run)
         run.checkpointer = Checkpointer(
             settings, run_dir, store, world, sharded=run.strategy.sharded
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import tempfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from loopkit.data.micro_batches import open_source
 from loopkit.durations import Duration
+from loopkit.errors import OptionError
 from loopkit.events import Subscription
 from loopkit.fit import setup
 from loopkit.fit.lifecycle import finish, inference, training
@@ -19,8 +21,8 @@ from loopkit.fit.signals import PREEMPTED
 from loopkit.fit.strategy_setup import start_ranks
 from loopkit.keywords import checks_keywords
 from loopkit.options import Options
+from loopkit.preserve import preserved_modes
 from loopkit.result import Result
-from loopkit.strategies.dtensor import copy_all_into
 from loopkit.task import Task, name_of
 
 P = ParamSpec("P")
@@ -136,10 +138,11 @@ class Fit:
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "eval_data", data)
             run.eval_data = setup.open_eval_sources(data, self.options, run.strategy, what)
-            metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
-            if run.events.eval_end is not None:
-                run.events.eval_end(run, metrics)
-        return metrics
+            with preserved_modes(run.task, run.strategy.device):
+                metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
+                if run.events.eval_end is not None:
+                    run.events.eval_end(run, metrics)
+            return metrics | run.accumulator.take(run.strategy.dp.all_gather_object)
 
     def predict(
         self,
@@ -163,7 +166,8 @@ class Fit:
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "predict_data", data)
             config = setup.data_config(self.options, run.strategy, training=False)
-            return run.loops.predict.run(run, open_source(data, config, what), writer)
+            with preserved_modes(run.task, run.strategy.device):
+                return run.loops.predict.run(run, open_source(data, config, what), writer)
 
     def with_options(self, **changes: Any) -> Fit:
         """Return a copy with the same subscriptions, in which the given options are changed.
@@ -188,8 +192,19 @@ def _data_of(task: Task, method: str, data: Any) -> tuple[Any, str]:
 
 
 def _dry_run(fit: Fit, task: Task) -> Result:
-    """Do one step, one evaluation batch, a save, a resume and another step; then undo all of it."""
-    before = {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
+    """Do one step, one evaluation batch, a save, a resume and another step, all on copies.
+
+    Raises:
+        OptionError: the task or a hook cannot be copied.
+    """
+    options = fit.options
+    try:
+        task, hooks = copy.deepcopy((task, list(options.hooks)))
+    except Exception as error:
+        raise OptionError(
+            "dry_run=True trains a copy of the task and the hooks, and they cannot be copied: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     with tempfile.TemporaryDirectory(prefix="loopkit-dry-run-") as directory:
         changes: dict[str, Any] = {
             "dry_run": False,
@@ -198,17 +213,17 @@ def _dry_run(fit: Fit, task: Task) -> Result:
             "time": None,
             "limit_eval": 1,
             "run_dir": directory,
-            "checkpoint": fit.options.checkpoint or True,
+            "checkpoint": options.checkpoint or True,
             "eval_first": False,
             "eval_after": None,
             "log_every": 1,
+            "hooks": hooks,
         }
-        if fit.options.eval_every != "never":
+        if options.eval_every != "never":
             changes["eval_every"] = str(Duration.parse(1, "eval_every"))
         first = fit.with_options(**changes, resume=None)
         first.on("step_end", lambda run, out: run.stop("dry run"))
-        first.run(task)
+        first.run(copy.deepcopy(task))
         result = fit.with_options(**changes, resume="auto").run(task)
         result.run_dir = result.checkpoint = None
-    copy_all_into(task.state_dict(), before)
     return result

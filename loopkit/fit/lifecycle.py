@@ -21,11 +21,11 @@ from loopkit.fit.setup import (
     warn_of_batch_norm,
 )
 from loopkit.fit.signals import signals
-from loopkit.fit.state import check_model
+from loopkit.fit.state import prepare_model_load
 from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
-from loopkit.loops.epoch import evaluate
+from loopkit.loops.epoch import evaluate, row_of_its_own
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options
 from loopkit.run import Run
@@ -118,10 +118,11 @@ def finish(run: Run) -> None:
             run.record.best["checkpoint"] = best
         if checkpointer.settings.load_best and best is not None:
             snapshot = load_snapshot(best, checkpointer.store)
-            run.strategy.load_model_state(snapshot.tensors["model"])
+            prepare_model_load(run, snapshot, best)()
             logger.info("loaded the best weights, of %s", best)
-    if run.events.fit_end is not None:
-        run.events.fit_end(run)
+    with row_of_its_own(run):
+        if run.events.fit_end is not None:
+            run.events.fit_end(run)
     logger.info("%s at step %d %s", run.outcome.status, run.progress.step, run.outcome.reason)
 
 
@@ -184,5 +185,4 @@ def _open_loggers(run: Run) -> None:
 
 def _load_weights(run: Run, checkpoint: Path) -> None:
     snapshot = load_snapshot(checkpoint, Store(maps=run.strategy.sharded))
-    check_model(run, snapshot, checkpoint)
-    run.strategy.load_model_state(snapshot.tensors["model"])
+    prepare_model_load(run, snapshot, checkpoint)()

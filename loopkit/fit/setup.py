@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from loopkit import rng
 from loopkit.data.loader import IndexedSource
@@ -30,7 +31,7 @@ from loopkit.run import Loops, Run
 from loopkit.strategies.base import ComputeSettings, Strategy
 from loopkit.strategies.compile import Compile
 from loopkit.strategies.precision import matmul_precision, parse_precision
-from loopkit.task import Task, name_of, overrides
+from loopkit.task import Task, configure, name_of, overrides
 from loopkit.triggers import Triggers
 
 logger = logging.getLogger(__name__)
@@ -90,10 +91,8 @@ def open_strategy(run: Run) -> None:
         )
     )
     rng.seed_all(options.seed, strategy.device)
-    if not getattr(task, "_configured", False):
-        with strategy.init_context():
-            task.configure_model()
-        task.__dict__["_configured"] = True
+    with strategy.init_context():
+        configure(task)
     strategy.setup_module(task)
     if options.rng == "stream" and strategy.dp.rank:
         # With one stream, dropout would drop the same units on all ranks.
@@ -120,7 +119,7 @@ def prepare_training(run: Run) -> None:
     if not strategy.exposes_gradients:
         refuse_gradient_listeners([task, *run.hooks], strategy)
     strategy.setup_optimizers(run.optimizers)
-    task.train()
+    put_in_train_mode(task)
     if options.micro_batch == "auto" and strategy.world_size > 1:
         raise OptionError(
             "micro_batch='auto' is for one process: where one of several ranks runs out of memory, "
@@ -129,6 +128,31 @@ def prepare_training(run: Run) -> None:
         )
     run.triggers = build_triggers(options, run.length)
     run.coordinator = build_coordinator(strategy)
+
+
+def put_in_train_mode(task: Task) -> None:
+    """Put a task in train mode; a part that the user put in eval mode stays there.
+
+    A task that is in eval mode as a whole, as after ``task.eval()``, is put in train mode as a
+    whole. Parts that train without their dropout are reported, since ``from_pretrained`` of other
+    libraries leaves models in eval mode.
+    """
+    if not task.training:
+        task.train()
+    idle = [
+        name
+        for name, module in task.named_modules()
+        if not module.training
+        and any(isinstance(m, _DropoutNd) and m.p > 0 for m in module.modules())
+        and any(parameter.requires_grad for parameter in module.parameters())
+    ]
+    if idle:
+        warnings.warn(
+            f"{name_of(task)}.{idle[0]} is trained and in eval mode, so its dropout does nothing. "
+            f"Call self.{idle[0]}.train() in __init__, or set its dropout to 0 if that is meant",
+            LoopkitWarning,
+            stacklevel=2,
+        )
 
 
 def check_monitors(run: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,18 @@ from torch import Tensor
 from loopkit import rng
 from loopkit.checkpoint import Snapshot
 from loopkit.checkpoint.codecs import encode
+from loopkit.checkpoint.safetensors_io import check_tensor
 from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
 from loopkit.events import Events
 from loopkit.hooks.state_keys import state_keys
 from loopkit.metrics.accumulator import MetricAccumulator
+from loopkit.module_state import (
+    differences,
+    extra_state,
+    load_extra_state,
+    resize_buffers,
+    tensors_of,
+)
 from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.run import Progress, Record, Run
 from loopkit.strategies import dtensor
@@ -53,7 +61,11 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
         "metrics": {name: value for name, value in metrics if name.startswith("eval/")},
     }
     about = {"class": name_of(task), "hparams": hparams, "unsaved": unsaved}
-    state: dict[str, Any] = {"task": about, "progress": progress.state_dict()}
+    state: dict[str, Any] = {
+        "task": about,
+        "progress": progress.state_dict(),
+        "extra_state": extra_state(task),
+    }
     with evaluation_weights(run.optimizers.values()) as training:
         model = run.strategy.model_state()
         tensors = {
@@ -104,11 +116,11 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
             f"{path} holds weights alone and cannot be resumed: train on from it with "
             f"{name_of(run.task)}.load({str(path)!r})"
         )
-    check_model(run, snapshot, path)
+    load_model = prepare_model_load(run, snapshot, path)
     load = run.strategy.load_optimizer_state(
         snapshot.tensors.get("optimizer", {}), state["optimizers"], path
     )
-    run.strategy.load_model_state(snapshot.tensors["model"])
+    load_model()
     load()
     for name, weight in state.get("training_weights", {}).items():
         dtensor.copy_into(run.task.get_parameter(name), weight)
@@ -210,23 +222,47 @@ def _load_rng_state(run: Run, saved: Any) -> None:
         rng.set_state(each[strategy.rank if run.seed is None else 0], strategy.device)
 
 
-def check_model(run: Run, snapshot: Snapshot, path: Path) -> None:
-    """Refuse weights that do not fit the task.
+def prepare_model_load(run: Run, snapshot: Snapshot, path: Path) -> Callable[[], None]:
+    """Return a function that loads the model of a snapshot: parameters, buffers, extra state.
 
     Raises:
         CheckpointError: names or shapes differ, or the task refuses the checkpoint's files.
     """
     run.task.check_files(snapshot.files, path)
-    have, saved = run.strategy.model_state(), snapshot.tensors.get("model", {})
-    wrong = [f"{name} is missing in the checkpoint" for name in have if name not in saved]
-    wrong += [f"{name} is not in the task" for name in saved if name not in have]
-    for name in have.keys() & saved.keys():
-        shape, saved_shape = tuple(have[name].shape), tuple(saved[name].shape)
-        if shape != saved_shape:
-            wrong.append(f"{name} has shape {saved_shape}, the task's has {shape}")
+    saved = snapshot.tensors.get("model", {})
+    wrong = differences(run.task, run.strategy.model_state(), saved)
     if wrong:
-        shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
-        raise CheckpointError(f"{path} does not fit the task: {shown}")
+        raise CheckpointError(f"{path} does not fit the task: {wrong}")
+
+    def load() -> None:
+        resize_buffers(run.task, saved)
+        run.strategy.load_model_state(saved)
+        load_extra_state(run.task, snapshot.state.get("extra_state", {}), path)
+
+    return load
+
+
+def check_saveable(run: Run) -> None:
+    """Refuse state that a checkpoint cannot hold, before the first step.
+
+    Raises:
+        CheckpointError: naming the tensor, or the module or hook that keeps the state.
+    """
+    kept = {f"{name} (get_extra_state)": value for name, value in extra_state(run.task).items()}
+    kept |= {f"{key}.state_dict()": h.state_dict() for key, h in state_keys(run.hooks).items()}
+    try:
+        for name, tensor in tensors_of(run.task.state_dict()).items():
+            check_tensor(name, dtensor.local_tensor(tensor))
+        for name, value in kept.items():
+            found: dict[str, Tensor] = {}
+            encode(dtensor.local_shards(value), name, found)
+            for path, tensor in found.items():
+                check_tensor(path, tensor)
+    except TypeError as error:
+        raise CheckpointError(
+            f"this run cannot be saved: {error}. Convert the value, register the buffer with "
+            "persistent=False, or pass checkpoint=False"
+        ) from error
 
 
 def _plain_hparams(hparams: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

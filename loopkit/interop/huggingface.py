@@ -106,7 +106,8 @@ class HFTask(Task):
             optimizers,
         )
         self._drop_hparams(kept)
-        self.model, self.tokenizer = model, tokenizer
+        # from_pretrained leaves a model in eval mode.
+        self.model, self.tokenizer = model.train(), tokenizer
         self._data = {"train": train_data, "eval": eval_data, "predict": predict_data}
         self._metrics, self._optimizers = metrics, optimizers
         if compute_metrics is not None:

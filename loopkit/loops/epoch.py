@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import inf
 from time import perf_counter
 
 from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import DataError
 from loopkit.loops.nonfinite import check_finite
+from loopkit.metrics.accumulator import MetricAccumulator
+from loopkit.preserve import preserved_modes
 from loopkit.run import Interrupted, Run
 from loopkit.task import name_of
 
@@ -117,8 +120,10 @@ class EpochLoop:
             due.eval |= run.options.eval_every != "never"
         if due.log:
             run.log_now()
-        if due.end_epoch and events.epoch_end is not None:
-            events.epoch_end(run)
+        if due.end_epoch:
+            with row_of_its_own(run):
+                if events.epoch_end is not None:
+                    events.epoch_end(run)
         if due.eval and run.eval_data:
             evaluate(run)
         if events.commit is not None and not counted:
@@ -180,17 +185,37 @@ def fetch(run: Run, groups: Iterator[MicroBatches]) -> MicroBatches | None:
 def evaluate(run: Run) -> None:
     """Evaluate during training: publish the metrics, and record the best. Training is not changed.
 
+    Modes and random states are as before afterwards, whatever the loop or ``on_eval_end`` did.
+
     Raises:
         MetricError: ``Checkpoint(best=)`` names a metric that the evaluation did not give.
     """
-    metrics = run.loops.eval.run(run, run.eval_data)
-    run.record.last_eval_step = run.progress.step
-    record_best(run, metrics)
-    for schedule in run.schedules.values():
-        schedule.after_eval(metrics)
-    run.publish(metrics)
-    if run.events.eval_end is not None:
-        run.events.eval_end(run, metrics)
+    with preserved_modes(run.task, run.strategy.device):
+        metrics = run.loops.eval.run(run, run.eval_data)
+        run.record.last_eval_step = run.progress.step
+        record_best(run, metrics)
+        for schedule in run.schedules.values():
+            schedule.after_eval(metrics)
+        run.publish(metrics)
+        with row_of_its_own(run):
+            if run.events.eval_end is not None:
+                run.events.eval_end(run, metrics)
+
+
+@contextmanager
+def row_of_its_own(run: Run) -> Iterator[None]:
+    """Inside, logged values make a row of this step, apart from the means of the training steps.
+
+    Every rank enters this, whether it has a listener or not: the ranks exchange their values.
+    """
+    training, run.accumulator = run.accumulator, MetricAccumulator()
+    try:
+        yield
+    finally:
+        logged, run.accumulator = run.accumulator, training
+    values = logged.take(run.strategy.dp.all_gather_object)
+    if values:
+        run.publish(values)
 
 
 def record_best(run: Run, metrics: Mapping[str, float]) -> None:

@@ -29,6 +29,8 @@ class StepLoop:
 
     _divisor: Tensor | float | None = None  # of the gradients that `backward` added up
     _scale: tuple[Progress | None, float | None] = None, None  # of the weights of one run
+    _position: tuple[Progress | None, int] = None, -1  # the step that `_passes` counts in
+    _passes: Mapping[str, int] = {}  # the backward passes of that step, by method
 
     def run(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
         """Do one optimizer step over ``batches``.
@@ -48,6 +50,7 @@ class StepLoop:
         optimizers: Sequence[str] | None = None,
         *,
         log: bool = True,
+        reuse_rng: bool = False,
     ) -> Mapping[str, Any]:
         """Run ``task.<method>`` on each micro-batch, and add the gradients of the exact mean loss.
 
@@ -59,6 +62,8 @@ class StepLoop:
             method: the name of the task's method that returns the loss.
             optimizers: the names of optimizers; only their parameters get gradients. None for all.
             log: False for a pass whose values are not to be logged.
+            reuse_rng: True for the random numbers of this method's first pass in this step, such as
+                its dropout masks. False for new ones in each pass.
 
         Returns:
             The values that the last micro-batch's step returned, detached.
@@ -78,6 +83,11 @@ class StepLoop:
         seed, prefix = run.seed, "train/"
         if method != "train_step":
             seed, prefix = _of_method(run.seed, method)
+        if self._position != (run.progress, run.progress.step):
+            self._position, self._passes = (run.progress, run.progress.step), {}
+        earlier = self._passes.get(method, 0)
+        if earlier and seed is not None and not reuse_rng:
+            seed = mix(seed, earlier)
         weighting: LossWeighting | None = None
         out: Mapping[str, Any] = {}
         with _NO_CONTEXT if optimizers is None else _gradients_of(run, optimizers):
@@ -106,6 +116,7 @@ class StepLoop:
                         run.accumulator.add(name, value, size, reduce)
                 if micro_step_end is not None:
                     micro_step_end(run, out)
+        self._passes = {**self._passes, method: earlier + 1}
         self._divisor = None if weighting is None else weighting.divisor()
         if weighting is not None and dp.size > 1:
             self._scale = run.progress, weighting.scale

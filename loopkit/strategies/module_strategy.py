@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.distributed.communicator import Communicator
+from loopkit.module_state import is_extra, tensors_of
 from loopkit.optim.fused import step_function
 from loopkit.rng import torch_seeder
 from loopkit.strategies import optimizer_state
@@ -169,12 +170,15 @@ class ModuleStrategy(Strategy):
 
     def model_state(self) -> dict[str, Tensor]:
         """Return parameters and buffers by the user's names."""
-        state = self._task.state_dict()
-        return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+        return tensors_of(self._task.state_dict())
 
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
         """Load parameters and buffers, all of them, by the user's names."""
-        self._task.load_state_dict(state)
+        # Extra state is not among the tensors: fit.state loads it.
+        missing = self._task.load_state_dict(state, strict=False).missing_keys
+        lost = [name for name in missing if not is_extra(name)]
+        if lost:
+            raise KeyError(f"no values for {', '.join(lost)}")
 
     def optimizer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the optimizers' state; see ``Strategy``."""

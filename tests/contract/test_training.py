@@ -199,3 +199,7 @@ def test_the_tasks_with_a_step_of_their_own_run_over_ranks(pair, task):
     alone = training_jobs.own_step(task, 1)
     assert first["digest"] == second["digest"]
     assert distance(first["model"], alone["model"]) < 1e-5
+
+
+def test_a_value_logged_on_one_rank_at_the_end_of_an_epoch_is_a_row_on_all(pair):
+    assert pair.call(training_jobs.rows_logged_on_one_rank) == [[0.0, 0.0]] * 2

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopkit import DDP, FSDP, SingleDevice
+from loopkit import DDP, FSDP, Hook, SingleDevice
 from loopkit.hooks import Unfreeze
 from loopkit.strategies.dtensor import full_tensor
 from tests.support import Tiny, digest, points, quiet
@@ -99,3 +99,15 @@ def own_step(name: str, ranks: int) -> dict[str, Any]:
         "digest": digest(task.state_dict()),
         "model": {n: t.clone() for n, t in task.state_dict().items()},
     }
+
+
+def rows_logged_on_one_rank() -> list[float]:
+    """The values that a hook of rank 0 logs at the end of each epoch, as each rank has them."""
+
+    class RankZero(Hook):
+        def on_epoch_end(self, run: Any) -> None:
+            if run.strategy.rank == 0:
+                run.log({"only": float(run.strategy.rank)})
+
+    result = quiet(strategy="ddp", epochs=2, hooks=[RankZero()], eval_every="never").run(Tiny())
+    return [row["only"] for row in result.history if "only" in row]

@@ -89,5 +89,6 @@ def test_what_a_task_logs_in_its_events_is_logged():
             self.log("epochs", run.progress.epoch, reduce="last")
 
     result = quiet(epochs=2, log_every=1, eval_every="never").run(Listens())
-    assert [row["seen"] for row in result.history] == [float(n + 1) for n in range(result.step)]
+    seen = [row["seen"] for row in result.history if "seen" in row]
+    assert seen == [float(n + 1) for n in range(result.step)]
     assert any(row.get("epochs") == 1 for row in result.history)

@@ -24,6 +24,8 @@ MOST_BASES_INSIDE = 2
 LAYERS = (
     {
         "errors",
+        "hparams",
+        "module_state",
         "checks",
         "monitor",
         "durations",

@@ -15,6 +15,7 @@ from loopkit.distributed.communicator import Communicator
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
 from loopkit.errors import DataError, TaskError
 from loopkit.keywords import checks_keywords
+from loopkit.module_state import tensors_of
 from loopkit.strategies import optimizer_state
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.ddp import StepForward
@@ -267,11 +268,10 @@ class DeepSpeed(ModuleStrategy):
         found: dict[str, Tensor] = {}
         # A tied parameter is gathered once.
         gathered: dict[int, Tensor] = {}
-        for name, tensor in self._task.state_dict(keep_vars=True).items():
-            if isinstance(tensor, Tensor):
-                if id(tensor) not in gathered:
-                    gathered[id(tensor)] = self._gather(tensor)
-                found[name] = gathered[id(tensor)]
+        for name, tensor in tensors_of(self._task.state_dict(keep_vars=True)).items():
+            if id(tensor) not in gathered:
+                gathered[id(tensor)] = self._gather(tensor)
+            found[name] = gathered[id(tensor)]
         return found
 
     def _gather(self, tensor: Any) -> Tensor:
@@ -288,9 +288,7 @@ class DeepSpeed(ModuleStrategy):
     @torch.no_grad()
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
         """Load parameters and buffers, all of them, and the optimizer's copies; collective."""
-        for name, tensor in self._task.state_dict(keep_vars=True).items():
-            if not isinstance(tensor, Tensor):
-                continue
+        for name, tensor in tensors_of(self._task.state_dict(keep_vars=True)).items():
             value = state[name].to(self.device)
             if self._state is not None and id(tensor) in self._state.parameters:
                 self._state.set_weight(tensor, value)

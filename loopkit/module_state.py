@@ -1,0 +1,79 @@
+"""The state of a module, in torch's own terms: parameters, buffers and extra state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopkit.errors import CheckpointError
+
+_KEY = "_extra_state"  # torch's name of it in a state_dict
+
+
+def is_extra(name: str) -> bool:
+    """Return whether a name of a ``state_dict`` is that of a module's extra state."""
+    return name.rpartition(".")[2] == _KEY
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a ``state_dict``, without extra state."""
+    return {name: tensor for name, tensor in state.items() if not is_extra(name)}
+
+
+def extra_state(module: nn.Module) -> dict[str, Any]:
+    """Return what ``get_extra_state`` of each submodule gives, by the name of ``state_dict``."""
+    return {name: part.get_extra_state() for name, part in _keepers(module)}
+
+
+def load_extra_state(module: nn.Module, saved: Mapping[str, Any], where: str | Path) -> None:
+    """Give each submodule its extra state of a checkpoint.
+
+    Raises:
+        CheckpointError: a submodule that keeps extra state has none in ``where``.
+    """
+    for name, part in _keepers(module):
+        if name not in saved:
+            raise CheckpointError(
+                f"{where} holds no extra state of {name.removesuffix(_KEY).rstrip('.') or 'the task'}"
+                f", a {type(part).__name__}"
+            )
+        part.set_extra_state(saved[name])
+
+
+@torch.no_grad()
+def resize_buffers(module: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Resize buffers to their saved shapes, in place. Their values are loaded afterwards.
+
+    Observers of quantisation-aware training, memory banks and queues change the shape of their
+    buffers while they train, so a new module starts with other shapes than a trained one.
+    """
+    for name, buffer in module.named_buffers():
+        if name in saved and buffer.shape != saved[name].shape:
+            buffer.resize_(tuple(saved[name].shape))
+
+
+def differences(module: nn.Module, own: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    """Return how saved tensors differ in names and shapes from a module's own; "" if they fit.
+
+    A buffer may have another shape, see ``resize_buffers``.
+    """
+    wrong = [f"{name} is missing in the checkpoint" for name in own if name not in saved]
+    wrong += [f"{name} is not in the task" for name in saved if name not in own]
+    buffers = {name for name, _ in module.named_buffers()}
+    for name in [name for name in own if name in saved and name not in buffers]:
+        shape, saved_shape = tuple(own[name].shape), tuple(saved[name].shape)
+        if shape != saved_shape:
+            wrong.append(f"{name} has shape {saved_shape}, the task's has {shape}")
+    more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+    return "; ".join(wrong[:6]) + more
+
+
+def _keepers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the submodules that define ``get_extra_state``, by the name of ``state_dict``."""
+    for prefix, part in module.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            yield f"{prefix}.{_KEY}" if prefix else _KEY, part
