@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 def training(task: Task, options: Options, subscriptions: list[Subscription]) -> Iterator[Run]:
     """Inside, a run is ready to train: built, locked and resumed.
 
-    Whatever happens, ``on_error`` is told of an exception, and everything that was opened is
+    Whatever happens, ``on_error`` gets an exception, and everything that was opened is
     closed. That includes an exception of the set-up itself.
     """
     console = build_progress(options.progress)

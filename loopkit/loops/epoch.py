@@ -9,7 +9,7 @@ from time import perf_counter
 
 from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import DataError
-from loopkit.loops.nonfinite import check_finite
+from loopkit.loops.check_finite import check_finite
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.preserve import preserved_modes
 from loopkit.run import Interrupted, Run

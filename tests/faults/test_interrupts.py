@@ -1,6 +1,4 @@
-"""Real signals to a real process: it ends in order, loses nothing, and goes on to the identical
-weights.
-"""
+"""Real signals to a real process: it ends in order and resumes to the identical weights."""
 
 from __future__ import annotations
 
@@ -99,7 +97,7 @@ def test_a_second_ctrl_c_gets_out_at_once(tmp_path, whole):
     assert last_digest(tmp_path) == whole
 
 
-def test_sigusr1_saves_and_goes_on(tmp_path):
+def test_sigusr1_saves_and_the_run_continues(tmp_path):
     process = start(tmp_path)
     read_until(process, "step 9")
     process.send_signal(signal.SIGUSR1)

@@ -70,9 +70,7 @@ class Fed(Tiny):
 def run(
     kind: str, run_dir: Path, stop_at: int | None = None, **options: Any
 ) -> tuple[str, str, list, list]:
-    """Run or go on; the fingerprint of all state, the losses seen, the rows logged, without
-    wall-clock values.
-    """
+    """Run or resume; return the digest of all state, the losses, and the rows without times."""
     task, recorder, state = Fed(kind), Recorder(), {}
     fit = quiet(
         epochs=EPOCHS,
