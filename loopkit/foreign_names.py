@@ -1,7 +1,7 @@
-"""What other libraries call an option, and what loopkit calls it, by the constructor that is called.
+"""Other libraries' names for the arguments of loopkit's constructors, with loopkit's names.
 
-Sources: the arguments of the Hugging Face Trainer, of Lightning's Trainer, callbacks and strategies,
-of torch's DataLoader, wrappers, optimizers and schedulers, of accelerate and of well-known scripts.
+Sources: the arguments of the Hugging Face Trainer, of Lightning's Trainer, callbacks and
+strategies, of torch's DataLoader, optimizers and schedulers, of accelerate, of public scripts.
 ``loopkit.keywords`` reads these tables when a constructor gets a name that it does not have.
 """
 

@@ -120,7 +120,7 @@ class Loader:
 
 
 class _SeededSamples(Dataset[Any]):
-    """The data set by (epoch, index). Each sample has its own seed, so any worker reads it alike."""
+    """The data set by (epoch, index). Each sample has its own seed, the same in every worker."""
 
     def __init__(self, loader: Loader, seed: int, seeded: bool) -> None:
         self.dataset = loader.dataset
@@ -145,7 +145,7 @@ class _SeededSamples(Dataset[Any]):
 
 
 class _EpochBatches:
-    """The batch sampler of the worker processes: the keys of one epoch's batches, set before each."""
+    """The batch sampler of the worker processes; it gets the keys of each epoch's batches."""
 
     def __init__(self) -> None:
         self.keys: Iterator[list[tuple[int, int]]] = iter(())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from loopkit.data.sampler import Sharding
 from loopkit.data.stream import StreamSource, has_plain_order
 from loopkit.errors import DataError
 from loopkit.nested import token_count
+
+logger = logging.getLogger(__name__)
 
 Source = IndexedSource | StreamSource
 
@@ -110,6 +113,7 @@ def open_source(data: Any, config: DataConfig, what: str) -> Source:
     # An order that torch's random streams decide need not be the same on all ranks.
     ordered = config.seeded or config.num_replicas > 1
     if isinstance(data, DataLoader) and ordered and has_plain_order(data):
+        logger.debug("%s: the DataLoader has a plain order, so its data set is read instead", what)
         data = _from_dataloader(data)
     sharded = isinstance(data, Loader) and data.sharded
     if sharded and config.tensor_parallel:
@@ -253,7 +257,7 @@ class MicroBatchLoader:
         return None if batches is None else -(-batches // self.accumulate)
 
     def stride(self) -> int:
-        """Return by how much an optimizer step moves the position; an epoch's last may move less."""
+        """Return by how much an optimizer step, but the last of an epoch, moves the position."""
         return self.accumulate * self.source.stride()
 
     def open(self, epoch: int, start: int) -> Iterator[MicroBatches]:
@@ -283,7 +287,7 @@ class MicroBatchLoader:
             group.samples += size
             group.total += total
             group.end = end
-            # To find out that a tuple is no Mapping takes longer than to find out that it is a tuple.
+            # The check for a Mapping is slow, so tuples and lists are excluded first.
             if size and not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):
                 group.tokens += token_count(batch)
             if len(group) == accumulate or end == epoch_end:

@@ -1,4 +1,4 @@
-"""Which samples a batch holds, as a function of seed, epoch and position; nothing here has state."""
+"""The samples of each batch, as a function of seed, epoch and position, without state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of what can only be iterated: DataLoaders, IterableDatasets, lists of batches, generators."""
+"""Batches of an iterable: a DataLoader, an IterableDataset, a list of batches, a generator."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ class StreamSource:
             read_size = batch_size(read)
             if turn == 0:
                 # Stays the batch of a rank that the data does not reach, as a dummy.
-                batch, size, total = read, 0, 0
+                batch = read
+                size = 0
+                total = 0
             if turn == self.rank:
                 batch, size = read, read_size
             total += read_size

@@ -1,9 +1,10 @@
-"""Metrics over several ranks: the same result as one process that saw all batches in their order."""
+"""Metrics over several ranks, with the result of one process that saw all batches in order."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def merge(metric: Any, gather: Gather) -> None:
             continue
         for name, reduce in part._reductions.items():
             value = _merged([state[name] for state in states], reduce)
-            setattr(part, name, map_tensors(lambda tensor, to=device: tensor.to(to), value))  # type: ignore[misc]
+            setattr(part, name, map_tensors(partial(Tensor.to, device=device), value))
         part._update_count = sum(counts)
         part._computed = None
 

@@ -1,6 +1,4 @@
-"""Optimizers by name, with groups that spare biases and norms; schedules as functions of (step,
-total).
-"""
+"""Optimizers by name, their parameter groups, and learning-rate schedules."""
 
 from loopkit.optim.factory import (
     SGD,

@@ -191,7 +191,7 @@ def AdamWBf16(
     eps: float = 1e-8,
     **settings: Unpack[Settings],
 ) -> OptimizerSpec:
-    """Return AdamW for ``precision="bf16-true"``, with Kahan summation (``loopkit.optim.kahan``)."""
+    """Return AdamW with Kahan summation, for ``precision="bf16-true"``: see ``KahanAdamW``."""
     return _spec("adamw_bf16", lr=lr, betas=betas, eps=eps, **settings)
 
 

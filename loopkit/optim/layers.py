@@ -1,4 +1,4 @@
-"""The layers of a model by the names of its parameters: embeddings, then each block, then the head."""
+"""The layers of a model by the names of its parameters: embeddings, each block, the head."""
 
 from __future__ import annotations
 

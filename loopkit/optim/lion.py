@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 class LionOptimizer(Optimizer):
     """EvoLved Sign Momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2).
 
-    Every element moves by ``lr`` in each step, so rates are 3 to 10 times lower than those of
-    AdamW, and weight decay is higher by the same factor. Its state is half the size of Adam's.
+    Every element moves by ``lr`` in each step. So rates are 3 to 10 times lower than those of
+    AdamW, and weight decay is as many times higher. The state is half the size of Adam's.
 
     Args:
         params: parameters, or dicts of parameter groups.

@@ -1,4 +1,4 @@
-"""Schedules bound to an optimizer: they set its rates, follow evaluations, are saved and resumed."""
+"""Schedules bound to an optimizer. They set its rates, and are saved and resumed with the run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def bind(
 
 
 class RateSchedule:
-    """A Schedule bound to an optimizer: each group has its base rate times the factor of the step."""
+    """A Schedule bound to an optimizer: a group has its base rate times the factor of the step."""
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, length: RunLength) -> None:
         self.schedule = schedule
@@ -218,7 +218,7 @@ def base_rates(optimizer: Optimizer) -> list[float]:
 
 
 def keep_base_rates(optimizer: Optimizer, rates: list[float]) -> None:
-    """Write the base rates into the groups again: loading a state replaced them by the saved ones."""
+    """Write the base rates into the groups again, after the load of a state replaced them."""
     for group, rate in zip(optimizer.param_groups, rates):
         group["initial_lr"] = rate
 

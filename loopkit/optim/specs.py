@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from loopkit.optim.lr_schedulers import BoundSchedule, bind
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.optim.schedules import Plateau, Schedule
 from loopkit.task import name_of
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = ("lr", "weight_decay", "schedule", "no_decay", "params", "groups", "layer_decay")
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
@@ -126,7 +129,9 @@ class OptimizerSpec:
         if self._may_fuse(options, chosen.values()):
             # Some versions of torch have no fused kernel for the device.
             with suppress(RuntimeError):
-                return self._make([dict(group) for group in groups], {**options, "fused": True})
+                made = self._make([dict(group) for group in groups], {**options, "fused": True})
+                logger.debug("%s uses torch's fused kernel", self.name)
+                return made
         try:
             return self._make(groups, options)
         except RuntimeError as error:

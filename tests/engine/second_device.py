@@ -170,7 +170,10 @@ if __name__ == "__main__":
                 "refused": refused,
                 "cases": found,
                 "resumed": resumed(MAPS["blocks"]),
-                "poisoned": poisoned(MAPS["blocks"]),
+                "poisoned": {
+                    where: poisoned(device_map)
+                    for where, device_map in (("in part", MAPS["blocks"]), ("all", {"": "second"}))
+                },
                 "auto": trained(
                     None,
                     strategy=DeviceMapStrategy(
