@@ -29,17 +29,37 @@ _FORMS = "'500 steps', '1 epoch', '10%', '30 min', 'never' or a whole number of 
 class RunLength:
     """The length of a run, as far as it is known.
 
+    Epochs are counted as passes over the data. ``steps`` is an expectation where it follows from
+    epochs: a pass may have another number of steps than the length of the data says, and a resumed
+    run may have taken its first steps with another batch size.
+
     Attributes:
         steps_per_epoch: optimizer steps in one epoch; None for data without a length.
-        steps: the last optimizer step; None where neither the options nor the data limit it.
+        steps: the expected last optimizer step; None where neither the options nor the data tell.
         epochs: passes over the data; None without such a limit.
         seconds: the time limit; None without one.
+        max_steps: the limit of optimizer steps that the user gave; None without one.
+        offset: how many more steps were taken so far than ``steps_per_epoch`` says.
     """
 
     steps_per_epoch: int | None = None
     steps: int | None = None
     epochs: float | None = None
     seconds: float | None = None
+    max_steps: int | None = None
+    offset: int = 0
+
+    def finished(self, epoch: int, step: int) -> bool:
+        """Return whether a run with this many completed passes and steps is at its end."""
+        if self.max_steps is not None and step >= self.max_steps:
+            return True
+        if self.epochs is None:
+            return False
+        if epoch >= self.epochs:
+            return True
+        # A fraction of a pass is counted in steps.
+        last = epoch == math.floor(self.epochs)
+        return last and self.steps is not None and step >= self.steps
 
 
 @dataclass(frozen=True)
@@ -181,7 +201,7 @@ class Cadence:
     start: Start = Start()
 
     def __post_init__(self) -> None:
-        self._period = self.every.in_steps(self.length, self.option)
+        self._period = self._steps()
 
     @property
     def counts_steps(self) -> bool:
@@ -203,9 +223,23 @@ class Cadence:
         step = max(step, self.start.step - 1)
         if self._period <= 1:
             return step + 1
+        # Parts of epochs are counted as if all passes so far had the steps of this one.
+        offset = self.length.offset if self.every.unit == "epoch" else 0
+        step -= offset
         count = math.floor(step / self._period) + 1
         due = math.ceil(count * self._period)
-        return due if due > step else math.ceil((count + 1) * self._period)
+        return offset + (due if due > step else math.ceil((count + 1) * self._period))
+
+    def set_length(self, length: RunLength) -> None:
+        """Follow a change of the length of the run."""
+        self.length = length
+        self._period = self._steps()
+
+    def _steps(self) -> Fraction | None:
+        """Return the period in steps; None for time, for "never", and for whole epochs."""
+        if self.every.unit == "epoch" and self.every.amount.denominator == 1:
+            return None
+        return self.every.in_steps(self.length, self.option)
 
     def is_due(self, step: int, seconds: float, epoch_ended: int | None) -> bool:
         """Return whether the action is due after a step.

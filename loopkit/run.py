@@ -325,6 +325,14 @@ class Run:
         """Return the seconds of training so far, including the current step."""
         return self.progress.seconds + self.stopwatch.elapsed()
 
+    def epochs_done(self) -> float:
+        """Return the passes over the data so far, with a part of the current one."""
+        per_epoch, progress = self.length.steps_per_epoch, self.progress
+        if not per_epoch or not progress.step_in_epoch:
+            return float(progress.epoch)
+        steps = progress.step - self.length.offset - progress.epoch * per_epoch
+        return progress.epoch + min(max(steps, 0), per_epoch) / per_epoch
+
     def publish(self, values: Mapping[str, float]) -> None:
         """Give plain numbers to the hooks and loggers, as a row of the current step."""
         self.record.metrics.update(values)
@@ -341,9 +349,7 @@ class Run:
             for name, optimizer in self.optimizers.items()
         }
         values |= {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
-        per_epoch, progress = self.length.steps_per_epoch, self.progress
-        part = progress.step_in_epoch / per_epoch if per_epoch else 0.0
-        values["epoch"] = progress.epoch + part
+        values["epoch"] = self.epochs_done()
         self.publish(values)
 
     def finished(self) -> bool:
@@ -351,10 +357,6 @@ class Run:
         length, progress = self.length, self.progress
         if self.outcome.ending:
             return True
-        if length.steps is not None and progress.step >= length.steps:
-            return True
         if length.seconds is not None and progress.step > 0 and progress.seconds >= length.seconds:
             return True
-        if length.epochs is None or None not in (length.steps, length.steps_per_epoch):
-            return False  # an epoch of known length is counted in steps
-        return progress.epoch >= length.epochs
+        return length.finished(progress.epoch, progress.step)

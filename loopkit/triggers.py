@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loopkit.durations import Cadence
+from loopkit.durations import Cadence, RunLength
 
 _NEVER = 1 << 62
 
@@ -62,6 +62,12 @@ class Triggers:
         self._stop_step = stop_step
         self._stop_seconds = stop_seconds
         self._requests: set[str] = set(first)
+
+    def set_length(self, length: RunLength) -> None:
+        """Follow a change of the length of the run."""
+        self._stop_step = length.steps
+        for cadence in self.cadences.values():
+            cadence.set_length(length)
 
     def request(self, what: str) -> None:
         """Make ``what`` due at the end of the current step; between steps, of the next one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSam
 from loopkit.data.loader import IndexedSource, Loader
 from loopkit.data.sampler import Sharding
 from loopkit.data.stream import StreamSource, has_plain_order
-from loopkit.errors import DataError
+from loopkit.errors import DataError, LoopkitWarning
 from loopkit.nested import token_count
 
 logger = logging.getLogger(__name__)
@@ -250,11 +251,23 @@ class MicroBatchLoader:
         self.source = source
         self.accumulate = accumulate
         self.to_device = to_device
+        self._reported = False
 
     def steps_per_epoch(self) -> int | None:
         """Return the optimizer steps in one epoch; None for data without a length."""
         batches = self.source.batches_per_epoch()
         return None if batches is None else -(-batches // self.accumulate)
+
+    def steps_before(self, position: int) -> int:
+        """Return the optimizer steps of one epoch up to a position, by the length of the data."""
+        per_epoch, stride = self.steps_per_epoch(), self.source.stride()
+        batches = self.source.batches_per_epoch()
+        if per_epoch is None or batches is None:
+            return 0
+        # A position that another batch size has reached need not be a multiple of the stride.
+        end = self.source.end() or batches * stride
+        left = -(-max(0, end - position) // stride)
+        return per_epoch - -(-left // self.accumulate)
 
     def stride(self) -> int:
         """Return by how much an optimizer step, but the last of an epoch, moves the position."""
@@ -272,8 +285,25 @@ class MicroBatchLoader:
         if self.to_device is not None:
             groups = self.to_device(groups)
         if source.end() is None and source.seeded and not source.uneven:
-            return _with_last_marked(groups)
-        return groups
+            groups = _with_last_marked(groups)
+        return self._compared(groups) if start == 0 and source.end() is None else groups
+
+    def _compared(self, groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
+        """Yield the groups of a whole pass, and report a length of the data that was wrong."""
+        count = 0
+        for group in groups:
+            count += 1
+            yield group
+        promised = self.steps_per_epoch()
+        if promised is not None and count != promised and not self._reported:
+            self._reported = True
+            warnings.warn(
+                f"the training data says by its len() that a pass has {promised} steps, and it had "
+                f"{count}. Epochs are counted as passes; schedules, percentages and parts of "
+                "epochs follow after each pass",
+                LoopkitWarning,
+                stacklevel=2,
+            )
 
     def _groups(self, epoch: int, start: int) -> Iterator[MicroBatches]:
         source = self.source

@@ -57,6 +57,11 @@ class StreamSource:
         self.rank = rank
         self.num_replicas = num_replicas
         self.uneven = False
+        self._is_exact = isinstance(batches, (list, tuple)) or (
+            isinstance(batches, torch.utils.data.DataLoader)
+            and not isinstance(batches.dataset, torch.utils.data.IterableDataset)
+            and has_plain_order(batches)
+        )
         # Reading a list draws no random numbers, and worker processes have their own generators.
         in_process = not getattr(batches, "num_workers", 0)
         self._seeds_reads = seeded and in_process and not isinstance(batches, (list, tuple))
@@ -67,8 +72,15 @@ class StreamSource:
 
     def batches_per_epoch(self) -> int | None:
         """Return how many micro-batches this rank takes in an epoch; None without a length."""
-        end = self.end()
-        return None if end is None else -(-end // self.num_replicas)
+        try:
+            length = len(self.batches)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        if self.uneven:
+            return None
+        if self.limit is not None:
+            length = min(length, self.limit * self.num_replicas)
+        return -(-length // self.num_replicas)
 
     def stride(self) -> int:
         """Return by how much one micro-batch on every rank moves the position."""
@@ -77,14 +89,13 @@ class StreamSource:
     def end(self) -> int | None:
         """Return the position at the end of an epoch; None where only reading on can tell.
 
-        Where ranks have data of their own, no rank knows the lengths of the others.
+        Only the length of a list, or of torch's own sampling, is exact. Others are often guesses:
+        those of an IterableDataset with workers, or of a batch sampler by size. Where ranks have
+        data of their own, no rank knows the lengths of the others.
         """
-        try:
-            length = len(self.batches)  # type: ignore[arg-type]
-        except TypeError:
+        if self.uneven or not self._is_exact:
             return None
-        if self.uneven:
-            return None
+        length: int = len(self.batches)  # type: ignore[arg-type]
         return length if self.limit is None else min(length, self.limit * self.num_replicas)
 
     def samples_at(self, epoch: int, start: int, end: int) -> list[int]:

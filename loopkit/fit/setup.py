@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,9 +18,10 @@ from loopkit import rng
 from loopkit.data.loader import IndexedSource
 from loopkit.data.micro_batches import DataConfig, MicroBatchLoader, Source, open_source
 from loopkit.data.transfer import group_transfer_fn
-from loopkit.durations import Cadence, Duration, RunLength, Start
+from loopkit.durations import RunLength
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
+from loopkit.fit.length import build_triggers, run_length
 from loopkit.fit.strategy_setup import build_strategy
 from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
 from loopkit.loops.coordination import Coordinator, build_coordinator
@@ -112,7 +112,7 @@ def prepare_training(run: Run) -> None:
     open_strategy(run)
     strategy = run.strategy
     run.loader = open_train_loader(task, options, strategy)
-    run.length = run_length(options, run.loader)
+    run.length = run_length(options, run.loader, run.progress)
     run.eval_data = open_eval_data(task, options, strategy)
     run.optimizers, run.schedules = build_optimizers(task, run.length)
     check_monitors(run)
@@ -289,44 +289,6 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
         strategy.device, strategy.settings.precision.storage, prefetch=prefetch
     )
     return MicroBatchLoader(source, accumulate, to_device)
-
-
-def run_length(options: Options, train_loader: MicroBatchLoader) -> RunLength:
-    """Return how long the run is, as far as it is known.
-
-    Raises:
-        OptionError: a fraction of an epoch is asked for, and the data has no length.
-    """
-    per_epoch = train_loader.steps_per_epoch()
-    epochs = options.epochs
-    if epochs is None and options.steps is None and options.time is None:
-        epochs = 1
-    limits = [options.steps] if options.steps is not None else []
-    if epochs is not None and per_epoch is not None:
-        limits.append(math.ceil(epochs * per_epoch))
-    if epochs is not None and per_epoch is None and epochs != int(epochs):
-        raise OptionError(f"epochs={epochs} needs data with a length: give steps=")
-    return RunLength(per_epoch, min(limits) if limits else None, epochs, options.seconds())
-
-
-def build_triggers(options: Options, length: RunLength) -> Triggers:
-    """Return the triggers of logs, evaluations, saves and the end."""
-    every: dict[str, Any] = {
-        "log": (options.log_every, "log_every"),
-        "eval": (options.eval_every, "eval_every"),
-    }
-    saves = options.saves()
-    if saves is not None:
-        every["save"] = (saves.every, "Checkpoint(every=)")
-    cadences = {
-        name: Cadence(Duration.parse(value, option), length, option)
-        for name, (value, option) in every.items()
-    }
-    if options.eval_after is not None:
-        evaluations = cadences["eval"]
-        evaluations.start = Start.parse(options.eval_after, "eval_after", length, evaluations.every)
-    # Step 1 is always logged.
-    return Triggers(cadences, length.steps, stop_seconds=length.seconds, first=["log"])
 
 
 def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:

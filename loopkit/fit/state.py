@@ -19,6 +19,7 @@ from loopkit.checkpoint.codecs import encode
 from loopkit.checkpoint.safetensors_io import check_tensor
 from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
 from loopkit.events import Events
+from loopkit.fit.length import update_length
 from loopkit.hooks.state_keys import state_keys
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.module_state import (
@@ -125,6 +126,8 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     for name, weight in state.get("training_weights", {}).items():
         dtensor.copy_into(run.task.get_parameter(name), weight)
     run.progress.load_state_dict(state["progress"])
+    if run.loader is not None:
+        update_length(run)
     run.committed.data = _own_part(run, state["data"], path) if _is_uneven(run) else state["data"]
     if run.loader is not None and hasattr(run.train_loader.source, "load_state"):
         run.train_loader.source.load_state(run.committed.data)

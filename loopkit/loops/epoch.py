@@ -9,6 +9,7 @@ from time import perf_counter
 
 from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import DataError
+from loopkit.fit.length import update_length
 from loopkit.loops.check_finite import check_finite
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.preserve import preserved_modes
@@ -112,6 +113,7 @@ class EpochLoop:
         if due.end_epoch:
             progress.close_epoch()
             run.committed.data = None
+            update_length(run)
         run.outcome.ending |= due.stop
         if run.finished() and run.outcome.status == "finished":
             # The last step also logs and evaluates. A run cut short does not: resumed, it must log

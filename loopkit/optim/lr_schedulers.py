@@ -17,6 +17,9 @@ from loopkit.optim.schedules import Plateau, Schedule, in_steps
 class BoundSchedule(Protocol):
     """A schedule bound to an optimizer."""
 
+    def set_length(self, length: RunLength) -> None:
+        """Follow a change of the length of the run."""
+
     def before_update(self, step: int) -> None:
         """Called before the optimizer takes step number ``step``, from 0."""
 
@@ -65,6 +68,11 @@ class RateSchedule:
         # Not its groups: loading a state replaces them.
         self._optimizer = optimizer
         self._base_rates = base_rates(optimizer)
+
+    def set_length(self, length: RunLength) -> None:
+        """Follow a change of the length of the run."""
+        self.factor = self.schedule.resolve(length)
+        self._total = length.steps
 
     def before_update(self, step: int) -> None:
         """Set the rates for step number ``step``."""
@@ -118,6 +126,10 @@ class PlateauSchedule:
         self._warmup = in_steps(plateau.warmup, length, "reduce_on_plateau(warmup=)")
         self._optimizer = optimizer
         self._base_rates = base_rates(optimizer)
+
+    def set_length(self, length: RunLength) -> None:
+        """Follow a change of the length of the run."""
+        self._warmup = in_steps(self.plateau.warmup, length, "reduce_on_plateau(warmup=)")
 
     def before_update(self, step: int) -> None:
         """Set the rates for step number ``step``."""
@@ -182,6 +194,9 @@ class TorchSchedule:
     def __init__(self, scheduler: Any, metric: str = "eval/loss") -> None:
         self.scheduler = scheduler
         self.metric = metric if type(scheduler).__name__ == "ReduceLROnPlateau" else None
+
+    def set_length(self, length: RunLength) -> None:
+        """Do nothing: torch's schedulers know no length of the run."""
 
     def before_update(self, step: int) -> None:
         """Do nothing: torch's schedulers set the rate after a step."""

@@ -49,6 +49,7 @@ LAYERS = (
         "hooks",
         "console",
         "loops",
+        "fit.length",
         "fit.state",
         "fit.checkpointer",
         "fit.signals",
