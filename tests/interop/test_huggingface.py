@@ -272,7 +272,7 @@ def test_without_a_function_over_the_whole_set_outputs_are_not_kept():
         task = task_of("BertForSequenceClassification", compute_metrics=given)
         evaluation = Evaluation(task, torch.device("cpu"), Communicator())
         evaluation.update(task.eval_step(batch_of("BertForSequenceClassification")), 8)
-        assert bool(evaluation._kept) == kept
+        assert bool(evaluation._outputs) == kept
 
 
 def test_question_answering_gives_both_logits_and_both_targets():
