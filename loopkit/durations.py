@@ -192,6 +192,8 @@ class Cadence:
         option: the option that gave the cadence, for messages.
         last_seconds: seconds of training at which a cadence in time was last due.
         start: the point of training before which the action is not due.
+        by_steps: count whole epochs in steps, too, for a listener that is called before the end of
+            an epoch is known.
     """
 
     every: Duration
@@ -199,6 +201,7 @@ class Cadence:
     option: str
     last_seconds: float = 0.0
     start: Start = Start()
+    by_steps: bool = False
 
     def __post_init__(self) -> None:
         self._period = self._steps()
@@ -237,7 +240,8 @@ class Cadence:
 
     def _steps(self) -> Fraction | None:
         """Return the period in steps; None for time, for "never", and for whole epochs."""
-        if self.every.unit == "epoch" and self.every.amount.denominator == 1:
+        whole = self.every.unit == "epoch" and self.every.amount.denominator == 1
+        if whole and not self.by_steps:
             return None
         return self.every.in_steps(self.length, self.option)
 

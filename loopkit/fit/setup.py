@@ -137,8 +137,11 @@ def put_in_train_mode(task: Task) -> None:
     whole. Parts that train without their dropout are reported, since ``from_pretrained`` of other
     libraries leaves models in eval mode.
     """
-    if not task.training:
-        task.train()
+    # A task may override train() to keep a part in eval mode, so it is called in any case.
+    kept = [part for part in task.modules() if not part.training] if task.training else []
+    task.train()
+    for part in kept:
+        part.training = False
     idle = [
         name
         for name, module in task.named_modules()

@@ -115,7 +115,7 @@ def test_evaluation_leaves_no_trace_in_training():
     for every in ("never", "1 steps"):
         for rng in ("counter", "stream"):
             task = Measured()
-            task.net[1].eval()  # a frozen part stays as it is
+            task.net[2].eval()  # a frozen part stays as it is
             quiet(
                 epochs=2, batch_size=10, eval_every=every, rng=rng, eval_first=every != "never"
             ).run(task)

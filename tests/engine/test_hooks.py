@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loopkit import Checkpoint, Hook, StepLoop
-from loopkit.errors import LoopkitWarning
+from loopkit.errors import CheckpointError, LoopkitWarning
 from loopkit.events import EVENTS
 from loopkit.optim import AdamW
 from tests.support import Tiny, points, quiet
@@ -215,8 +215,12 @@ def test_what_cannot_be_saved_is_named(tmp_path):
         def state_dict(self):
             return {"cache": [1, object()]}
 
-    with pytest.raises(TypeError, match=r"hooks\.Bad\.cache.*object"):
-        quiet(run_dir=tmp_path, checkpoint=True, hooks=[Bad()]).run(Tiny())
+    steps: list[int] = []
+    fit = quiet(run_dir=tmp_path, checkpoint=True, hooks=[Bad()])
+    fit.on("step_end", lambda run, out: steps.append(run.progress.step))
+    with pytest.raises(CheckpointError, match=r"Bad\.state_dict\(\)\.cache.*object"):
+        fit.run(Tiny())
+    assert steps == [], "it is refused before the first step"
 
 
 def test_values_logged_by_task_and_hooks_are_averaged_between_logs():
