@@ -57,7 +57,7 @@ def start(
     )
 
 
-def finish(process, limit: float = 90) -> tuple[int, list[str], str]:
+def finish(process, limit: float = 240) -> tuple[int, list[str], str]:
     out, err = process.communicate(timeout=limit)
     return process.returncode, out.splitlines(), err
 
@@ -255,7 +255,7 @@ def test_deepspeeds_launcher_gives_a_rank(tmp_path, whole):
         },
         text=True,
         capture_output=True,
-        timeout=90,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     ends = [line for line in done.stdout.splitlines() if line.startswith("end finished")]
@@ -331,14 +331,14 @@ def test_the_command_line_starts_ranks_and_reports_the_cause(tmp_path):
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("***** finished *****") == 1
     assert "DDP x 2" in done.stderr
     failing = [*words, "--run-dir", "two", "--fail", "1"]
     done = fork_server.run(
-        failing, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+        failing, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1, done.stderr
@@ -349,7 +349,7 @@ def test_the_command_line_starts_ranks_and_reports_the_cause(tmp_path):
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert taken.returncode == 73
     assert taken.stderr.count("pass resume='auto'") == 1
