@@ -69,7 +69,7 @@ class Loader:
         pin_memory: bool | str = "auto",
         drop_last: bool = False,
         prefetch_factor: int | None = 2,
-        persistent_workers: bool = True,
+        persistent_workers: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         columns: Sequence[str] | None = None,
         group_by_length: bool | str | Sequence[int] = False,
@@ -163,7 +163,7 @@ class IndexedSource:
 
     Args:
         loader: the data set and how to read it.
-        sharding: which samples this rank reads.
+        shard: returns which samples this rank reads, of a number of samples.
         seed: the seed of the data.
         shuffle: whether to shuffle where the loader leaves it open.
         seeded: whether each sample is read under its own seed.
@@ -173,10 +173,18 @@ class IndexedSource:
     uneven = False
 
     def __init__(
-        self, loader: Loader, sharding: Sharding, *, seed: int, shuffle: bool, seeded: bool
+        self,
+        loader: Loader,
+        shard: Callable[[int], Sharding],
+        *,
+        seed: int,
+        shuffle: bool,
+        seeded: bool,
     ) -> None:
         self.loader = loader
-        self.sharding = sharding
+        self._shard = shard
+        self._length = dataset_length(loader)
+        self.sharding = shard(self._length)
         self.seed = seed
         self.shuffle = shuffle if loader.shuffle is None else loader.shuffle
         self.seeded = seeded
@@ -258,8 +266,22 @@ class IndexedSource:
         Raises:
             DataError: reading a sample failed; the error names the samples.
         """
+        self._begin_epoch(epoch)
         read = self._from_workers if self.loader.num_workers else self._in_process
         return read(epoch, start, self.permutation(epoch))
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Announce the epoch to the data set, and look at its length again."""
+        announced = announce_epoch(self.loader.dataset, epoch)
+        length = dataset_length(self.loader)
+        if length != self._length:
+            self._length = length
+            self.sharding = self._shard(length)
+            self._columns = self._tensor_columns()
+            self._lengths = self._read_lengths()
+            announced = True
+        if announced:
+            self._workers = None  # kept workers hold the data set as it was when they started
 
     def _in_process(self, epoch: int, start: int, indices: Any) -> Iterator[WorkItem]:
         columns = self._columns
@@ -316,6 +338,39 @@ class IndexedSource:
     def close(self) -> None:
         """End the worker processes."""
         self._workers = None
+
+
+def dataset_length(loader: Loader) -> int:
+    """Return how many samples an epoch reads: those of the data set, or as many as are drawn.
+
+    Raises:
+        TypeError: the data set has no length.
+    """
+    length = len(loader.dataset)
+    if loader.weights is not None and loader.length is not None and length:
+        length = loader.length
+    return length
+
+
+def announce_epoch(data: Any, epoch: int) -> bool:
+    """Call ``set_epoch`` on data, and on the samplers and data sets inside of it.
+
+    Returns:
+        Whether any of them has ``set_epoch``.
+    """
+    waiting, seen, found = [data], set[int](), False
+    while waiting:
+        part = waiting.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
+            found = True
+        waiting += [getattr(part, name, None) for name in ("batch_sampler", "sampler", "dataset")]
+        several = getattr(part, "datasets", None)
+        waiting += several if isinstance(several, (list, tuple)) else []
+    return found
 
 
 def mixed(

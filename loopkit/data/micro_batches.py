@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from loopkit.data.loader import IndexedSource, Loader
-from loopkit.data.sampler import Sharding
+from loopkit.data.loader import IndexedSource, Loader, dataset_length
+from loopkit.data.sampler import Sharding, WorkItem
 from loopkit.data.stream import StreamSource, has_plain_order
 from loopkit.errors import DataError, LoopkitWarning
 from loopkit.nested import token_count
@@ -190,33 +190,33 @@ def _from_dataloader(loader: DataLoader[Any]) -> Loader:
 def _open_indexed(loader: Loader, config: DataConfig, what: str) -> IndexedSource:
     kind = type(loader.dataset).__name__
     try:
-        length = len(loader.dataset)
+        dataset_length(loader)
     except TypeError:
         raise DataError(
             f"{what} returned {kind}, which has no len(): derive it from "
             "torch.utils.data.IterableDataset, or give it a length"
         ) from None
-    if loader.weights is not None and loader.length is not None and length:
-        length = loader.length
     size = loader.batch_size or config.batch_size
     stride = size * config.num_replicas
-    limit = _batch_limit(-(-length // stride), config.limit, what)
-    if limit is not None:
-        length = min(length, limit * stride)
-    sharding = Sharding(
-        length,
-        size,
-        rank=config.rank,
-        num_replicas=config.num_replicas,
-        drop_last=loader.drop_last,
-    )
-    if sharding.batches_left() == 0:
-        reason = f"of {length} samples"
-        if length:
-            reason += f", fewer than one batch of {size} with drop_last"
-        raise DataError(f"{what} returned {kind} {reason}: there is nothing to read")
+
+    def shard(length: int) -> Sharding:
+        limit = _batch_limit(-(-length // stride), config.limit, what)
+        sharding = Sharding(
+            length if limit is None else min(length, limit * stride),
+            size,
+            rank=config.rank,
+            num_replicas=config.num_replicas,
+            drop_last=loader.drop_last,
+        )
+        if sharding.batches_left() == 0:
+            reason = f"of {length} samples"
+            if length:
+                reason += f", fewer than one batch of {size} with drop_last"
+            raise DataError(f"{what} returned {kind} {reason}: there is nothing to read")
+        return sharding
+
     return IndexedSource(
-        loader, sharding, seed=config.seed, shuffle=config.shuffle, seeded=config.seeded
+        loader, shard, seed=config.seed, shuffle=config.shuffle, seeded=config.seeded
     )
 
 
@@ -281,7 +281,7 @@ class MicroBatchLoader:
         such data is not marked.
         """
         source = self.source
-        groups = self._groups(epoch, start)
+        groups = self._groups(source.open(epoch, start), start)
         if self.to_device is not None:
             groups = self.to_device(groups)
         if source.end() is None and source.seeded and not source.uneven:
@@ -293,7 +293,12 @@ class MicroBatchLoader:
         count = 0
         for group in groups:
             count += 1
+            if group.last:  # nobody asks for another group
+                self._compare(count)
             yield group
+        self._compare(count)
+
+    def _compare(self, count: int) -> None:
         promised = self.steps_per_epoch()
         if promised is not None and count != promised and not self._reported:
             self._reported = True
@@ -305,13 +310,13 @@ class MicroBatchLoader:
                 stacklevel=2,
             )
 
-    def _groups(self, epoch: int, start: int) -> Iterator[MicroBatches]:
+    def _groups(self, items: Iterator[WorkItem], start: int) -> Iterator[MicroBatches]:
         source = self.source
         accumulate = self.accumulate
         epoch_end = source.end()
         keeps_state = isinstance(source, StreamSource) and source.keeps_state
         group = MicroBatches(start, start)
-        for batch, size, total, end in source.open(epoch, start):
+        for batch, size, total, end in items:
             group.append(batch)
             group.sizes.append(size)
             group.samples += size

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from loopkit import rng
+from loopkit.data.loader import announce_epoch
 from loopkit.data.sampler import WorkItem
 from loopkit.errors import DataError, LoopkitWarning
 from loopkit.nested import batch_size
@@ -151,11 +152,8 @@ class StreamSource:
             )
 
     def _begin(self, epoch: int) -> Iterator[Any]:
-        sampler = getattr(self.batches, "sampler", None)
-        dataset = getattr(self.batches, "dataset", None)
-        for part in (self.batches, sampler, dataset):
-            if part is not None and hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+        """Start the pass number ``epoch`` at its first batch."""
+        announce_epoch(self.batches, epoch)
         if self.seeded:
             rng.seed_all(rng.mix(self.seed, epoch, 2))
         else:

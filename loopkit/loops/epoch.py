@@ -48,11 +48,12 @@ class EpochLoop:
         timings, stopwatch = run.record.timings, run.stopwatch
         if events.epoch_start is not None:
             events.epoch_start(run)
+        groups = iter(run.train_loader.open(progress.epoch, progress.position))
+        update_length(run)  # the data may have another length in this epoch
         triggers.update_next(progress.step)
         coordinator.start_epoch(run)
         # Among ranks, rank 0's clock is looked at where control messages are exchanged.
         timed = not coordinator.distributed and triggers.next_deadline < inf
-        groups = iter(run.train_loader.open(progress.epoch, progress.position))
         batches: MicroBatches | None = None
         while True:
             began = perf_counter()
