@@ -13,7 +13,7 @@ def cadence_in_steps(duration: Duration, length: RunLength, option: str) -> Cade
     Raises:
         OptionError: the duration needs data with a length, and the data has none.
     """
-    cadence = Cadence(duration, length, option)
+    cadence = Cadence(duration, length, option, by_steps=True)
     if not cadence.counts_steps:
         raise OptionError(
             f"{shown(option, str(duration))} needs data with a length: give it in steps"
