@@ -1,13 +1,15 @@
-"""What every test gets: a directory of its own to run in, and one thread."""
+"""What tests share: a directory of their own, one thread, and ranks that stay from test to test."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests import fork_server
+from tests.ranks import Ranks
 
 torch.set_num_threads(1)
 
@@ -20,5 +22,60 @@ def own_directory(tmp_path, monkeypatch):
 
 @pytest.fixture
 def forks(monkeypatch):
-    """Python programs that the code under test starts are forked (see tests/fork_server.py)."""
+    """Fork the Python programs that the code under test starts (see tests/fork_server.py)."""
     monkeypatch.setattr(subprocess, "Popen", fork_server.Popen)
+
+
+class Pool:
+    """``pool(n)`` returns n ranks that stay for the session."""
+
+    def __init__(self) -> None:
+        self.started: dict[int, Ranks] = {}
+
+    def __call__(self, size: int) -> Ranks:
+        if size not in self.started:
+            self.started[size] = Ranks(size)
+        return self.started[size]
+
+    def close(self) -> None:
+        """Close all ranks."""
+        for ranks in self.started.values():
+            ranks.close()
+        self.started = {}
+
+
+@pytest.fixture(scope="session")
+def session_pool() -> Iterator[Pool]:
+    pool = Pool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def pool(session_pool, request) -> Iterator[Pool]:
+    """Ranks of any number. After a failure they may wait for each other: the next test gets new ones."""
+    yield session_pool
+    if getattr(request.node, "failed", False):
+        session_pool.close()
+
+
+@pytest.fixture
+def pair(pool) -> Ranks:
+    """Two ranks."""
+    return pool(2)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    item.failed = getattr(item, "failed", False) or outcome.get_result().failed
+
+
+# First, because xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Give the tests that use ranks to one worker, first: this is the longest group by far."""
+    for item in items:
+        if "pool" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("ranks"))
+    items.sort(key=lambda item: "pool" not in item.fixturenames)

@@ -6,7 +6,9 @@ device.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,24 +39,19 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def build(folder: Path) -> Path:
-    """Compile the device; takes a C++ compiler and torch's headers."""
-    root, made = Path(torch.__file__).parent, folder / "second_device.so"
+    """Compile the device with g++ and torch's headers, unless ``folder`` holds it already."""
+    source = Path(__file__).with_suffix(".cpp")
+    inputs = source.read_bytes() + torch.__version__.encode()
+    made = folder / f"{hashlib.sha256(inputs).hexdigest()[:16]}.so"
+    if made.exists():
+        return made
+    root = Path(torch.__file__).parent
     include = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
     link = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    source = Path(__file__).with_suffix(".cpp")
-    command = [
-        "g++",
-        "-std=c++20",
-        "-O0",
-        "-shared",
-        "-fPIC",
-        *include,
-        str(source),
-        "-o",
-        str(made),
-        *link,
-    ]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    partial = made.with_suffix(f".{os.getpid()}")
+    command = ["g++", "-std=c++20", "-O0", "-shared", "-fPIC", *include, str(source), *link]
+    subprocess.run([*command, "-o", str(partial)], check=True, capture_output=True, text=True)
+    partial.replace(made)
     return made
 
 

@@ -19,12 +19,12 @@ EXACT = {"bf16": 5e-3, "bf16-true": 0.05, "fp16": 1e-3, "fp64": 1e-12}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def found(request: pytest.FixtureRequest) -> Any:
     if shutil.which("g++") is None or not (Path(torch.__file__).parent / "include/ATen").is_dir():
         pytest.skip(
             "the second device is compiled with g++ and torch's headers, which are not here"
         )
-    library = build(tmp_path_factory.mktemp("device"))
+    library = build(request.config.cache.mkdir("second_device"))
     done = fork_server.run(
         [sys.executable, "-m", "tests.engine.second_device", str(library)],
         capture_output=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from loopkit import Compile
 from loopkit.errors import OptionError
+from tests import fork_server
 from tests.support import Tiny, digest, points, quiet
 
 
@@ -178,23 +178,23 @@ def test_compile_changes_no_parameter_name_and_no_number_beyond_rounding():
 
 
 def test_without_a_compiler_it_says_so_and_continues():
-    code = (
-        "from loopkit import Compile; from tests.support import Tiny, quiet; import warnings;"
-        "warnings.simplefilter('always'); quiet(steps=2, compile=True, "
-        "eval_every='never').run(Tiny()); print('done')"
-    )
-    done = subprocess.run(
+    code = """
+import warnings
+import torch._inductor.config
+from tests.support import Tiny, quiet
+
+torch._inductor.config.force_disable_caches = True
+warnings.simplefilter("always")
+quiet(steps=2, compile=True, eval_every="never").run(Tiny())
+print("done")
+"""
+    environment = {"PATH": "/nonexistent", "CXX": "/nonexistent/g++", "HOME": "/tmp"}
+    done = fork_server.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
-        env={
-            "PATH": "/nonexistent",
-            "CXX": "/nonexistent/g++",
-            "OMP_NUM_THREADS": "1",
-            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
-            "HOME": "/tmp",
-        },
+        env=environment,
     )
     assert done.stdout.strip() == "done", done.stderr
     assert "continues without compiling; install a C++ compiler" in done.stderr

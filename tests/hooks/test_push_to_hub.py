@@ -17,7 +17,6 @@ from loopkit import Checkpoint, Hook
 from loopkit.errors import LoopkitWarning, MissingExtraError, OptionError
 from loopkit.hooks import PushToHub
 from tests.hooks.hub import Hub
-from tests.ranks import Ranks
 from tests.support import Tiny, quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # huggingface_hub's own
@@ -236,11 +235,7 @@ def pushing(url: str, run_dir: str) -> list[int]:
     return hook.pushed
 
 
-def test_of_several_ranks_the_first_uploads(hub, tmp_path):
-    ranks = Ranks(2)
-    try:
-        first, second = ranks.call(pushing, hub.url, str(tmp_path / "run"))
-    finally:
-        ranks.close()
+def test_of_several_ranks_the_first_uploads(hub, tmp_path, pair):
+    first, second = pair.call(pushing, hub.url, str(tmp_path / "run"))
     assert (first[-1], second) == (12, [])
     assert {call[2] for call in hub.calls if "/commit/" in call[1]} == {"Bearer hf_secret"}
