@@ -70,6 +70,9 @@ class Checkpointer:
         """
         if self._saved_step == run.progress.step and not run.triggers.is_requested("eval"):
             return
+        if self.settings.background:
+            # Retention of the next save may delete the last one: listeners get it before.
+            self._report(run, self._on_writing_ranks(self._background.wait))
         snapshot = run_state(run, weights_only=self.settings.weights_only)
         self._report(run, self._on_writing_ranks(lambda: self._write(snapshot)))
         self._saved_step = run.progress.step
