@@ -44,7 +44,8 @@ class EpochLoop:
             DataError: the data has no batch.
         """
         progress, triggers, strategy = run.progress, run.triggers, run.strategy
-        events, coordinator = run.events, run.coordinator
+        events, coordinator, step_loop = run.events, run.coordinator, run.loops.step
+        distributed = coordinator.distributed
         timings, stopwatch = run.record.timings, run.stopwatch
         if events.epoch_start is not None:
             events.epoch_start(run)
@@ -53,15 +54,15 @@ class EpochLoop:
         triggers.update_next(progress.step)
         coordinator.start_epoch(run)
         # Among ranks, rank 0's clock is looked at where control messages are exchanged.
-        timed = not coordinator.distributed and triggers.next_deadline < inf
+        timed = not distributed and triggers.next_deadline < inf
         batches: MicroBatches | None = None
         while True:
             began = perf_counter()
             last = batches
             batches = fetch(run, groups)
-            if coordinator.distributed:
+            if distributed:
                 batches = coordinator.before_step(run, batches, last)
-            may_end = coordinator.distributed or batches is None
+            may_end = distributed or batches is None
             if may_end and self.meet_requests(run, stepped=last is not None):
                 return
             timings.data += perf_counter() - began
@@ -69,7 +70,7 @@ class EpochLoop:
                 break
             if events.step_start is not None:
                 events.step_start(run, batches)
-            out = run.loops.step.run(run, batches)
+            out = step_loop.run(run, batches)
             nonfinite = strategy.finish_step()
             progress.count(batches)
             if nonfinite:
@@ -175,14 +176,14 @@ class EpochLoop:
 
 def fetch(run: Run, groups: Iterator[MicroBatches]) -> MicroBatches | None:
     """Return the next micro-batches; None when there are none or a signal ended the wait."""
-    distributed = run.coordinator.distributed
-    run.committed.waiting_for_data = not distributed or run.coordinator.before_fetch(run)
+    committed, coordinator = run.committed, run.coordinator
+    committed.waiting_for_data = not coordinator.distributed or coordinator.before_fetch(run)
     try:
         return next(groups, None)
     except Interrupted:
         return None
     finally:
-        run.committed.waiting_for_data = False
+        committed.waiting_for_data = False
 
 
 def evaluate(run: Run) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 from zlib import crc32
@@ -18,8 +17,6 @@ from loopkit.rng import at_step, mix
 from loopkit.run import Progress, Run
 from loopkit.task import Task, name_of
 
-_NO_CONTEXT = nullcontext()
-
 
 class StepLoop:
     """One optimizer step. A custom one overrides ``run`` and calls ``backward`` and ``update``.
@@ -29,8 +26,9 @@ class StepLoop:
 
     _divisor: Tensor | float | None = None  # of the gradients that `backward` added up
     _scale: tuple[Progress | None, float | None] = None, None  # of the weights of one run
-    _position: tuple[Progress | None, int] = None, -1  # the step that `_passes` counts in
-    _passes: Mapping[str, int] = {}  # the backward passes of that step, by method
+    _progress: Progress | None = None  # the run and the step that `_passes` counts in
+    _step: int = -1
+    _passes: dict[str, int]  # the backward passes of that step, by method
 
     def run(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
         """Do one optimizer step over ``batches``.
@@ -72,36 +70,43 @@ class StepLoop:
             TaskError: the step returned no usable loss.
             DataError: the weights of the step add up to 0.
         """
-        strategy, timings = run.strategy, run.record.timings
-        dp = strategy.dp
+        strategy, progress, timings = run.strategy, run.progress, run.record.timings
+        dp, accumulator, sizes = strategy.dp, run.accumulator, batches.sizes
+        size_of_dp, count = dp.size, len(batches)
         # The same for all steps of a run, also for the shorter last one of an epoch: ranks and
         # micro-batches can then replace each other without changing a bit.
-        combined = dp.size > 1 or len(batches) > 1
+        combined = size_of_dp > 1 or count > 1
         combined = combined or (run.loader is not None and run.loader.accumulate > 1)
-        step_fn, context = strategy.step_fn(method), strategy.forward_context or _NO_CONTEXT
-        collector, micro_step_end = run.task.log_collector, run.events.micro_step_end
+        step_fn, context = strategy.step_fn(method), strategy.forward_context
+        task, micro_step_end = run.task, run.events.micro_step_end
+        collector = task.log_collector
         seed, prefix = run.seed, "train/"
         if method != "train_step":
-            seed, prefix = _of_method(run.seed, method)
-        if self._position != (run.progress, run.progress.step):
-            self._position, self._passes = (run.progress, run.progress.step), {}
+            seed, prefix = _of_method(seed, method)
+        if progress.step != self._step or progress is not self._progress:
+            self._step, self._progress, self._passes = progress.step, progress, {}
         earlier = self._passes.get(method, 0)
         if earlier and seed is not None and not reuse_rng:
             seed = mix(seed, earlier)
         weighting: LossWeighting | None = None
         out: Mapping[str, Any] = {}
-        with _NO_CONTEXT if optimizers is None else _gradients_of(run, optimizers):
+        frozen = [] if optimizers is None else _freeze_others(run, optimizers)
+        try:
             for index, batch in enumerate(batches):
                 if seed is not None:
-                    micro_batch = index * dp.size + dp.rank
-                    strategy.set_seed(at_step(seed, run.progress.step, micro_batch))
+                    micro_batch = index * size_of_dp + dp.rank
+                    strategy.set_seed(at_step(seed, progress.step, micro_batch))
                 if combined:
-                    strategy.set_gradient_sync(index == len(batches) - 1)
+                    strategy.set_gradient_sync(index == count - 1)
                 began = perf_counter()
-                with collector as logged, context:
-                    returned = step_fn(batch)
-                loss, weight, out = read_step(returned, run.task, method)
-                size = batches.sizes[index]
+                with collector as logged:
+                    if context is None:
+                        returned = step_fn(batch)
+                    else:
+                        with context:
+                            returned = step_fn(batch)
+                loss, weight, out = read_step(returned, task, method)
+                size = sizes[index]
                 if combined or weight is not None:
                     weighting = weighting or self._weighting(run, batches, method, combined)
                     loss = weighting.scaled(loss, weight, size)
@@ -109,17 +114,18 @@ class StepLoop:
                 timings.compute += perf_counter() - began
                 if log and size:
                     for name, value in out.items():
-                        run.accumulator.add(
-                            prefix + name, value, size if weight is None else weight
-                        )
+                        accumulator.add(prefix + name, value, size if weight is None else weight)
                     for name, value, reduce in logged:
-                        run.accumulator.add(name, value, size, reduce)
+                        accumulator.add(name, value, size, reduce)
                 if micro_step_end is not None:
                     micro_step_end(run, out)
-        self._passes = {**self._passes, method: earlier + 1}
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        self._passes[method] = earlier + 1
         self._divisor = None if weighting is None else weighting.divisor()
-        if weighting is not None and dp.size > 1:
-            self._scale = run.progress, weighting.scale
+        if weighting is not None and size_of_dp > 1:
+            self._scale = progress, weighting.scale
         return out
 
     def update(self, run: Run, optimizers: Sequence[str] | None = None) -> None:
@@ -218,9 +224,8 @@ def _of_method(seed: int | None, method: str) -> tuple[int | None, str]:
     return seed, f"train/{method.removesuffix('_step')}_"
 
 
-@contextmanager
-def _gradients_of(run: Run, optimizers: Sequence[str]) -> Iterator[None]:
-    """Inside, only the parameters of the named optimizers get gradients.
+def _freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:
+    """Switch gradients off for parameters that only other optimizers hold; return them.
 
     Raises:
         TaskError: there is no optimizer of that name.
@@ -228,11 +233,7 @@ def _gradients_of(run: Run, optimizers: Sequence[str]) -> Iterator[None]:
     frozen = _held_by_others(run, optimizers)
     for parameter in frozen:
         parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+    return frozen
 
 
 def _held_by_others(run: Run, optimizers: Sequence[str]) -> list[Any]:

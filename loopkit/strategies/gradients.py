@@ -78,7 +78,7 @@ def finalize_gradients(
         # torch.nn.utils.clip_grads_with_norm_ on lists of gradients.
         factor = torch.clamp(settings.clip_norm / (norm + 1e-6), max=1.0)
         for held in lists:
-            torch._foreach_mul_(held, factor.to(held[0].device))
+            torch._foreach_mul_(held, factor if len(lists) == 1 else factor.to(held[0].device))
     if settings.clip_value is not None:
         for held in lists:
             torch._foreach_clamp_min_(held, -settings.clip_value)

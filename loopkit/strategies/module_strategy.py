@@ -158,10 +158,12 @@ class ModuleStrategy(Strategy):
     def finish_step(self) -> bool:
         """Finish a step; see ``Strategy``."""
         guard = self._guard
-        # Where the host sees the flag, a step without a non-finite value costs no further call.
-        if guard is None or guard.host_flag == 0:
+        if guard is None:
             return False
-        return guard.finish_step()
+        # Where the host sees the flag, a step without a non-finite value costs no further call.
+        # `not` of a NumPy scalar array takes a tenth of the time of a comparison with 0.
+        flag = guard.host_flag
+        return guard.finish_step() if flag is None or flag else False
 
     def pop_nonfinite_steps(self) -> int:
         """Return how many steps since the last call had a non-finite value; see ``Strategy``."""
