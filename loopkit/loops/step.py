@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 from zlib import crc32
@@ -70,19 +71,22 @@ class StepLoop:
             TaskError: the step returned no usable loss.
             DataError: the weights of the step add up to 0.
         """
-        strategy, progress, timings = run.strategy, run.progress, run.record.timings
-        dp, accumulator, sizes = strategy.dp, run.accumulator, batches.sizes
-        size_of_dp, count = dp.size, len(batches)
+        if optimizers is not None:
+            with _gradients_of(run, optimizers):
+                return self.backward(run, batches, method, log=log, reuse_rng=reuse_rng)
+        strategy, dp = run.strategy, run.strategy.dp
         # The same for all steps of a run, also for the shorter last one of an epoch: ranks and
         # micro-batches can then replace each other without changing a bit.
-        combined = size_of_dp > 1 or count > 1
-        combined = combined or (run.loader is not None and run.loader.accumulate > 1)
+        combined = (
+            dp.size > 1
+            or len(batches) > 1
+            or (run.loader is not None and run.loader.accumulate > 1)
+        )
         step_fn, context = strategy.step_fn(method), strategy.forward_context
-        task, micro_step_end = run.task, run.events.micro_step_end
-        collector = task.log_collector
-        seed, prefix = run.seed, "train/"
-        if method != "train_step":
-            seed, prefix = _of_method(seed, method)
+        collector, progress = run.task.log_collector, run.progress
+        seed, prefix = (
+            (run.seed, "train/") if method == "train_step" else _of_method(run.seed, method)
+        )
         if progress.step != self._step or progress is not self._progress:
             self._step, self._progress, self._passes = progress.step, progress, {}
         earlier = self._passes.get(method, 0)
@@ -90,42 +94,34 @@ class StepLoop:
             seed = mix(seed, earlier)
         weighting: LossWeighting | None = None
         out: Mapping[str, Any] = {}
-        frozen = [] if optimizers is None else _freeze_others(run, optimizers)
-        try:
-            for index, batch in enumerate(batches):
-                if seed is not None:
-                    micro_batch = index * size_of_dp + dp.rank
-                    strategy.set_seed(at_step(seed, progress.step, micro_batch))
-                if combined:
-                    strategy.set_gradient_sync(index == count - 1)
-                began = perf_counter()
-                with collector as logged:
-                    if context is None:
+        for index, batch in enumerate(batches):
+            if seed is not None:
+                strategy.set_seed(at_step(seed, progress.step, index * dp.size + dp.rank))
+            if combined:
+                strategy.set_gradient_sync(index == len(batches) - 1)
+            began = perf_counter()
+            with collector as logged:
+                if context is None:
+                    returned = step_fn(batch)
+                else:
+                    with context:
                         returned = step_fn(batch)
-                    else:
-                        with context:
-                            returned = step_fn(batch)
-                loss, weight, out = read_step(returned, task, method)
-                size = sizes[index]
-                if combined or weight is not None:
-                    weighting = weighting or self._weighting(run, batches, method, combined)
-                    loss = weighting.scaled(loss, weight, size)
-                strategy.backward(loss, None if combined else out["loss"])
-                timings.compute += perf_counter() - began
-                if log and size:
-                    for name, value in out.items():
-                        accumulator.add(prefix + name, value, size if weight is None else weight)
-                    for name, value, reduce in logged:
-                        accumulator.add(name, value, size, reduce)
-                if micro_step_end is not None:
-                    micro_step_end(run, out)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
+            loss, weight, out = read_step(returned, run.task, method)
+            size = batches.sizes[index]
+            if combined or weight is not None:
+                weighting = weighting or self._weighting(run, batches, method, combined)
+                loss = weighting.scaled(loss, weight, size)
+            strategy.backward(loss, None if combined else out["loss"])
+            run.record.timings.compute += perf_counter() - began
+            if log and size:
+                for name, value in out.items():
+                    run.accumulator.add(prefix + name, value, size if weight is None else weight)
+                for name, value, reduce in logged:
+                    run.accumulator.add(name, value, size, reduce)
+            if run.events.micro_step_end is not None:
+                run.events.micro_step_end(run, out)
         self._passes[method] = earlier + 1
-        self._divisor = None if weighting is None else weighting.divisor()
-        if weighting is not None and size_of_dp > 1:
-            self._scale = progress, weighting.scale
+        self._divisor = None if weighting is None else self._finished(run, weighting)
         return out
 
     def update(self, run: Run, optimizers: Sequence[str] | None = None) -> None:
@@ -163,6 +159,13 @@ class StepLoop:
             scale=scale if progress is run.progress else None,
             combined=combined,
         )
+
+    def _finished(self, run: Run, weighting: LossWeighting) -> Tensor | float | None:
+        """Keep the scale for the next steps of this run, and return the divisor."""
+        divisor = weighting.divisor()
+        if run.strategy.dp.size > 1:
+            self._scale = run.progress, weighting.scale
+        return divisor
 
 
 def read_step(returned: Any, task: Task, method: str) -> tuple[Tensor, Any, Mapping[str, Any]]:
@@ -224,8 +227,9 @@ def _of_method(seed: int | None, method: str) -> tuple[int | None, str]:
     return seed, f"train/{method.removesuffix('_step')}_"
 
 
-def _freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:
-    """Switch gradients off for parameters that only other optimizers hold; return them.
+@contextmanager
+def _gradients_of(run: Run, optimizers: Sequence[str]) -> Iterator[None]:
+    """Inside, only the parameters of the named optimizers get gradients.
 
     Raises:
         TaskError: there is no optimizer of that name.
@@ -233,7 +237,11 @@ def _freeze_others(run: Run, optimizers: Sequence[str]) -> list[Any]:
     frozen = _held_by_others(run, optimizers)
     for parameter in frozen:
         parameter.requires_grad_(False)
-    return frozen
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 def _held_by_others(run: Run, optimizers: Sequence[str]) -> list[Any]:

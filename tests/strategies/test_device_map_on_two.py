@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests import fork_server
-from tests.engine.second_device import CASES, MAPS, build
+from tests.strategies.second_device import CASES, MAPS, build
 
 # How far losses of about 1 may differ; 1e-6 in fp32.
 EXACT = {"bf16": 5e-3, "bf16-true": 0.05, "fp16": 1e-3, "fp64": 1e-12}
@@ -26,7 +26,7 @@ def found(request: pytest.FixtureRequest) -> Any:
         )
     library = build(request.config.cache.mkdir("second_device"))
     done = fork_server.run(
-        [sys.executable, "-m", "tests.engine.second_device", str(library)],
+        [sys.executable, "-m", "tests.strategies.second_device", str(library)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],

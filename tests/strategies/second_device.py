@@ -1,6 +1,6 @@
 """Runs on two devices, the CPU and one made for the tests, with the results on stdout as JSON.
 
-``python -m tests.engine.second_device SO`` is a process of its own, because torch cannot forget a
+``python -m tests.strategies.second_device SO`` is a process of its own, because torch cannot forget a
 device.
 """
 
@@ -23,7 +23,7 @@ from loopkit.errors import NotFiniteError
 from loopkit.hooks import EMA, GradMonitor
 from loopkit.optim import AdamW
 from loopkit.strategies.device_map import DeviceMapStrategy
-from tests.engine.test_device_map import Deep
+from tests.strategies.test_device_map import Deep
 from tests.support import Recorder, digest, quiet
 
 MAPS = {
