@@ -15,6 +15,7 @@ from loopkit.errors import OptionError
 from loopkit.rng import torch_seeder
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.device_placement import balanced, by_hand, connect
+from loopkit.strategies.gradients import finalize_gradients
 from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.precision import Both, forward_context
 
@@ -136,7 +137,8 @@ class DeviceMapStrategy(ModuleStrategy):
             for parameter in self._parameters[name]:
                 if parameter.grad is not None:
                     grads.setdefault(parameter.grad.device, []).append(parameter.grad)
-        return self._finalize(
+        return finalize_gradients(
+            self,
             list(grads.values()),
             names,
             divisor,

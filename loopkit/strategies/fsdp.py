@@ -25,6 +25,7 @@ from loopkit.strategies.dtensor import (
     match_placements,
     replica_count,
 )
+from loopkit.strategies.gradients import finalize_gradients
 from loopkit.strategies.meta_init import fill_from_rank_zero, is_on_meta, move_to_meta
 from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.tensor_parallel import TensorParallel
@@ -289,7 +290,8 @@ class FSDP(ModuleStrategy):
         if self._tp_size > 1:
             match_placements(held)
         sharded = [p for p in held if is_sharded(p)]
-        return self._finalize(
+        return finalize_gradients(
+            self,
             [[local_tensor(p.grad) for p in sharded], whole],
             names,
             divisor,

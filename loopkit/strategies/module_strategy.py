@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +78,7 @@ class ModuleStrategy(Strategy):
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in optimizers.items()
         }
-        self._guard = self._build_guard() if self.settings.on_nan != "ignore" else None
-        self._finalize = partial(
-            finalize_gradients,
-            settings=self.settings,
-            optimizers=optimizers,
-            scaler=self.scaler,
-            guard=self._guard,
-        )
+        self.guard = self._build_guard() if self.settings.on_nan != "ignore" else None
 
     def _build_guard(self) -> NonFiniteGuard:
         # Gradients have the dtypes of their parameters. A loss may have another one.
@@ -112,17 +104,16 @@ class ModuleStrategy(Strategy):
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``; see ``Strategy``."""
-        guard, scaler = self._guard, self.scaler
+        guard, scaler = self.guard, self.scaler
         if guard is not None:
-            value = loss.detach() if value is None else value
             if guard.spans_ranks:
                 loss = propagate_nonfinite(loss)
-            if scaler is not None:
-                guard.check([value])
-                loss = guard.nan_while_raised(loss)
-            elif not guard.spans_ranks:
-                guard.losses.append(value)
+            elif scaler is None:
+                guard.losses.append(loss.detach() if value is None else value)
         if scaler is not None:
+            if guard is not None:
+                guard.check([loss.detach() if value is None else value])
+                loss = guard.nan_while_raised(loss)
             loss = scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -138,13 +129,14 @@ class ModuleStrategy(Strategy):
         grads: list[Tensor] = []
         for name in names:
             for parameter in self._parameters[name]:
-                if parameter.grad is not None:
-                    grads.append(parameter.grad)
-        return self._finalize([grads], names, divisor, want_norm=want_norm)
+                grad = parameter.grad
+                if grad is not None:
+                    grads.append(grad)
+        return finalize_gradients(self, [grads], names, divisor, want_norm=want_norm)
 
     def optimizer_step(self, names: Sequence[str] | None = None) -> None:
         """Step the named optimizers (None: all) and clear their gradients."""
-        scaler, guard = self.scaler, self._guard
+        scaler, guard = self.scaler, self.guard
         for name in names or self.optimizers:
             if scaler is not None:
                 scaler.step(self.optimizers[name])
@@ -157,7 +149,7 @@ class ModuleStrategy(Strategy):
 
     def finish_step(self) -> bool:
         """Finish a step; see ``Strategy``."""
-        guard = self._guard
+        guard = self.guard
         if guard is None:
             return False
         # Where the host sees the flag, a step without a non-finite value costs no further call.
@@ -167,7 +159,7 @@ class ModuleStrategy(Strategy):
 
     def pop_nonfinite_steps(self) -> int:
         """Return how many steps since the last call had a non-finite value; see ``Strategy``."""
-        mine = 0 if self._guard is None else self._guard.pop_nonfinite_steps()
+        mine = 0 if self.guard is None else self.guard.pop_nonfinite_steps()
         return max(self.world.all_gather_object(mine))
 
     def model_state(self) -> dict[str, Tensor]:
