@@ -23,6 +23,7 @@ from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, 
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
 from loopkit.fit.length import build_triggers, run_length
 from loopkit.fit.strategy_setup import build_strategy
+from loopkit.fit.task_checks import check_task
 from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
 from loopkit.loops.coordination import Coordinator, build_coordinator
 from loopkit.optim.specs import build_optimizers
@@ -47,7 +48,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
     """Return a run in which nothing is opened yet.
 
     Raises:
-        TaskError: ``task`` is not a Task.
+        TaskError: ``task`` is not a Task, or is written for another library.
         OptionError: the options name no strategy, or a hook listens to an unknown event.
     """
     if isinstance(task, type):
@@ -59,6 +60,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
             f"Fit got a {type(task).__name__}, which is not a Task: derive its class from "
             "loopkit.Task"
         )
+    check_task(task)
     hooks = [*options.hooks, *listeners]
     return Run(
         task=task,

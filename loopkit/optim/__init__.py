@@ -1,5 +1,6 @@
 """Optimizers by name, their parameter groups, and learning-rate schedules."""
 
+from loopkit.foreign_values import missing_attribute
 from loopkit.optim.factory import (
     SGD,
     Adafactor,
@@ -38,3 +39,7 @@ __all__ = [
     "RMSprop", "Schedule", "ScheduleFree", "OptimizerSpec", "bind", "build", "constant", "cosine", "cosine_restarts",
     "group_table", "inverse_sqrt", "linear", "one_cycle", "polynomial", "reduce_on_plateau", "warm_restarts", "wsd",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    raise missing_attribute("loopkit.optim", name)
