@@ -9,9 +9,9 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from loopkit.data.batches import SampleCounter
 from loopkit.data.loader import IndexedSource, Loader, dataset_length
 from loopkit.data.sampler import Sharding, WorkItem
 from loopkit.data.stream import StreamSource, has_plain_order
@@ -89,6 +89,7 @@ class DataConfig:
         rank: the data-parallel rank.
         num_replicas: the number of data-parallel ranks.
         tensor_parallel: whether several ranks train on the same samples.
+        count_samples: the task's own number of samples in a batch; None reads the number off.
     """
 
     batch_size: int
@@ -99,6 +100,7 @@ class DataConfig:
     rank: int = 0
     num_replicas: int = 1
     tensor_parallel: bool = False
+    count_samples: Callable[[Any], Any] | None = None
 
 
 def open_source(data: Any, config: DataConfig, what: str) -> Source:
@@ -138,7 +140,7 @@ def open_source(data: Any, config: DataConfig, what: str) -> Source:
 
 def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> StreamSource:
     kind = type(data).__name__
-    if not isinstance(data, Iterable) or isinstance(data, (str, bytes, torch.Tensor)):
+    if not isinstance(data, Iterable) or isinstance(data, (str, bytes)):
         raise DataError(
             f"{what} returned {kind}: give a Dataset, a DataLoader, a loopkit.Loader or an "
             "iterable of batches"
@@ -155,6 +157,7 @@ def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> 
         seeded=config.seeded,
         rank=0 if sharded else config.rank,
         num_replicas=1 if sharded else config.num_replicas,
+        counter=SampleCounter(config.count_samples, what),
     )
     source.uneven = sharded and several
     source.limit = _batch_limit(source.batches_per_epoch(), config.limit, what)
@@ -167,7 +170,7 @@ def _is_map_style(data: Any) -> bool:
     if isinstance(data, Dataset):
         return True
     sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return sized and not isinstance(data, (list, tuple, dict, str, bytes, torch.Tensor, DataLoader))
+    return sized and not isinstance(data, (list, tuple, dict, str, bytes, DataLoader))
 
 
 def _from_dataloader(loader: DataLoader[Any]) -> Loader:

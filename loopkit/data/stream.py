@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from loopkit import rng
+from loopkit.data.batches import SampleCounter
 from loopkit.data.loader import announce_epoch
 from loopkit.data.sampler import WorkItem
 from loopkit.errors import DataError, LoopkitWarning
-from loopkit.nested import batch_size
 
 LONG_REPLAY = 1000
 
@@ -33,6 +33,7 @@ class StreamSource:
         seeded: whether to seed the generators before each batch.
         rank: the data-parallel rank.
         num_replicas: the number of data-parallel ranks that share the batches.
+        counter: counts the samples in a batch; None reads the number off.
 
     Attributes:
         limit: the most batches of an epoch that each rank takes; None for all.
@@ -50,8 +51,10 @@ class StreamSource:
         limit: int | None = None,
         rank: int = 0,
         num_replicas: int = 1,
+        counter: SampleCounter | None = None,
     ) -> None:
         self.batches = batches
+        self._counter = counter or SampleCounter(None, type(batches).__name__)
         self.seed = seed
         self.seeded = seeded
         self.limit = limit
@@ -117,6 +120,7 @@ class StreamSource:
         base = rng.mix(self.seed, epoch, 2)
         owns_state = hasattr(self.batches, "state_dict")
         replicas = self.num_replicas
+        count = self._counter.count
         batch: Any = None
         size = 0
         total = 0
@@ -128,8 +132,12 @@ class StreamSource:
             except StopIteration:
                 break
             turn = (number - start) % replicas
+            if number == start:
+                self._counter.check(read)
+            read_size = count(read)
+            if read_size is None:
+                raise self._counter.unknown(read)
             number += 1
-            read_size = batch_size(read)
             if turn == 0:
                 # Stays the batch of a rank that the data does not reach, as a dummy.
                 batch = read

@@ -137,7 +137,7 @@ class Fit:
             return on_ranks(ranks, self, "evaluate", task, data, checkpoint)  # type: ignore[no-any-return]
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "eval_data", data)
-            run.eval_data = setup.open_eval_sources(data, self.options, run.strategy, what)
+            run.eval_data = setup.open_eval_sources(data, task, self.options, run.strategy, what)
             with preserved_modes(run.task, run.strategy.device):
                 metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
                 if run.events.eval_end is not None:
@@ -165,7 +165,7 @@ class Fit:
             return on_ranks(ranks, self, "predict", task, data, checkpoint, writer)
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "predict_data", data)
-            config = setup.data_config(self.options, run.strategy, training=False)
+            config = setup.data_config(task, self.options, run.strategy, training=False)
             with preserved_modes(run.task, run.strategy.device):
                 return run.loops.predict.run(run, open_source(data, config, what), writer)
 

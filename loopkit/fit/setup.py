@@ -231,7 +231,7 @@ def build_loops(options: Options, task: Task) -> Loops:
     return Loops(**{name: loop or kinds[name]() for name, loop in loops.items()})
 
 
-def data_config(options: Options, strategy: Strategy, *, training: bool) -> DataConfig:
+def data_config(task: Task, options: Options, strategy: Strategy, *, training: bool) -> DataConfig:
     """Return how training data, or evaluation data, is read under these options."""
     limit = options.overfit or (options.limit_train if training else options.limit_eval)
     batch_size = options.batch_size
@@ -246,11 +246,12 @@ def data_config(options: Options, strategy: Strategy, *, training: bool) -> Data
         rank=strategy.dp.rank,
         num_replicas=strategy.dp.size,
         tensor_parallel=strategy.dp.size < strategy.world_size,
+        count_samples=getattr(task, "count_samples", None),
     )
 
 
 def open_eval_sources(
-    data: Any, options: Options, strategy: Strategy, what: str
+    data: Any, task: Task, options: Options, strategy: Strategy, what: str
 ) -> dict[str, Source]:
     """Open one evaluation set, under the name "", or a dict of several.
 
@@ -260,7 +261,7 @@ def open_eval_sources(
     if data is None:
         raise DataError(f"{what} returned nothing to evaluate on: define it, or give data=")
     named = data if isinstance(data, Mapping) else {"": data}
-    config = data_config(options, strategy, training=False)
+    config = data_config(task, options, strategy, training=False)
     return {
         name: open_source(part, config, f"{what}[{name!r}]" if name else what)
         for name, part in named.items()
@@ -273,7 +274,7 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
     Raises:
         OptionError: ``global_batch_size`` is not a multiple of one micro-batch on all ranks.
     """
-    config = data_config(options, strategy, training=True)
+    config = data_config(task, options, strategy, training=True)
     source = open_source(task.train_data(), config, f"{name_of(task)}.train_data()")
     accumulate = options.accumulate
     if options.global_batch_size is not None:
@@ -311,7 +312,7 @@ def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str
             f"{name_of(task)} has eval_data and no eval_step: define "
             "eval_step(self, batch) -> dict, or pass eval_every='never'"
         )
-    return open_eval_sources(data, options, strategy, f"{name_of(task)}.eval_data()")
+    return open_eval_sources(data, task, options, strategy, f"{name_of(task)}.eval_data()")
 
 
 def refuse_gradient_listeners(listeners: Iterable[Any], strategy: Strategy) -> None:
