@@ -12,9 +12,15 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset, 
 
 from loopkit import rng
 from loopkit.checks import checked_int
+from loopkit.data.collate import collate_error
 from loopkit.data.sampler import Sharding, WorkItem, group_by_length, permutation, weighted_sample
 from loopkit.errors import DataError, LoopkitError, OptionError
 from loopkit.keywords import checks_keywords
+
+OUT_OF_ORDER = (
+    "batches that come when they are ready have no position to resume from, and their order changes "
+    "from run to run: leave in_order out"
+)
 
 
 @checks_keywords
@@ -52,6 +58,10 @@ class Loader:
         worker_init_fn: called in each worker with its number, before it reads.
         multiprocessing_context: how workers start: "fork", "spawn", "forkserver" or a context;
             None takes the platform's default.
+        pin_memory_device: the device for which memory is page-locked, as torch names it.
+        generator: its seed decides this loader's order and augmentation, in place of ``data_seed``.
+            The position decides the rest, so the state of the generator has no effect.
+        in_order: must stay True, since a position means nothing for batches out of order.
         sharded: the IterableDataset gives each rank samples of its own, so ranks may run out at
             different times. Otherwise every rank reads all samples and takes its share of them.
 
@@ -78,6 +88,9 @@ class Loader:
         timeout: float = 0,
         worker_init_fn: Callable[[int], None] | None = None,
         multiprocessing_context: str | BaseContext | None = None,
+        pin_memory_device: str = "",
+        generator: torch.Generator | None = None,
+        in_order: bool = True,
         sharded: bool = False,
     ) -> None:
         self.dataset = dataset
@@ -98,6 +111,11 @@ class Loader:
         self.timeout = timeout
         self.worker_init_fn = worker_init_fn
         self.multiprocessing_context = multiprocessing_context
+        self.pin_memory_device = pin_memory_device
+        self.generator = generator
+        self.in_order = in_order
+        if not in_order:
+            raise OptionError(f"Loader(in_order=False): {OUT_OF_ORDER}")
         self.sharded = sharded
 
     def worker_options(self) -> dict[str, Any]:
@@ -116,6 +134,8 @@ class Loader:
                 "multiprocessing_context": self.multiprocessing_context,
                 "timeout": self.timeout,
             }
+        if self.pin_memory_device:
+            options["pin_memory_device"] = self.pin_memory_device
         return options
 
 
@@ -142,6 +162,34 @@ class _SeededSamples(Dataset[Any]):
                 f"{type(self.dataset).__name__}[{index}] failed in epoch {epoch}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> _Samples:
+        """Return the samples of a batch for the worker's collate function, which names them."""
+        samples = _Samples(self[key] for key in keys)
+        samples.keys = keys
+        return samples
+
+
+class _Samples(list[Any]):
+    """The samples of one batch in a worker process, with their keys."""
+
+    keys: list[tuple[int, int]]
+
+
+class _WorkerCollate:
+    """The collate function in a worker process; its errors name the samples."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], name: str) -> None:
+        self.collate = collate
+        self.name = name
+
+    def __call__(self, samples: Any) -> Any:
+        try:
+            return self.collate(list(samples))
+        except Exception as error:
+            epoch = samples.keys[0][0]
+            indices = [index for _, index in samples.keys]
+            raise collate_error(error, self.name, samples, indices, epoch) from error
 
 
 class _EpochBatches:
@@ -185,11 +233,11 @@ class IndexedSource:
         self._shard = shard
         self._length = dataset_length(loader)
         self.sharding = shard(self._length)
-        self.seed = seed
+        self.seed = seed if loader.generator is None else loader.generator.initial_seed()
         self.shuffle = shuffle if loader.shuffle is None else loader.shuffle
         self.seeded = seeded
         self._collate = loader.collate_fn or default_collate
-        self._samples = _SeededSamples(loader, seed, seeded or loader.num_workers > 0)
+        self._samples = _SeededSamples(loader, self.seed, seeded or loader.num_workers > 0)
         self._columns = self._tensor_columns()
         self._lengths = self._read_lengths()
         self._epoch_batches = _EpochBatches()
@@ -293,7 +341,12 @@ class IndexedSource:
         for position in range(start, epoch_end, stride):
             low, high, size = sharding.slice_at(position)
             if columns is None:
-                batch = collate([samples[epoch, int(index)] for index in indices[low:high]])
+                read = [samples[epoch, int(index)] for index in indices[low:high]]
+                try:
+                    batch = collate(read)
+                except Exception as error:
+                    name, of_batch = type(self.loader.dataset).__name__, indices[low:high]
+                    raise collate_error(error, name, read, of_batch, epoch) from error
             else:
                 rows = slice(low, high) if isinstance(indices, range) else indices[low:high]
                 # Not a comprehension: before Python 3.12 each of those is a call of its own.
@@ -308,7 +361,7 @@ class IndexedSource:
             self._workers = DataLoader(
                 self._samples,
                 batch_sampler=self._epoch_batches,
-                collate_fn=self._collate,
+                collate_fn=_WorkerCollate(self._collate, type(self.loader.dataset).__name__),
                 generator=torch.Generator(),
                 **self.loader.worker_options(),
             )

@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from loopkit.data.batches import SampleCounter
-from loopkit.data.loader import IndexedSource, Loader, dataset_length
+from loopkit.data.loader import OUT_OF_ORDER, IndexedSource, Loader, dataset_length
 from loopkit.data.sampler import Sharding, WorkItem
 from loopkit.data.stream import StreamSource, has_plain_order
 from loopkit.errors import DataError, LoopkitWarning
@@ -113,6 +113,8 @@ def open_source(data: Any, config: DataConfig, what: str) -> Source:
     Raises:
         DataError: the data cannot be read that way, or is empty.
     """
+    if isinstance(data, DataLoader) and data.num_workers > 1 and not data.in_order:
+        raise DataError(f"{what} returned a DataLoader with in_order=False: {OUT_OF_ORDER}")
     # An order that torch's random streams decide need not be the same on all ranks.
     ordered = config.seeded or config.num_replicas > 1
     if isinstance(data, DataLoader) and ordered and has_plain_order(data):
@@ -124,7 +126,7 @@ def open_source(data: Any, config: DataConfig, what: str) -> Source:
             f"{what} returned a Loader(sharded=True), where each rank has its own samples, but "
             "the ranks of a tensor-parallel group train on the same ones: leave sharded out"
         )
-    if isinstance(data, (IterableDataset, Loader)) or _is_map_style(data):
+    if isinstance(data, (IterableDataset, Loader)) or is_map_style(data):
         loader = data if isinstance(data, Loader) else Loader(data)
         if not isinstance(loader.dataset, IterableDataset):
             return _open_indexed(loader, config, what)
@@ -166,7 +168,8 @@ def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> 
     return source
 
 
-def _is_map_style(data: Any) -> bool:
+def is_map_style(data: Any) -> bool:
+    """Return whether data holds samples by index, and is no list or tuple of batches."""
     if isinstance(data, Dataset):
         return True
     sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
@@ -187,6 +190,8 @@ def _from_dataloader(loader: DataLoader[Any]) -> Loader:
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
+        pin_memory_device=loader.pin_memory_device,
+        generator=loader.generator or getattr(loader.sampler, "generator", None),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from loopkit import rng
 from loopkit.data.batches import SampleCounter
-from loopkit.data.loader import announce_epoch
+from loopkit.data.loader import Loader, announce_epoch
 from loopkit.data.sampler import WorkItem
 from loopkit.errors import DataError, LoopkitWarning
 
@@ -218,12 +219,13 @@ def has_plain_order(loader: torch.utils.data.DataLoader[Any]) -> bool:
     """Return whether a DataLoader reads in order or in torch's own shuffle, without replacement.
 
     Its batches are then a function of the position. A DistributedSampler counts as well: here the
-    ranks share the data without the padding that it adds.
+    ranks share the data without the padding that it adds. A DataLoader with a setting that this
+    version of loopkit does not know has no plain order, and is read as it is.
     """
     data = torch.utils.data
     if type(loader) is not data.DataLoader or loader.batch_size is None:
         return False
-    if type(loader.batch_sampler) is not data.BatchSampler:
+    if type(loader.batch_sampler) is not data.BatchSampler or _has_unknown_setting(loader):
         return False
     sampler = loader.sampler
     if type(sampler) in (data.SequentialSampler, data.distributed.DistributedSampler):
@@ -232,4 +234,14 @@ def has_plain_order(loader: torch.utils.data.DataLoader[Any]) -> bool:
         type(sampler) is data.RandomSampler
         and not sampler.replacement
         and sampler.num_samples == len(sampler.data_source)
+    )
+
+
+def _has_unknown_setting(loader: torch.utils.data.DataLoader[Any]) -> bool:
+    known = inspect.signature(Loader).parameters.keys() | {"sampler", "batch_sampler"}
+    settings = inspect.signature(type(loader)).parameters
+    return any(
+        getattr(loader, name, setting.default) != setting.default
+        for name, setting in settings.items()
+        if name not in known
     )

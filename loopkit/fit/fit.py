@@ -15,6 +15,7 @@ from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Subscription
 from loopkit.fit import setup
+from loopkit.fit.given_data import like_data_of
 from loopkit.fit.lifecycle import finish, inference, training
 from loopkit.fit.notebook import on_ranks
 from loopkit.fit.signals import PREEMPTED
@@ -126,7 +127,8 @@ class Fit:
 
         Args:
             task: the task.
-            data: the data to evaluate on; None takes ``task.eval_data()``.
+            data: the data to evaluate on; None takes ``task.eval_data()``. Samples that no Loader
+                or DataLoader holds are put together as in the task's own data.
             checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
                 valid one. None keeps the task's weights.
 
@@ -155,7 +157,8 @@ class Fit:
 
         Args:
             task: the task.
-            data: the data to predict; None takes ``task.predict_data()``.
+            data: the data to predict; None takes ``task.predict_data()``. Samples that no Loader
+                or DataLoader holds are put together as in the task's own data.
             checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
                 valid one. None keeps the task's weights.
             writer: a function that gets each batch's predictions on rank 0. Nothing is returned
@@ -187,7 +190,7 @@ class Fit:
 def _data_of(task: Task, method: str, data: Any) -> tuple[Any, str]:
     """Return ``data``, or else that of the task's ``method``; and its name for errors."""
     if data is not None:
-        return data, "data"
+        return like_data_of(task, method, data), "data"
     return getattr(task, method)(), f"{name_of(task)}.{method}()"
 
 
