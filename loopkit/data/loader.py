@@ -306,6 +306,14 @@ class IndexedSource:
         indices = self.permutation(epoch)
         return [int(index) for index in indices[start:end]]
 
+    def promised(self) -> int:
+        """Return the position at the end of an epoch, which is exact."""
+        return self.sharding.end
+
+    def stateful_parts(self) -> list[Any]:
+        """Return nothing: reading changes no state."""
+        return []
+
     def open(self, epoch: int, start: int) -> Iterator[WorkItem]:
         """Yield this rank's micro-batches from ``start`` of ``epoch``, in samples.
 
@@ -387,6 +395,9 @@ class IndexedSource:
 
     def state(self) -> None:
         """Return None: the position is all that is needed to continue."""
+
+    def end_state(self) -> None:
+        """Return None: the next pass needs nothing."""
 
     def close(self) -> None:
         """End the worker processes."""

@@ -36,6 +36,7 @@ class MicroBatches(list[Any]):
         end: the data position after the group.
         tokens: elements of ``input_ids`` on all ranks; 0 where batches have none.
         last: whether the group is known to be the last of its epoch.
+        longer: whether the pass is longer with this group than it was known to be.
         state: the source's own state after the group, for sources that have one.
     """
 
@@ -46,6 +47,7 @@ class MicroBatches(list[Any]):
     total: int = 0
     tokens: int = 0
     last: bool = False
+    longer: bool = False
     state: Any = None
 
     def with_batches(self, batches: Iterable[Any], sizes: Iterable[int]) -> MicroBatches:
@@ -248,6 +250,10 @@ class MicroBatchLoader:
         accumulate: micro-batches per group; the last group of an epoch may hold fewer.
         to_device: moves groups to the device (``data.transfer.group_transfer_fn``); None leaves
             them where they are.
+
+    Attributes:
+        measured: the end of the last pass by ``len()``, and its end as it was, both as positions;
+            None before. A checkpoint keeps it.
     """
 
     def __init__(
@@ -259,27 +265,41 @@ class MicroBatchLoader:
         self.source = source
         self.accumulate = accumulate
         self.to_device = to_device
+        self.measured: tuple[int, int] | None = None
         self._reported = False
 
+    def _end(self) -> int | None:
+        """Return the position at the end of a pass, as far as it is known."""
+        exact, promised = self.source.end(), self.source.promised()
+        if exact is None and self.measured is not None and self.measured[0] == promised:
+            return self.measured[1]
+        return promised if exact is None else exact
+
     def steps_per_epoch(self) -> int | None:
-        """Return the optimizer steps in one epoch; None for data without a length."""
-        batches = self.source.batches_per_epoch()
-        return None if batches is None else -(-batches // self.accumulate)
+        """Return the optimizer steps in one epoch; None for data without a length.
+
+        Where ``len()`` is a guess, the last pass tells better.
+        """
+        end = self._end()
+        return None if end is None else self._steps(end)
+
+    def _steps(self, positions: int) -> int:
+        batches = -(-max(0, positions) // self.source.stride())
+        return -(-batches // self.accumulate)
 
     def steps_before(self, position: int) -> int:
         """Return the optimizer steps of one epoch up to a position, by the length of the data."""
-        per_epoch, stride = self.steps_per_epoch(), self.source.stride()
-        batches = self.source.batches_per_epoch()
-        if per_epoch is None or batches is None:
-            return 0
+        end = self._end()
         # A position that another batch size has reached need not be a multiple of the stride.
-        end = self.source.end() or batches * stride
-        left = -(-max(0, end - position) // stride)
-        return per_epoch - -(-left // self.accumulate)
+        return 0 if end is None else self._steps(end) - self._steps(end - position)
 
     def stride(self) -> int:
         """Return by how much an optimizer step, but the last of an epoch, moves the position."""
         return self.accumulate * self.source.stride()
+
+    def end_state(self) -> Any:
+        """Return what the next pass needs of the source, where a pass has ended."""
+        return self.source.end_state()
 
     def open(self, epoch: int, start: int) -> Iterator[MicroBatches]:
         """Yield the groups of ``epoch`` from the position ``start``; the last one is marked.
@@ -294,26 +314,32 @@ class MicroBatchLoader:
             groups = self.to_device(groups)
         if source.end() is None and source.seeded and not source.uneven:
             groups = _with_last_marked(groups)
-        return self._compared(groups) if start == 0 and source.end() is None else groups
+        return self._measuring(groups) if source.end() is None else groups
 
-    def _compared(self, groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
-        """Yield the groups of a whole pass, and report a length of the data that was wrong."""
-        count = 0
+    def _measuring(self, groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
+        """Yield the groups of a pass, and measure how long it is where ``len()`` may be wrong."""
+        promised, end = self.source.promised(), 0
         for group in groups:
-            count += 1
-            if group.last:  # nobody asks for another group
-                self._compare(count)
+            end, expected = group.end, self._end()
+            if promised is not None and expected is not None and group.start >= expected:
+                self.measured = promised, end
+                group.longer = True
+            if group.last and promised is not None:  # nobody asks for another group
+                self._measure(promised, end)
             yield group
-        self._compare(count)
+        if end and promised is not None:
+            self._measure(promised, end)
 
-    def _compare(self, count: int) -> None:
-        promised = self.steps_per_epoch()
-        if promised is not None and count != promised and not self._reported:
+    def _measure(self, promised: int, end: int) -> None:
+        """Keep the length of a whole pass, and report a promise that was wrong."""
+        self.measured = promised, end
+        steps, said = self._steps(end), self._steps(promised)
+        if steps != said and not self._reported:
             self._reported = True
             warnings.warn(
-                f"the training data says by its len() that a pass has {promised} steps, and it had "
-                f"{count}. Epochs are counted as passes; schedules, percentages and parts of "
-                "epochs follow after each pass",
+                f"the training data says by its len() that a pass has {said} steps, and it had "
+                f"{steps}. Epochs are counted as passes; schedules, percentages and parts of "
+                f"epochs count with {steps} steps from here on",
                 LoopkitWarning,
                 stacklevel=2,
             )

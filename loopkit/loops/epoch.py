@@ -68,6 +68,9 @@ class EpochLoop:
             timings.data += perf_counter() - began
             if batches is None:
                 break
+            if batches.longer:
+                update_length(run)
+                triggers.update_next(progress.step)
             if events.step_start is not None:
                 events.step_start(run, batches)
             out = step_loop.run(run, batches)
@@ -114,7 +117,7 @@ class EpochLoop:
         run.accumulator.compact()
         if due.end_epoch:
             progress.close_epoch()
-            run.committed.data = None
+            run.committed.data = run.train_loader.end_state()
             update_length(run)
         run.outcome.ending |= due.stop
         if run.finished() and run.outcome.status == "finished":
