@@ -39,6 +39,7 @@ class IterableState:
         self._generators = _generators(batches)
         self._reading = _reading(batches)
         self._own: Any = None
+        self._ended = False
         self._streams: Any = None
         self._states: list[Any] = []
         self._restored: dict[str, Any] = {}
@@ -49,16 +50,22 @@ class IterableState:
         has_state = self.stateful is not None or bool(self._generators or self._reading)
         return has_state or self._keeps_streams
 
-    def note(self) -> None:
-        """Keep the iterable's own state as of now."""
+    def note(self, iterator: Any) -> None:
+        """Keep the iterable's own state as of now.
+
+        Args:
+            iterator: what reads the iterable. A DataLoader meets the end of its data set with a
+                last batch that is short, and the state is then that of an ended pass.
+        """
         assert self.stateful is not None
         self._own = copy.deepcopy(self.stateful.state_dict())
+        self._ended = bool(getattr(getattr(iterator, "_dataset_fetcher", None), "ended", False))
 
     def begin(self) -> Iterator[Any]:
         """Return the iterator of a pass, with the state that the last one left."""
         restored, self._restored = self._restored, {}
         self._set_generators(restored)
-        self.exhausted, self._own = False, None
+        self.exhausted, self._own, self._ended = False, None, False
         if "own" in restored and self.stateful is not None:
             self.stateful.load_state_dict(restored["own"])
             if not restored["exhausted"]:
@@ -77,12 +84,14 @@ class IterableState:
         return self.stateful is not None and self._restored.get("own") is not None
 
     def resume(self) -> Iterator[Any]:
-        """Return the iterator of a pass that goes on from the iterable's own state."""
+        """Return the iterator of a pass that continues from the iterable's own state."""
         restored, self._restored = self._restored, {}
         assert self.stateful is not None
         self.stateful.load_state_dict(restored["own"])
         self._streams, self._states = restored.get("streams"), restored.get("generators", [])
-        self.exhausted = False
+        self.exhausted = restored.get("ended", False)
+        if self.exhausted:
+            return iter(())
         with rng.preserved():  # a DataLoader draws a seed for its workers
             return iter(self.batches)
 
@@ -123,6 +132,7 @@ class IterableState:
             "streams": self._streams,
             "generators": self._states or None,
             "reading": self._reading,
+            "ended": self._ended or None,
         }
         kept = {name: value for name, value in state.items() if value is not None}
         return kept or None
@@ -193,7 +203,7 @@ def _reading(batches: Any) -> dict[str, Any] | None:
 
 
 def _not_empty(iterator: Iterator[Any], batches: Any) -> Iterator[Any]:
-    """Yield the batches of a pass; begin anew if the restored state is that of an ended pass."""
+    """Yield the batches of a pass; start again if the restored state is that of an ended pass."""
     for first in iterator:
         yield first
         yield from iterator

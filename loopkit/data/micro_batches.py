@@ -1,26 +1,17 @@
-"""The data that a Task returns becomes a source of batches, and groups of one for each step."""
+"""Training data in groups of micro-batches, one group for each optimizer step."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
-
-from loopkit.data.batches import SampleCounter
-from loopkit.data.loader import OUT_OF_ORDER, IndexedSource, Loader, dataset_length
-from loopkit.data.sampler import Sharding, WorkItem
-from loopkit.data.stream import StreamSource, has_plain_order
-from loopkit.errors import DataError, LoopkitWarning
+from loopkit.data.sampler import WorkItem
+from loopkit.data.sources import Source
+from loopkit.errors import LoopkitWarning
 from loopkit.nested import token_count
-
-logger = logging.getLogger(__name__)
-
-Source = IndexedSource | StreamSource
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -76,170 +67,6 @@ class MicroBatches(list[Any]):
         group.total = 0
         group.tokens = 0
         return group
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """How to read data: what the options say, and which ranks share the data.
-
-    Attributes:
-        batch_size: samples per micro-batch, where the data does not say.
-        shuffle: whether to shuffle, where the data does not say.
-        seed: the seed of the data.
-        seeded: whether reading is a function of the seed (``rng="counter"``).
-        limit: the most batches of an epoch on each rank, or a fraction of them.
-        rank: the data-parallel rank.
-        num_replicas: the number of data-parallel ranks.
-        tensor_parallel: whether several ranks train on the same samples.
-        count_samples: the task's own number of samples in a batch; None reads the number off.
-    """
-
-    batch_size: int
-    shuffle: bool
-    seed: int
-    seeded: bool
-    limit: int | float | None = None
-    rank: int = 0
-    num_replicas: int = 1
-    tensor_parallel: bool = False
-    count_samples: Callable[[Any], Any] | None = None
-
-
-def open_source(data: Any, config: DataConfig, what: str) -> Source:
-    """Return the source that reads ``data``.
-
-    Args:
-        data: a Dataset, a DataLoader, a Loader or an iterable of batches.
-        what: what returned the data, such as ``Digits.train_data()``, for messages.
-
-    Raises:
-        DataError: the data cannot be read that way, or is empty.
-    """
-    if isinstance(data, DataLoader) and data.num_workers > 1 and not data.in_order:
-        raise DataError(f"{what} returned a DataLoader with in_order=False: {OUT_OF_ORDER}")
-    # An order that torch's random streams decide need not be the same on all ranks.
-    ordered = config.seeded or config.num_replicas > 1
-    if isinstance(data, DataLoader) and ordered and has_plain_order(data):
-        logger.debug("%s: the DataLoader has a plain order, so its data set is read instead", what)
-        data = _from_dataloader(data)
-    sharded = isinstance(data, Loader) and data.sharded
-    if sharded and config.tensor_parallel:
-        raise DataError(
-            f"{what} returned a Loader(sharded=True), where each rank has its own samples, but "
-            "the ranks of a tensor-parallel group train on the same ones: leave sharded out"
-        )
-    if isinstance(data, (IterableDataset, Loader)) or is_map_style(data):
-        loader = data if isinstance(data, Loader) else Loader(data)
-        if not isinstance(loader.dataset, IterableDataset):
-            return _open_indexed(loader, config, what)
-        data = DataLoader(
-            loader.dataset,
-            batch_size=loader.batch_size or config.batch_size,
-            drop_last=loader.drop_last,
-            collate_fn=loader.collate_fn,
-            **loader.worker_options(),
-        )
-    return _open_stream(data, config, what, sharded=sharded)
-
-
-def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> StreamSource:
-    kind = type(data).__name__
-    if not isinstance(data, Iterable) or isinstance(data, (str, bytes)):
-        raise DataError(
-            f"{what} returned {kind}: give a Dataset, a DataLoader, a loopkit.Loader or an "
-            "iterable of batches"
-        )
-    several = config.num_replicas > 1
-    if several and not config.seeded and not sharded:
-        raise DataError(
-            f"{what} returned {kind}, whose order may depend on torch's random streams: on several "
-            "ranks rng='stream' takes a Dataset or a Loader over one, or pass rng='counter'"
-        )
-    source = StreamSource(
-        data,
-        seed=config.seed,
-        seeded=config.seeded,
-        rank=0 if sharded else config.rank,
-        num_replicas=1 if sharded else config.num_replicas,
-        counter=SampleCounter(config.count_samples, what),
-    )
-    source.uneven = sharded and several
-    source.limit = _batch_limit(source.batches_per_epoch(), config.limit, what)
-    if source.batches_per_epoch() == 0:
-        raise DataError(f"{what} returned {kind} without a batch: there is nothing to read")
-    return source
-
-
-def is_map_style(data: Any) -> bool:
-    """Return whether data holds samples by index, and is no list or tuple of batches."""
-    if isinstance(data, Dataset):
-        return True
-    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return sized and not isinstance(data, (list, tuple, dict, str, bytes, DataLoader))
-
-
-def _from_dataloader(loader: DataLoader[Any]) -> Loader:
-    return Loader(
-        loader.dataset,
-        loader.batch_size,
-        shuffle=getattr(loader.sampler, "shuffle", type(loader.sampler) is not SequentialSampler),
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory or "auto",
-        drop_last=loader.drop_last,
-        prefetch_factor=loader.prefetch_factor or 2,
-        persistent_workers=loader.persistent_workers,
-        collate_fn=loader.collate_fn,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        pin_memory_device=loader.pin_memory_device,
-        generator=loader.generator or getattr(loader.sampler, "generator", None),
-    )
-
-
-def _open_indexed(loader: Loader, config: DataConfig, what: str) -> IndexedSource:
-    kind = type(loader.dataset).__name__
-    try:
-        dataset_length(loader)
-    except TypeError:
-        raise DataError(
-            f"{what} returned {kind}, which has no len(): derive it from "
-            "torch.utils.data.IterableDataset, or give it a length"
-        ) from None
-    size = loader.batch_size or config.batch_size
-    stride = size * config.num_replicas
-
-    def shard(length: int) -> Sharding:
-        limit = _batch_limit(-(-length // stride), config.limit, what)
-        sharding = Sharding(
-            length if limit is None else min(length, limit * stride),
-            size,
-            rank=config.rank,
-            num_replicas=config.num_replicas,
-            drop_last=loader.drop_last,
-        )
-        if sharding.batches_left() == 0:
-            reason = f"of {length} samples"
-            if length:
-                reason += f", fewer than one batch of {size} with drop_last"
-            raise DataError(f"{what} returned {kind} {reason}: there is nothing to read")
-        return sharding
-
-    return IndexedSource(
-        loader, shard, seed=config.seed, shuffle=config.shuffle, seeded=config.seeded
-    )
-
-
-def _batch_limit(count: int | None, limit: int | float | None, what: str) -> int | None:
-    """Return a limit in batches; ``count`` is the number of batches without it."""
-    if limit is None or isinstance(limit, int):
-        return limit
-    if count is None:
-        raise DataError(
-            f"a limit of {limit:.0%} needs data with a length, which {what} does not have: "
-            "give a number of batches"
-        )
-    return max(1, int(count * limit))
 
 
 class MicroBatchLoader:
@@ -348,7 +175,7 @@ class MicroBatchLoader:
         source = self.source
         accumulate = self.accumulate
         epoch_end = source.end()
-        keeps_state = isinstance(source, StreamSource) and source.keeps_state
+        keeps_state = source.keeps_state
         group = MicroBatches(start, start)
         for batch, size, total, end in items:
             group.append(batch)

@@ -40,6 +40,8 @@ class StreamSource:
     Attributes:
         limit: the most batches of an epoch that each rank takes; None for all.
         uneven: whether each rank has data of its own, which may end at different times.
+        keeps_state: whether a state is needed besides the position.
+        keeps_streams: whether that state has torch's random streams.
     """
 
     unit = "Batches"
@@ -73,6 +75,7 @@ class StreamSource:
         self._seeds_reads = seeded and in_process and not isinstance(batches, (list, tuple))
         self._state = IterableState(batches, keeps_streams=not seeded)
         self.keeps_state = self._state.is_kept
+        self.keeps_streams = not seeded and not isinstance(batches, (list, tuple))
 
     def promised(self) -> int | None:
         """Return the position at the end of an epoch by ``len()``, which may be a guess."""
@@ -153,7 +156,7 @@ class StreamSource:
             total += read_size
             if turn == replicas - 1:
                 if state.stateful is not None:
-                    state.note()
+                    state.note(iterator)
                 yield WorkItem(batch, size, total, number)
         if (number - start) % replicas:
             yield WorkItem(batch, size, total, number)

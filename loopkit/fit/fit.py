@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from loopkit.data.micro_batches import open_source
+from loopkit.data.sources import open_source
 from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Subscription

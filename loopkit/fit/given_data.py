@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from loopkit.data import Loader
-from loopkit.data.micro_batches import is_map_style
+from loopkit.data.sources import is_map_style
 from loopkit.task import Task, overrides
 
 

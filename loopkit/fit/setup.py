@@ -15,8 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from loopkit import rng
-from loopkit.data.loader import IndexedSource
-from loopkit.data.micro_batches import DataConfig, MicroBatchLoader, Source, open_source
+from loopkit.data.combined import CombinedSource
+from loopkit.data.indexed import IndexedSource
+from loopkit.data.micro_batches import MicroBatchLoader
+from loopkit.data.sources import DataConfig, Source, is_source, open_source
 from loopkit.data.transfer import group_transfer_fn
 from loopkit.durations import RunLength
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
@@ -253,7 +255,9 @@ def data_config(task: Task, options: Options, strategy: Strategy, *, training: b
 def open_eval_sources(
     data: Any, task: Task, options: Options, strategy: Strategy, what: str
 ) -> dict[str, Source]:
-    """Open one evaluation set, under the name "", or a dict of several.
+    """Open one evaluation set, under the name "", or a dict or list of several.
+
+    Those of a list are named by number, "0", "1" and so on.
 
     Raises:
         DataError: there is nothing to evaluate on.
@@ -261,6 +265,8 @@ def open_eval_sources(
     if data is None:
         raise DataError(f"{what} returned nothing to evaluate on: define it, or give data=")
     named = data if isinstance(data, Mapping) else {"": data}
+    if isinstance(data, (list, tuple)) and data and all(map(is_source, data)):
+        named = {str(number): part for number, part in enumerate(data)}
     config = data_config(task, options, strategy, training=False)
     return {
         name: open_source(part, config, f"{what}[{name!r}]" if name else what)
@@ -281,6 +287,8 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
         at_once = options.batch_size * strategy.dp.size
         if isinstance(source, IndexedSource):
             at_once = source.stride()
+        elif isinstance(source, CombinedSource):
+            at_once = _samples_at_once(source)
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
             raise OptionError(
@@ -293,6 +301,17 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
         strategy.device, strategy.settings.precision.storage, prefetch=prefetch
     )
     return MicroBatchLoader(source, accumulate, to_device)
+
+
+def _samples_at_once(source: CombinedSource) -> int:
+    samples = source.samples_at_once()
+    if samples is None:
+        raise OptionError(
+            "global_batch_size needs the number of samples that all devices take at once, and that "
+            "of several data sets is known for Datasets and Loaders alone, in the modes min_size "
+            "and max_size_cycle: give accumulate="
+        )
+    return samples
 
 
 def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:
@@ -312,6 +331,8 @@ def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str
             f"{name_of(task)} has eval_data and no eval_step: define "
             "eval_step(self, batch) -> dict, or pass eval_every='never'"
         )
+    if overfits:
+        data = {"": data}  # as it is read in training
     return open_eval_sources(data, task, options, strategy, f"{name_of(task)}.eval_data()")
 
 

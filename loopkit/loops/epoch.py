@@ -68,9 +68,6 @@ class EpochLoop:
             timings.data += perf_counter() - began
             if batches is None:
                 break
-            if batches.longer:
-                update_length(run)
-                triggers.update_next(progress.step)
             if events.step_start is not None:
                 events.step_start(run, batches)
             out = step_loop.run(run, batches)
@@ -182,11 +179,15 @@ def fetch(run: Run, groups: Iterator[MicroBatches]) -> MicroBatches | None:
     committed, coordinator = run.committed, run.coordinator
     committed.waiting_for_data = not coordinator.distributed or coordinator.before_fetch(run)
     try:
-        return next(groups, None)
+        batches = next(groups, None)
     except Interrupted:
         return None
     finally:
         committed.waiting_for_data = False
+    if batches is not None and batches.longer:
+        update_length(run)
+        run.triggers.update_next(run.progress.step)
+    return batches
 
 
 def evaluate(run: Run) -> None:

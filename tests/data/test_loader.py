@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from loopkit import Loader
 from loopkit.data import Padded, mixed
-from loopkit.data.loader import IndexedSource
-from loopkit.data.micro_batches import DataConfig, open_source
+from loopkit.data.indexed import IndexedSource
 from loopkit.data.sampler import Sharding, permutation
+from loopkit.data.sources import DataConfig, open_source
 from loopkit.errors import DataError, OptionError
 from tests.support import Noisy, Tiny, digest, points, quiet
 
