@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader, Source
+from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader
+from loopkit.data.sources import Source
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook

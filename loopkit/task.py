@@ -53,7 +53,9 @@ class Task(nn.Module):
 
     A task never sees the engine: ``task.train_step(batch)`` can be called and tested alone. Layers
     are plain attributes. A task may define any event of ``loopkit.Hook`` as a method
-    (``on_fit_start`` …): it is the first listener of its own run.
+    (``on_fit_start`` …): it is the first listener of its own run. It may define
+    ``count_samples(batch)``, which returns the number of samples in a batch, for data that makes
+    its own batches of a kind whose number of samples cannot be read off.
 
     Attributes:
         hparams: the constructor's arguments by name, with defaults, recorded before ``__init__``.

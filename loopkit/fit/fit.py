@@ -10,11 +10,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from loopkit.data.micro_batches import open_source
+from loopkit.data.sources import open_source
 from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Subscription
 from loopkit.fit import setup
+from loopkit.fit.given_data import like_data_of
 from loopkit.fit.lifecycle import finish, inference, training
 from loopkit.fit.notebook import on_ranks
 from loopkit.fit.signals import PREEMPTED
@@ -143,7 +144,8 @@ class Fit:
 
         Args:
             task: the task.
-            data: the data to evaluate on; None takes ``task.eval_data()``.
+            data: the data to evaluate on; None takes ``task.eval_data()``. Samples that no Loader
+                or DataLoader holds are put together as in the task's own data.
             checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
                 valid one. None keeps the task's weights.
 
@@ -154,7 +156,7 @@ class Fit:
             return on_ranks(ranks, self, "evaluate", task, data, checkpoint)  # type: ignore[no-any-return]
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "eval_data", data)
-            run.eval_data = setup.open_eval_sources(data, self.options, run.strategy, what)
+            run.eval_data = setup.open_eval_sources(data, task, self.options, run.strategy, what)
             with preserved_modes(run.task, run.strategy.device):
                 metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
                 if run.events.eval_end is not None:
@@ -172,7 +174,8 @@ class Fit:
 
         Args:
             task: the task.
-            data: the data to predict; None takes ``task.predict_data()``.
+            data: the data to predict; None takes ``task.predict_data()``. Samples that no Loader
+                or DataLoader holds are put together as in the task's own data.
             checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
                 valid one. None keeps the task's weights.
             writer: a function that gets each batch's predictions on rank 0. Nothing is returned
@@ -182,7 +185,7 @@ class Fit:
             return on_ranks(ranks, self, "predict", task, data, checkpoint, writer)
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "predict_data", data)
-            config = setup.data_config(self.options, run.strategy, training=False)
+            config = setup.data_config(task, self.options, run.strategy, training=False)
             with preserved_modes(run.task, run.strategy.device):
                 return run.loops.predict.run(run, open_source(data, config, what), writer)
 
@@ -204,7 +207,7 @@ class Fit:
 def _data_of(task: Task, method: str, data: Any) -> tuple[Any, str]:
     """Return ``data``, or else that of the task's ``method``; and its name for errors."""
     if data is not None:
-        return data, "data"
+        return like_data_of(task, method, data), "data"
     return getattr(task, method)(), f"{name_of(task)}.{method}()"
 
 

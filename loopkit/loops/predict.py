@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopkit.data.micro_batches import Source
+from loopkit.data.sources import Source
 from loopkit.loops.evaluate import evaluation_mode, seeded_batches
 from loopkit.metrics.sync import interleave_ranks
 from loopkit.nested import concatenate, to_cpu
