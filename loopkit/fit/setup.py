@@ -25,7 +25,7 @@ from loopkit.fit.length import build_triggers, run_length
 from loopkit.fit.strategy_setup import build_strategy
 from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
 from loopkit.loops.coordination import Coordinator, build_coordinator
-from loopkit.optim.specs import build_optimizers
+from loopkit.optim.builder import build_optimizers
 from loopkit.options import Options
 from loopkit.run import Loops, Run
 from loopkit.strategies.base import ComputeSettings, Strategy
