@@ -24,6 +24,7 @@ from loopkit.events import Events, Hook, listens, logging_to_accumulator
 from loopkit.fit.length import build_triggers, run_length
 from loopkit.fit.strategy_setup import build_strategy
 from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
+from loopkit.loops.closure import check_closures
 from loopkit.loops.coordination import Coordinator, build_coordinator
 from loopkit.optim.builder import build_optimizers
 from loopkit.options import Options
@@ -116,6 +117,7 @@ def prepare_training(run: Run) -> None:
     run.eval_data = open_eval_data(task, options, strategy)
     run.optimizers, run.schedules = build_optimizers(task, run.length)
     check_monitors(run)
+    check_closures(run)
     if not strategy.exposes_gradients:
         refuse_gradient_listeners([task, *run.hooks], strategy)
     strategy.setup_optimizers(run.optimizers)

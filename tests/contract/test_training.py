@@ -203,3 +203,12 @@ def test_the_tasks_with_a_step_of_their_own_run_over_ranks(pair, task):
 
 def test_a_value_logged_on_one_rank_at_the_end_of_an_epoch_is_a_row_on_all(pair):
     assert pair.call(training_jobs.rows_logged_on_one_rank) == [[0.0, 0.0]] * 2
+
+
+def test_lbfgs_takes_the_steps_of_one_process(pair):
+    (weights, losses), second = pair.call(training_jobs.lbfgs, "ddp")
+    alone, alone_losses = training_jobs.lbfgs("single", accumulate=2)
+    assert distance(weights, second[0]) == 0
+    assert distance(weights, alone) < 1e-9
+    assert losses == second[1] == pytest.approx(alone_losses, abs=1e-10)
+    assert "shards them: take strategy='ddp'" in pair.call(training_jobs.lbfgs, "fsdp")[0]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopkit import DDP, FSDP, Hook, SingleDevice
+from loopkit import DDP, FSDP, ClosureStep, Hook, SingleDevice
 from loopkit.hooks import Unfreeze
 from loopkit.strategies.dtensor import full_tensor
 from tests.support import Tiny, digest, points, quiet
@@ -111,3 +111,31 @@ def rows_logged_on_one_rank() -> list[float]:
 
     result = quiet(strategy="ddp", epochs=2, hooks=[RankZero()], eval_every="never").run(Tiny())
     return [row["only"] for row in result.history if "only" in row]
+
+
+class Curved(Tiny):
+    """Tiny with LBFGS and a line search, which compares losses."""
+
+    def optimizers(self) -> Any:
+        return torch.optim.LBFGS(
+            self.parameters(), lr=0.5, max_iter=4, line_search_fn="strong_wolfe"
+        )
+
+
+def lbfgs(strategy: str, accumulate: int = 1) -> Any:
+    """Train with LBFGS; return the weights and the logged losses, or the error."""
+    task = Curved(dropout=0.0)
+    try:
+        result = quiet(
+            strategy=strategy,
+            batch_size=30,
+            accumulate=accumulate,
+            steps=4,
+            log_every=1,
+            precision="fp64",
+            eval_every="never",
+            step=ClosureStep(),
+        ).run(task)
+    except Exception as error:
+        return str(error)
+    return task.state_dict(), [row["train/loss"] for row in result.history]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 from torch.optim import SGD as TorchSGD
 from torch.optim import lr_scheduler
 from torch.utils.data import IterableDataset
