@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from loopkit.data.micro_batches import MicroBatches
+from loopkit.dtypes import stored_dtype
 from loopkit.nested import map_instances
 
 GroupTransferFn = Callable[[Iterator[MicroBatches]], Iterator[MicroBatches]]
@@ -24,8 +25,7 @@ def transfer_fn(device: torch.device, dtype: torch.dtype | None) -> Callable[[An
         return None
 
     def to_device(tensor: Tensor) -> Tensor:
-        target = dtype if dtype is not None and tensor.is_floating_point() else None
-        return tensor.to(device, target, non_blocking=True)
+        return tensor.to(device, stored_dtype(tensor.dtype, dtype), non_blocking=True)
 
     return lambda batch: map_instances(Tensor, to_device, batch)
 
@@ -87,7 +87,7 @@ class CudaPrefetcher:
     def _to_device(self, tensor: Tensor) -> Tensor:
         if tensor.device.type == "cpu" and not tensor.is_pinned():
             tensor = tensor.pin_memory()
-        dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else None
+        dtype = stored_dtype(tensor.dtype, self.dtype)
         return tensor.to(self.device, dtype, non_blocking=True)
 
     def _ready(self, group: MicroBatches, event: torch.cuda.Event) -> MicroBatches:

@@ -116,6 +116,7 @@ def prepare_training(run: Run) -> None:
     run.length = run_length(options, run.loader, run.progress)
     run.eval_data = open_eval_data(task, options, strategy)
     run.optimizers, run.schedules = build_optimizers(task, run.length)
+    run.requires_grad = {name: p.requires_grad for name, p in task.named_parameters()}
     check_monitors(run)
     check_closures(run)
     if not strategy.exposes_gradients:

@@ -122,7 +122,7 @@ class OptimizerSpec:
         options = dict(self.options)
         if options.get("fused", True) is None:
             del options["fused"]
-        if self._may_fuse(options, chosen.values()):
+        if self._may_fuse(task, options, chosen.values()):
             # Some versions of torch have no fused kernel for the device.
             with suppress(RuntimeError):
                 made = self._make([dict(group) for group in groups], {**options, "fused": True})
@@ -133,12 +133,19 @@ class OptimizerSpec:
         except RuntimeError as error:
             raise OptionError(f"{self.name} cannot be built: {error}") from error
 
-    def _may_fuse(self, options: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> bool:
+    def _may_fuse(
+        self, task: nn.Module, options: Mapping[str, Any], parameters: Iterable[nn.Parameter]
+    ) -> bool:
         if "fused" not in (arguments(self.optimizer) or ()):
             return False
-        if {"fused", "foreach"} & options.keys():
+        # torch's fused SGD with dampening cannot start the momentum of one parameter later.
+        if {"fused", "foreach"} & options.keys() or options.get("dampening"):
             return False
-        return all(_is_fusable(self.optimizer, parameter) for parameter in parameters)
+        sparse = sparse_parameters(task)
+        return all(
+            id(parameter) not in sparse and _is_fusable(self.optimizer, parameter)
+            for parameter in parameters
+        )
 
     def _make(self, groups: list[dict[str, Any]], options: Mapping[str, Any]) -> Optimizer:
         try:
@@ -155,6 +162,15 @@ def _is_fusable(optimizer: type[Optimizer], parameter: Tensor) -> bool:
         # Up to torch 2.13 it skips whole vectors of 16-bit numbers (pytorch issue 191763).
         return False
     return device in _FUSED_DEVICES and parameter.is_floating_point()
+
+
+def sparse_parameters(task: nn.Module) -> set[int]:
+    """Return the ids of the parameters with sparse gradients, which fused kernels do not take."""
+    return {
+        id(module.weight)
+        for module in task.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
+    }
 
 
 def arguments(optimizer: type[Optimizer]) -> dict[str, Any] | None:
