@@ -162,7 +162,7 @@ class Subscription(Hook):
 
     def _filtered(self, run: Run, *rest: Any) -> None:
         assert self._every is not None
-        if self._cadence is None or self._cadence.length is not run.length:
+        if self._cadence is None or self._cadence.length != run.length:
             self._cadence = Cadence(self._every, run.length, "every", by_steps=True)
         epoch_ended = run.progress.epoch if run.progress.step_in_epoch == 0 else None
         if self._cadence.is_due(run.progress.step, run.seconds(), epoch_ended):

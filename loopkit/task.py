@@ -124,7 +124,8 @@ class Task(nn.Module):
         """Return the optimizer, or a dict of several by name.
 
         Each is a spec of ``loopkit.optim``, a torch optimizer, or a pair of a torch optimizer and
-        a torch scheduler.
+        a torch scheduler. A dict around the scheduler, as Lightning has it, says when it is
+        stepped: ``(optimizer, {"scheduler": scheduler, "interval": "epoch"})``.
         """
         raise TaskError(
             f"{type(self).__name__} has no optimizers: define optimizers(self), such as "

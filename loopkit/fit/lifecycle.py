@@ -27,6 +27,7 @@ from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
 from loopkit.loops.epoch import evaluate, row_of_its_own
+from loopkit.optim.groups import no_gradient_outside
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options
 from loopkit.run import Run
@@ -49,6 +50,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
         locks = resources.enter_context(ExitStack())  # released last
         _close_with(resources, run)
         prepare_training(run)
+        resources.enter_context(no_gradient_outside(run.task, run.optimizers.values()))
         _open_run_dir(run, locks)
         open_checkpointer(run)
         _open_loggers(run)

@@ -25,9 +25,11 @@ from loopkit.optim.schedules import (
     cosine_restarts,
     inverse_sqrt,
     linear,
+    multi_step,
     one_cycle,
     polynomial,
     reduce_on_plateau,
+    step_decay,
     warm_restarts,
     wsd,
 )
@@ -37,7 +39,8 @@ from loopkit.optim.tabulate import group_table
 __all__ = [
     "SGD", "Adafactor", "Adagrad", "Adam", "AdamW", "AdamW8bit", "AdamWBf16", "ParamGroup", "Lion", "Muon", "Plateau",
     "RMSprop", "Schedule", "ScheduleFree", "OptimizerSpec", "bind", "build", "constant", "cosine", "cosine_restarts",
-    "group_table", "inverse_sqrt", "linear", "one_cycle", "polynomial", "reduce_on_plateau", "warm_restarts", "wsd",
+    "group_table", "inverse_sqrt", "linear", "multi_step", "one_cycle", "polynomial", "reduce_on_plateau", "step_decay",
+    "warm_restarts", "wsd",
 ]  # fmt: skip
 
 
