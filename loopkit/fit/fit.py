@@ -180,6 +180,14 @@ class Fit:
                 valid one. None keeps the task's weights.
             writer: a function that gets each batch's predictions on rank 0. Nothing is returned
                 then.
+
+        Returns:
+            Tensors are concatenated along the samples, and padded with -100 where their widths
+            differ. Lists are chained, and dicts, dataclasses and tuples of parts keep their form.
+
+        Raises:
+            TaskError: the predictions of two batches have different forms, or a part of them has
+                another length than its batch.
         """
         if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "predict", task, data, checkpoint, writer)

@@ -35,6 +35,7 @@ LAYERS = (
         "keywords",
         "nested",
         "devices",
+        "dtypes",
         "files",
         "preserve",
         "version",
