@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader, Source
+from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader
+from loopkit.data.sources import Source
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
@@ -228,6 +229,7 @@ class Run:
         loader: the training data; None in a run that only evaluates or predicts.
         eval_data: the evaluation sets by name; the only one may be called "".
         optimizers, schedules: by name.
+        requires_grad: whether each parameter was to be trained when the optimizers were made.
         checkpointer: saves checkpoints; None where nothing is saved.
         run_dir: the directory of the run; None in a run that only evaluates or predicts.
         seed: the seed under ``rng="counter"``; None under ``rng="stream"``.
@@ -253,6 +255,7 @@ class Run:
     eval_data: Mapping[str, Source] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     schedules: dict[str, BoundSchedule] = field(default_factory=dict)
+    requires_grad: dict[str, bool] = field(default_factory=dict)
     checkpointer: Checkpointer | None = None
     run_dir: Path | None = None
     seed: int | None = None

@@ -54,7 +54,9 @@ class Task(nn.Module):
 
     A task never sees the engine: ``task.train_step(batch)`` can be called and tested alone. Layers
     are plain attributes. A task may define any event of ``loopkit.Hook`` as a method
-    (``on_fit_start`` …): it is the first listener of its own run.
+    (``on_fit_start`` …): it is the first listener of its own run. It may define
+    ``count_samples(batch)``, which returns the number of samples in a batch, for data that makes
+    its own batches of a kind whose number of samples cannot be read off.
 
     Attributes:
         hparams: the constructor's arguments by name, with defaults, recorded before ``__init__``.
@@ -130,7 +132,8 @@ class Task(nn.Module):
         """Return the optimizer, or a dict of several by name.
 
         Each is a spec of ``loopkit.optim``, a torch optimizer, or a pair of a torch optimizer and
-        a torch scheduler.
+        a torch scheduler. A dict around the scheduler, as Lightning has it, says when it is
+        stepped: ``(optimizer, {"scheduler": scheduler, "interval": "epoch"})``.
         """
         raise TaskError(
             f"{type(self).__name__} has no optimizers: define optimizers(self), such as "

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import UserDict, namedtuple
 
-import pytest
 import torch
 
 from loopkit.nested import (
-    batch_size,
-    first_tensor,
     leaves,
     map_instances,
     map_tensors,
@@ -54,18 +51,13 @@ def test_leaves_come_depth_first_with_their_names():
     assert list(named_leaves(7, "eval")) == [("eval", 7)]
 
 
-@pytest.mark.parametrize(
-    ("batch", "size"),
-    [
-        (torch.ones(3, 2), 3), ((torch.ones(3), torch.ones(4)), 3), ({"a": {"b": torch.ones(5)}}, 5),
-        ([torch.tensor(1.0), torch.ones(2)], 2), (["a", "b"], 2), ({"a": ["x"] * 4}, 4), ({}, 0), ("text", 1), (None, 1),
-    ],
-)  # fmt: skip
-def test_the_size_of_a_batch(batch, size):
-    assert batch_size(batch) == size
-
-
 def test_tokens_are_the_elements_of_input_ids():
     assert token_count({"input_ids": torch.ones(2, 3)}) == 6
     assert token_count({"x": torch.ones(2)}) == token_count((torch.ones(2),)) == 0
-    assert first_tensor([None, {"a": torch.tensor(1.0)}]) is None
+
+
+def test_a_packed_sequence_keeps_its_batch_sizes():
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+    moved = map_tensors(lambda tensor: tensor.to("meta"), packed)
+    assert moved.data.is_meta
+    assert moved.batch_sizes.tolist() == [2, 1, 1]

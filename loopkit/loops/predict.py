@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from itertools import count
 from typing import Any
 
-from loopkit.data.micro_batches import Source
+from loopkit.data.sources import Source
 from loopkit.loops.evaluate import evaluation_mode, seeded_batches
 from loopkit.metrics.outputs import (
     BatchOutput,
