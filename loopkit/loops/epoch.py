@@ -131,8 +131,7 @@ class EpochLoop:
         if due.eval and run.eval_data:
             evaluate(run)
         if due.end_epoch:
-            for schedule in run.schedules.values():
-                schedule.after_epoch()
+            self.after_epoch(run)
         if events.commit is not None and not counted:
             events.commit(run)
         run.coordinator.sync(run)
@@ -145,6 +144,11 @@ class EpochLoop:
             run.checkpointer.poll(run)
         triggers.update_next(progress.step)
         return due.end_epoch or run.finished()
+
+    def after_epoch(self, run: Run) -> None:
+        """Step the schedules that count epochs: the epoch is closed, and its evaluation is done."""
+        for schedule in run.schedules.values():
+            schedule.after_epoch()
 
     def meet_requests(self, run: Run, *, stepped: bool) -> bool:
         """Do what was requested since the last step, by a signal or by other ranks.
