@@ -9,10 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    default_collate,
+)
 
 from loopkit import rng
 from loopkit.data.batches import SampleCounter
+from loopkit.data.collate import StreamCollate
 from loopkit.data.combined import CombinedLoader, CombinedSource
 from loopkit.data.indexed import IndexedSource
 from loopkit.data.loader import OUT_OF_ORDER, Loader, dataset_length
@@ -83,11 +90,13 @@ def open_source(data: Any, config: DataConfig, what: str) -> Source:
         loader = data if isinstance(data, Loader) else Loader(data)
         if not isinstance(loader.dataset, IterableDataset):
             return _open_indexed(loader, config, what)
+        size = loader.batch_size or config.batch_size
+        collate, name = loader.collate_fn or default_collate, type(loader.dataset).__name__
         data = DataLoader(
             loader.dataset,
-            batch_size=loader.batch_size or config.batch_size,
+            batch_size=size,
             drop_last=loader.drop_last,
-            collate_fn=loader.collate_fn,
+            collate_fn=StreamCollate(collate, name, size),
             **loader.worker_options(),
         )
     return _open_stream(data, config, what, sharded=sharded)

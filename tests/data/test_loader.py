@@ -18,7 +18,7 @@ from loopkit.data import Padded, mixed
 from loopkit.data.indexed import IndexedSource
 from loopkit.data.sampler import Sharding, permutation
 from loopkit.data.sources import DataConfig, open_source
-from loopkit.errors import DataError, OptionError
+from loopkit.errors import DataError, LoopkitWarning, OptionError
 from tests.support import Noisy, Tiny, digest, points, quiet
 
 
@@ -311,6 +311,50 @@ def test_a_sample_that_fits_no_batch_is_named(how, text, workers):
     assert "no batch could be made of the samples 4, 5, 6, 7 of Faulty in epoch 0" in str(
         caught.value
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("None", "sample 3 of them is None, where sample 0"),
+        ("key", "sample 3 of them has the keys x,"),
+    ],
+)
+def test_a_streamed_sample_that_fits_no_batch_is_told_by_its_place(how, text, workers):
+    class Streamed(IterableDataset):
+        def __iter__(self) -> Any:
+            return (Faulty(how)[index] for index in range(12))
+
+    with pytest.raises(DataError, match=text) as caught:
+        list(source(Loader(Streamed(), num_workers=workers)).open(0, 0))
+    assert "no batch could be made of 4 samples in a row of Streamed." in str(caught.value)
+
+
+class Batched(IterableDataset):
+    """Yields batches of its own, or samples that are long."""
+
+    def __init__(self, rows: int, one: bool = False) -> None:
+        self.rows, self.one = rows, one
+
+    def __iter__(self) -> Any:
+        x = torch.ones(self.rows, 8)
+        return iter([x if self.one else (x, x[:, 0].long())] * 8)
+
+
+def test_batches_that_would_be_batched_again_are_reported():
+    with pytest.warns(
+        LoopkitWarning, match=r"Batched yields tensors .* DataLoader\(dataset, batch_s"
+    ):
+        list(source(Batched(4)).open(0, 0))
+    kept = list(source(DataLoader(Batched(4), batch_size=None)).open(0, 0))
+    assert [(len(batch[0]), size) for batch, size, *_ in kept] == [(4, 4)] * 8
+
+
+@pytest.mark.parametrize("data", [Batched(5), Batched(4, one=True)])
+def test_samples_are_batched_without_a_word(data, recwarn):
+    assert [size for _, size, *_ in source(data).open(0, 0)] == [4, 4]
+    assert not [w for w in recwarn if w.category is LoopkitWarning]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
