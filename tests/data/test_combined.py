@@ -290,7 +290,9 @@ def test_what_cannot_be_read_side_by_side_is_refused(data, text):
 
 def test_more_refusals_and_modes():
     sharded = {"a": points(4), "b": Loader(Lines(0, 4), sharded=True)}
-    with pytest.raises(DataError, match=r"data\['b'\] is a Loader\(sharded=True\)"):
+    with pytest.raises(
+        DataError, match=r"data\['b'\] gives each rank samples of its own \(sharded\)"
+    ):
         source(sharded, 0, 2)
     with pytest.raises(DataError, match=r"pass rng='counter', or give a Loader"):
         source({"a": points(4), "b": DataLoader(points(4))}, seeded=False)

@@ -321,7 +321,7 @@ def test_a_sample_that_fits_no_batch_is_named(how, text, workers):
         ("key", "sample 3 of them has the keys x,"),
     ],
 )
-def test_a_streamed_sample_that_fits_no_batch_is_told_by_its_place(how, text, workers):
+def test_a_streamed_sample_that_fits_no_batch_is_named_by_its_place(how, text, workers):
     class Streamed(IterableDataset):
         def __iter__(self) -> Any:
             return (Faulty(how)[index] for index in range(12))
@@ -329,6 +329,26 @@ def test_a_streamed_sample_that_fits_no_batch_is_told_by_its_place(how, text, wo
     with pytest.raises(DataError, match=text) as caught:
         list(source(Loader(Streamed(), num_workers=workers)).open(0, 0))
     assert "no batch could be made of 4 samples in a row of Streamed." in str(caught.value)
+
+
+class Halves(torch.utils.data.DistributedSampler):
+    """A sampler of a user's own that knows the ranks."""
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_sampler_that_deals_to_ranks_itself_loses_no_sample(batched):
+    def read(rank: int, of: int, ranks: int = 2) -> list[list[int]]:
+        sampler: Any = Halves(numbered(24), ranks, rank, shuffle=False)
+        how: Any = {"sampler": sampler, "batch_size": 4}
+        if batched:
+            how = {"batch_sampler": torch.utils.data.BatchSampler(sampler, 4, False)}
+        return ids(DataLoader(numbered(24), **how), rank=rank, num_replicas=of)
+
+    seen = [i for rank in range(2) for batch in read(rank, 2) for i in batch]
+    assert sorted(seen) == list(range(24))
+    with pytest.raises(DataError, match="a Halves for rank 0 of 2, and this is rank 0 of 1: make"):
+        read(0, 1)
+    assert len(read(0, 1, ranks=1)) == 6
 
 
 class Batched(IterableDataset):
