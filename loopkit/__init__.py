@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from loopkit.data.loader import Loader
     from loopkit.events import Hook
     from loopkit.fit.fit import Fit
-    from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
+    from loopkit.loops import ClosureStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
     from loopkit.options import Checkpoint
     from loopkit.result import Result
     from loopkit.run import Progress, Run
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from loopkit.task import Task
 
 __all__ = [
-    "DDP", "FSDP", "Checkpoint", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader",
-    "PredictLoop", "Progress", "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
+    "DDP", "FSDP", "Checkpoint", "ClosureStep", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook",
+    "Loader", "PredictLoop", "Progress", "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
     "TensorParallel",
 ]  # fmt: skip
 
@@ -35,7 +35,7 @@ _HOMES = {
     "loopkit.data.loader": ("Loader",),
     "loopkit.events": ("Hook",),
     "loopkit.fit.fit": ("Fit",),
-    "loopkit.loops": ("EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),
+    "loopkit.loops": ("ClosureStep", "EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),
     "loopkit.options": ("Checkpoint",),
     "loopkit.result": ("Result",),
     "loopkit.run": ("Progress", "Run"),
@@ -61,7 +61,9 @@ def __getattr__(name: str) -> Any:
         if name in names:
             value = globals()[name] = getattr(importlib.import_module(home), name)
             return value
-    raise AttributeError(f"module 'loopkit' has no attribute {name!r}")
+    from loopkit.foreign_values import missing_attribute
+
+    raise missing_attribute("loopkit", name)
 
 
 def __dir__() -> list[str]:

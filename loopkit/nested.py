@@ -73,28 +73,6 @@ def named_leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from named_leaves(part, f"{name}/{key}" if name else str(key))
 
 
-def concatenate(parts: list[Any], tensors: Callable[[list[Tensor]], Any]) -> Any:
-    """Return the outputs of several batches as one.
-
-    Dicts and tuples keep their form, lists are chained, other values stay a list of one per batch.
-
-    Args:
-        parts: at least one output; all have the same structure.
-        tensors: concatenates the tensors at one place of the structure.
-    """
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return tensors(parts)
-    if isinstance(first, Mapping):
-        return {key: concatenate([part[key] for part in parts], tensors) for key in first}
-    if isinstance(first, tuple):
-        joined = [concatenate(list(column), tensors) for column in zip(*parts)]
-        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
-    if isinstance(first, list):
-        return [item for part in parts for item in part]
-    return parts
-
-
 def token_count(batch: Any) -> int:
     """Return the number of tokens in a batch: the elements of ``input_ids``; 0 without them."""
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,7 @@ class Progress:
         tokens: tokens seen on all ranks, where batches carry ``input_ids``. Those of other ranks
             are included at the latest at the next log, evaluation or save.
         seconds: seconds of training over all resumes, with evaluating and saving.
+        passes: the backward passes of the step in work, by method of the task. Not saved.
     """
 
     epoch: int = 0
@@ -59,6 +60,7 @@ class Progress:
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    passes: dict[str, int] = field(default_factory=dict, repr=False)
 
     def count(self, batches: MicroBatches) -> None:
         """Count one optimizer step over ``batches``."""
@@ -67,6 +69,7 @@ class Progress:
         self.position = batches.end
         self.samples += batches.total
         self.tokens += batches.tokens
+        self.passes = {}
 
     def close_epoch(self) -> None:
         """Count one pass: the end of an epoch is the start of the next."""
@@ -76,12 +79,14 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters by name."""
-        return asdict(self)
+        counters = asdict(self)
+        del counters["passes"]
+        return counters
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the counters that ``state_dict`` returned."""
-        for counter in fields(self):
-            setattr(self, counter.name, state[counter.name])
+        for name in self.state_dict():
+            setattr(self, name, state[name])
 
 
 @dataclass(slots=True)
@@ -224,6 +229,7 @@ class Run:
         loader: the training data; None in a run that only evaluates or predicts.
         eval_data: the evaluation sets by name; the only one may be called "".
         optimizers, schedules: by name.
+        requires_grad: whether each parameter was to be trained when the optimizers were made.
         checkpointer: saves checkpoints; None where nothing is saved.
         run_dir: the directory of the run; None in a run that only evaluates or predicts.
         seed: the seed under ``rng="counter"``; None under ``rng="stream"``.
@@ -249,6 +255,7 @@ class Run:
     eval_data: Mapping[str, Source] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     schedules: dict[str, BoundSchedule] = field(default_factory=dict)
+    requires_grad: dict[str, bool] = field(default_factory=dict)
     checkpointer: Checkpointer | None = None
     run_dir: Path | None = None
     seed: int | None = None

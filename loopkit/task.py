@@ -24,24 +24,28 @@ class LogCollector:
 
     As a context it gives the list of (name, value, reduction). Outside of it values are dropped: a
     task that is called by hand keeps none.
+
+    Attributes:
+        values: the list that values are added to; None outside of every context.
     """
 
     def __init__(self) -> None:
-        self._open: list[list[Logged]] = []
+        self.values: list[Logged] | None = None
+        self._outer: list[list[Logged] | None] = []
 
     def __enter__(self) -> list[Logged]:
-        logged: list[Logged] = []
-        self._open.append(logged)
-        return logged
+        self._outer.append(self.values)
+        self.values = []
+        return self.values
 
     def __exit__(self, *error: object) -> None:
-        self._open.pop()
+        self.values = self._outer.pop()
 
     def add(self, name: str, value: Any, reduce: str) -> None:
         """Collect one value; drop it where no loop collects."""
-        if self._open:
+        if self.values is not None:
             detached = value.detach() if isinstance(value, Tensor) else value
-            self._open[-1].append((name, detached, reduce))
+            self.values.append((name, detached, reduce))
 
 
 class Task(nn.Module):
@@ -120,7 +124,8 @@ class Task(nn.Module):
         """Return the optimizer, or a dict of several by name.
 
         Each is a spec of ``loopkit.optim``, a torch optimizer, or a pair of a torch optimizer and
-        a torch scheduler.
+        a torch scheduler. A dict around the scheduler, as Lightning has it, says when it is
+        stepped: ``(optimizer, {"scheduler": scheduler, "interval": "epoch"})``.
         """
         raise TaskError(
             f"{type(self).__name__} has no optimizers: define optimizers(self), such as "

@@ -1,4 +1,4 @@
-"""Nested values: containers keep their form, leaves are reached depth first, outputs become one."""
+"""Nested values: containers keep their form, leaves are reached depth first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import UserDict, namedtuple
 import torch
 
 from loopkit.nested import (
-    concatenate,
     leaves,
     map_instances,
     map_tensors,
@@ -50,18 +49,6 @@ def test_leaves_come_depth_first_with_their_names():
         ("eval/d", 4),
     ]
     assert list(named_leaves(7, "eval")) == [("eval", 7)]
-
-
-def test_outputs_of_batches_become_one():
-    parts = [
-        {"preds": torch.tensor([n]), "pair": Pair([n], (torch.tensor([n]),)), "other": n}
-        for n in (1, 2)
-    ]
-    whole = concatenate(parts, torch.cat)
-    assert whole["preds"].tolist() == [1, 2]
-    assert whole["pair"].x == [1, 2]
-    assert whole["pair"].y[0].tolist() == [1, 2]
-    assert whole["other"] == [1, 2]
 
 
 def test_tokens_are_the_elements_of_input_ids():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from loopkit.data.batches import cast_object, map_batch
 from loopkit.data.micro_batches import MicroBatches
+from loopkit.dtypes import stored_dtype
 
 GroupTransferFn = Callable[[Iterator[MicroBatches]], Iterator[MicroBatches]]
 
@@ -46,8 +47,8 @@ class _Transfer:
     def cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._target(tensor))
 
-    def _target(self, tensor: Tensor) -> torch.dtype | None:
-        return self.dtype if self.dtype is not None and tensor.is_floating_point() else None
+    def _target(self, tensor: Tensor) -> torch.dtype:
+        return stored_dtype(tensor.dtype, self.dtype)
 
 
 def group_transfer_fn(

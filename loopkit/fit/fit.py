@@ -20,6 +20,7 @@ from loopkit.fit.lifecycle import finish, inference, training
 from loopkit.fit.notebook import on_ranks
 from loopkit.fit.signals import PREEMPTED
 from loopkit.fit.strategy_setup import start_ranks
+from loopkit.foreign_values import FIT_METHODS, answer
 from loopkit.keywords import checks_keywords
 from loopkit.options import Options
 from loopkit.preserve import preserved_modes
@@ -58,9 +59,17 @@ class Fit:
     """
 
     @_with_signature_of(Options)
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if arguments:
+            raise OptionError(
+                f"Fit takes options by name, and got a {type(arguments[0]).__name__}: a task is "
+                "trained by Fit(...).run(task)"
+            )
         self.options = Options(**options)
         self._subscriptions: list[Subscription] = []
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"Fit has no {name!r}{answer(FIT_METHODS, name)}")
 
     def on(
         self, event: str, function: Callable[..., None] | None = None, *, every: object = None
@@ -87,7 +96,7 @@ class Fit:
 
         return subscribe if function is None else subscribe(function)
 
-    def run(self, task: Task) -> Result:
+    def run(self, task: Task, *data: Any) -> Result:
         """Train ``task`` from the start, or from the checkpoint that ``resume`` names.
 
         In short::
@@ -104,10 +113,18 @@ class Fit:
         Returns:
             The result, of a run that also may have been stopped or interrupted.
 
+        Args:
+            task: the task. It returns its own data, and ``data`` takes none.
+
         Raises:
             LoopkitError: by kind, see ``loopkit.errors``.
             SystemExit: with code 143, after SIGTERM and a save.
         """
+        if data:
+            raise OptionError(
+                f"Fit.run takes the task alone, and got a {type(data[0]).__name__} too: the "
+                "methods train_data and eval_data of the task return its data"
+            )
         if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "run", task)  # type: ignore[no-any-return]
         if self.options.dry_run:
@@ -163,6 +180,14 @@ class Fit:
                 valid one. None keeps the task's weights.
             writer: a function that gets each batch's predictions on rank 0. Nothing is returned
                 then.
+
+        Returns:
+            Tensors are concatenated along the samples, and padded with -100 where their widths
+            differ. Lists are chained, and dicts, dataclasses and tuples of parts keep their form.
+
+        Raises:
+            TaskError: the predictions of two batches have different forms, or a part of them has
+                another length than its batch.
         """
         if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "predict", task, data, checkpoint, writer)

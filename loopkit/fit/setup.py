@@ -25,9 +25,11 @@ from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, 
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
 from loopkit.fit.length import build_triggers, run_length
 from loopkit.fit.strategy_setup import build_strategy
+from loopkit.fit.task_checks import check_task
 from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
+from loopkit.loops.closure import check_closures
 from loopkit.loops.coordination import Coordinator, build_coordinator
-from loopkit.optim.specs import build_optimizers
+from loopkit.optim.builder import build_optimizers
 from loopkit.options import Options
 from loopkit.run import Loops, Run
 from loopkit.strategies.base import ComputeSettings, Strategy
@@ -49,7 +51,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
     """Return a run in which nothing is opened yet.
 
     Raises:
-        TaskError: ``task`` is not a Task.
+        TaskError: ``task`` is not a Task, or is written for another library.
         OptionError: the options name no strategy, or a hook listens to an unknown event.
     """
     if isinstance(task, type):
@@ -61,6 +63,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
             f"Fit got a {type(task).__name__}, which is not a Task: derive its class from "
             "loopkit.Task"
         )
+    check_task(task)
     hooks = [*options.hooks, *listeners]
     return Run(
         task=task,
@@ -117,7 +120,9 @@ def prepare_training(run: Run) -> None:
     run.length = run_length(options, run.loader, run.progress)
     run.eval_data = open_eval_data(task, options, strategy)
     run.optimizers, run.schedules = build_optimizers(task, run.length)
+    run.requires_grad = {name: p.requires_grad for name, p in task.named_parameters()}
     check_monitors(run)
+    check_closures(run)
     if not strategy.exposes_gradients:
         refuse_gradient_listeners([task, *run.hooks], strategy)
     strategy.setup_optimizers(run.optimizers)

@@ -23,6 +23,7 @@ from loopkit.fit.length import update_length
 from loopkit.hooks.state_keys import state_keys
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.module_state import (
+    changed_requires_grad,
     differences,
     extra_state,
     load_extra_state,
@@ -75,6 +76,12 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
     if not weights_only:
         tensors["optimizer"], state["optimizers"] = run.strategy.optimizer_state()
         state |= {
+            "requires_grad": changed_requires_grad(
+                # A hook that freezes by the step alone does so again.
+                task,
+                run.requires_grad,
+                {n for h in run.hooks for n in getattr(h, "frozen", ())},
+            ),
             "options": run.options.to_dict(),
             "seed": {
                 "seed": run.options.seed,
@@ -126,6 +133,8 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     load()
     for name, weight in state.get("training_weights", {}).items():
         dtensor.copy_into(run.task.get_parameter(name), weight)
+    for name, needed in state.get("requires_grad", {}).items():
+        run.task.get_parameter(name).requires_grad_(needed)
     run.progress.load_state_dict(state["progress"])
     if run.loader is not None:
         measured = state.get("measured")

@@ -130,6 +130,9 @@ class EpochLoop:
                     events.epoch_end(run)
         if due.eval and run.eval_data:
             evaluate(run)
+        if due.end_epoch:
+            for schedule in run.schedules.values():
+                schedule.after_epoch()
         if events.commit is not None and not counted:
             events.commit(run)
         run.coordinator.sync(run)

@@ -28,6 +28,7 @@ from loopkit.strategies.dtensor import (
 from loopkit.strategies.meta_init import fill_from_rank_zero, is_on_meta, move_to_meta
 from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.tensor_parallel import TensorParallel
+from loopkit.strategies.unusual_gradients import refuse_complex
 
 Wrap = Literal["auto"] | int | Sequence[str | type]
 
@@ -180,6 +181,9 @@ class FSDP(ModuleStrategy):
             mesh = mesh[("dp_replicate", "dp_shard") if self.replicas > 1 else "dp_shard"]
         precision = self.settings.precision
         reduce_dtype = torch.float32 if precision.autocast is not None else None
+        if (self.param_dtype or precision.autocast) is not None:
+            reason = "FSDP would gather its real part alone"
+            refuse_complex(task, f"precision={precision.name!r}", reason)
         offload: OffloadPolicy = OffloadPolicy()
         if self.offload:
             offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
@@ -290,6 +294,7 @@ class FSDP(ModuleStrategy):
             match_placements(held)
         sharded = [p for p in held if is_sharded(p)]
         return self._finalize(
+            self,
             [[local_tensor(p.grad) for p in sharded], whole],
             names,
             divisor,
@@ -313,7 +318,7 @@ class FSDP(ModuleStrategy):
             total = total + self._sum_of_squares(parts) / count
         dist.all_reduce(total)
         total = total + self._sum_of_squares(whole)
-        return total.sqrt().to((sharded or whole)[0].dtype)
+        return total.sqrt().to((sharded or whole)[0].dtype.to_real())
 
     def _sum_of_squares(self, tensors: list[Tensor]) -> Tensor:
         if not tensors:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.distributed.communicator import Communicator
+from loopkit.dtypes import stored_dtype
 from loopkit.module_state import is_extra, tensors_of
 from loopkit.optim.fused import step_function
 from loopkit.rng import torch_seeder
@@ -27,6 +27,12 @@ from loopkit.strategies.compile import compile_blocks, compiled
 from loopkit.strategies.gradients import finalize_gradients
 from loopkit.strategies.nonfinite import NonFiniteGuard, propagate_nonfinite
 from loopkit.strategies.precision import forward_context
+from loopkit.strategies.unusual_gradients import (
+    any_unusual,
+    finalize_unusual,
+    leave_fused,
+    refuse_complex,
+)
 
 
 class ModuleStrategy(Strategy):
@@ -62,7 +68,14 @@ class ModuleStrategy(Strategy):
         self._prepare_blocks(task)
 
     def _move(self, task: nn.Module) -> None:
-        task.to(self.device, self.settings.precision.storage)
+        device, storage = self.device, self.settings.precision.storage
+        if storage is not None and any(
+            p.is_complex() for p in (*task.parameters(), *task.buffers())
+        ):
+            # nn.Module.to would make complex parameters real.
+            task._apply(lambda tensor: tensor.to(device, stored_dtype(tensor.dtype, storage)))  # type: ignore[no-untyped-call]
+        else:
+            task.to(device, storage)
 
     def _prepare_blocks(self, task: nn.Module) -> None:
         """Compile blocks, and have them compute activations again, as the settings say."""
@@ -72,21 +85,21 @@ class ModuleStrategy(Strategy):
             compile_blocks(task, compile_settings)
 
     def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
-        """Take the optimizers by name, which were made after ``setup_module``."""
+        """Take the optimizers by name, which were made after ``setup_module``.
+
+        Raises:
+            OptionError: the loss is scaled, and a parameter is complex.
+        """
         self.optimizers = optimizers
         self._steppers = {name: step_function(optimizer) for name, optimizer in optimizers.items()}
         self._parameters: dict[str, list[nn.Parameter]] = {
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in optimizers.items()
         }
-        self._guard = self._build_guard() if self.settings.on_nan != "ignore" else None
-        self._finalize = partial(
-            finalize_gradients,
-            settings=self.settings,
-            optimizers=optimizers,
-            scaler=self.scaler,
-            guard=self._guard,
-        )
+        if self.scaler is not None:
+            refuse_complex(self._task, "precision='fp16'", "torch scales no complex gradients")
+        self.guard = self._build_guard() if self.settings.on_nan != "ignore" else None
+        self._finalize: Callable[..., Tensor | None] = _finalize_first
 
     def _build_guard(self) -> NonFiniteGuard:
         # Gradients have the dtypes of their parameters. A loss may have another one.
@@ -98,6 +111,16 @@ class ModuleStrategy(Strategy):
             uniform=dtypes == {torch.float32} and self.settings.precision.storage is None,
             spans_ranks=self.world_size > 1,
         )
+
+    def choose_finalize(self, grads: Sequence[list[Tensor]]) -> None:
+        """Look once which kinds of gradients there are, for all steps of the run."""
+        parameters = [p for held in self._parameters.values() for p in held]
+        unusual = any_unusual(self._task, parameters, grads)
+        if unusual:
+            for name, optimizer in self.optimizers.items():
+                leave_fused(optimizer)
+                self._steppers[name] = step_function(optimizer)
+        self._finalize = finalize_unusual if unusual else finalize_gradients
 
     def step_fn(self, name: str) -> Callable[..., Any]:
         """Return the task's own bound method, compiled if the settings say so."""
@@ -112,17 +135,16 @@ class ModuleStrategy(Strategy):
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``; see ``Strategy``."""
-        guard, scaler = self._guard, self.scaler
+        guard, scaler = self.guard, self.scaler
         if guard is not None:
-            value = loss.detach() if value is None else value
             if guard.spans_ranks:
                 loss = propagate_nonfinite(loss)
-            if scaler is not None:
-                guard.check([value])
-                loss = guard.nan_while_raised(loss)
-            elif not guard.spans_ranks:
-                guard.losses.append(value)
+            elif scaler is None:
+                guard.losses.append(loss.detach() if value is None else value)
         if scaler is not None:
+            if guard is not None:
+                guard.check([loss.detach() if value is None else value])
+                loss = guard.nan_while_raised(loss)
             loss = scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -138,13 +160,14 @@ class ModuleStrategy(Strategy):
         grads: list[Tensor] = []
         for name in names:
             for parameter in self._parameters[name]:
-                if parameter.grad is not None:
-                    grads.append(parameter.grad)
-        return self._finalize([grads], names, divisor, want_norm=want_norm)
+                grad = parameter.grad
+                if grad is not None:
+                    grads.append(grad)
+        return self._finalize(self, [grads], names, divisor, want_norm=want_norm)
 
     def optimizer_step(self, names: Sequence[str] | None = None) -> None:
         """Step the named optimizers (None: all) and clear their gradients."""
-        scaler, guard = self.scaler, self._guard
+        scaler, guard = self.scaler, self.guard
         for name in names or self.optimizers:
             if scaler is not None:
                 scaler.step(self.optimizers[name])
@@ -157,7 +180,7 @@ class ModuleStrategy(Strategy):
 
     def finish_step(self) -> bool:
         """Finish a step; see ``Strategy``."""
-        guard = self._guard
+        guard = self.guard
         if guard is None:
             return False
         # Where the host sees the flag, a step without a non-finite value costs no further call.
@@ -167,7 +190,7 @@ class ModuleStrategy(Strategy):
 
     def pop_nonfinite_steps(self) -> int:
         """Return how many steps since the last call had a non-finite value; see ``Strategy``."""
-        mine = 0 if self._guard is None else self._guard.pop_nonfinite_steps()
+        mine = 0 if self.guard is None else self.guard.pop_nonfinite_steps()
         return max(self.world.all_gather_object(mine))
 
     def model_state(self) -> dict[str, Tensor]:
@@ -193,3 +216,11 @@ class ModuleStrategy(Strategy):
         return optimizer_state.prepare_load(
             self.optimizers, self._task, tensors=tensors, plain=plain, path=path
         )
+
+
+def _finalize_first(
+    strategy: ModuleStrategy, grads: Sequence[list[Tensor]], *arguments: Any, **options: Any
+) -> Tensor | None:
+    """Finalize the gradients of the first step, which tell what all steps need."""
+    strategy.choose_finalize(grads)
+    return strategy._finalize(strategy, grads, *arguments, **options)
