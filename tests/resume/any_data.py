@@ -141,6 +141,22 @@ def ragged(case: Case) -> list[Any]:
     return [stack(ids) for ids in Buckets(case)]
 
 
+@dataclass(frozen=True)
+class Sheaf:
+    """A batch as an object, in the manner of graphs and images of several sizes."""
+
+    id: torch.Tensor
+    x: torch.Tensor
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return getattr(self, name)
+
+
+def objects(case: Case) -> list[Any]:
+    """Return batches of different sizes, as objects."""
+    return [Sheaf(**batch) for batch in ragged(case)]
+
+
 def loader(case: Case, data: Any) -> Loader:
     return Loader(data, case.batch_size, shuffle=case.shuffle, num_workers=case.workers)
 
@@ -157,6 +173,14 @@ KINDS: dict[str, Any] = {
     "batch sampler": lambda case: DataLoader(Samples(case.count), batch_sampler=Buckets(case)),
     "stateful": Stateful,
     "batches": ragged,
+    "objects": objects,
+    "collated": lambda case: Loader(
+        Samples(case.count),
+        case.batch_size,
+        shuffle=case.shuffle,
+        num_workers=case.workers,
+        collate_fn=lambda samples: Sheaf(**stack(each["id"] for each in samples)),
+    ),
 }
 
 
@@ -180,6 +204,9 @@ class Fed(Task):
             "id": batch["id"],
             "texts": [str(index) for index in ids],
             "boxes": [torch.full((index % 3, 4), float(index)) for index in ids],
+            "nested": ({"pair": [(index, None) for index in ids]}, batch["x"].numpy()),
+            "images": tuple(torch.full((7 + index % 3,), index) for index in ids),
+            "ragged": torch.stack([torch.tensor([ids[0]] * (1 + ids[0] % 3))] * len(ids)),
         }
 
     def optimizers(self) -> Any:
@@ -257,7 +284,9 @@ def passes(case: Case) -> list[list[Any]]:
             generator = torch.Generator().manual_seed(mix(SEED, epoch))
             count = len(data.dataset)
             order = torch.randperm(count, generator=generator) if case.shuffle else range(count)
-            data = DataLoader(data.dataset, case.batch_size, sampler=order)
+            data = DataLoader(
+                data.dataset, case.batch_size, sampler=order, collate_fn=data.collate_fn
+            )
         elif case.kind == "batch sampler":
             data.batch_sampler.set_epoch(epoch)
         found.append(list(data))
@@ -318,6 +347,14 @@ def check(number: int, run_dirs: Path, ranks: int = 1) -> list[str]:
     expect("texts", whole["predictions"]["texts"], list(map(str, ids)))
     boxes = [(len(box), float(box.sum())) for box in whole["predictions"]["boxes"]]
     expect("boxes", boxes, [(i % 3, 4.0 * i * (i % 3)) for i in ids])
+    pairs, rows = whole["predictions"]["nested"]
+    expect("pairs", pairs["pair"], [(i, None) for i in ids])
+    images = [image.tolist() for image in whole["predictions"]["images"]]
+    expect("images", images, [[i] * (7 + i % 3) for i in ids])
+    expect("rows", torch.equal(torch.as_tensor(rows), TABLE[: len(ids)]), True)
+    firsts = [i - i % case.batch_size for i in ids]  # of the batch of each sample
+    found = [row[row != -100].tolist() for row in whole["predictions"]["ragged"]]
+    expect("ragged", found, [[first] * (1 + first % 3) for first in firsts])
     return faults
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.resume import any_data
 
-QUICK, LONG = range(24), range(24, 324)
+QUICK, LONG = range(30), range(30, 330)
 
 
 @pytest.mark.parametrize("number", QUICK)
