@@ -216,10 +216,15 @@ class _LoggingTask:
     @staticmethod
     def _collecting(task: Any, method: Callable[..., None]) -> Callable[..., None]:
         def emit(run: Run, *args: Any) -> None:
-            with task.log_collector as logged:
+            collector = task.log_collector
+            earlier, collector.media = collector.media, {}
+            with collector as logged:
                 method(run, *args)
             for name, value, reduce in logged:
                 run.accumulator.add(name, value, reduce=reduce)
+            if collector.media:
+                run.log_media(collector.take_media())
+            collector.media = earlier  # of the task's steps: the next row shows them
 
         return emit
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
 from loopkit.loggers.base import Loggers
+from loopkit.loggers.media import LogsMedia, Media
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.options import Options
 from loopkit.strategies.base import Strategy
@@ -208,7 +209,7 @@ class Outcome:
 
 
 @dataclass
-class Run:
+class Run(LogsMedia):
     """Everything alive during one run. Loops and hooks get it as an argument; nothing stores it.
 
     Attributes:
@@ -342,6 +343,26 @@ class Run:
         if self.events.log is not None:
             self.events.log(self, values)
         self.loggers.log(values, self.progress.step)
+        if self.task.log_collector.media:
+            self.log_media(self.task.log_collector.take_media())
+
+    def log_media(self, media: Iterable[Media]) -> None:
+        """Give images, texts, histograms and audio to the loggers, at the current step."""
+        for each in media:
+            self.loggers.log_media(each, self.progress.step)
+
+    def _log_media(self, media: Media) -> None:
+        self.log_media([media])
+
+    def logger(self, name: str) -> Any:
+        """Return the logger called ``name``; ``run.logger("tensorboard").experiment`` is its own object.
+
+        On other ranks than rank 0, all that is called on it does nothing.
+
+        Raises:
+            OptionError: the run has no such logger.
+        """
+        return self.loggers.named(name)
 
     def log_now(self) -> None:
         """Publish the means since the last log, the learning rates, and the epoch as a number."""

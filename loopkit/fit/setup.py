@@ -60,6 +60,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
             f"Fit got a {type(task).__name__}, which is not a Task: derive its class from "
             "loopkit.Task"
         )
+    task.log_collector.take_media()  # of an evaluation or prediction, which has no loggers
     hooks = [*options.hooks, *listeners]
     return Run(
         task=task,
