@@ -222,8 +222,8 @@ class _LoggingTask:
                 method(run, *args)
             for name, value, reduce in logged:
                 run.accumulator.add(name, value, reduce=reduce)
-            if collector.media:
-                run.log_media(collector.take_media())
+            for media in collector.take_media():
+                run.loggers.log_media(media, run.progress.step)
             collector.media = earlier  # of the task's steps: the next row shows them
 
         return emit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -214,7 +214,8 @@ class Run(LogsMedia):
 
     Attributes:
         task, strategy, options: what the user gave, and the strategy that the options name.
-        length: how long the run is, as far as it is known.
+        length: how long the run is, as far as it is known: ``length.steps``,
+            ``length.steps_per_epoch`` and ``length.epochs``, each None where it is not known.
         triggers: which action is due at which step.
         coordinator: exchanges requests with the other ranks.
         events: the listeners of each event.
@@ -271,6 +272,16 @@ class Run(LogsMedia):
         if self.loader is None:
             raise RuntimeError("this run has no training data: it only evaluates or predicts")
         return self.loader
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among all that train together; 0 logs and writes files."""
+        return self.strategy.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train together."""
+        return self.strategy.world_size
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -344,15 +355,12 @@ class Run(LogsMedia):
             self.events.log(self, values)
         self.loggers.log(values, self.progress.step)
         if self.task.log_collector.media:
-            self.log_media(self.task.log_collector.take_media())
-
-    def log_media(self, media: Iterable[Media]) -> None:
-        """Give images, texts, histograms and audio to the loggers, at the current step."""
-        for each in media:
-            self.loggers.log_media(each, self.progress.step)
+            for media in self.task.log_collector.take_media():
+                self._log_media(media)
 
     def _log_media(self, media: Media) -> None:
-        self.log_media([media])
+        """Give an image and so on to the loggers, at the current step."""
+        self.loggers.log_media(media, self.progress.step)
 
     def logger(self, name: str) -> Any:
         """Return the logger called ``name``; ``run.logger("tensorboard").experiment`` is its own object.

@@ -132,6 +132,9 @@ class Task(LogsMedia, nn.Module):
         Each is a spec of ``loopkit.optim``, a torch optimizer, or a pair of a torch optimizer and
         a torch scheduler. A dict around the scheduler, as Lightning has it, says when it is
         stepped: ``(optimizer, {"scheduler": scheduler, "interval": "epoch"})``.
+
+        A method that takes an argument, ``def optimizers(self, run)``, gets the run, for
+        ``run.length.steps``, ``run.length.steps_per_epoch`` and ``run.world_size``.
         """
         raise TaskError(
             f"{type(self).__name__} has no optimizers: define optimizers(self), such as "

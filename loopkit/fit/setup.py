@@ -116,7 +116,7 @@ def prepare_training(run: Run) -> None:
     run.loader = open_train_loader(task, options, strategy)
     run.length = run_length(options, run.loader, run.progress)
     run.eval_data = open_eval_data(task, options, strategy)
-    run.optimizers, run.schedules = build_optimizers(task, run.length)
+    run.optimizers, run.schedules = build_optimizers(run)
     run.requires_grad = {name: p.requires_grad for name, p in task.named_parameters()}
     check_monitors(run)
     check_closures(run)

@@ -8,6 +8,7 @@ import struct
 import sys
 import wave
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,10 +87,13 @@ class Media:
         An image is a uint8 array [H, W, 3] or [H, W, 4], a histogram a float64 array of its finite
         values, and audio an int16 array [frames, channels].
         """
-        convert = {"image": _pixels, "histogram": _values, "audio": _samples, "text": str}[
-            self.kind
-        ]
-        return Media(self.kind, self.name, convert(self.value), self.sample_rate)
+        convert: dict[str, Callable[[Any], Any]] = {
+            "image": _pixels,
+            "histogram": _values,
+            "audio": _samples,
+            "text": str,
+        }
+        return Media(self.kind, self.name, convert[self.kind](self.value), self.sample_rate)
 
 
 class LogsMedia:
@@ -241,7 +245,7 @@ def _drawn(figure: Any) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     before = figure.canvas
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba()).copy()
     figure.set_canvas(before)

@@ -69,7 +69,7 @@ class ClosureStep(StepLoop):
         # Only a step that is skipped needs the state again: a run that raises ends.
         state = copy.deepcopy(optimizer.state_dict()) if run.options.on_nan == "skip" else None
         try:
-            optimizer.step(closure)  # type: ignore[arg-type]
+            optimizer.step(closure)
         except _NotFinite:
             for parameter, value in zip(parameters, before):
                 parameter.data.copy_(value)

@@ -74,7 +74,8 @@ class ModuleStrategy(Strategy):
             p.is_complex() for p in (*task.parameters(), *task.buffers())
         ):
             # nn.Module.to would make complex parameters real.
-            task._apply(lambda tensor: tensor.to(device, stored_dtype(tensor.dtype, storage)))
+            module: Any = task
+            module._apply(lambda tensor: tensor.to(device, stored_dtype(tensor.dtype, storage)))
         else:
             task.to(device, storage)
 
