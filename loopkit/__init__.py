@@ -65,7 +65,9 @@ def __getattr__(name: str) -> Any:
         if name in names:
             value = globals()[name] = getattr(importlib.import_module(home), name)
             return value
-    raise AttributeError(f"module 'loopkit' has no attribute {name!r}")
+    from loopkit.foreign_values import missing_attribute
+
+    raise missing_attribute("loopkit", name)
 
 
 def __dir__() -> list[str]:

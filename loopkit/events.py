@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from loopkit import foreign_values
 from loopkit.durations import Cadence, Duration
 from loopkit.errors import OptionError, nearest
 
@@ -151,7 +152,7 @@ class Subscription(Hook):
         name = event.removeprefix("on_")
         if name not in EVENTS:
             raise OptionError(
-                f"there is no event {event!r}.{nearest(name, EVENTS)} Events: {', '.join(EVENTS)}"
+                f"there is no event {event!r}{_meant(name, EVENTS)} Events: {', '.join(EVENTS)}"
             )
         self.event = name
         self.function = function
@@ -243,12 +244,16 @@ def listens(listener: object, event: str) -> bool:
     )
 
 
+def _meant(name: str, known: Iterable[str]) -> str:
+    foreign = foreign_values.answer(foreign_values.EVENTS, f"on_{name.removeprefix('on_')}")
+    return f"{foreign}." if foreign else f".{nearest(name, known)}"
+
+
 def _refuse_unknown_events(listener: object) -> None:
     known = {f"on_{event}" for event in EVENTS}
     for name in dir(type(listener)):
         if name.startswith("on_") and name not in known:
             where = f"{type(listener).__name__}.{name}"
             raise OptionError(
-                f"{where} is no event.{nearest(name, known)} Other methods need another name than "
-                f"on_*"
+                f"{where} is no event{_meant(name, known)} Other methods need another name than on_*"
             )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader, Source
+from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader
+from loopkit.data.sources import Source
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
@@ -50,6 +51,7 @@ class Progress:
         tokens: tokens seen on all ranks, where batches carry ``input_ids``. Those of other ranks
             are included at the latest at the next log, evaluation or save.
         seconds: seconds of training over all resumes, with evaluating and saving.
+        passes: the backward passes of the step in work, by method of the task. Not saved.
     """
 
     epoch: int = 0
@@ -59,6 +61,7 @@ class Progress:
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    passes: dict[str, int] = field(default_factory=dict, repr=False)
 
     def count(self, batches: MicroBatches) -> None:
         """Count one optimizer step over ``batches``."""
@@ -67,6 +70,7 @@ class Progress:
         self.position = batches.end
         self.samples += batches.total
         self.tokens += batches.tokens
+        self.passes = {}
 
     def close_epoch(self) -> None:
         """Count one pass: the end of an epoch is the start of the next."""
@@ -76,12 +80,14 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters by name."""
-        return asdict(self)
+        counters = asdict(self)
+        del counters["passes"]
+        return counters
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the counters that ``state_dict`` returned."""
-        for counter in fields(self):
-            setattr(self, counter.name, state[counter.name])
+        for name in self.state_dict():
+            setattr(self, name, state[name])
 
 
 @dataclass(slots=True)

@@ -25,29 +25,33 @@ class LogCollector:
 
     As a context it gives the list of (name, value, reduction). Outside of it values are dropped: a
     task that is called by hand keeps none.
+
+    Attributes:
+        values: the list that values are added to; None outside of every context.
     """
 
     def __init__(self) -> None:
-        self._open: list[list[Logged]] = []
+        self.values: list[Logged] | None = None
+        self._outer: list[list[Logged] | None] = []
         self.media: dict[str, Media] = {}
 
     def __enter__(self) -> list[Logged]:
-        logged: list[Logged] = []
-        self._open.append(logged)
-        return logged
+        self._outer.append(self.values)
+        self.values = []
+        return self.values
 
     def __exit__(self, *error: object) -> None:
-        self._open.pop()
+        self.values = self._outer.pop()
 
     def add(self, name: str, value: Any, reduce: str) -> None:
         """Collect one value; drop it where no loop collects."""
-        if self._open:
+        if self.values is not None:
             detached = value.detach() if isinstance(value, Tensor) else value
-            self._open[-1].append((name, detached, reduce))
+            self.values.append((name, detached, reduce))
 
     def add_media(self, media: Media) -> None:
         """Collect the latest value of each name; drop it where no loop collects."""
-        if self._open:
+        if self.values is not None:
             self.media[media.name] = media.kept()
 
     def take_media(self) -> list[Media]:
@@ -61,7 +65,9 @@ class Task(LogsMedia, nn.Module):
 
     A task never sees the engine: ``task.train_step(batch)`` can be called and tested alone. Layers
     are plain attributes. A task may define any event of ``loopkit.Hook`` as a method
-    (``on_fit_start`` …): it is the first listener of its own run.
+    (``on_fit_start`` …): it is the first listener of its own run. It may define
+    ``count_samples(batch)``, which returns the number of samples in a batch, for data that makes
+    its own batches of a kind whose number of samples cannot be read off.
 
     Attributes:
         hparams: the constructor's arguments by name, with defaults, recorded before ``__init__``.

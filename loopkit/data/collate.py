@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -91,3 +92,66 @@ class Padded:
 def _as_tensor(value: Any) -> Any:
     numbers = isinstance(value, (list, tuple)) and value and isinstance(value[0], (int, float))
     return torch.as_tensor(value) if numbers or isinstance(value, np.ndarray) else value
+
+
+def collate_error(
+    error: Exception,
+    dataset: str,
+    samples: Sequence[Any],
+    indices: Iterable[Any],
+    epoch: int,
+) -> DataError:
+    """Return the error for samples of which the collate function could make no batch.
+
+    Args:
+        error: what the collate function raised.
+        dataset: the name of the data set's class.
+        samples: the samples of the batch.
+        indices: their indices in the data set.
+    """
+    numbers = [int(index) for index in indices]
+    shown = ", ".join(map(str, numbers[:8])) + (" …" if len(numbers) > 8 else "")
+    # Where a collate function pads, other lengths mean nothing. torch raises RuntimeError for them.
+    looks = (_kind_of, _keys_of, _shapes_of)[: 3 if isinstance(error, RuntimeError) else 2]
+    found = ""
+    for described in looks:
+        each = [described(sample) for sample in samples]
+        common = Counter(each).most_common(1)[0][0]
+        odd = "is None" if "is None" in each else next((t for t in each if t != common), None)
+        if odd is not None:
+            found = f" {dataset}[{numbers[each.index(odd)]}] {odd}"
+            if odd != common:
+                found += f", where {dataset}[{numbers[each.index(common)]}] {common}"
+            found += "."
+            break
+    return DataError(
+        f"no batch could be made of the samples {shown} of {dataset} in epoch {epoch}."
+        f"{found} The collate function says: {type(error).__name__}: {error}"
+    )
+
+
+def _kind_of(sample: Any) -> str:
+    return "is None" if sample is None else f"is a {type(sample).__name__}"
+
+
+def _keys_of(sample: Any) -> str:
+    if isinstance(sample, Mapping):
+        return f"has the keys {', '.join(sorted(map(str, sample)))}"
+    return f"has {len(sample)} parts" if isinstance(sample, (list, tuple)) else "is one value"
+
+
+def _shapes_of(sample: Any) -> str:
+    parts: Iterable[tuple[Any, Any]] = [("", sample)]
+    if isinstance(sample, Mapping):
+        parts = sample.items()
+    elif isinstance(sample, (list, tuple)):
+        parts = enumerate(sample)
+    shapes = [f"{name} {_shape(value)}".strip() for name, value in parts]
+    return f"has {', '.join(shapes)}"
+
+
+def _shape(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"of shape {list(shape)}"
+    return f"of length {len(value)}" if isinstance(value, (list, tuple)) else type(value).__name__

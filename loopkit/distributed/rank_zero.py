@@ -47,7 +47,7 @@ def rank_zero_first(*, local: bool = False, timeout: float = 3600.0) -> Iterator
             data = datasets.load_dataset("imdb")
 
     Args:
-        local: let the first rank of each machine go first, for a disk that the machines do not
+        local: let local rank 0 of each machine start, for a disk that the machines do not
             share.
         timeout: seconds that the others wait.
 

@@ -22,6 +22,7 @@ from loopkit.fit.setup import (
 )
 from loopkit.fit.signals import signals
 from loopkit.fit.state import prepare_model_load
+from loopkit.fit.task_checks import explain
 from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
@@ -85,6 +86,7 @@ def errors_reported(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         logger.info("the run ends by %s at step %d", type(error).__name__, run.progress.step)
+        explain(error, run.task)
         if run.events.error is not None:
             run.events.error(run, error)
         raise

@@ -15,14 +15,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from loopkit import rng
-from loopkit.data.loader import IndexedSource
-from loopkit.data.micro_batches import DataConfig, MicroBatchLoader, Source, open_source
+from loopkit.data.combined import CombinedSource
+from loopkit.data.indexed import IndexedSource
+from loopkit.data.micro_batches import MicroBatchLoader
+from loopkit.data.sources import DataConfig, Source, is_source, open_source
 from loopkit.data.transfer import group_transfer_fn
 from loopkit.durations import RunLength
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
 from loopkit.fit.length import build_triggers, run_length
 from loopkit.fit.strategy_setup import build_strategy
+from loopkit.fit.task_checks import check_task
 from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
 from loopkit.loops.closure import check_closures
 from loopkit.loops.coordination import Coordinator, build_coordinator
@@ -48,7 +51,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
     """Return a run in which nothing is opened yet.
 
     Raises:
-        TaskError: ``task`` is not a Task.
+        TaskError: ``task`` is not a Task, or is written for another library.
         OptionError: the options name no strategy, or a hook listens to an unknown event.
     """
     if isinstance(task, type):
@@ -60,6 +63,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
             f"Fit got a {type(task).__name__}, which is not a Task: derive its class from "
             "loopkit.Task"
         )
+    check_task(task)
     task.log_collector.take_media()  # of an evaluation or prediction, which has no loggers
     hooks = [*options.hooks, *listeners]
     return Run(
@@ -235,7 +239,7 @@ def build_loops(options: Options, task: Task) -> Loops:
     return Loops(**{name: loop or kinds[name]() for name, loop in loops.items()})
 
 
-def data_config(options: Options, strategy: Strategy, *, training: bool) -> DataConfig:
+def data_config(task: Task, options: Options, strategy: Strategy, *, training: bool) -> DataConfig:
     """Return how training data, or evaluation data, is read under these options."""
     limit = options.overfit or (options.limit_train if training else options.limit_eval)
     batch_size = options.batch_size
@@ -250,13 +254,16 @@ def data_config(options: Options, strategy: Strategy, *, training: bool) -> Data
         rank=strategy.dp.rank,
         num_replicas=strategy.dp.size,
         tensor_parallel=strategy.dp.size < strategy.world_size,
+        count_samples=getattr(task, "count_samples", None),
     )
 
 
 def open_eval_sources(
-    data: Any, options: Options, strategy: Strategy, what: str
+    data: Any, task: Task, options: Options, strategy: Strategy, what: str
 ) -> dict[str, Source]:
-    """Open one evaluation set, under the name "", or a dict of several.
+    """Open one evaluation set, under the name "", or a dict or list of several.
+
+    Those of a list are named by number, "0", "1" and so on.
 
     Raises:
         DataError: there is nothing to evaluate on.
@@ -264,7 +271,9 @@ def open_eval_sources(
     if data is None:
         raise DataError(f"{what} returned nothing to evaluate on: define it, or give data=")
     named = data if isinstance(data, Mapping) else {"": data}
-    config = data_config(options, strategy, training=False)
+    if isinstance(data, (list, tuple)) and data and all(map(is_source, data)):
+        named = {str(number): part for number, part in enumerate(data)}
+    config = data_config(task, options, strategy, training=False)
     return {
         name: open_source(part, config, f"{what}[{name!r}]" if name else what)
         for name, part in named.items()
@@ -277,13 +286,15 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
     Raises:
         OptionError: ``global_batch_size`` is not a multiple of one micro-batch on all ranks.
     """
-    config = data_config(options, strategy, training=True)
+    config = data_config(task, options, strategy, training=True)
     source = open_source(task.train_data(), config, f"{name_of(task)}.train_data()")
     accumulate = options.accumulate
     if options.global_batch_size is not None:
         at_once = options.batch_size * strategy.dp.size
         if isinstance(source, IndexedSource):
             at_once = source.stride()
+        elif isinstance(source, CombinedSource):
+            at_once = _samples_at_once(source)
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
             raise OptionError(
@@ -296,6 +307,17 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
         strategy.device, strategy.settings.precision.storage, prefetch=prefetch
     )
     return MicroBatchLoader(source, accumulate, to_device)
+
+
+def _samples_at_once(source: CombinedSource) -> int:
+    samples = source.samples_at_once()
+    if samples is None:
+        raise OptionError(
+            "global_batch_size needs the number of samples that all devices take at once, and that "
+            "of several data sets is known for Datasets and Loaders alone, in the modes min_size "
+            "and max_size_cycle: give accumulate="
+        )
+    return samples
 
 
 def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:
@@ -315,7 +337,9 @@ def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str
             f"{name_of(task)} has eval_data and no eval_step: define "
             "eval_step(self, batch) -> dict, or pass eval_every='never'"
         )
-    return open_eval_sources(data, options, strategy, f"{name_of(task)}.eval_data()")
+    if overfits:
+        data = {"": data}  # as it is read in training
+    return open_eval_sources(data, task, options, strategy, f"{name_of(task)}.eval_data()")
 
 
 def refuse_gradient_listeners(listeners: Iterable[Any], strategy: Strategy) -> None:

@@ -114,7 +114,7 @@ class EpochLoop:
         run.accumulator.compact()
         if due.end_epoch:
             progress.close_epoch()
-            run.committed.data = None
+            run.committed.data = run.train_loader.end_state()
             update_length(run)
         run.outcome.ending |= due.stop
         if run.finished() and run.outcome.status == "finished":
@@ -182,11 +182,15 @@ def fetch(run: Run, groups: Iterator[MicroBatches]) -> MicroBatches | None:
     committed, coordinator = run.committed, run.coordinator
     committed.waiting_for_data = not coordinator.distributed or coordinator.before_fetch(run)
     try:
-        return next(groups, None)
+        batches = next(groups, None)
     except Interrupted:
         return None
     finally:
         committed.waiting_for_data = False
+    if batches is not None and batches.longer:
+        update_length(run)
+        run.triggers.update_next(run.progress.step)
+    return batches
 
 
 def evaluate(run: Run) -> None:

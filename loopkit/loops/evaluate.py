@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from loopkit import rng
-from loopkit.data.micro_batches import Source
+from loopkit.data.sources import Source
 from loopkit.data.transfer import transfer_fn
 from loopkit.errors import TaskError
 from loopkit.metrics.evaluation import Evaluation

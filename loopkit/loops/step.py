@@ -16,7 +16,7 @@ from loopkit.errors import TaskError
 from loopkit.loops.loss_weighting import LossWeighting
 from loopkit.rng import at_step, mix
 from loopkit.run import Progress, Run
-from loopkit.task import Task, name_of
+from loopkit.task import Logged, Task, name_of
 
 
 class StepLoop:
@@ -27,9 +27,6 @@ class StepLoop:
 
     _divisor: Tensor | float | None = None  # of the gradients that `backward` added up
     _scale: tuple[Progress | None, float | None] = None, None  # of the weights of one run
-    _progress: Progress | None = None  # the run and the step that `_passes` counts in
-    _step: int = -1
-    _passes: dict[str, int]  # the backward passes of that step, by method
 
     def run(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
         """Do one optimizer step over ``batches``.
@@ -83,15 +80,14 @@ class StepLoop:
             or (run.loader is not None and run.loader.accumulate > 1)
         )
         step_fn, context = strategy.step_fn(method), strategy.forward_context
-        collector, progress = run.task.log_collector, run.progress
+        collector, progress, timings = run.task.log_collector, run.progress, run.record.timings
+        accumulator, micro_step_end = run.accumulator, run.events.micro_step_end
+        passes = progress.passes.get(method, 0)
         seed, prefix = (
-            (run.seed, "train/") if method == "train_step" else _of_method(run.seed, method)
+            (run.seed, "train/")
+            if method == "train_step" and not passes
+            else _of_pass(run.seed, method, 0 if reuse_rng else passes)
         )
-        if progress.step != self._step or progress is not self._progress:
-            self._step, self._progress, self._passes = progress.step, progress, {}
-        earlier = self._passes.get(method, 0)
-        if earlier and seed is not None and not reuse_rng:
-            seed = mix(seed, earlier)
         weighting: LossWeighting | None = None
         out: Mapping[str, Any] = {}
         for index, batch in enumerate(batches):
@@ -100,27 +96,32 @@ class StepLoop:
             if combined:
                 strategy.set_gradient_sync(index == len(batches) - 1)
             began = perf_counter()
-            with collector as logged:
+            # As `with collector as logged`, without its two calls in every step.
+            logged: list[Logged] = []
+            outer, collector.values = collector.values, logged
+            try:
                 if context is None:
                     returned = step_fn(batch)
                 else:
                     with context:
                         returned = step_fn(batch)
+            finally:
+                collector.values = outer
             loss, weight, out = read_step(returned, run.task, method)
             size = batches.sizes[index]
             if combined or weight is not None:
                 weighting = weighting or self._weighting(run, batches, method, combined)
                 loss = weighting.scaled(loss, weight, size)
             strategy.backward(loss, None if combined else out["loss"])
-            run.record.timings.compute += perf_counter() - began
+            timings.compute += perf_counter() - began
             if log and size:
                 for name, value in out.items():
-                    run.accumulator.add(prefix + name, value, size if weight is None else weight)
+                    accumulator.add(prefix + name, value, size if weight is None else weight)
                 for name, value, reduce in logged:
-                    run.accumulator.add(name, value, size, reduce)
-            if run.events.micro_step_end is not None:
-                run.events.micro_step_end(run, out)
-        self._passes[method] = earlier + 1
+                    accumulator.add(name, value, size, reduce)
+            if micro_step_end is not None:
+                micro_step_end(run, out)
+        progress.passes[method] = passes + 1
         self._divisor = None if weighting is None else self._finished(run, weighting)
         return out
 
@@ -208,6 +209,8 @@ def _no_loss(task: Task, method: str, problem: str) -> TaskError:
 
 
 def _described(returned: Any) -> str:
+    if isinstance(returned, (int, float)):
+        return f"{returned!r}, a number without a gradient (leave out .item())"
     if not isinstance(returned, Mapping):
         return repr(returned)
     return f"a dict with {', '.join(map(repr, returned)) or 'nothing'}"
@@ -218,13 +221,17 @@ def _exact(weight: Tensor) -> Tensor:
     return weight.detach().to(torch.float32 if weight.device.type == "mps" else torch.float64)
 
 
-def _of_method(seed: int | None, method: str) -> tuple[int | None, str]:
-    """Return the seed and the log prefix of another method than ``train_step``.
+def _of_pass(seed: int | None, method: str, number: int) -> tuple[int | None, str]:
+    """Return the seed and the log prefix of a pass of ``method`` in one step.
 
-    Two methods of one step draw different random numbers.
+    Two methods, and two passes of one method, draw different random numbers.
     """
-    seed = None if seed is None else mix(seed, crc32(method.encode()))
-    return seed, f"train/{method.removesuffix('_step')}_"
+    own = method == "train_step"
+    if seed is not None and not own:
+        seed = mix(seed, crc32(method.encode()))
+    if seed is not None and number:
+        seed = mix(seed, number)
+    return seed, "train/" if own else f"train/{method.removesuffix('_step')}_"
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from torch import Tensor
 from loopkit.distributed.communicator import Communicator
 from loopkit.errors import MetricError
 from loopkit.metrics.accumulator import MetricAccumulator, as_float
+from loopkit.metrics.outputs import BatchOutput, check_outputs, join_outputs, on_cpu
 from loopkit.metrics.sync import ReplayedMetric, interleave_ranks, is_torchmetric, merge, to_float64
-from loopkit.nested import concatenate, named_leaves, to_cpu
+from loopkit.nested import named_leaves
 from loopkit.task import Task, name_of, overrides
 
-PADDING = -100
 _OWN_KEYS = ("loss", "weight")
 
 
@@ -26,8 +26,8 @@ _OWN_KEYS = ("loss", "weight")
 class EvalOutputs:
     """What ``eval_step`` returned over a whole data set, in the order of its samples.
 
-    Tensors are NumPy arrays, [samples, ...]. Batches whose other dimensions differ are padded with
-    -100 to the largest. Each key is an attribute; ``preds, target = outputs`` unpacks the two.
+    Tensors are NumPy arrays, [samples, ...]. ``loopkit.metrics.outputs.join_outputs`` says how
+    batches are joined. Each key is an attribute; ``preds, target = outputs`` unpacks the two.
 
     Attributes:
         values: the outputs by their key.
@@ -68,7 +68,8 @@ class Evaluation:
         ]
         self._means = MetricAccumulator()
         self._keeps_outputs = overrides(task, "compute_metrics")
-        self._outputs: dict[str, list[Any]] = {}
+        self._outputs: list[BatchOutput] = []
+        self._step = f"{name_of(task)}.eval_step"
 
     def _prepared(self, metric: Any, device: torch.device) -> Any:
         metric = metric.to(device) if hasattr(metric, "to") else metric
@@ -106,9 +107,11 @@ class Evaluation:
                 )
             metric.update(**{k: outputs[k] for k in (*needed, *optional) if k in outputs})
         if self._keeps_outputs:
-            for key, value in outputs.items():
-                if key not in _OWN_KEYS:
-                    self._outputs.setdefault(key, []).append(to_cpu(value))
+            kept = {key: value for key, value in outputs.items() if key not in _OWN_KEYS}
+            self._outputs.append(BatchOutput(on_cpu(kept), size))
+            rank, ranks = self._communicator.rank, self._communicator.size
+            number = rank + (len(self._outputs) - 1) * ranks
+            check_outputs(self._outputs[0], self._outputs[-1], (rank, number), self._step)
         self._means.compact()
 
     def compute(self, prefix: str) -> tuple[dict[str, float], dict[str, Any]]:
@@ -141,12 +144,9 @@ class Evaluation:
                 arrays[prefix + name] = value
         return scalars, arrays
 
-    def _whole_set(self, gathered: list[dict[str, list[Any]]]) -> dict[str, Any]:
+    def _whole_set(self, gathered: list[list[BatchOutput]]) -> dict[str, Any]:
         """Return what ``compute_metrics`` makes of the outputs of all ranks."""
-        outputs: dict[str, Any] = {}
-        for key in dict.fromkeys(key for kept in gathered for key in kept):
-            batches = interleave_ranks([kept.get(key, []) for kept in gathered])
-            outputs[key] = concatenate(batches, _to_array)
+        outputs = join_outputs(interleave_ranks(gathered), self._step, arrays=True) or {}
         computed = self._task.compute_metrics(EvalOutputs(outputs))
         if not isinstance(computed, Mapping):
             raise MetricError(
@@ -213,19 +213,3 @@ def _as_number(value: Any) -> Any:
         return value
     count = value.numel() if isinstance(value, Tensor) else value.size
     return float(value.item()) if count == 1 else value
-
-
-def _to_array(parts: list[Tensor]) -> Any:
-    """Return tensors of several batches as one array, padded where their shapes differ."""
-    tensors = [part if part.ndim else part.reshape(1) for part in parts]
-    tensors = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
-    ndim = tensors[0].ndim
-    largest = [max(tensor.shape[axis] for tensor in tensors) for axis in range(1, ndim)]
-    return np.concatenate([_padded(tensor.numpy(), largest) for tensor in tensors])
-
-
-def _padded(array: Any, largest: list[int]) -> Any:
-    widths = [(0, 0)] + [(0, most - size) for most, size in zip(largest, array.shape[1:])]
-    if not any(after for _, after in widths):
-        return array
-    return np.pad(array, widths, constant_values=PADDING if array.dtype != bool else False)

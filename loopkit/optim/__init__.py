@@ -1,5 +1,6 @@
 """Optimizers by name, their parameter groups, and learning-rate schedules."""
 
+from loopkit.foreign_values import missing_attribute
 from loopkit.optim.factory import (
     SGD,
     Adafactor,
@@ -41,3 +42,7 @@ __all__ = [
     "group_table", "inverse_sqrt", "linear", "multi_step", "one_cycle", "polynomial", "reduce_on_plateau", "step_decay",
     "warm_restarts", "wsd",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    raise missing_attribute("loopkit.optim", name)

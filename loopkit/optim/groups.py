@@ -235,8 +235,7 @@ def no_gradient_outside(task: nn.Module, optimizers: Iterable[Optimizer]) -> Ite
         needs_gradient = parameter.requires_grad
         parameter.requires_grad_(True)
         refuse = partial(_refuse_gradient, f"{name_of(task)}.{name}")
-        hooked: Any = parameter
-        handles.append(hooked.register_post_accumulate_grad_hook(refuse))
+        handles.append(parameter.register_post_accumulate_grad_hook(refuse))  # type: ignore[no-untyped-call]
         parameter.requires_grad_(needs_gradient)
     try:
         yield

@@ -138,6 +138,7 @@ class DeviceMapStrategy(ModuleStrategy):
                 if parameter.grad is not None:
                     grads.setdefault(parameter.grad.device, []).append(parameter.grad)
         return self._finalize(
+            self,
             list(grads.values()),
             names,
             divisor,

@@ -294,6 +294,7 @@ class FSDP(ModuleStrategy):
             match_placements(held)
         sharded = [p for p in held if is_sharded(p)]
         return self._finalize(
+            self,
             [[local_tensor(p.grad) for p in sharded], whole],
             names,
             divisor,

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from loopkit.errors import TaskError
 
 if TYPE_CHECKING:
-    from loopkit.strategies.base import ComputeSettings
-    from loopkit.strategies.nonfinite import NonFiniteGuard
+    from loopkit.strategies.module_strategy import ModuleStrategy
 
 
 def finalize_gradients(
+    strategy: ModuleStrategy,
     grads: Sequence[list[Tensor]],
     names: Iterable[str],
     divisor: Tensor | float | None,
     *,
-    settings: ComputeSettings,
-    optimizers: Mapping[str, Optimizer],
-    scaler: Any,
-    guard: NonFiniteGuard | None,
     want_norm: bool,
     reduce_norm: Callable[[], Tensor] | None = None,
 ) -> Tensor | None:
     """Divide, unscale, measure, check and clip gradients in place, in this order.
 
+    A loss scaler checks gradients itself. Otherwise the strategy's ``guard`` does. With a scaler ``guard``
+    has checked each rank's losses, and here all ranks learn the outcome.
+
     Args:
+        strategy: tells the limits of clipping, the optimizers, the scaler and ``guard``.
         grads: the gradients that this process holds, in lists of one device each.
-        names: the optimizers that the gradients belong to, of ``optimizers``.
+        names: the optimizers that the gradients belong to.
         divisor: a number, or a scalar tensor on any device; None divides by nothing.
-        scaler: the loss scaler, which checks gradients itself; None if losses are not scaled.
-        guard: checks gradients and losses otherwise; None under ``on_nan="ignore"``. With a
-            scaler it has checked each rank's losses, and here all ranks learn the outcome.
+        want_norm: whether the norm is needed though nothing is clipped by it.
         reduce_norm: returns the norm of all gradients, if ``grads`` is a part of them or is on
             several devices. Then ``guard`` checks that norm, which all ranks have alike. None takes
             the norm of ``grads``, and ``guard`` checks each gradient.
@@ -48,6 +45,7 @@ def finalize_gradients(
     Raises:
         TaskError: there is no gradient.
     """
+    settings, scaler, guard = strategy.settings, strategy.scaler, strategy.guard
     lists = list(filter(None, grads))
     if not lists:
         raise TaskError(
@@ -62,7 +60,7 @@ def finalize_gradients(
             guard.sync()
         guard = None
         for name in names:
-            scaler.unscale_(optimizers[name])
+            scaler.unscale_(strategy.optimizers[name])
     norm = None
     if want_norm or settings.clip_norm is not None or (guard is not None and reduce_norm):
         # The bits of torch's get_total_norm, which takes 25 µs more: it groups by device first.
@@ -75,8 +73,9 @@ def finalize_gradients(
         guard.check([*(lists[0] if norm is None else (norm,)), *guard.losses])
         guard.losses.clear()
     if settings.clip_norm is not None and norm is not None:
-        # torch.nn.utils.clip_grads_with_norm_ on lists of gradients.
-        factor = torch.clamp(settings.clip_norm / (norm + 1e-6), max=1.0)
+        # torch.nn.utils.clip_grads_with_norm_ on lists of gradients. A number divided by a tensor
+        # is this product, to the bit.
+        factor = (norm + 1e-6).reciprocal_().mul_(settings.clip_norm).clamp_(max=1.0)
         for held in lists:
             torch._foreach_mul_(held, factor if len(lists) == 1 else factor.to(held[0].device))
     if settings.clip_value is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,7 @@ class ModuleStrategy(Strategy):
             p.is_complex() for p in (*task.parameters(), *task.buffers())
         ):
             # nn.Module.to would make complex parameters real.
-            module: Any = task
-            module._apply(lambda tensor: tensor.to(device, stored_dtype(tensor.dtype, storage)))
+            task._apply(lambda tensor: tensor.to(device, stored_dtype(tensor.dtype, storage)))  # type: ignore[no-untyped-call]
         else:
             task.to(device, storage)
 
@@ -100,8 +98,8 @@ class ModuleStrategy(Strategy):
         }
         if self.scaler is not None:
             refuse_complex(self._task, "precision='fp16'", "torch scales no complex gradients")
-        self._guard = self._build_guard() if self.settings.on_nan != "ignore" else None
-        self._finalize: Callable[..., Tensor | None] = self._finalize_first
+        self.guard = self._build_guard() if self.settings.on_nan != "ignore" else None
+        self._finalize: Callable[..., Tensor | None] = _finalize_first
 
     def _build_guard(self) -> NonFiniteGuard:
         # Gradients have the dtypes of their parameters. A loss may have another one.
@@ -114,24 +112,15 @@ class ModuleStrategy(Strategy):
             spans_ranks=self.world_size > 1,
         )
 
-    def _finalize_first(
-        self, grads: Sequence[list[Tensor]], *arguments: Any, **options: Any
-    ) -> Tensor | None:
-        """Look once which kinds of gradients there are, and finalize them from then on."""
+    def choose_finalize(self, grads: Sequence[list[Tensor]]) -> None:
+        """Look once which kinds of gradients there are, for all steps of the run."""
         parameters = [p for held in self._parameters.values() for p in held]
         unusual = any_unusual(self._task, parameters, grads)
         if unusual:
             for name, optimizer in self.optimizers.items():
                 leave_fused(optimizer)
                 self._steppers[name] = step_function(optimizer)
-        self._finalize = partial(
-            finalize_unusual if unusual else finalize_gradients,
-            settings=self.settings,
-            optimizers=self.optimizers,
-            scaler=self.scaler,
-            guard=self._guard,
-        )
-        return self._finalize(grads, *arguments, **options)
+        self._finalize = finalize_unusual if unusual else finalize_gradients
 
     def step_fn(self, name: str) -> Callable[..., Any]:
         """Return the task's own bound method, compiled if the settings say so."""
@@ -146,17 +135,16 @@ class ModuleStrategy(Strategy):
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``; see ``Strategy``."""
-        guard, scaler = self._guard, self.scaler
+        guard, scaler = self.guard, self.scaler
         if guard is not None:
-            value = loss.detach() if value is None else value
             if guard.spans_ranks:
                 loss = propagate_nonfinite(loss)
-            if scaler is not None:
-                guard.check([value])
-                loss = guard.nan_while_raised(loss)
-            elif not guard.spans_ranks:
-                guard.losses.append(value)
+            elif scaler is None:
+                guard.losses.append(loss.detach() if value is None else value)
         if scaler is not None:
+            if guard is not None:
+                guard.check([loss.detach() if value is None else value])
+                loss = guard.nan_while_raised(loss)
             loss = scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -172,13 +160,14 @@ class ModuleStrategy(Strategy):
         grads: list[Tensor] = []
         for name in names:
             for parameter in self._parameters[name]:
-                if parameter.grad is not None:
-                    grads.append(parameter.grad)
-        return self._finalize([grads], names, divisor, want_norm=want_norm)
+                grad = parameter.grad
+                if grad is not None:
+                    grads.append(grad)
+        return self._finalize(self, [grads], names, divisor, want_norm=want_norm)
 
     def optimizer_step(self, names: Sequence[str] | None = None) -> None:
         """Step the named optimizers (None: all) and clear their gradients."""
-        scaler, guard = self.scaler, self._guard
+        scaler, guard = self.scaler, self.guard
         for name in names or self.optimizers:
             if scaler is not None:
                 scaler.step(self.optimizers[name])
@@ -191,7 +180,7 @@ class ModuleStrategy(Strategy):
 
     def finish_step(self) -> bool:
         """Finish a step; see ``Strategy``."""
-        guard = self._guard
+        guard = self.guard
         if guard is None:
             return False
         # Where the host sees the flag, a step without a non-finite value costs no further call.
@@ -201,7 +190,7 @@ class ModuleStrategy(Strategy):
 
     def pop_nonfinite_steps(self) -> int:
         """Return how many steps since the last call had a non-finite value; see ``Strategy``."""
-        mine = 0 if self._guard is None else self._guard.pop_nonfinite_steps()
+        mine = 0 if self.guard is None else self.guard.pop_nonfinite_steps()
         return max(self.world.all_gather_object(mine))
 
     def model_state(self) -> dict[str, Tensor]:
@@ -227,3 +216,11 @@ class ModuleStrategy(Strategy):
         return optimizer_state.prepare_load(
             self.optimizers, self._task, tensors=tensors, plain=plain, path=path
         )
+
+
+def _finalize_first(
+    strategy: ModuleStrategy, grads: Sequence[list[Tensor]], *arguments: Any, **options: Any
+) -> Tensor | None:
+    """Finalize the gradients of the first step, which tell what all steps need."""
+    strategy.choose_finalize(grads)
+    return strategy._finalize(strategy, grads, *arguments, **options)

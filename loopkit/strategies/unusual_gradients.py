@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 from loopkit.errors import OptionError
 from loopkit.optim.specs import sparse_parameters
 from loopkit.strategies.gradients import finalize_gradients
+
+if TYPE_CHECKING:
+    from loopkit.strategies.module_strategy import ModuleStrategy
 
 
 def any_unusual(
@@ -49,11 +52,10 @@ def refuse_complex(task: nn.Module, option: str, reason: str) -> None:
 
 
 def finalize_unusual(
+    strategy: ModuleStrategy,
     grads: Sequence[list[Tensor]],
     names: Iterable[str],
     divisor: Tensor | float | None,
-    *,
-    optimizers: Mapping[str, Optimizer],
     **options: Any,
 ) -> Tensor | None:
     """Finalize gradients of any kind in place; see ``finalize_gradients``.
@@ -64,13 +66,13 @@ def finalize_unusual(
     """
     coalesced: dict[int, Tensor] = {}
     for name in names:
-        for group in optimizers[name].param_groups:
+        for group in strategy.optimizers[name].param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     before, parameter.grad = parameter.grad, parameter.grad.coalesce()
                     coalesced[id(before)] = parameter.grad
     parts = [[_part(coalesced.get(id(grad), grad)) for grad in held] for held in grads]
-    return finalize_gradients(parts, names, divisor, optimizers=optimizers, **options)
+    return finalize_gradients(strategy, parts, names, divisor, **options)
 
 
 def _part(gradient: Tensor) -> Tensor:

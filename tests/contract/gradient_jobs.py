@@ -51,7 +51,7 @@ def stages(strategy: str, precision: str) -> list[str]:
 
         return call
 
-    made._guard.check = noting("check", made._guard.check)
+    made.guard.check = noting("check", made.guard.check)
     if made.scaler is not None:
         made.scaler.unscale_ = noting("unscale", made.scaler.unscale_)
     with mock.patch.multiple(
@@ -68,7 +68,7 @@ def finished(strategy: str, **settings: Any) -> dict[str, torch.Tensor]:
     made.backward(made.step_fn("train_step")(points(8)[:]))
     norm = made.finalize_gradients(None, torch.tensor(2.0), want_norm=True)
     gradients = {name: full_tensor(p.grad).clone() for name, p in task.named_parameters()}
-    assert not made._guard.losses
+    assert not made.guard.losses
     made.teardown()
     return {**gradients, "norm": norm}
 

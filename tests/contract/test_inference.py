@@ -54,6 +54,11 @@ def test_predictions_come_in_the_order_of_the_data_on_every_rank(pair, strategy)
         assert found["names"] == alone["names"]
 
 
+@pytest.mark.parametrize(("size", "count", "batch"), [(2, 7, 3), (2, 9, 2), (3, 1, 4), (3, 10, 3)])
+def test_nested_and_ragged_outputs_come_in_order_from_all_ranks(pool, size, count, batch):
+    assert pool(size).call(evaluation_jobs.nested, count, batch) == [[]] * size
+
+
 def test_a_writer_gets_all_batches_in_order_on_rank_0(pair):
     first, second = pair.call(
         jobs.predict, "ddp", "scored", {"count": 23}, writer=True, batch_size=4

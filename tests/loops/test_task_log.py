@@ -42,7 +42,7 @@ def test_a_loop_by_hand_keeps_no_logged_value():
         strategy.finalize_gradients()
         strategy.optimizer_step()
         strategy.finish_step()
-        alive.append(len(task.log_collector._open))
+        alive.append(len(task.log_collector._outer))
     assert alive == [0, 0, 0]
     with task.log_collector as logged:
         step(torch.ones(4, 8))
@@ -77,7 +77,7 @@ def test_a_failed_step_leaves_no_collector_open():
     try:
         quiet().run(task)
     except ZeroDivisionError:
-        assert task.log_collector._open == []
+        assert task.log_collector.values is None
 
 
 def test_what_a_task_logs_in_its_events_is_logged():

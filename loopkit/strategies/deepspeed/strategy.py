@@ -160,9 +160,9 @@ class DeepSpeed(ModuleStrategy):
         self._engine.set_gradient_accumulation_boundary(True)
         # DeepSpeed finds values that are not finite and leaves the step out. The non-finite guard
         # counts these steps.
-        self._guard = None
+        self.guard = None
         if self.settings.on_nan != "ignore":
-            self._guard = NonFiniteGuard(
+            self.guard = NonFiniteGuard(
                 "skip", torch.device("cpu"), (), uniform=True, spans_ranks=True
             )
 
@@ -254,8 +254,8 @@ class DeepSpeed(ModuleStrategy):
             if self._divisor is not None:
                 scaler.cur_scale = 1.0
         # Under fp16 the scaler leaves steps out in the normal course of training.
-        if self._guard is not None and not self.settings.precision.scaled:
-            self._guard.raise_if(not engine.was_step_applied())
+        if self.guard is not None and not self.settings.precision.scaled:
+            self.guard.raise_if(not engine.was_step_applied())
         if self._norm is not None:
             self._norm.fill_(float(engine.get_global_grad_norm()))
 
