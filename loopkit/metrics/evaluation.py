@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loopkit.distributed.communicator import Communicator
 from loopkit.errors import MetricError
-from loopkit.metrics.accumulator import MetricAccumulator
+from loopkit.metrics.accumulator import MetricAccumulator, as_float
 from loopkit.metrics.outputs import BatchOutput, check_outputs, join_outputs, on_cpu
 from loopkit.metrics.sync import ReplayedMetric, interleave_ranks, is_torchmetric, merge, to_float64
 from loopkit.nested import named_leaves
@@ -139,7 +139,7 @@ class Evaluation:
         arrays: dict[str, Any] = {}
         for name, value in found.items():
             if isinstance(value, (int, float)):
-                scalars[prefix + name] = float(value)
+                scalars[prefix + name] = as_float(value)
             else:
                 arrays[prefix + name] = value
         return scalars, arrays
