@@ -239,6 +239,9 @@ _FIT: Mapping[str, str] = {
     "val_dataloaders": "Task.eval_data",
     "val_loader": "Task.eval_data",
     "eval_data": "Task.eval_data",
+    "test_dataset": "Task.test_data",
+    "test_dataloaders": "Task.test_data",
+    "test_data": "Task.test_data",
     "use_distributed_sampler": Reason("ranks share the data by position, without padding"),
     # evaluation, logs, checkpoints
     "model": "Fit.run(task)",
