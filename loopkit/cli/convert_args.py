@@ -57,7 +57,7 @@ def convert(given: Mapping[str, Any]) -> Conversion:
 
 
 def _check_names(given: Mapping[str, Any]) -> None:
-    known = [*TRAINER_NAMES, *SAME, "debug"]
+    known = [*TRAINER_NAMES, *SAME, "debug", "activation_checkpointing"]
     for name in given:
         if name not in known:
             raise OptionError(f"TrainingArguments has no {name!r}.{nearest(name, known)}")
@@ -66,7 +66,7 @@ def _check_names(given: Mapping[str, Any]) -> None:
 def _convert_length(args: TrainerArguments, found: Conversion) -> None:
     for old, new in _OLD_SIZES.items():
         if args[old]:
-            args.given.setdefault(new, args.peek(old))
+            args.given[new] = args.peek(old)
     for name, ours in SAME.items():
         value = args[name]
         if isinstance(value, float) and value.is_integer():
@@ -183,11 +183,11 @@ def _convert_objects(args: TrainerArguments, found: Conversion) -> None:
 
 
 def _convert_cadences(args: TrainerArguments, found: Conversion) -> None:
-    log_steps = args["logging_steps"]
-    found.fit["log_every"] = _every(args["logging_strategy"], log_steps)
+    found.fit["log_every"] = _every(args, "logging_strategy", "logging_steps")
     old = args["evaluation_strategy"]
-    strategy = old if old and not args.is_set("eval_strategy") else args["eval_strategy"]
-    eval_every = _every(strategy, args["eval_steps"] or log_steps)
+    if old and not args.is_set("eval_strategy"):
+        args.given["eval_strategy"] = old
+    eval_every = _every(args, "eval_strategy", "eval_steps", "logging_steps")
     found.fit["eval_every"] = eval_every
     if args.peek("eval_delay") and eval_every != "'never'":
         unit = "epochs" if "1 epoch" in eval_every else "steps"
@@ -200,7 +200,7 @@ def _convert_saving(args: TrainerArguments, found: Conversion, eval_every: str) 
     if strategy == "no":
         found.fit["checkpoint"] = "False"
         return
-    found.checkpoint["every"] = _every(strategy, args["save_steps"])
+    found.checkpoint["every"] = _every(args, "save_strategy", "save_steps")
     if strategy == "best":
         found.checkpoint["every"] = eval_every
         found.notes["save_strategy"] = "it saves at each evaluation, and the best one is kept"
@@ -222,13 +222,15 @@ def _convert_saving(args: TrainerArguments, found: Conversion, eval_every: str) 
             found.checkpoint["load_best"] = "True"
 
 
-def _every(strategy: Any, steps: Any) -> str:
-    kind = str(strategy).lower()
+def _every(args: TrainerArguments, strategy: str, *steps: str) -> str:
+    """Return the source of a cadence; ``steps`` are the arguments that give it, the first set."""
+    kind = str(args[strategy]).lower()
     if kind in ("no", "none"):
         return "'never'"
     if kind in ("epoch", "best"):
         return "'1 epoch'"
-    return f"'{steps * 100:g}%'" if 0 < float(steps) < 1 else f"'{int(steps)} steps'"
+    count = next(args[name] for name in steps if args.peek(name))
+    return f"'{count * 100:g}%'" if 0 < float(count) < 1 else f"'{int(count)} steps'"
 
 
 def read_arguments(path: Path) -> dict[str, Any]:

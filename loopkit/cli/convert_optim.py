@@ -84,9 +84,7 @@ def _adam_values(args: TrainerArguments, described: str, values: dict[str, str])
         values["eps"] = repr(args["adam_epsilon"])
 
 
-def _schedule_values(
-    args: TrainerArguments, kind: str, first: str, notes: Notes
-) -> dict[str, str]:
+def _schedule_values(args: TrainerArguments, kind: str, first: str, notes: Notes) -> dict[str, str]:
     """Return ``schedule=``; for schedule-free optimizers their own warmup."""
     if kind != "ScheduleFree" and "schedule_free" not in first:
         return {"schedule": schedule_source(args, notes)}
@@ -143,7 +141,7 @@ def _kwargs(args: TrainerArguments, name: str, notes: Notes) -> dict[str, str]:
     lr = float(args.peek("learning_rate")) or 1.0
 
     def rate(value: float) -> str:
-        return repr(float(value) / lr)
+        return repr(float(f"{float(value) / lr:.12g}"))
 
     translated: dict[str, tuple[str, Callable[[Any], str]]] = {
         **{key: ("cycles", repr) for key in ("num_cycles",) if name.startswith("cosine")},

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 _STRATEGIES = ("DDP", "DeepSpeed", "FSDP")
-_CLASSIFIER = '''\
+_CLASSIFIER = """\
 model = BertForSequenceClassification(
     BertConfig(
         vocab_size=50,
@@ -17,8 +17,8 @@ model = BertForSequenceClassification(
         intermediate_size=16,
     )
 )
-train_data = [{"input_ids": [1, 2, 3 + n % 7], "labels": n % 2} for n in range(64)]'''
-_SEQ2SEQ = '''\
+train_data = [{"input_ids": [1, 2, 3 + n % 7], "labels": n % 2} for n in range(64)]"""
+_SEQ2SEQ = """\
 model = T5ForConditionalGeneration(
     T5Config(
         vocab_size=50,
@@ -30,18 +30,18 @@ model = T5ForConditionalGeneration(
         decoder_start_token_id=0,
     )
 )
-train_data = [{"input_ids": [1, 2, 3 + n % 7], "labels": [3 + n % 7, 1]} for n in range(64)]'''
-_METRIC = '''\
+train_data = [{"input_ids": [1, 2, 3 + n % 7], "labels": [3 + n % 7, 1]} for n in range(64)]"""
+_METRIC = """\
 def compute_metrics(outputs):
     # Compute {name} of outputs.preds and outputs.target here. 0.0 lets the script run.
-    return {{{name!r}: 0.0}}'''
-_SMOOTHED = '''\
+    return {{{name!r}: 0.0}}"""
+_SMOOTHED = """\
 def smoothed(outputs, batch):
     # Of a causal model compare logits[:, :-1] with labels[:, 1:].
     logits, labels = outputs["logits"], batch["labels"]
     return F.cross_entropy(
         logits.flatten(0, -2), labels.flatten(), label_smoothing={smoothing}
-    )'''
+    )"""
 
 
 @dataclass

@@ -31,6 +31,9 @@ def strategy_source(args: TrainerArguments, notes: dict[str, str]) -> str:
             if args.is_set(name):
                 notes[name] = "fsdp is given, and a run has one strategy"
         return f"FSDP({_source(_fsdp(args, notes))})"
+    config = args.peek("fsdp_config")
+    if isinstance(config, dict) and all(value in OFF for value in config.values()):
+        args.use("fsdp_config")  # version 4 fills it in
     settings = {ours: args[theirs] for theirs, ours in _DDP.items() if _is_given(args, theirs)}
     return f"DDP({_source(settings)})" if settings else ""
 
@@ -54,7 +57,10 @@ def _fsdp(args: TrainerArguments, notes: dict[str, str]) -> dict[str, Any]:
         settings["offload"] = True
     if "shard_grad_op" in modes or config.pop("reshard_after_forward", True) is False:
         settings["reshard_after_forward"] = False
-    classes, size = config.pop("transformer_layer_cls_to_wrap", None), config.pop("min_num_params", 0)
+    classes, size = (
+        config.pop("transformer_layer_cls_to_wrap", None),
+        config.pop("min_num_params", 0),
+    )
     if classes:
         settings["wrap"] = [classes] if isinstance(classes, str) else list(classes)
     elif size:

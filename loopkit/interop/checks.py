@@ -64,7 +64,9 @@ def check_precision(model: nn.Module, precision: str) -> None:
         warnings.warn(f"{said}: they are trained in {kind}. {remedy}", LoopkitWarning, stacklevel=2)
 
 
-def generated(model: Any, batch: Mapping[str, Any], settings: Mapping[str, Any], labels: Sequence[str]) -> Tensor:
+def generated(
+    model: Any, batch: Mapping[str, Any], settings: Mapping[str, Any], labels: Sequence[str]
+) -> Tensor:
     """Return the tokens that the model generates for ``batch``, with its labels left out.
 
     Ranks that hold parts of the model generate equally many tokens, since each token is a

@@ -39,7 +39,8 @@ class StateDictNames:
             self._peft, self._aliases, self.complete = _peft_names(model, self.adapter_names)
             state = model.state_dict()
             saved = self.saved(model, list(state))
-            frozen = {name: value for name, value in state.items() if name not in saved}
+            trained = {*saved, *self._aliases}
+            frozen = {name: value for name, value in state.items() if name not in trained}
             self.fingerprint = fingerprint(frozen)
         task.register_state_dict_post_hook(_rename_on_save)
         task.register_load_state_dict_pre_hook(_rename_on_load)
