@@ -64,6 +64,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
             "loopkit.Task"
         )
     check_task(task)
+    task.log_collector.take_media()  # of an evaluation or prediction, which has no loggers
     hooks = [*options.hooks, *listeners]
     return Run(
         task=task,
@@ -119,7 +120,7 @@ def prepare_training(run: Run) -> None:
     run.loader = open_train_loader(task, options, strategy)
     run.length = run_length(options, run.loader, run.progress)
     run.eval_data = open_eval_data(task, options, strategy)
-    run.optimizers, run.schedules = build_optimizers(task, run.length)
+    run.optimizers, run.schedules = build_optimizers(run)
     run.requires_grad = {name: p.requires_grad for name, p in task.named_parameters()}
     check_monitors(run)
     check_closures(run)
