@@ -56,7 +56,7 @@ class LightningStep(StepLoop):
         else:
             self.backward(run, batches, log=False)
             self.update(run)
-        task.finish_step(run, batches)
+        task.finish_step(run)
         return task.outputs
 
     def _by_hand(self, run: Run, batches: MicroBatches) -> None:

@@ -295,15 +295,11 @@ class LightningTask(Task):
         self.view.batch = run.progress.step_in_epoch * run.train_loader.accumulate
         self.view.log.start_step(run.accumulator)
 
-    def finish_step(self, run: Run, batches: MicroBatches) -> None:
-        """Step the schedulers that count steps, and emit the end of the last batch."""
+    def finish_step(self, run: Run) -> None:
+        """Step the schedulers that count steps."""
         view = self.view
         if self.module.automatic_optimization:
             view.schedulers.step("step", view.batch, self._monitored(run))
-        if batches.sizes[-1]:
-            self.emit("on_train_batch_end", self.outputs, self._current, view.batch)
-        self._batches = self._current = None
-        view.log.batch_size = 1
 
     def end_epoch(self, run: Run) -> None:
         """End an epoch: the event, the averages over all ranks, and the schedulers."""
@@ -412,6 +408,14 @@ class LightningTask(Task):
         self.emit("on_after_backward")
         if self._micro < len(self._batches) - 1 and self._batches.sizes[self._micro]:
             self.emit("on_train_batch_end", self.outputs, self._current, self.view.batch)
+
+    def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
+        """Emit the end of the last batch of a step, which the run has counted."""
+        assert self._batches is not None
+        if self._batches.sizes[-1]:
+            self.emit("on_train_batch_end", self.outputs, self._current, self.view.batch)
+        self._batches = self._current = None
+        self.view.log.batch_size = 1
 
     def _before_update(self, run: Run, grad_norm: Tensor | None) -> None:
         """Emit ``on_before_optimizer_step``: gradients are complete, unscaled and clipped."""
