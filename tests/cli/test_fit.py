@@ -137,6 +137,33 @@ def test_a_loop_of_ones_own(loopkit, shapes):
 
 def test_a_strategy_with_arguments(loopkit, shapes, tmp_path):
     loopkit.ok("fit", shapes, "--strategy", "SingleDevice", "--strategy.device", "cpu")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--strategy", "TensorParallel({'net.0': 'colwise'}, size=2)"),
+        (
+            "--strategy",
+            "TensorParallel",
+            "--strategy.plan",
+            "{net.0: colwise}",
+            "--strategy.size",
+            "2",
+        ),
+        (
+            "--strategy",
+            "loopkit.TensorParallel",
+            "--strategy.plan",
+            "{net.0: colwise}",
+            "--strategy.size=2",
+        ),
+    ],
+)
+def test_a_strategy_that_splits_layers_is_typed_like_any_other(loopkit, shapes, words):
+    printed = loopkit.ok("fit", shapes, "--print-config", *words).out
+    assert "TensorParallel" in printed
+    assert "colwise" in printed
     assert state(tmp_path / "runs/points/1").meta["strategy"] == "SingleDevice"
 
 

@@ -50,6 +50,7 @@ LAYERS = (
         "console",
         "loops",
         "fit.length",
+        "fit.agreement",
         "fit.state",
         "fit.checkpointer",
         "fit.signals",

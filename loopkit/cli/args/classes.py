@@ -19,6 +19,7 @@ from loopkit.events import Hook, Subscription
 from loopkit.fit.setup import LOOPS
 from loopkit.loggers.base import Logger
 from loopkit.strategies.base import Strategy
+from loopkit.strategies.tensor_parallel import TensorParallel
 
 BASES: dict[str, type] = {"hooks": Hook, "loggers": Logger, "strategy": Strategy, **LOOPS}
 PACKAGES = {Hook: "loopkit.hooks", Logger: "loopkit.loggers", Strategy: "loopkit.strategies"}
@@ -132,7 +133,8 @@ def derived_classes(base: type) -> list[type]:
             with suppress(ImportError):  # it needs an extra that is not installed
                 importlib.import_module(module.name)
     found: list[type] = []
-    rest = [base]
+    # TensorParallel is no Strategy, but says how FSDP splits layers; Fit(strategy=) takes it.
+    rest = [base, TensorParallel] if base is Strategy else [base]
     while rest:
         found.append(rest.pop(0))
         below: list[type] = type.__subclasses__(found[-1])
