@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from loopkit.checks import checked_choice, checked_int, checked_number
 from loopkit.devices import ACCELERATORS
@@ -22,9 +22,14 @@ from loopkit.strategies.compile import Compile
 from loopkit.strategies.device_map import parse_device_map
 from loopkit.strategies.nonfinite import ON_NAN
 from loopkit.strategies.precision import parse_precision
-from loopkit.strategies.tensor_parallel import TensorParallel
 
-StrategyLike: TypeAlias = str | Strategy | TensorParallel
+if TYPE_CHECKING:
+    from loopkit.strategies.tensor_parallel import TensorParallel
+
+    StrategyLike: TypeAlias = str | Strategy | TensorParallel
+else:
+    # The command line builds strategies from the names of their classes.
+    StrategyLike: TypeAlias = str | Strategy
 Every: TypeAlias = str | int
 RNGS = ("counter", "stream")
 

@@ -118,7 +118,7 @@ def build_strategy(options: Options) -> Strategy:
     if isinstance(name, TensorParallel):
         return FSDP(options.accelerator, tensor=name)
     if name not in _NAMES:
-        hint = nearest(str(name), (*_NAMES, "DDP", "FSDP", "DeepSpeed", "TensorParallel"))
+        hint = nearest(str(name), (*_NAMES, "TensorParallel"))
         raise OptionError(
             f"strategy={name!r} is not known: give one of {', '.join(map(repr, _NAMES))}, or a "
             f"Strategy or TensorParallel object.{hint}"

@@ -23,6 +23,8 @@ from loopkit.strategies.tensor_parallel import TensorParallel
 
 BASES: dict[str, type] = {"hooks": Hook, "loggers": Logger, "strategy": Strategy, **LOOPS}
 PACKAGES = {Hook: "loopkit.hooks", Logger: "loopkit.loggers", Strategy: "loopkit.strategies"}
+# Classes that are accepted though they are not derived from the base.
+ALSO: dict[type, tuple[type, ...]] = {Strategy: (TensorParallel,)}
 _PATH = re.compile(r"[^\W\d]\w*([.:][^\W\d]\w*)*")
 
 
@@ -133,8 +135,7 @@ def derived_classes(base: type) -> list[type]:
             with suppress(ImportError):  # it needs an extra that is not installed
                 importlib.import_module(module.name)
     found: list[type] = []
-    # TensorParallel is no Strategy, but says how FSDP splits layers; Fit(strategy=) takes it.
-    rest = [base, TensorParallel] if base is Strategy else [base]
+    rest = [base, *ALSO.get(base, ())]
     while rest:
         found.append(rest.pop(0))
         below: list[type] = type.__subclasses__(found[-1])
