@@ -50,7 +50,7 @@ def logger_sources(args: TrainerArguments, notes: dict[str, str]) -> tuple[str, 
         module, kind = LOGGERS[name]
         sources.append(f"{kind}({shown})")
         imports.append(f"from {module} import {kind}")
-    if folder and "tensorboard" not in names:
+    if folder and "tensorboard" not in wanted:
         notes["logging_dir"] = "TensorBoardLogger(dir) takes it, and report_to names no tensorboard"
     return f"[{', '.join(sources)}]", imports
 
