@@ -40,9 +40,9 @@ def logger_sources(args: TrainerArguments, notes: dict[str, str]) -> tuple[str, 
     if missing:
         names = ", ".join(missing)
         notes["report_to"] = f"there is no logger for {names}: derive one from Logger"
-    names = dict.fromkeys(SERVICES[name] for name in services if name in SERVICES)
+    wanted = dict.fromkeys(SERVICES[name] for name in services if name in SERVICES)
     sources, imports = [], []
-    for name in ("jsonl", *names):
+    for name in ("jsonl", *wanted):
         shown = _arguments(name, args, folder)
         if not shown:
             sources.append(repr(name))
