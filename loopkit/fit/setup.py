@@ -15,10 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from loopkit import rng
-from loopkit.data.combined import CombinedSource
-from loopkit.data.indexed import IndexedSource
 from loopkit.data.micro_batches import MicroBatchLoader
 from loopkit.data.sources import DataConfig, Source, is_source, open_source
+from loopkit.data.stream import StreamSource
 from loopkit.data.transfer import group_transfer_fn
 from loopkit.durations import RunLength
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
@@ -302,10 +301,8 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
     accumulate = options.accumulate
     if options.global_batch_size is not None:
         at_once = options.batch_size * strategy.dp.size
-        if isinstance(source, IndexedSource):
-            at_once = source.stride()
-        elif isinstance(source, CombinedSource):
-            at_once = _samples_at_once(source)
+        if not isinstance(source, StreamSource):
+            at_once = source.samples_at_once()
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
             raise OptionError(
@@ -318,17 +315,6 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
         strategy.device, strategy.settings.precision.storage, prefetch=prefetch
     )
     return MicroBatchLoader(source, accumulate, to_device)
-
-
-def _samples_at_once(source: CombinedSource) -> int:
-    samples = source.samples_at_once()
-    if samples is None:
-        raise OptionError(
-            "global_batch_size needs the number of samples that all devices take at once, and that "
-            "of several data sets is known for Datasets and Loaders alone, in the modes min_size "
-            "and max_size_cycle: give accumulate="
-        )
-    return samples
 
 
 def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:
