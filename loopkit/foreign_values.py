@@ -85,6 +85,8 @@ METHODS: Mapping[str, tuple[str, str]] = {
     "get_train_dataloader": ("train_data", "train_data(self)"),
     "val_dataloader": ("eval_data", "eval_data(self)"),
     "get_eval_dataloader": ("eval_data", "eval_data(self)"),
+    "test_dataloader": ("test_data", "test_data(self)"),
+    "get_test_dataloader": ("test_data", "test_data(self)"),
     "predict_dataloader": ("predict_data", "predict_data(self)"),
 }  # fmt: skip
 
@@ -149,6 +151,9 @@ EVENTS: Mapping[str, str] = {
     "on_evaluate": "on_eval_end", "on_validation_start": "on_eval_start",
     "on_validation_epoch_start": "on_eval_start", "on_validation_epoch_end": "on_eval_end",
     "on_validation_end": "on_eval_end", "on_validation_batch_end": "on_eval_step_end",
+    "on_test_start": "on_eval_start", "on_test_epoch_start": "on_eval_start",
+    "on_test_batch_end": "on_eval_step_end", "on_test_epoch_end": "on_eval_end",
+    "on_test_end": "on_eval_end",
     "on_prediction_step": "on_eval_step_end", "on_predict_batch_end": "on_predict_step_end",
     "on_predict": "on_predict_step_end", "on_exception": "on_error",
     "on_keyboard_interrupt": "on_error", "on_init_end": "on_setup",
@@ -163,6 +168,7 @@ OBJECTS: Mapping[str, str] = {
     "Seq2SeqTrainingArguments": "loopkit.Fit", "Accelerator": "loopkit.Fit", "Fabric": "loopkit.Fit",
     "LightningModule": "loopkit.Task", "LightningDataModule": "train_data and eval_data of a Task",
     "DataModule": "train_data and eval_data of a Task", "DataLoader": "loopkit.Loader",
+    "CombinedLoader": "loopkit.data.CombinedLoader",
     "Callback": "loopkit.Hook", "TrainerCallback": "loopkit.Hook",
     "EarlyStopping": "loopkit.hooks.EarlyStop", "EarlyStoppingCallback": "loopkit.hooks.EarlyStop",
     "ModelCheckpoint": _CHECKPOINT, "LearningRateMonitor": "loopkit.hooks.LRMonitor",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,8 +73,11 @@ class Task(LogsMedia, nn.Module):
     Attributes:
         hparams: the constructor's arguments by name, with defaults, recorded before ``__init__``.
         log_collector: collects the values that ``log`` is given while a loop calls a step.
+        eval_set: the set that is measured now, as the names of its metrics begin: "eval",
+            "eval/far", "test"; "" while nothing is measured.
     """
 
+    eval_set: str = ""
     hparams: dict[str, Any]
     log_collector: LogCollector
 
@@ -112,6 +116,10 @@ class Task(LogsMedia, nn.Module):
             f"{type(self).__name__} has no eval_step: define eval_step(self, batch) -> dict to "
             "evaluate it"
         )
+
+    def test_step(self, batch: Any) -> Mapping[str, Any]:
+        """Return the measurements of one batch of a test set; those of ``eval_step`` by default."""
+        return self.eval_step(batch)
 
     def predict_step(self, batch: Any) -> Any:
         """Return the predictions for one batch; ``self(batch)`` unless overridden."""
@@ -165,6 +173,10 @@ class Task(LogsMedia, nn.Module):
 
     def eval_data(self) -> Any:
         """Return the evaluation data, as ``train_data``, or a dict of it by name; None for none."""
+        return None
+
+    def test_data(self) -> Any:
+        """Return the data of ``Fit.test``, as ``eval_data``, which training never sees."""
         return None
 
     def predict_data(self) -> Any:
@@ -269,6 +281,22 @@ class Task(LogsMedia, nn.Module):
 def overrides(task: Task, method: str) -> bool:
     """Return whether a task defines ``method`` itself, in its class or as an attribute."""
     return getattr(getattr(task, method), "__func__", None) is not getattr(Task, method)
+
+
+def eval_step_of(task: Task) -> str:
+    """Return the name of the step that measures the present set."""
+    testing = task.eval_set.partition("/")[0] == "test"
+    return "test_step" if testing and overrides(task, "test_step") else "eval_step"
+
+
+@contextmanager
+def measured_set(task: Task, name: str) -> Iterator[None]:
+    """Inside, ``task.eval_set`` is ``name``."""
+    before, task.eval_set = task.eval_set, name
+    try:
+        yield
+    finally:
+        task.eval_set = before
 
 
 def name_of(task: nn.Module) -> str:

@@ -25,7 +25,7 @@ from loopkit.keywords import checks_keywords
 from loopkit.options import Options
 from loopkit.preserve import preserved_modes
 from loopkit.result import Result
-from loopkit.task import Task, name_of
+from loopkit.task import Task, measured_set, name_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -152,12 +152,34 @@ class Fit:
         Returns:
             Scalars by name: ``eval/loss``, ``eval/accuracy``, ``eval/runtime`` in seconds …
         """
+        return self._measure("evaluate", "eval", task, data, checkpoint)
+
+    def test(
+        self, task: Task, data: Any = None, checkpoint: str | Path | None = None
+    ) -> dict[str, float]:
+        """Measure ``task`` once on its test data, with ``test_step``.
+
+        Args:
+            task: the task.
+            data: the data to test on; None takes ``task.test_data()``. Samples that no Loader
+                or DataLoader holds are put together as in the task's own data.
+            checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
+                valid one. None keeps the task's weights.
+
+        Returns:
+            Scalars by name, as ``evaluate`` does: ``test/loss``, ``test/accuracy`` …
+        """
+        return self._measure("test", "test", task, data, checkpoint)
+
+    def _measure(
+        self, call: str, kind: str, task: Task, data: Any, checkpoint: str | Path | None
+    ) -> dict[str, float]:
         if ranks := start_ranks(self.options):
-            return on_ranks(ranks, self, "evaluate", task, data, checkpoint)  # type: ignore[no-any-return]
+            return on_ranks(ranks, self, call, task, data, checkpoint)  # type: ignore[no-any-return]
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
-            data, what = _data_of(task, "eval_data", data)
+            data, what = _data_of(task, f"{kind}_data", data)
             run.eval_data = setup.open_eval_sources(data, task, self.options, run.strategy, what)
-            with preserved_modes(run.task, run.strategy.device):
+            with preserved_modes(run.task, run.strategy.device), measured_set(run.task, kind):
                 metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
                 if run.events.eval_end is not None:
                     run.events.eval_end(run, metrics)

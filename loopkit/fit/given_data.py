@@ -22,7 +22,7 @@ def like_data_of(task: Task, method: str, data: Any) -> Any:
 
     Args:
         task: the task.
-        method: "eval_data" or "predict_data".
+        method: "eval_data", "test_data" or "predict_data".
         data: the data, or a dict of several sets.
     """
     if isinstance(data, Mapping):

@@ -23,6 +23,7 @@ from loopkit.data.transfer import group_transfer_fn
 from loopkit.durations import RunLength
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
+from loopkit.fit.agreement import check_start, check_training
 from loopkit.fit.length import build_triggers, run_length
 from loopkit.fit.strategy_setup import build_strategy
 from loopkit.fit.task_checks import check_task
@@ -80,8 +81,16 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
     )
 
 
-def open_strategy(run: Run) -> None:
-    """Set up the strategy's processes and device, and give it the task."""
+def open_strategy(run: Run, what: str = "evaluate or predict") -> None:
+    """Set up the strategy's processes and device, and give it the task.
+
+    Args:
+        run: the run.
+        what: what the run is to do, which all ranks must do alike.
+
+    Raises:
+        OptionError: the ranks were started differently.
+    """
     task, options, strategy = run.task, run.options, run.strategy
     strategy.setup_environment(
         ComputeSettings(
@@ -96,6 +105,7 @@ def open_strategy(run: Run) -> None:
             global_batch_size=options.global_batch_size,
         )
     )
+    check_start(run, what)
     rng.seed_all(options.seed, strategy.device)
     with strategy.init_context():
         configure(task)
@@ -115,7 +125,7 @@ def prepare_training(run: Run) -> None:
         DataError: there is no data to train on.
     """
     options, task = run.options, run.task
-    open_strategy(run)
+    open_strategy(run, "train")
     strategy = run.strategy
     run.loader = open_train_loader(task, options, strategy)
     run.length = run_length(options, run.loader, run.progress)
@@ -124,6 +134,7 @@ def prepare_training(run: Run) -> None:
     run.requires_grad = {name: p.requires_grad for name, p in task.named_parameters()}
     check_monitors(run)
     check_closures(run)
+    check_training(run)
     if not strategy.exposes_gradients:
         refuse_gradient_listeners([task, *run.hooks], strategy)
     strategy.setup_optimizers(run.optimizers)

@@ -10,10 +10,10 @@ from loopkit.errors import TaskError
 from loopkit.foreign_values import ATTRIBUTES, METHODS, answer
 from loopkit.task import Task, name_of, overrides
 
-_STEPS = ("train_step", "eval_step", "predict_step")
+_STEPS = ("train_step", "eval_step", "test_step", "predict_step")
 _REST = {
     "batch_idx": "the number of the batch is run.progress.step in an event",
-    "dataloader_idx": "an evaluation step does not need it",
+    "dataloader_idx": "self.eval_set is the name of the set",
     "optimizer_idx": "several optimizers have a StepLoop of their own",
 }
 

@@ -14,7 +14,7 @@ from loopkit.loops.check_finite import check_finite
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.preserve import preserved_modes
 from loopkit.run import Interrupted, Run
-from loopkit.task import name_of
+from loopkit.task import measured_set, name_of
 
 
 class EpochLoop:
@@ -201,7 +201,7 @@ def evaluate(run: Run) -> None:
     Raises:
         MetricError: ``Checkpoint(best=)`` names a metric that the evaluation did not give.
     """
-    with preserved_modes(run.task, run.strategy.device):
+    with preserved_modes(run.task, run.strategy.device), measured_set(run.task, "eval"):
         metrics = run.loops.eval.run(run, run.eval_data)
         run.record.last_eval_step = run.progress.step
         record_best(run, metrics)
