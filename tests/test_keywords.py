@@ -136,7 +136,7 @@ def test_what_a_foreign_name_is_here_exists(owner, name):
     [
         (lambda: Loader(points(4), workers=2), "Loader has no option 'workers': here that is num_workers"),
         (lambda: Loader(points(4), num_worker=2), "Loader has no option 'num_worker'. Did you mean 'num_workers'?"),
-        (lambda: Loader(points(4), wrokers=2), "Loader has no option 'wrokers'. See help(Loader) for its 17 options"),
+        (lambda: Loader(points(4), wrokers=2), "Loader has no option 'wrokers'. See help(Loader) for its 20 options"),
         (lambda: loopkit.FSDP(cpu_offload=True), "FSDP has no option 'cpu_offload': here that is offload"),
         (lambda: loopkit.FSDP(auto_wrap_policy=None), "FSDP has no option 'auto_wrap_policy': here that is wrap"),
         (lambda: optim.cosine(eta_min=0.1),

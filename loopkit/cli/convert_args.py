@@ -95,7 +95,8 @@ def _convert_numbers(args: TrainerArguments, found: Conversion) -> None:
         found.fit["precision"] = repr(asked[0])
     if {"bf16", "fp16"} <= {*asked}:
         found.notes["fp16"] = "bf16 is given too, and the Trainer refuses the two together"
-    if any([args[name] for name in _CHECKPOINTING]):
+    asked_for = [args[name] for name in _CHECKPOINTING]  # both count as read
+    if any(asked_for):
         found.fit["activation_checkpointing"] = "'full'"
     for name in _CHECKPOINTING:
         kwargs = args.peek(f"{name}_kwargs")

@@ -40,9 +40,9 @@ def logger_sources(args: TrainerArguments, notes: dict[str, str]) -> tuple[str, 
     if missing:
         names = ", ".join(missing)
         notes["report_to"] = f"there is no logger for {names}: derive one from Logger"
-    names = dict.fromkeys(SERVICES[name] for name in services if name in SERVICES)
+    wanted = dict.fromkeys(SERVICES[name] for name in services if name in SERVICES)
     sources, imports = [], []
-    for name in ("jsonl", *names):
+    for name in ("jsonl", *wanted):
         shown = _arguments(name, args, folder)
         if not shown:
             sources.append(repr(name))
@@ -50,7 +50,7 @@ def logger_sources(args: TrainerArguments, notes: dict[str, str]) -> tuple[str, 
         module, kind = LOGGERS[name]
         sources.append(f"{kind}({shown})")
         imports.append(f"from {module} import {kind}")
-    if folder and "tensorboard" not in names:
+    if folder and "tensorboard" not in wanted:
         notes["logging_dir"] = "TensorBoardLogger(dir) takes it, and report_to names no tensorboard"
     return f"[{', '.join(sources)}]", imports
 

@@ -198,7 +198,8 @@ class HFTask(Task):
         step: dict[str, Any] = {}
         if has_loss and self._has_own_step():
             # The values that the step logs are those of training.
-            self._outputs = outputs = []
+            outputs: list[Any] = []
+            self._outputs = outputs
             try:
                 with self.log_collector:
                     result = self.train_step(batch)
