@@ -117,14 +117,17 @@ class Classifier(pl.LightningModule):
     def __init__(self, net=None, rate: float = 0.05):
         super().__init__()
         self.save_hyperparameters(ignore=["net"])
-        self.net = net or nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+        self.net = net or nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)
+        )
         self.criterion = nn.CrossEntropyLoss()
         self.train_acc = MulticlassAccuracy(3)
         self.val_acc = MulticlassAccuracy(3)
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.val_best = MaxMetric()
         self.more = MetricCollection(
-            {"f1": MulticlassF1Score(3), "acc": MulticlassAccuracy(3, average="micro")}, prefix="val/"
+            {"f1": MulticlassF1Score(3), "acc": MulticlassAccuracy(3, average="micro")},
+            prefix="val/",
         )
 
     def on_train_start(self):
@@ -162,7 +165,12 @@ class Classifier(pl.LightningModule):
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss", "interval": "epoch", "frequency": 1},
+            "lr_scheduler": {
+                "scheduler": plateau,
+                "monitor": "val/loss",
+                "interval": "epoch",
+                "frequency": 1,
+            },
         }
 
     def train_dataloader(self):
@@ -305,7 +313,11 @@ class OfDataModule(pl.LightningModule):
         logits = self.head(self.body(batch["x"]))
         loss = F.cross_entropy(logits, batch["y"])
         self.log(f"{name}/loss", loss, batch_size=len(batch["x"]))
-        self.log(f"{name}/acc", (logits.argmax(1) == batch["y"]).float().mean(), batch_size=len(batch["x"]))
+        self.log(
+            f"{name}/acc",
+            (logits.argmax(1) == batch["y"]).float().mean(),
+            batch_size=len(batch["x"]),
+        )
         return loss
 
     def training_step(self, batch, batch_idx):
@@ -321,7 +333,9 @@ class OfDataModule(pl.LightningModule):
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         total = self.trainer.estimated_stepping_batches
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-2, total_steps=total)
-        return [{"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}]
+        return [
+            {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        ]
 
 
 class SeveralSets(pl.LightningModule):
@@ -350,7 +364,7 @@ class SeveralSets(pl.LightningModule):
             self.log("distance", near, add_dataloader_idx=False)
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.layer.parameters(), lr=0.02), 
+        return (torch.optim.Adam(self.layer.parameters(), lr=0.02),)
 
     def train_dataloader(self):
         return loader(slice(0, 60))

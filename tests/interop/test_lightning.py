@@ -72,7 +72,9 @@ def with_loopkit(name, run_dir, stop=None, **options):
     made = fit(run_dir, **options)
     made.on("step_start", lambda run, batches: weights.append(fingerprint(module)))
     if stop is not None:
-        made.on("step_end", lambda run, out: run.stop("test") if run.progress.step == stop else None)
+        made.on(
+            "step_end", lambda run, out: run.stop("test") if run.progress.step == stop else None
+        )
     return task, weights, made.run(task)
 
 

@@ -52,6 +52,7 @@ LAYERS = (
         "hooks",
         "console",
         "loops",
+        "interop.lightning",
         "fit.length",
         "fit.agreement",
         "fit.state",

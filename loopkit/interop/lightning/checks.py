@@ -140,6 +140,11 @@ def check_run(run: Run, *, manual: bool) -> None:
                 f"Fit({name}=) replaces the loop that calls a LightningModule in Lightning's order: "
                 "leave it out"
             )
+    if not run.strategy.exposes_gradients:
+        raise OptionError(
+            f"a LightningTask trains by DDP and FSDP, and {run.strategy.name} replaces the module's "
+            "optimizers: take strategy='ddp' or 'fsdp'"
+        )
     if not manual:
         return
     if run.train_loader.accumulate > 1:
@@ -147,7 +152,7 @@ def check_run(run: Run, *, manual: bool) -> None:
             "in manual optimization the module itself says when it updates: leave accumulate and "
             "global_batch_size out"
         )
-    if run.strategy.sharded or not run.strategy.exposes_gradients:
+    if run.strategy.sharded:
         raise OptionError(
             f"in manual optimization one call of training_step makes several backward passes, and "
             f"{run.strategy.name} shards parameters around one: take strategy='ddp'"

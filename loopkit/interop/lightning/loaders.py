@@ -60,7 +60,9 @@ class LightningData:
         """Call ``teardown`` of the module and the data module for each stage that was set up."""
         for stage in sorted(self._stages | {"fit"}):
             for owner in (self._view.lightning_module, self._view.datamodule):
-                if owner is not None and (owner is not self._view.datamodule or stage in self._stages):
+                if owner is not None and (
+                    owner is not self._view.datamodule or stage in self._stages
+                ):
                     owner.teardown(stage=stage)
         self._stages.clear()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from loopkit.errors import TaskError
 from loopkit.metrics.accumulator import Gather, MetricAccumulator
@@ -113,11 +113,12 @@ class LightningLog:
         """
         found = self._epochs.pop(self.phase, MetricAccumulator()).take(gather)
         logged = self._metrics.pop(self.phase, {})
-        metrics: dict[str, Metric] = {path: self._metric(path) for path, _ in logged.values()}
-        for name, (path, on_epoch) in logged.items():
-            if on_epoch:
-                found[name] = float(computed(metrics[path], gather, ranks))
-        for metric in metrics.values():
+        for path in dict.fromkeys(path for path, _ in logged.values()):
+            names = [name for name, (home, on_epoch) in logged.items() if home == path and on_epoch]
+            metric = self._metric(path)
+            if names:
+                with merged(metric, gather, ranks):
+                    found.update(dict.fromkeys(names, float(metric.compute())))
             metric.reset()
         for name, value in found.items():
             tensor = torch.tensor(value)
@@ -126,9 +127,7 @@ class LightningLog:
         return dict(sorted(shown.items()))
 
     def _metric(self, path: str) -> Metric:
-        metric: Any = self.module
-        for part in path.split("."):
-            metric = getattr(metric, part)
+        metric: Any = self.module.get_submodule(path)
         return metric  # type: ignore[no-any-return]
 
     def state_dict(self, gather: Gather) -> dict[str, Any]:
@@ -169,13 +168,20 @@ def _reduction(hook: str, name: str, reduce_fx: Any) -> str:
     return _REDUCTIONS[given]
 
 
-def computed(metric: Metric, gather: Gather, ranks: int) -> Any:
-    """Return the value of a metric object over all ranks; its own state stays as it is."""
+@contextmanager
+def merged(metric: Metric, gather: Gather, ranks: int) -> Iterator[None]:
+    """Inside, a metric has the state of all ranks, and does not gather it itself. Collective."""
     if ranks == 1:
-        return metric.compute()
-    together = copy.deepcopy(metric)
-    merge(together, gather)
-    return together.compute()
+        yield
+        return
+    parts = [part for part in metric.modules() if isinstance(part, Metric)]
+    before = [(part.sync_on_compute, part._to_sync) for part in parts]
+    merge(metric, gather)
+    try:
+        yield
+    finally:
+        for part, (alone, synced) in zip(parts, before):
+            part.sync_on_compute, part._to_sync = alone, synced
 
 
 def metric_parts(module: nn.Module) -> Iterator[tuple[str, Metric]]:
@@ -187,6 +193,9 @@ def metric_parts(module: nn.Module) -> Iterator[tuple[str, Metric]]:
 
 def metric_states(module: nn.Module) -> dict[str, Any]:
     """Return the states of the metric objects that have seen a batch, on the CPU."""
+    for part in module.modules():
+        if isinstance(part, MetricCollection):
+            part.values()  # gives metrics that share a state one each
     return {
         name: [part._update_count, {key: to_cpu(getattr(part, key)) for key in part._defaults}]
         for name, part in metric_parts(module)
@@ -208,9 +217,9 @@ def load_metric_states(
         if len(found) == 1:
             _set_state(part, *found[0])
         elif found:
-            alone, synced = part.sync_on_compute, part._to_sync
-            merge(part, lambda _, found=found: [_own_part(part, each) for each in found])  # type: ignore[misc]
-            part.sync_on_compute, part._to_sync = alone, synced
+            states = [_own_part(part, each) for each in found]
+            with merged(part, lambda _, states=states: states, len(saved)):  # type: ignore[misc]
+                pass
 
 
 def _own_part(metric: Metric, state: Any) -> list[Any]:

@@ -173,7 +173,9 @@ def _config(given: Any, where: str, *, manual: bool) -> SchedulerConfig:
             f"{where} returned a {name}, which has no state_dict(): a resume could not go on with it"
         )
     if config.interval not in ("step", "epoch"):
-        raise TaskError(f"{where}: a scheduler's interval is 'step' or 'epoch', not {config.interval!r}")
+        raise TaskError(
+            f"{where}: a scheduler's interval is 'step' or 'epoch', not {config.interval!r}"
+        )
     if plateau and config.monitor is None and not manual:
         raise TaskError(
             f"{where} returned a {name} that watches nothing: give the dict around it a 'monitor', "

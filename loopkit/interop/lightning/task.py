@@ -22,11 +22,13 @@ from loopkit.interop.lightning.loops import (
     LightningStep,
 )
 from loopkit.interop.lightning.optimizers import LightningSchedulers, parse_optimizers
-from loopkit.interop.lightning.trainer import TrainerView, accepted
+from loopkit.interop.lightning.trainer import TrainerView, accepted, arguments_of
 from loopkit.keywords import checks_keywords
 from loopkit.nested import map_tensors
 from loopkit.run import Run
 from loopkit.task import Task
+
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 @checks_keywords
@@ -78,6 +80,8 @@ class LightningTask(Task):
         self.view = TrainerView(module, datamodule, list(callbacks))
         given = (train_dataloaders, val_dataloaders, test_dataloaders, predict_dataloaders)
         self._data = LightningData(self.view, self._base, given)
+        # Read once: a strategy may put wrappers around the steps.
+        self._taken = {name: arguments_of(getattr(module, name)) for name in _STEPS}
         self.outputs: dict[str, Any] = {}
         self.restored: Mapping[str, Any] | None = None
         self._batches: MicroBatches | None = None
@@ -119,7 +123,8 @@ class LightningTask(Task):
             checks.check_callbacks([callback])
             self.view.callbacks.append(callback)
         builds = any(
-            checks.overridden(self.module, self._base, name) for name in ("setup", "configure_model")
+            checks.overridden(self.module, self._base, name)
+            for name in ("setup", "configure_model")
         )
         if builds:
             self._data.set_up("fit")
@@ -260,7 +265,7 @@ class LightningTask(Task):
         module = self.module
         before, module._current_fx_name = module._current_fx_name, name
         try:
-            return accepted(getattr(module, name), *arguments)
+            return getattr(module, name)(*arguments[: self._taken[name]])
         finally:
             module._current_fx_name = before
 
@@ -369,8 +374,14 @@ class LightningTask(Task):
 
     def _attach(self, run: Run) -> None:
         self.view.attach(run)
-        if self.module.trainer is not self.view:
-            self.module.trainer = self.view
+        self.module.trainer = self.view
+        if run.strategy.sharded:
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            # The module may be a unit of FSDP, and its steps are no calls of its forward.
+            for name in _STEPS:
+                if hasattr(self.module, name) and name not in vars(self.module):
+                    register_fsdp_forward_method(self.module, name)
 
     # Events of the run.
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from loopkit.run import Run
 
 
-
 class TrainerView:
     """The part of Lightning's Trainer that modules, data modules and callbacks use.
 
@@ -360,10 +359,12 @@ class StrategyView:
 
 def accepted(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call ``function`` with as many of the arguments as it takes by position."""
+    return function(*arguments[: arguments_of(function)])
+
+
+def arguments_of(function: Callable[..., Any]) -> int | None:
+    """Return how many arguments a function takes by position; None for any number."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return function(*arguments)
-    taken = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return function(*arguments[: len(taken)])
-
-
+        return None
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
