@@ -8,7 +8,7 @@ from loopkit.foreign_values import missing_attribute
 from loopkit.interop.huggingface import HFTask
 
 if TYPE_CHECKING:
-    from loopkit.interop.lightning.task import LightningTask
+    from loopkit.interop.lightning.module_task import LightningTask
 
 __all__ = ["HFTask", "LightningTask"]
 
@@ -18,6 +18,8 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         # It imports torchmetrics, which the rest of loopkit does without.
-        value = globals()[name] = import_module("loopkit.interop.lightning.task").LightningTask
+        value = globals()[name] = import_module(
+            "loopkit.interop.lightning.module_task"
+        ).LightningTask
         return value
     raise missing_attribute("loopkit.interop", name)

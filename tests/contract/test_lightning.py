@@ -37,7 +37,7 @@ def test_two_ranks_train_by_hand_like_one_process_with_larger_batches(pair):
 
 
 @pytest.mark.parametrize("name", ["gan", "by hand", "classifier"])
-def test_the_ranks_keep_the_same_weights_and_go_on_to_the_same_bits(pair, name, tmp_path):
+def test_the_ranks_keep_the_same_weights_and_end_with_the_same_bits(pair, name, tmp_path):
     whole = pair.call(jobs.train, "ddp", name, run_dir=tmp_path / "whole", checkpoint=True)
     pair.call(jobs.train, "ddp", name, stop_at=5, run_dir=tmp_path / "run", checkpoint=True)
     resumed = pair.call(

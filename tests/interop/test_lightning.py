@@ -94,7 +94,7 @@ def test_every_step_has_the_bits_of_lightning_itself(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", public.CASES)
-def test_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path):
+def test_a_stopped_run_ends_with_the_same_bits(name, tmp_path):
     saves = {"checkpoint": True, "loggers": ["jsonl", "tensorboard"], "rng": "counter"}
     whole, weights, result = with_loopkit(name, tmp_path / "whole", **saves)
     for stop in (3, 6, 8):  # in an epoch, after its end, and in the next

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from loopkit.data import CombinedLoader
 from loopkit.distributed.rank_zero import rank_zero_first
 from loopkit.errors import TaskError
-from loopkit.interop.lightning.checks import overridden
+from loopkit.interop.lightning.left_out import overridden
 
 if TYPE_CHECKING:
     from loopkit.interop.lightning.trainer import TrainerView
@@ -33,7 +33,7 @@ class LightningData:
         self._prepared = False
 
     def prepare(self, module: Any) -> None:
-        """Call ``prepare_data`` on the first rank of each machine; the others wait for it."""
+        """Call ``prepare_data`` on one rank of each machine; the others wait for it."""
         if self._prepared:
             return
         self._prepared = True

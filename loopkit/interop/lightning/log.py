@@ -143,7 +143,7 @@ class LightningLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int, ranks: int) -> None:
-        """Take back what ``state_dict`` returned; averages of all ranks go on at rank 0."""
+        """Take back what ``state_dict`` returned; rank 0 continues the averages of all ranks."""
         self._of_step, self._hidden = set(state["of_step"]), set(state["hidden"])
         self._plain = dict(state["plain"])
         self._metrics = {

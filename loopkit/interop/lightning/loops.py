@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from loopkit.data.micro_batches import MicroBatches
 from loopkit.data.sources import Source
+from loopkit.interop.lightning.state import adapter_state
 from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
 from loopkit.loops.evaluate import evaluation_mode, seeded_batches
 from loopkit.rng import at_step
@@ -21,7 +22,7 @@ from loopkit.run import Run
 from loopkit.task import eval_step_of, measured_set
 
 if TYPE_CHECKING:
-    from loopkit.interop.lightning.task import LightningTask
+    from loopkit.interop.lightning.module_task import LightningTask
 
 
 class LightningStep(StepLoop):
@@ -40,7 +41,7 @@ class LightningStep(StepLoop):
             The values that the last call of ``training_step`` returned.
         """
         task, view = self.task, self.task.view
-        task.start_step(run, batches)
+        task.calls.start_step(run, batches)
         if not task.module.automatic_optimization:
             self._by_hand(run, batches)
         elif task.steps_itself:
@@ -49,15 +50,15 @@ class LightningStep(StepLoop):
 
             def closure() -> Any:
                 self.backward(run, batches, log=False)
-                return task.outputs
+                return task.calls.outputs
 
             (wrapped,) = view.strategy._lightning_optimizers
             task.module.optimizer_step(view.current_epoch, view.batch, wrapped, closure)
         else:
             self.backward(run, batches, log=False)
             self.update(run)
-        task.finish_step(run)
-        return task.outputs
+        task.calls.step_schedulers(run, "step")
+        return task.calls.outputs
 
     def _by_hand(self, run: Run, batches: MicroBatches) -> None:
         strategy, task, timings = run.strategy, self.task, run.record.timings
@@ -70,12 +71,14 @@ class LightningStep(StepLoop):
                 dist.broadcast(buffer, 0)
         # Not through DistributedDataParallel: it expects one backward pass after each forward pass.
         with strategy.forward_context or nullcontext():
-            task.training_step(batches[0])
+            task.calls.training_step(batches[0])
         timings.compute += perf_counter() - began - (timings.update - updated)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the task that is no tensor of a module. Collective."""
-        return self.task.adapter_state()
+        run = self.task.view.run
+        assert run is not None
+        return adapter_state(self.task.calls, run.strategy.dp)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Keep the state for the set-up of the run, which gives it to the module."""
@@ -150,7 +153,7 @@ class LightningEpoch(EpochLoop):
         """End the epoch of the module: its last event, its averages, and its schedulers."""
         super().after_epoch(run)
         task: Any = run.task
-        task.end_epoch(run)
+        task.calls.end_epoch(run)
 
 
 class LightningEval(EvalLoop):
@@ -168,17 +171,17 @@ class LightningEval(EvalLoop):
         if run.events.eval_start is not None:
             run.events.eval_start(run)
         began, samples, dp = perf_counter(), 0.0, run.strategy.dp
-        with evaluation_mode(run), task.staged(run, stage):
-            task.emit(f"on_{stage}_start")
-            task.emit(f"on_{stage}_epoch_start")
+        with evaluation_mode(run), task.calls.staged(run, stage):
+            task.calls.emit(f"on_{stage}_start")
+            task.calls.emit(f"on_{stage}_epoch_start")
             for number, (name, source) in enumerate(data.items()):
-                task.start_loader(number, len(data))
+                task.calls.start_loader(number, len(data))
                 with measured_set(task, f"{kind}/{name}" if name else kind):
                     samples += self._measure(run, source, stage, number)
-            task.start_loader(0, 1)
-            task.emit(f"on_{stage}_epoch_end")
+            task.calls.start_loader(0, 1)
+            task.calls.emit(f"on_{stage}_epoch_end")
             metrics = task.view.log.end_epoch(dp.all_gather_object, dp.size)
-            task.emit(f"on_{stage}_end")
+            task.calls.emit(f"on_{stage}_end")
         seconds = perf_counter() - began
         (samples,) = dp.all_reduce_sum(samples)
         metrics |= {f"{kind}/runtime": seconds, f"{kind}/samples_per_second": samples / seconds}
@@ -188,18 +191,18 @@ class LightningEval(EvalLoop):
         strategy, task = run.strategy, run.task
         step_fn, step_end = strategy.step_fn(eval_step_of(task)), run.events.eval_step_end
         samples = 0
-        view_task: Any = task
+        calls: Any = vars(task)["calls"]
         for index, (batch, size) in enumerate(seeded_batches(run, source, stream=3)):
             if not size and not strategy.collective_forward:
                 continue
             with ExitStack() as stack:
-                view_task.start_batch(stack, index, size)
+                calls.start_batch(stack, index, size)
                 if size:
-                    view_task.emit(f"on_{stage}_batch_start", batch, index, number)
+                    calls.emit(f"on_{stage}_batch_start", batch, index, number)
                 with strategy.forward_context or nullcontext():
                     outputs = step_fn(batch)
                 if size:
-                    view_task.emit(f"on_{stage}_batch_end", outputs, batch, index, number)
+                    calls.emit(f"on_{stage}_batch_end", outputs, batch, index, number)
             samples += size
             if size and step_end is not None:
                 step_end(run, outputs if isinstance(outputs, Mapping) else {"outputs": outputs})
@@ -212,10 +215,10 @@ class LightningPredict(PredictLoop):
     def run(self, run: Run, source: Source, writer: Any = None) -> Any:
         """Predict every batch; see ``PredictLoop``."""
         task: Any = run.task
-        with task.staged(run, "predict"):
-            task.emit("on_predict_start")
-            task.emit("on_predict_epoch_start")
+        with task.calls.staged(run, "predict"):
+            task.calls.emit("on_predict_start")
+            task.calls.emit("on_predict_epoch_start")
             made = super().run(run, source, writer)
-            task.emit("on_predict_epoch_end")
-            task.emit("on_predict_end")
+            task.calls.emit("on_predict_epoch_end")
+            task.calls.emit("on_predict_end")
         return made

@@ -170,7 +170,7 @@ def _config(given: Any, where: str, *, manual: bool) -> SchedulerConfig:
         raise TaskError(f"{where} returned a {name} as scheduler, which has no step()")
     if not callable(getattr(scheduler, "state_dict", None)):
         raise TaskError(
-            f"{where} returned a {name}, which has no state_dict(): a resume could not go on with it"
+            f"{where} returned a {name}, which has no state_dict(): a resume could not continue it"
         )
     if config.interval not in ("step", "epoch"):
         raise TaskError(

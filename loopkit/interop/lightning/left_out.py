@@ -7,12 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from loopkit.checkpoint.codecs import encode
-from loopkit.distributed.communicator import Communicator
-from loopkit.errors import CheckpointError, OptionError, TaskError
+from loopkit.errors import OptionError, TaskError
 from loopkit.run import Run
 
 # Methods that a LightningTask never calls, with what to do instead.
@@ -162,40 +157,7 @@ def check_run(run: Run, *, manual: bool) -> None:
 def optimizer_wrapper(base: type) -> Any:
     """Return the LightningOptimizer of the package that a module is made with."""
     package = base.__module__.rpartition(".core")[0]
-    return import_module(f"{package}.core.optimizer").LightningOptimizer
-
-
-def check_saveable(state: Any) -> None:
-    """Refuse state that a checkpoint cannot hold.
-
-    Raises:
-        CheckpointError: naming the value.
-    """
-    try:
-        encode(state, "LightningTask", {})
-    except TypeError as error:
-        raise CheckpointError(
-            f"this run cannot be saved: {error} It comes from on_save_checkpoint, a state_dict of "
-            "a callback, of the data module or of a scheduler"
-        ) from error
-
-
-def gradients_of(module: nn.Module, dp: Communicator) -> list[dict[str, Tensor]]:
-    """Return the gradients of each rank that a manual optimization has not used yet."""
-    own = {
-        name: p.grad.detach().cpu()
-        for name, p in module.named_parameters()
-        if p.grad is not None and type(p.grad) is Tensor
-    }
-    return dp.all_gather_object(own)
-
-
-def load_gradients(module: nn.Module, saved: list[dict[str, Tensor]], dp: Communicator) -> None:
-    """Give parameters the gradients of this rank; those of another number of ranks are averaged."""
-    parameters = dict(module.named_parameters())
-    parts = [saved[dp.rank]] if len(saved) == dp.size else saved
-    for name, parameter in parameters.items():
-        found = [part[name] for part in parts if name in part]
-        if found:
-            total = torch.stack([grad.to(parameter.device) for grad in found]).sum(0)
-            parameter.grad = (total / len(parts)).to(parameter.dtype)
+    name = "lightning.pytorch.core.optimizer"
+    if package != "lightning.pytorch":
+        name = f"{package}.core.optimizer"
+    return import_module(name).LightningOptimizer
