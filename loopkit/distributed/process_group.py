@@ -19,6 +19,7 @@ from loopkit.checks import checked_number
 from loopkit.devices import find_device
 from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
 from loopkit.distributed.environment import RankInfo, find_rank_info
+from loopkit.errors import OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +96,23 @@ def init_process_group(
 
 def _connect(rank_info: RankInfo, limit: timedelta) -> Any:
     """Return the store where the ranks meet; rank 0 holds it unless the launcher does."""
-    store = TCPStore(
-        rank_info.host,
-        rank_info.port,
-        world_size=None if rank_info.hosted else rank_info.size,
-        is_master=not rank_info.hosted and rank_info.rank == 0,
-        timeout=limit,
-        wait_for_workers=False,
-    )
+    is_master = not rank_info.hosted and rank_info.rank == 0
+    try:
+        store = TCPStore(
+            rank_info.host,
+            rank_info.port,
+            world_size=None if rank_info.hosted else rank_info.size,
+            is_master=is_master,
+            timeout=limit,
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:
+        if is_master and "EADDRINUSE" in str(error):
+            raise OptionError(
+                f"port {rank_info.port}, where the ranks are to meet, is taken by another process on "
+                "this machine, perhaps another job: set MASTER_PORT to a free one for all ranks"
+            ) from error
+        raise
     # A store that outlives an attempt still holds the addresses of its dead processes.
     return PrefixStore(f"loopkit/{rank_info.attempt}", store)
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from loopkit.checkpoint import RunLock, Store, load_snapshot
 from loopkit.console import build_progress
 from loopkit.events import Subscription
+from loopkit.fit.agreement import check_run_dir
 from loopkit.fit.checkpointer import open_checkpointer
 from loopkit.fit.setup import (
     choose_run_dir,
@@ -165,6 +166,7 @@ def _open_run_dir(run: Run, locks: ExitStack) -> None:
 
     run_dir = world.run_on_rank_zero(lambda: choose_run_dir(run.options, run.task))
     world.run_on_rank_zero(lambda: lock(run_dir))
+    check_run_dir(run, run_dir)
     run.run_dir = run_dir
 
 

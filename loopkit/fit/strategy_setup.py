@@ -74,6 +74,12 @@ def start_ranks(options: Options) -> int:
             f"devices={options.devices}, and {started} processes were started on this machine: "
             "leave devices out, or start as many"
         )
+    nodes = rank_info.nodes
+    if options.nodes > 1 and nodes not in (None, options.nodes) and _is_multi_process(options):
+        raise OptionError(
+            f"nodes={options.nodes}, and processes were started on {nodes} "
+            f"machine{'s' if nodes != 1 else ''}: leave nodes out, or start as many"
+        )
     return 0
 
 
