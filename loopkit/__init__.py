@@ -9,6 +9,7 @@ from loopkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from loopkit.data.loader import Loader
+    from loopkit.distributed.gather import all_gather
     from loopkit.events import Hook
     from loopkit.fit.fit import Fit
     from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DDP", "FSDP", "Checkpoint", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader",
     "PredictLoop", "Progress", "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
-    "TensorParallel",
+    "TensorParallel", "all_gather",
 ]  # fmt: skip
 
 # Imported when first asked for: `import loopkit` and `loopkit --help` do without torch.
 _HOMES = {
     "loopkit.data.loader": ("Loader",),
+    "loopkit.distributed.gather": ("all_gather",),
     "loopkit.events": ("Hook",),
     "loopkit.fit.fit": ("Fit",),
     "loopkit.loops": ("EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),

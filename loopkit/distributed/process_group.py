@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,9 @@ from loopkit.devices import find_device
 from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
 from loopkit.distributed.environment import RankInfo, find_rank_info
 from loopkit.errors import OptionError
+
+# The meshes of a default process group, which end with it.
+_MESHES: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +98,25 @@ def init_process_group(
     return ProcessGroupCommunicator()
 
 
+def device_mesh(device_type: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
+    """Return a DeviceMesh over all ranks; later Fits of this process get the same one.
+
+    A new mesh of several axes would start process groups, with threads and sockets, in each Fit.
+
+    Args:
+        device_type: "cpu" or "cuda".
+        shape: the number of ranks on each axis.
+        axes: the name of each axis.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    of_group = _MESHES.setdefault(dist.group.WORLD, {})
+    key = device_type, shape, axes
+    if key not in of_group:
+        of_group[key] = init_device_mesh(device_type, shape, mesh_dim_names=axes)
+    return of_group[key]
+
+
 def _connect(rank_info: RankInfo, limit: timedelta) -> Any:
     """Return the store where the ranks meet; rank 0 holds it unless the launcher does."""
     is_master = not rank_info.hosted and rank_info.rank == 0
@@ -118,6 +141,7 @@ def _connect(rank_info: RankInfo, limit: timedelta) -> Any:
 
 
 def _destroy_process_group() -> None:
+    _MESHES.clear()
     # Objects that hold the group must go before the interpreter, or its threads abort the process.
     gc.collect()
     if dist.is_initialized():

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from loopkit.checks import checked_int
 from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
-from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
+from loopkit.distributed.gather import set_tp_size
+from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module, device_mesh
 from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
 from loopkit.strategies.base import ComputeSettings
@@ -126,6 +127,7 @@ class FSDP(ModuleStrategy):
                     "TensorParallel with precision='fp16': the loss scaler takes no layers that "
                     "are split: take precision='bf16'"
                 )
+        set_tp_size(self._tp_size)
         if self.dp.size % self.replicas:
             members = "ranks"
             if self._tp_size > 1:
@@ -166,7 +168,6 @@ class FSDP(ModuleStrategy):
             self._shard(task)
 
     def _shard(self, task: nn.Module) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import (
             CPUOffloadPolicy,
             MixedPrecisionPolicy,
@@ -184,7 +185,7 @@ class FSDP(ModuleStrategy):
             n for n, size in sizes.items() if size > 1 or (n == "dp_shard" and self._shards)
         )
         shape = tuple(sizes[name] for name in axes)
-        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=axes)
+        mesh = device_mesh(self.device.type, shape, axes)
         if self.tensor is not None and self._tp_size > 1:
             self.tensor.apply(task, mesh["tp"])
         if not self._shards:
