@@ -23,6 +23,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "fit": ("fit", "train a task"),
     "evaluate": ("evaluate", "measure a task on its evaluation data"),
+    "test": ("test", "measure a task on its test data"),
     "predict": ("predict", "write a task's predictions"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
     "report": ("report", "show what a run did, from its files"),
@@ -33,7 +34,6 @@ COMMANDS = {
 ALIASES = {
     "train": "fit",
     "eval": "evaluate",
-    "test": "evaluate",
     "validate": "evaluate",
     "infer": "predict",
     "checkpoint": "ckpt",

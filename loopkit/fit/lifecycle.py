@@ -25,10 +25,12 @@ from loopkit.fit.setup import (
 )
 from loopkit.fit.signals import signals
 from loopkit.fit.state import prepare_model_load
+from loopkit.fit.task_checks import explain
 from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
 from loopkit.loops.epoch import evaluate, row_of_its_own
+from loopkit.optim.groups import no_gradient_outside
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options
 from loopkit.run import Run
@@ -52,6 +54,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
         locks = resources.enter_context(ExitStack())  # released last
         _close_with(resources, run)
         prepare_training(run)
+        resources.enter_context(no_gradient_outside(run.task, run.optimizers.values()))
         _open_run_dir(run, locks)
         open_checkpointer(run)
         _open_loggers(run)
@@ -106,6 +109,7 @@ def errors_reported(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         logger.info("the run ends by %s at step %d", type(error).__name__, run.progress.step)
+        explain(error, run.task)
         if run.events.error is not None:
             run.events.error(run, error)
         raise
@@ -200,7 +204,8 @@ def _open_loggers(run: Run) -> None:
         "hparams": dict(run.task.hparams),
         "options": run.options.to_dict(),
     }
-    run.loggers = Loggers(build_loggers(run.options.loggers) if run.strategy.rank == 0 else ())
+    silent = run.strategy.rank != 0
+    run.loggers = Loggers(() if silent else build_loggers(run.options.loggers), silent=silent)
     run.loggers.open(run.run_dir, run.progress.step, about)
     for each in run.loggers:
         run.record.history = list(getattr(each, "rows", [])) or run.record.history

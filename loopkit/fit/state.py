@@ -23,6 +23,7 @@ from loopkit.fit.length import update_length
 from loopkit.hooks.state_keys import state_keys
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.module_state import (
+    changed_requires_grad,
     differences,
     extra_state,
     load_extra_state,
@@ -75,6 +76,12 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
     if not weights_only:
         tensors["optimizer"], state["optimizers"] = run.strategy.optimizer_state()
         state |= {
+            "requires_grad": changed_requires_grad(
+                # A hook that freezes by the step alone does so again.
+                task,
+                run.requires_grad,
+                {n for h in run.hooks for n in getattr(h, "frozen", ())},
+            ),
             "options": run.options.to_dict(),
             "seed": {
                 "seed": run.options.seed,
@@ -82,6 +89,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
                 "rng": run.options.rng,
             },
             "data": world.all_gather_object(data) if _is_uneven(run) else data,
+            "measured": None if run.loader is None else run.loader.measured,
             "accumulator": run.accumulator.state_dict(run.strategy.dp.all_gather_object),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
             "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
@@ -125,8 +133,12 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     load()
     for name, weight in state.get("training_weights", {}).items():
         dtensor.copy_into(run.task.get_parameter(name), weight)
+    for name, needed in state.get("requires_grad", {}).items():
+        run.task.get_parameter(name).requires_grad_(needed)
     run.progress.load_state_dict(state["progress"])
     if run.loader is not None:
+        measured = state.get("measured")
+        run.loader.measured = None if measured is None else (measured[0], measured[1])
         update_length(run)
     run.committed.data = _own_part(run, state["data"], path) if _is_uneven(run) else state["data"]
     if run.loader is not None and hasattr(run.train_loader.source, "load_state"):
@@ -156,9 +168,8 @@ def preserved(run: Run) -> Iterator[Run]:
     loss scaler, the data's own state and all random states are as before afterwards.
     """
     strategy = run.strategy
-    batches: Any = getattr(run.train_loader.source, "batches", None)
-    stateful = hasattr(batches, "load_state_dict")
-    data = copy.deepcopy(batches.state_dict()) if stateful else None
+    parts = run.train_loader.source.stateful_parts()
+    data = [copy.deepcopy(part.state_dict()) for part in parts]
     weights = {name: tensor.detach().clone() for name, tensor in strategy.model_state().items()}
     optimizers = {name: copy.deepcopy(o.state_dict()) for name, o in run.optimizers.items()}
     scaler = strategy.scaler.state_dict() if strategy.scaler is not None else {}
@@ -180,8 +191,8 @@ def preserved(run: Run) -> Iterator[Run]:
             optimizer.zero_grad(set_to_none=True)
         if strategy.scaler is not None:
             strategy.scaler.load_state_dict(scaler)
-        if stateful:
-            batches.load_state_dict(data)
+        for part, saved in zip(parts, data):
+            part.load_state_dict(saved)
         rng.set_state(rng_state, strategy.device)
 
 
@@ -191,6 +202,8 @@ def _is_uneven(run: Run) -> bool:
 
 def _own_part(run: Run, saved: Any, path: Path) -> Any:
     world = run.strategy.world
+    if isinstance(saved, list) and all(part is None for part in saved):
+        return None
     if not isinstance(saved, list) or len(saved) != world.size:
         count = len(saved) if isinstance(saved, list) else 1
         raise CheckpointError(

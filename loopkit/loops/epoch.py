@@ -14,7 +14,7 @@ from loopkit.loops.check_finite import check_finite
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.preserve import preserved_modes
 from loopkit.run import Interrupted, Run
-from loopkit.task import name_of
+from loopkit.task import measured_set, name_of
 
 
 class EpochLoop:
@@ -114,7 +114,7 @@ class EpochLoop:
         run.accumulator.compact()
         if due.end_epoch:
             progress.close_epoch()
-            run.committed.data = None
+            run.committed.data = run.train_loader.end_state()
             update_length(run)
         run.outcome.ending |= due.stop
         if run.finished() and run.outcome.status == "finished":
@@ -130,6 +130,9 @@ class EpochLoop:
                     events.epoch_end(run)
         if due.eval and run.eval_data:
             evaluate(run)
+        if due.end_epoch:
+            for schedule in run.schedules.values():
+                schedule.after_epoch()
         if events.commit is not None and not counted:
             events.commit(run)
         run.coordinator.sync(run)
@@ -179,11 +182,15 @@ def fetch(run: Run, groups: Iterator[MicroBatches]) -> MicroBatches | None:
     committed, coordinator = run.committed, run.coordinator
     committed.waiting_for_data = not coordinator.distributed or coordinator.before_fetch(run)
     try:
-        return next(groups, None)
+        batches = next(groups, None)
     except Interrupted:
         return None
     finally:
         committed.waiting_for_data = False
+    if batches is not None and batches.longer:
+        update_length(run)
+        run.triggers.update_next(run.progress.step)
+    return batches
 
 
 def evaluate(run: Run) -> None:
@@ -194,7 +201,7 @@ def evaluate(run: Run) -> None:
     Raises:
         MetricError: ``Checkpoint(best=)`` names a metric that the evaluation did not give.
     """
-    with preserved_modes(run.task, run.strategy.device):
+    with preserved_modes(run.task, run.strategy.device), measured_set(run.task, "eval"):
         metrics = run.loops.eval.run(run, run.eval_data)
         run.record.last_eval_step = run.progress.step
         record_best(run, metrics)

@@ -211,6 +211,8 @@ def _no_loss(task: Task, method: str, problem: str) -> TaskError:
 
 
 def _described(returned: Any) -> str:
+    if isinstance(returned, (int, float)):
+        return f"{returned!r}, a number without a gradient (leave out .item())"
     if not isinstance(returned, Mapping):
         return repr(returned)
     return f"a dict with {', '.join(map(repr, returned)) or 'nothing'}"

@@ -23,13 +23,49 @@ def is_torchmetric(metric: Any) -> bool:
     return module is not None and isinstance(metric, (module.Metric, module.MetricCollection))
 
 
+def is_mergeable(metric: Any) -> bool:
+    """Return whether the states of ranks can be merged into those of one process.
+
+    Those of ``Running`` cannot: it keeps the last updates of its own rank.
+    """
+    if not is_torchmetric(metric):
+        return False
+    running = sys.modules["torchmetrics"].wrappers.Running
+    return not any(isinstance(part, running) for part in metric.modules())
+
+
+def is_tracker(metric: Any) -> bool:
+    """Return whether ``metric`` is a ``MetricTracker``, a list of one metric per evaluation."""
+    return hasattr(metric, "increment") and hasattr(metric, "best_metric")
+
+
+def start_again(metric: Any, *, kept: bool) -> None:
+    """Have a metric forget the last evaluation.
+
+    What a wrapper remembers of earlier evaluations stays: the list of ``MetricTracker``, and the
+    bounds of a ``MinMaxMetric`` that the task keeps.
+
+    Args:
+        kept: whether the task keeps the metric from one evaluation to the next.
+    """
+    if is_tracker(metric):
+        metric.increment()
+    elif kept and hasattr(metric, "min_val") and hasattr(metric, "_base_metric"):
+        metric._base_metric.reset()
+    else:
+        metric.reset()
+
+
 def to_float64(metric: Any) -> None:
     """Have a torchmetrics metric add in float64, so that its sums do not depend on their order.
 
     A metric with parameters, such as FID with its network, stays as it is.
     """
-    if is_torchmetric(metric) and not any(True for _ in metric.parameters()):
-        metric.set_dtype(torch.float64)
+    present = metric[-1] if is_tracker(metric) else metric
+    if is_torchmetric(present) and not any(True for _ in present.parameters()):
+        # A wrapper does not pass it on to the metrics inside.
+        for part in _parts(present):
+            part.set_dtype(torch.float64)
 
 
 class ReplayedMetric:
@@ -41,16 +77,16 @@ class ReplayedMetric:
 
     def __init__(self, metric: Any) -> None:
         self.metric = metric
-        self._updates: list[dict[str, Any]] = []
+        self._updates: list[tuple[Any, dict[str, Any]]] = []
 
-    def update(self, **arguments: Any) -> None:
+    def update(self, *positional: Any, **by_name: Any) -> None:
         """Store the arguments of one update."""
-        self._updates.append(to_cpu(arguments))
+        self._updates.append((to_cpu(positional), to_cpu(by_name)))
 
     def compute(self, gather: Gather) -> Any:
         """Return the metric over the batches of all ranks (collective)."""
-        for arguments in interleave_ranks(gather(self._updates)):
-            self.metric.update(**arguments)
+        for positional, by_name in interleave_ranks(gather(self._updates)):
+            self.metric.update(*positional, **by_name)
         return self.metric.compute()
 
 
@@ -60,11 +96,10 @@ def merge(metric: Any, gather: Gather) -> None:
     States are reduced as torchmetrics does it. But a rank may have had no batch, and the entries of
     lists are in the order of the data.
     """
-    kind = sys.modules["torchmetrics"].Metric
     if isinstance(metric, Mapping) or hasattr(metric, "compute_groups"):
         # Reading a collection's values makes metrics that share a state own one each.
         list(metric.values())
-    parts = [part for part in metric.modules() if isinstance(part, kind)]
+    parts = _parts(metric)
     devices = [part.device for part in parts]
     gathered = gather([(part._update_count, to_cpu(_state(part))) for part in parts])
     for number, (part, device) in enumerate(zip(parts, devices)):
@@ -79,6 +114,12 @@ def merge(metric: Any, gather: Gather) -> None:
             setattr(part, name, map_tensors(partial(Tensor.to, device=device), value))
         part._update_count = sum(counts)
         part._computed = None
+
+
+def _parts(metric: Any) -> list[Any]:
+    """Return a torchmetrics metric and the metrics inside of it."""
+    kind = sys.modules["torchmetrics"].Metric
+    return [part for part in metric.modules() if isinstance(part, kind)]
 
 
 def _state(metric: Any) -> dict[str, Any]:

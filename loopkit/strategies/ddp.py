@@ -116,7 +116,7 @@ class DDP(ModuleStrategy):
     def step_fn(self, name: str) -> Callable[..., Any]:
         """Return the task's method, called through DistributedDataParallel if it trains."""
         method = super().step_fn(name)
-        if self.world_size == 1 or name in ("eval_step", "predict_step"):
+        if self.world_size == 1 or name in ("eval_step", "test_step", "predict_step"):
             return method
         wrapped = self._wrapped or self._wrap()
         self._step_forward.methods[name] = method

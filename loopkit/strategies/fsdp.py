@@ -26,13 +26,14 @@ from loopkit.strategies.dtensor import (
     local_tensor,
     match_placements,
     replica_count,
+    sum_of_squares,
 )
 from loopkit.strategies.fsdp_blocks import Wrap, blocks_to_shard, set_prefetch
 from loopkit.strategies.fsdp_groups import FsdpGroups, watched_groups
-from loopkit.strategies.gradients import finalize_gradients
 from loopkit.strategies.meta_init import fill_from_rank_zero, is_on_meta, move_to_meta
 from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.tensor_parallel import TensorParallel
+from loopkit.strategies.unusual_gradients import refuse_complex
 
 # The optimizers whose fused kernels take sharded tensors.
 _FUSED = (torch.optim.Adam, torch.optim.AdamW)
@@ -194,6 +195,9 @@ class FSDP(ModuleStrategy):
             mesh = mesh[("dp_replicate", "dp_shard") if self.replicas > 1 else "dp_shard"]
         precision = self.settings.precision
         reduce_dtype = torch.float32 if precision.autocast is not None else None
+        if (self.param_dtype or precision.autocast) is not None:
+            reason = "FSDP would gather its real part alone"
+            refuse_complex(task, f"precision={precision.name!r}", reason)
         offload: OffloadPolicy = OffloadPolicy()
         if self.offload:
             offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
@@ -308,7 +312,7 @@ class FSDP(ModuleStrategy):
         if self._tp_size > 1:
             match_placements(held)
         sharded = [p for p in held if is_sharded(p)]
-        norm = finalize_gradients(
+        norm = self._finalize(
             self,
             [[local_tensor(p.grad) for p in sharded], whole],
             names,
@@ -336,19 +340,14 @@ class FSDP(ModuleStrategy):
             by_copies.setdefault(count, []).append(local_tensor(parameter.grad))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for count, parts in by_copies.items():
-            total = total + self._sum_of_squares(parts) / count
+            total = total + sum_of_squares(parts, self.device) / count
         # In the same message the ranks say which parameters they used.
         counts = total.new_empty(0) if self._groups is None else self._groups.counts(self.device)
         message = torch.cat((total.reshape(1), counts))
         dist.all_reduce(message)
         total, self._counts = message[0], message[1:]
-        total = total + self._sum_of_squares(whole)
-        return total.sqrt().to((sharded or whole)[0].dtype)
-
-    def _sum_of_squares(self, tensors: list[Tensor]) -> Tensor:
-        if not tensors:
-            return torch.zeros((), dtype=torch.float64, device=self.device)
-        return torch.stack(torch._foreach_norm(tensors)).to(self.device).double().square().sum()
+        total = total + sum_of_squares(whole, self.device)
+        return total.sqrt().to((sharded or whole)[0].dtype.to_real())
 
     def reshard(self) -> None:
         """Shard again what an evaluation has gathered; without a backward pass torch does not."""

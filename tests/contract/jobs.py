@@ -12,6 +12,7 @@ import torch
 from loopkit.errors import LoopkitWarning
 from loopkit.strategies.dtensor import full_tensor
 from tests.contract.tasks import TASKS
+from tests.metric_tasks import Wrapped
 from tests.support import Recorder, digest, quiet
 
 # Plans that split the layers of the tests' tasks over ranks.
@@ -110,6 +111,19 @@ def evaluate(
     """Evaluate an untrained task."""
     torch.manual_seed(0)
     return quiet(strategy=make(strategy), **options).evaluate(TASKS[task](**(task_args or {})))
+
+
+def wrapped(strategy: Any, *calls: tuple[int, int, bool]) -> list[dict[str, float]]:
+    """Measure by every wrapper of torchmetrics.
+
+    Args:
+        calls: for each, the number of samples, the size of a batch, and whether it is a test.
+    """
+    found = []
+    for count, batch_size, tests in calls:
+        task, fit = Wrapped(count), quiet(strategy=make(strategy), batch_size=batch_size)
+        found.append(fit.test(task, task.eval_data()) if tests else fit.evaluate(task))
+    return found
 
 
 def predict(

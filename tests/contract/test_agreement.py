@@ -49,7 +49,7 @@ def test_ranks_with_one_value_are_listed_together(pool):
 
 
 @pytest.mark.parametrize("what", ["sharded", "device", "sets", "objects", "hooks", "loggers"])
-def test_some_things_may_differ_by_rank(pair, what):
+def test_some_things_may_be_other_by_rank(pair, what):
     assert pair.call(agreement_jobs.allowed, what) == ["finished", "finished"]
 
 

@@ -17,6 +17,7 @@ from loopkit.cli.args.yaml_io import load
 from loopkit.errors import nearest
 from loopkit.events import Hook, Subscription
 from loopkit.fit.setup import LOOPS
+from loopkit.foreign_values import OBJECTS, answer
 from loopkit.loggers.base import Logger
 from loopkit.strategies.base import Strategy
 from loopkit.strategies.tensor_parallel import TensorParallel
@@ -99,9 +100,10 @@ def find_class(base: type, name: str) -> Any:
         raise LookupError(f"several classes are called {name}: give one of {', '.join(found)}")
     if found:
         return found.popitem()[1]
-    hint = nearest(name, [cls.__name__ for cls in known])
+    foreign = answer(OBJECTS, name)
+    hint = f"{foreign}." if foreign else f".{nearest(name, [cls.__name__ for cls in known])}"
     raise LookupError(
-        f"there is no class {name!r}.{hint} Give package.module.Class, or the short name of one"
+        f"there is no class {name!r}{hint} Give package.module.Class, or the short name of one"
     )
 
 

@@ -196,7 +196,9 @@ class DeepSpeed(ModuleStrategy):
         Under stage 3 the engine makes every call, because it gathers the parameters.
         """
         method = super().step_fn(name)
-        if self.stage != 3 and (self._engine is None or name in ("eval_step", "predict_step")):
+        if self.stage != 3 and (
+            self._engine is None or name in ("eval_step", "test_step", "predict_step")
+        ):
             return method
         if self._engine is None:
             self._start_engine(None)
