@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loopkit.data.micro_batches import MicroBatches
+from loopkit.distributed.gather import dummy_batch
 from loopkit.errors import TaskError
 from loopkit.loops.loss_weighting import LossWeighting
 from loopkit.rng import at_step, mix
@@ -100,10 +101,11 @@ class StepLoop:
             logged: list[Logged] = []
             outer, collector.values = collector.values, logged
             try:
-                if context is None:
+                within = context if batches.sizes[index] else dummy_batch(context)
+                if within is None:
                     returned = step_fn(batch)
                 else:
-                    with context:
+                    with within:
                         returned = step_fn(batch)
             finally:
                 collector.values = outer
