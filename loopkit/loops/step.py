@@ -14,6 +14,7 @@ from torch import Tensor
 from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import TaskError
 from loopkit.loops.loss_weighting import LossWeighting
+from loopkit.metrics.kept import without_updates
 from loopkit.rng import at_step, mix
 from loopkit.run import Progress, Run
 from loopkit.task import Logged, Task, name_of
@@ -95,20 +96,21 @@ class StepLoop:
                 strategy.set_seed(at_step(seed, progress.step, index * dp.size + dp.rank))
             if combined:
                 strategy.set_gradient_sync(index == len(batches) - 1)
+            size = batches.sizes[index]
+            call = step_fn if size else without_updates(run.task, step_fn)
             began = perf_counter()
             # As `with collector as logged`, without its two calls in every step.
             logged: list[Logged] = []
             outer, collector.values = collector.values, logged
             try:
                 if context is None:
-                    returned = step_fn(batch)
+                    returned = call(batch)
                 else:
                     with context:
-                        returned = step_fn(batch)
+                        returned = call(batch)
             finally:
                 collector.values = outer
             loss, weight, out = read_step(returned, run.task, method)
-            size = batches.sizes[index]
             if combined or weight is not None:
                 weighting = weighting or self._weighting(run, batches, method, combined)
                 loss = weighting.scaled(loss, weight, size)
