@@ -9,6 +9,8 @@ from loopkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from loopkit.data.loader import Loader
+    from loopkit.distributed.environment import is_rank_zero
+    from loopkit.distributed.rank_zero import rank_zero_first, rank_zero_only
     from loopkit.events import Hook
     from loopkit.fit.fit import Fit
     from loopkit.loops import ClosureStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
 __all__ = [
     "DDP", "FSDP", "Checkpoint", "ClosureStep", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook",
     "Loader", "PredictLoop", "Progress", "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
-    "TensorParallel",
+    "TensorParallel", "is_rank_zero", "rank_zero_first", "rank_zero_only",
 ]  # fmt: skip
 
 # Imported when first asked for: `import loopkit` and `loopkit --help` do without torch.
 _HOMES = {
     "loopkit.data.loader": ("Loader",),
+    "loopkit.distributed.environment": ("is_rank_zero",),
+    "loopkit.distributed.rank_zero": ("rank_zero_first", "rank_zero_only"),
     "loopkit.events": ("Hook",),
     "loopkit.fit.fit": ("Fit",),
     "loopkit.loops": ("ClosureStep", "EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),

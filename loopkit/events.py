@@ -217,10 +217,15 @@ class _LoggingTask:
     @staticmethod
     def _collecting(task: Any, method: Callable[..., None]) -> Callable[..., None]:
         def emit(run: Run, *args: Any) -> None:
-            with task.log_collector as logged:
+            collector = task.log_collector
+            earlier, collector.media = collector.media, {}
+            with collector as logged:
                 method(run, *args)
             for name, value, reduce in logged:
                 run.accumulator.add(name, value, reduce=reduce)
+            for media in collector.take_media():
+                run.loggers.log_media(media, run.progress.step)
+            collector.media = earlier  # of the task's steps: the next row shows them
 
         return emit
 

@@ -168,6 +168,7 @@ OBJECTS: Mapping[str, str] = {
     "Seq2SeqTrainingArguments": "loopkit.Fit", "Accelerator": "loopkit.Fit", "Fabric": "loopkit.Fit",
     "LightningModule": "loopkit.Task", "LightningDataModule": "train_data and eval_data of a Task",
     "DataModule": "train_data and eval_data of a Task", "DataLoader": "loopkit.Loader",
+    "CombinedLoader": "loopkit.data.CombinedLoader",
     "Callback": "loopkit.Hook", "TrainerCallback": "loopkit.Hook",
     "EarlyStopping": "loopkit.hooks.EarlyStop", "EarlyStoppingCallback": "loopkit.hooks.EarlyStop",
     "ModelCheckpoint": _CHECKPOINT, "LearningRateMonitor": "loopkit.hooks.LRMonitor",

@@ -16,6 +16,7 @@ from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
 from loopkit.loggers.base import Loggers
+from loopkit.loggers.media import LogsMedia, Media
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.options import Options
 from loopkit.strategies.base import Strategy
@@ -216,12 +217,13 @@ class Outcome:
 
 
 @dataclass
-class Run:
+class Run(LogsMedia):
     """Everything alive during one run. Loops and hooks get it as an argument; nothing stores it.
 
     Attributes:
         task, strategy, options: what the user gave, and the strategy that the options name.
-        length: how long the run is, as far as it is known.
+        length: how long the run is, as far as it is known: ``length.steps``,
+            ``length.steps_per_epoch`` and ``length.epochs``, each None where it is not known.
         triggers: which action is due at which step.
         coordinator: exchanges requests with the other ranks.
         events: the listeners of each event.
@@ -278,6 +280,16 @@ class Run:
         if self.loader is None:
             raise RuntimeError("this run has no training data: it only evaluates or predicts")
         return self.loader
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among all that train together; 0 logs and writes files."""
+        return self.strategy.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train together."""
+        return self.strategy.world_size
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -351,6 +363,23 @@ class Run:
         if self.events.log is not None:
             self.events.log(self, values)
         self.loggers.log(values, self.progress.step)
+        if self.task.log_collector.media:
+            for media in self.task.log_collector.take_media():
+                self._log_media(media)
+
+    def _log_media(self, media: Media) -> None:
+        """Give an image and so on to the loggers, at the current step."""
+        self.loggers.log_media(media, self.progress.step)
+
+    def logger(self, name: str) -> Any:
+        """Return the logger called ``name``; ``run.logger("tensorboard").experiment`` is its own object.
+
+        On other ranks than rank 0, all that is called on it does nothing.
+
+        Raises:
+            OptionError: the run has no such logger.
+        """
+        return self.loggers.named(name)
 
     def log_now(self) -> dict[str, float]:
         """Publish the means since the last log, the learning rates, and the epoch as a number.

@@ -14,6 +14,7 @@ from typing_extensions import Self
 import loopkit.checkpoint
 from loopkit import hparams, module_state
 from loopkit.errors import CheckpointError, LoopkitWarning, OptionError, TaskError
+from loopkit.loggers.media import LogsMedia, Media
 
 Reduce = Literal["mean", "sum", "max", "min", "last"]
 REDUCTIONS = ("mean", "sum", "max", "min", "last")
@@ -33,6 +34,7 @@ class LogCollector:
     def __init__(self) -> None:
         self.values: list[Logged] | None = None
         self._outer: list[list[Logged] | None] = []
+        self.media: dict[str, Media] = {}
 
     def __enter__(self) -> list[Logged]:
         self._outer.append(self.values)
@@ -48,8 +50,18 @@ class LogCollector:
             detached = value.detach() if isinstance(value, Tensor) else value
             self.values.append((name, detached, reduce))
 
+    def add_media(self, media: Media) -> None:
+        """Collect the latest value of each name; drop it where no loop collects."""
+        if self.values is not None:
+            self.media[media.name] = media.kept()
 
-class Task(nn.Module):
+    def take_media(self) -> list[Media]:
+        """Return what was collected, and forget it."""
+        taken, self.media = self.media, {}
+        return list(taken.values())
+
+
+class Task(LogsMedia, nn.Module):
     """A module that defines how it is trained: its steps, metrics, optimizers and data.
 
     A task never sees the engine: ``task.train_step(batch)`` can be called and tested alone. Layers
@@ -134,6 +146,9 @@ class Task(nn.Module):
         Each is a spec of ``loopkit.optim``, a torch optimizer, or a pair of a torch optimizer and
         a torch scheduler. A dict around the scheduler, as Lightning has it, says when it is
         stepped: ``(optimizer, {"scheduler": scheduler, "interval": "epoch"})``.
+
+        A method that takes an argument, ``def optimizers(self, run)``, gets the run, for
+        ``run.length.steps``, ``run.length.steps_per_epoch`` and ``run.world_size``.
         """
         raise TaskError(
             f"{type(self).__name__} has no optimizers: define optimizers(self), such as "
@@ -187,6 +202,13 @@ class Task(nn.Module):
                 f"log({name!r}, reduce={reduce!r}): give one of {', '.join(REDUCTIONS)}"
             )
         self.log_collector.add(name, value, reduce)
+
+    def _log_media(self, media: Media) -> None:
+        """Log an image and so on from within a step or an event of this task, as ``log`` does.
+
+        The next log shows the latest value of each name.
+        """
+        self.log_collector.add_media(media)
 
     def checkpoint_files(self) -> Mapping[str, bytes]:
         """Return further small files for checkpoints and exports, by name."""

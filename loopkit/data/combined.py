@@ -11,6 +11,7 @@ from loopkit.data.indexed import IndexedSource
 from loopkit.data.parts import IndexedTrack, Part, Slot, StreamTrack
 from loopkit.data.sampler import WorkItem
 from loopkit.data.stream import StreamSource
+from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
 
 Mode = Literal["max_size_cycle", "min_size", "max_size", "sequential"]
@@ -94,12 +95,21 @@ class CombinedSource:
         self._restored: dict[str, Any] = {}
         self._state: dict[str, Any] | None = None
 
-    def samples_at_once(self) -> int | None:
-        """Return the samples of one batch of each source on every rank; None if not known."""
+    def samples_at_once(self) -> int:
+        """Return the samples of one batch of each source on all ranks.
+
+        Raises:
+            OptionError: the number is not known.
+        """
         sources = [part.source for part in self._parts.values()]
         sizes = [s.stride() for s in sources if isinstance(s, IndexedSource)]
-        known = len(sizes) == len(sources) and self.mode in ("min_size", "max_size_cycle")
-        return sum(sizes) * self.num_replicas if known else None
+        if len(sizes) < len(sources) or self.mode not in ("min_size", "max_size_cycle"):
+            raise OptionError(
+                "global_batch_size needs the number of samples that all devices take at once, and "
+                "that of several data sets is known for Datasets and Loaders alone, in the modes "
+                "min_size and max_size_cycle: give accumulate="
+            )
+        return sum(sizes) * self.num_replicas
 
     def promised(self) -> int | None:
         """Return the position at the end of an epoch, by the lengths of the sources."""

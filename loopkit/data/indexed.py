@@ -136,6 +136,10 @@ class IndexedSource:
         """Return by how much one micro-batch on every rank moves the position."""
         return self.sharding.stride
 
+    def samples_at_once(self) -> int:
+        """Return the samples of one micro-batch on all ranks."""
+        return self.sharding.stride
+
     def end(self) -> int:
         """Return the position at the end of an epoch, in samples."""
         return self.sharding.end

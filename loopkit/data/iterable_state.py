@@ -87,11 +87,13 @@ class IterableState:
         """Return the iterator of a pass that continues from the iterable's own state."""
         restored, self._restored = self._restored, {}
         assert self.stateful is not None
+        if restored.get("ended"):
+            # The pass has no more batches. The next one begins with this state.
+            self._restored = {"own": restored["own"], "exhausted": True}
+            return iter(())
         self.stateful.load_state_dict(restored["own"])
         self._streams, self._states = restored.get("streams"), restored.get("generators", [])
-        self.exhausted = restored.get("ended", False)
-        if self.exhausted:
-            return iter(())
+        self.exhausted = False
         with rng.preserved():  # a DataLoader draws a seed for its workers
             return iter(self.batches)
 
@@ -139,8 +141,8 @@ class IterableState:
 
     def after_pass(self) -> dict[str, Any] | None:
         """Return what the next pass needs; None for nothing."""
-        kept: dict[str, Any] = {}
-        if self.stateful is not None:
+        kept: dict[str, Any] = dict(self._restored)
+        if self.stateful is not None and not kept:
             kept |= {"own": copy.deepcopy(self.stateful.state_dict()), "exhausted": self.exhausted}
         if self._generators:
             kept["generators"] = [generator.get_state() for generator in self._generators]

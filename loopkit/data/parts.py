@@ -94,7 +94,8 @@ class StreamTrack:
 
     def open(self, epoch: int, again: int, position: int, saved: Any) -> Iterator[Slot]:
         """Yield the slots of one pass from a position, in batches."""
-        self.source.load_state(saved)
+        if saved is not None:
+            self.source.load_state(saved)
         items = self.source.open(epoch, position, again)
         return (Slot(size, end, batch) for batch, size, _, end in items)
 

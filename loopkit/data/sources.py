@@ -9,10 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    default_collate,
+)
 
 from loopkit import rng
 from loopkit.data.batches import SampleCounter
+from loopkit.data.collate import StreamCollate
 from loopkit.data.combined import CombinedLoader, CombinedSource
 from loopkit.data.indexed import IndexedSource
 from loopkit.data.loader import OUT_OF_ORDER, Loader, dataset_length
@@ -73,21 +80,23 @@ def open_source(data: Any, config: DataConfig, what: str) -> Source:
     if isinstance(data, DataLoader) and ordered and has_plain_order(data):
         logger.debug("%s: the DataLoader has a plain order, so its data set is read instead", what)
         data = _from_dataloader(data)
-    sharded = isinstance(data, Loader) and data.sharded
+    sharded = _is_sharded(data, config, what)
     if sharded and config.tensor_parallel:
         raise DataError(
-            f"{what} returned a Loader(sharded=True), where each rank has its own samples, but "
+            f"{what} returned data of which each rank has its own samples (sharded), but "
             "the ranks of a tensor-parallel group train on the same ones: leave sharded out"
         )
     if isinstance(data, (IterableDataset, Loader)) or is_map_style(data):
         loader = data if isinstance(data, Loader) else Loader(data)
         if not isinstance(loader.dataset, IterableDataset):
             return _open_indexed(loader, config, what)
+        size = loader.batch_size or config.batch_size
+        collate, name = loader.collate_fn or default_collate, type(loader.dataset).__name__
         data = DataLoader(
             loader.dataset,
-            batch_size=loader.batch_size or config.batch_size,
+            batch_size=size,
             drop_last=loader.drop_last,
-            collate_fn=loader.collate_fn,
+            collate_fn=StreamCollate(collate, name, size),
             **loader.worker_options(),
         )
     return _open_stream(data, config, what, sharded=sharded)
@@ -119,6 +128,30 @@ def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> 
     if source.batches_per_epoch() == 0:
         raise DataError(f"{what} returned {kind} without a batch: there is nothing to read")
     return source
+
+
+def _is_sharded(data: Any, config: DataConfig, what: str) -> bool:
+    """Return whether each rank gets samples of its own from the data.
+
+    Raises:
+        DataError: a sampler deals the samples out to other ranks than there are.
+    """
+    if not isinstance(data, DataLoader):
+        return isinstance(data, Loader) and data.sharded
+    batches = data.batch_sampler
+    for sampler in (batches, data.sampler, getattr(batches, "sampler", None)):
+        ranks = getattr(sampler, "num_replicas", 1)
+        if not isinstance(ranks, int) or ranks == 1:
+            continue
+        rank = getattr(sampler, "rank", None)
+        if (ranks, rank) != (config.num_replicas, config.rank):
+            raise DataError(
+                f"{what} returned a DataLoader with a {type(sampler).__name__} for rank {rank} of "
+                f"{ranks}, and this is rank {config.rank} of {config.num_replicas}: make it for "
+                "this rank, or leave the ranks to loopkit"
+            )
+        return True
+    return False
 
 
 def _combined(data: Any, what: str) -> CombinedLoader | None:
@@ -161,17 +194,17 @@ def _open_combined(data: CombinedLoader, config: DataConfig, what: str) -> Combi
                 "a Dataset, such as TensorDataset; if its values are data sets, wrap each in a "
                 "Loader"
             )
+        if config.num_replicas > 1 and _is_sharded(part, config, where):
+            raise DataError(
+                f"{where} gives each rank samples of its own (sharded): "
+                "beside other data sets, give one that all ranks read alike"
+            )
         # Two sets of the same length must not get the same order.
         seed = rng.mix(config.seed, number)
         alone = replace(config, seed=seed, rank=0, num_replicas=1, limit=None)
         source = open_source(part, alone, where)
         if isinstance(source, CombinedSource):
             raise DataError(f"{where} holds several data sets itself: give them side by side")
-        if isinstance(part, Loader) and part.sharded and config.num_replicas > 1:
-            raise DataError(
-                f"{where} is a Loader(sharded=True), which gives each rank samples of its own: "
-                "beside other data sets, give one that all ranks read alike"
-            )
         if isinstance(source, StreamSource) and source.keeps_streams:
             raise DataError(
                 f"{where} is read with torch's random streams, which it would share with the data "

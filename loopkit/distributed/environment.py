@@ -34,8 +34,11 @@ class RankInfo:
 
 
 def is_rank_zero(env: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this process prints results: it is rank 0, or it runs alone."""
-    return env.get("RANK", "0") == "0"
+    """Return whether this process prints results and writes files: it is rank 0, or it runs alone."""
+    if "RANK" in env:
+        return env["RANK"] == "0"
+    info = find_rank_info(env)
+    return info is None or info.rank == 0
 
 
 def find_rank_info(env: Mapping[str, str] = os.environ) -> RankInfo | None:

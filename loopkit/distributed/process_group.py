@@ -8,6 +8,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def init_process_group(
     excepthook = sys.excepthook
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=HashStore() if rank_info is None else _connect(rank_info, limit),
+        store=HashStore() if rank_info is None else rank_store(rank_info, limit),
         rank=rank,
         world_size=size,
         timeout=limit,
@@ -93,18 +94,34 @@ def init_process_group(
     return ProcessGroupCommunicator()
 
 
-def _connect(rank_info: RankInfo, limit: timedelta) -> Any:
-    """Return the store where the ranks meet; rank 0 holds it unless the launcher does."""
-    store = TCPStore(
-        rank_info.host,
-        rank_info.port,
-        world_size=None if rank_info.hosted else rank_info.size,
-        is_master=not rank_info.hosted and rank_info.rank == 0,
-        timeout=limit,
-        wait_for_workers=False,
-    )
+def rank_store(rank_info: RankInfo, limit: timedelta) -> Any:
+    """Return the store where the ranks meet; rank 0 holds it unless the launcher does.
+
+    Args:
+        limit: how long to wait for the store, and for a key in it.
+    """
+    connected = _connected(rank_info)
+    if not connected:
+        connected.append(
+            TCPStore(
+                rank_info.host,
+                rank_info.port,
+                world_size=None if rank_info.hosted else rank_info.size,
+                is_master=not rank_info.hosted and rank_info.rank == 0,
+                timeout=limit,
+                wait_for_workers=False,
+            )
+        )
     # A store that outlives an attempt still holds the addresses of its dead processes.
-    return PrefixStore(f"loopkit/{rank_info.attempt}", store)
+    store = PrefixStore(f"loopkit/{rank_info.attempt}", connected[0])
+    store.set_timeout(limit)
+    return store
+
+
+@lru_cache
+def _connected(rank_info: RankInfo) -> list[Any]:
+    """Return the list that keeps the store of this process: rank 0 can hold only one at a time."""
+    return []
 
 
 def _destroy_process_group() -> None:

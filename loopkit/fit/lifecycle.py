@@ -183,7 +183,8 @@ def _open_loggers(run: Run) -> None:
         "hparams": dict(run.task.hparams),
         "options": run.options.to_dict(),
     }
-    run.loggers = Loggers(build_loggers(run.options.loggers) if run.strategy.rank == 0 else ())
+    silent = run.strategy.rank != 0
+    run.loggers = Loggers(() if silent else build_loggers(run.options.loggers), silent=silent)
     run.loggers.open(run.run_dir, run.progress.step, about)
     for each in run.loggers:
         run.record.history = list(getattr(each, "rows", [])) or run.record.history

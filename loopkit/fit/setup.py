@@ -15,14 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from loopkit import rng
-from loopkit.data.combined import CombinedSource
-from loopkit.data.indexed import IndexedSource
 from loopkit.data.micro_batches import MicroBatchLoader
 from loopkit.data.sources import DataConfig, Source, is_source, open_source
+from loopkit.data.stream import StreamSource
 from loopkit.data.transfer import group_transfer_fn
 from loopkit.durations import RunLength
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
+from loopkit.fit.agreement import check_start, check_training
 from loopkit.fit.length import build_triggers, run_length
 from loopkit.fit.strategy_setup import build_strategy
 from loopkit.fit.task_checks import check_task
@@ -65,6 +65,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
             "loopkit.Task"
         )
     check_task(task)
+    task.log_collector.take_media()  # of an evaluation or prediction, which has no loggers
     hooks = [*options.hooks, *listeners]
     return Run(
         task=task,
@@ -80,8 +81,16 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
     )
 
 
-def open_strategy(run: Run) -> None:
-    """Set up the strategy's processes and device, and give it the task."""
+def open_strategy(run: Run, what: str = "evaluate or predict") -> None:
+    """Set up the strategy's processes and device, and give it the task.
+
+    Args:
+        run: the run.
+        what: what the run is to do, which all ranks must do alike.
+
+    Raises:
+        OptionError: the ranks were started differently.
+    """
     task, options, strategy = run.task, run.options, run.strategy
     strategy.setup_environment(
         ComputeSettings(
@@ -96,6 +105,7 @@ def open_strategy(run: Run) -> None:
             global_batch_size=options.global_batch_size,
         )
     )
+    check_start(run, what)
     rng.seed_all(options.seed, strategy.device)
     with strategy.init_context():
         configure(task)
@@ -115,15 +125,16 @@ def prepare_training(run: Run) -> None:
         DataError: there is no data to train on.
     """
     options, task = run.options, run.task
-    open_strategy(run)
+    open_strategy(run, "train")
     strategy = run.strategy
     run.loader = open_train_loader(task, options, strategy)
     run.length = run_length(options, run.loader, run.progress)
     run.eval_data = open_eval_data(task, options, strategy)
-    run.optimizers, run.schedules = build_optimizers(task, run.length)
+    run.optimizers, run.schedules = build_optimizers(run)
     run.requires_grad = {name: p.requires_grad for name, p in task.named_parameters()}
     check_monitors(run)
     check_closures(run)
+    check_training(run)
     if not strategy.exposes_gradients:
         refuse_gradient_listeners([task, *run.hooks], strategy)
     strategy.setup_optimizers(run.optimizers)
@@ -268,10 +279,8 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
     accumulate = options.accumulate
     if options.global_batch_size is not None:
         at_once = options.batch_size * strategy.dp.size
-        if isinstance(source, IndexedSource):
-            at_once = source.stride()
-        elif isinstance(source, CombinedSource):
-            at_once = _samples_at_once(source)
+        if not isinstance(source, StreamSource):
+            at_once = source.samples_at_once()
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
             raise OptionError(
@@ -284,17 +293,6 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
         strategy.device, strategy.settings.precision.storage, prefetch=prefetch
     )
     return MicroBatchLoader(source, accumulate, to_device)
-
-
-def _samples_at_once(source: CombinedSource) -> int:
-    samples = source.samples_at_once()
-    if samples is None:
-        raise OptionError(
-            "global_batch_size needs the number of samples that all devices take at once, and that "
-            "of several data sets is known for Datasets and Loaders alone, in the modes min_size "
-            "and max_size_cycle: give accumulate="
-        )
-    return samples
 
 
 def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str, Source]:

@@ -118,10 +118,10 @@ def build_strategy(options: Options) -> Strategy:
     if isinstance(name, TensorParallel):
         return FSDP(options.accelerator, tensor=name)
     if name not in _NAMES:
-        hint = nearest(str(name), _NAMES)
+        hint = nearest(str(name), (*_NAMES, "TensorParallel"))
         raise OptionError(
-            f"strategy={name!r} is not known: give one of {', '.join(map(repr, _NAMES))} or a "
-            f"Strategy object.{hint}"
+            f"strategy={name!r} is not known: give one of {', '.join(map(repr, _NAMES))}, or a "
+            f"Strategy or TensorParallel object.{hint}"
         )
     if name == "auto":
         rank_info = find_rank_info()

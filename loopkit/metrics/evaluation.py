@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loopkit.distributed.communicator import Communicator
 from loopkit.errors import MetricError, TaskError
-from loopkit.metrics.accumulator import Gather, MetricAccumulator
+from loopkit.metrics.accumulator import Gather, MetricAccumulator, as_float
 from loopkit.metrics.inputs import named_metrics
 from loopkit.metrics.outputs import BatchOutput, check_outputs, join_outputs, on_cpu
 from loopkit.metrics.sync import (
@@ -176,7 +176,7 @@ class Evaluation:
         arrays: dict[str, Any] = {}
         for name, value in found.items():
             if isinstance(value, (int, float)):
-                scalars[prefix + name] = _as_float(prefix + name, value)
+                scalars[prefix + name] = as_float(value)
             else:
                 arrays[prefix + name] = value
         return scalars, arrays
@@ -203,13 +203,6 @@ def _detached(value: Any) -> Any:
 def _named_values(computed: Any, name: str) -> dict[str, Any]:
     """Return computed values by full name: single numbers as floats, others as they are."""
     return {key: _as_number(value) for key, value in named_leaves(computed, name)}
-
-
-def _as_float(name: str, value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise MetricError(f"{name} is larger than the largest number that can be logged") from error
 
 
 def is_scalar(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from loopkit import Checkpoint
@@ -41,7 +43,15 @@ def test_resume_from_every_step_is_identical(pair, tmp_path, strategy, task, sto
 
 @pytest.mark.parametrize(
     ("kind", "rng"),
-    [("list", "counter"), ("stream", "counter"), ("sharded", "counter"), ("dataset", "stream")],
+    [
+        ("list", "counter"),
+        ("stream", "counter"),
+        ("sharded", "counter"),
+        ("stateful", "counter"),
+        ("objects", "counter"),
+        ("combined", "counter"),
+        ("dataset", "stream"),
+    ],
 )
 def test_resume_is_identical_on_every_kind_of_data(pair, tmp_path, kind, rng):
     options = {**OPTIONS, "batch_size": 8, "steps": 8, "task_args": {"kind": kind}, "rng": rng}
@@ -84,6 +94,29 @@ def test_a_run_resumes_over_another_number_of_ranks(pair, tmp_path, strategy, ta
         )
         rest = jobs.train("single", task, run_dir=tmp_path / f"down-{stop}", **options)
         assert (rest["digest"], rest["rows"]) == (whole["digest"], whole["rows"])
+
+
+@pytest.mark.parametrize("kind", ["dataset", "list", "stateful", "combined"])
+def test_passes_stay_passes_over_another_number_of_ranks(pair, tmp_path, kind):
+    options = {"epochs": 2, "eval_every": "never", "checkpoint": SAVE, "resume": "auto"}
+    options |= {"batch_size": 4, "task": "kinds", "task_args": {"kind": kind, "count": 44}}
+
+    def train(ranks: int, name: str, **how: Any) -> Any:
+        how = {**options, **how, "run_dir": tmp_path / name}
+        if ranks == 1:
+            return jobs.train("single", **how)["progress"]
+        return pair.call(jobs.train, "ddp", **how)[0]["progress"]
+
+    whole = train(1, "whole")
+    for before, after in ((1, 2), (2, 1)):
+        for stop in (2, 4):
+            train(before, f"{before}-{stop}", stop_at=stop)
+            rest = train(after, f"{before}-{stop}")
+            assert (rest["epoch"], rest["samples"]) == (2, whole["samples"])
+    train(1, "smaller", stop_at=2)
+    if kind == "dataset":
+        rest = train(2, "smaller", batch_size=3)
+        assert (rest["epoch"], rest["samples"]) == (2, whole["samples"])
 
 
 def test_a_save_in_the_background_is_reported_on_all_ranks(pair, tmp_path):

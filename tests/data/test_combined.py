@@ -29,21 +29,22 @@ class Lines(IterableDataset):
 
 
 class Stateful(Lines):
-    """Continues where its state says."""
+    """Continues where its state says, and begins each pass at another sample."""
 
-    at = 0
+    at = passes = 0
 
     def __iter__(self) -> Any:
-        while self.at < self.end - self.first:
+        count = self.end - self.first
+        while self.at < count:
             self.at += 1
-            yield (torch.tensor(self.first + self.at - 1),)
-        self.at = 0
+            yield (torch.tensor(self.first + (self.at + self.passes) % count),)
+        self.at, self.passes = 0, self.passes + 1
 
     def state_dict(self) -> Any:
-        return {"at": self.at}
+        return {"at": self.at, "passes": self.passes}
 
     def load_state_dict(self, state: Any) -> None:
-        self.at = state["at"]
+        self.at, self.passes = state["at"], state["passes"]
 
 
 KINDS = {
@@ -82,6 +83,8 @@ def test_the_longest_is_read_once_and_the_shorter_is_started_again(small, large)
         batches = read(opened, epoch)
         assert len(batches) == 7
         assert sorted(column(batches, "l")) == list(range(10, 31))
+        if small == "stateful" and epoch:
+            continue  # it reads on where the epoch before has left it
         passes = column(batches, "s")
         assert sorted(passes[:5]) == sorted(passes[5:10]) == list(range(5))
         if small in ("loader", "workers", "dataloader"):
@@ -287,7 +290,9 @@ def test_what_cannot_be_read_side_by_side_is_refused(data, text):
 
 def test_more_refusals_and_modes():
     sharded = {"a": points(4), "b": Loader(Lines(0, 4), sharded=True)}
-    with pytest.raises(DataError, match=r"data\['b'\] is a Loader\(sharded=True\)"):
+    with pytest.raises(
+        DataError, match=r"data\['b'\] gives each rank samples of its own \(sharded\)"
+    ):
         source(sharded, 0, 2)
     with pytest.raises(DataError, match=r"pass rng='counter', or give a Loader"):
         source({"a": points(4), "b": DataLoader(points(4))}, seeded=False)

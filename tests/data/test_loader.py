@@ -18,7 +18,7 @@ from loopkit.data import Padded, mixed
 from loopkit.data.indexed import IndexedSource
 from loopkit.data.sampler import Sharding, permutation
 from loopkit.data.sources import DataConfig, open_source
-from loopkit.errors import DataError, OptionError
+from loopkit.errors import DataError, LoopkitWarning, OptionError
 from tests.support import Noisy, Tiny, digest, points, quiet
 
 
@@ -311,6 +311,70 @@ def test_a_sample_that_fits_no_batch_is_named(how, text, workers):
     assert "no batch could be made of the samples 4, 5, 6, 7 of Faulty in epoch 0" in str(
         caught.value
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("None", "sample 3 of them is None, where sample 0"),
+        ("key", "sample 3 of them has the keys x,"),
+    ],
+)
+def test_a_streamed_sample_that_fits_no_batch_is_named_by_its_place(how, text, workers):
+    class Streamed(IterableDataset):
+        def __iter__(self) -> Any:
+            return (Faulty(how)[index] for index in range(12))
+
+    with pytest.raises(DataError, match=text) as caught:
+        list(source(Loader(Streamed(), num_workers=workers)).open(0, 0))
+    assert "no batch could be made of 4 samples in a row of Streamed." in str(caught.value)
+
+
+class Halves(torch.utils.data.DistributedSampler):
+    """A sampler of a user's own that knows the ranks."""
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_sampler_that_deals_to_ranks_itself_loses_no_sample(batched):
+    def read(rank: int, of: int, ranks: int = 2) -> list[list[int]]:
+        sampler: Any = Halves(numbered(24), ranks, rank, shuffle=False)
+        how: Any = {"sampler": sampler, "batch_size": 4}
+        if batched:
+            how = {"batch_sampler": torch.utils.data.BatchSampler(sampler, 4, False)}
+        return ids(DataLoader(numbered(24), **how), rank=rank, num_replicas=of)
+
+    seen = [i for rank in range(2) for batch in read(rank, 2) for i in batch]
+    assert sorted(seen) == list(range(24))
+    with pytest.raises(DataError, match="a Halves for rank 0 of 2, and this is rank 0 of 1: make"):
+        read(0, 1)
+    assert len(read(0, 1, ranks=1)) == 6
+
+
+class Batched(IterableDataset):
+    """Yields batches of its own, or samples that are long."""
+
+    def __init__(self, rows: int, one: bool = False) -> None:
+        self.rows, self.one = rows, one
+
+    def __iter__(self) -> Any:
+        x = torch.ones(self.rows, 8)
+        return iter([x if self.one else (x, x[:, 0].long())] * 8)
+
+
+def test_batches_that_would_be_batched_again_are_reported():
+    with pytest.warns(
+        LoopkitWarning, match=r"Batched yields tensors .* DataLoader\(dataset, batch_s"
+    ):
+        list(source(Batched(4)).open(0, 0))
+    kept = list(source(DataLoader(Batched(4), batch_size=None)).open(0, 0))
+    assert [(len(batch[0]), size) for batch, size, *_ in kept] == [(4, 4)] * 8
+
+
+@pytest.mark.parametrize("data", [Batched(5), Batched(4, one=True)])
+def test_samples_are_batched_without_a_word(data, recwarn):
+    assert [size for _, size, *_ in source(data).open(0, 0)] == [4, 4]
+    assert not [w for w in recwarn if w.category is LoopkitWarning]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

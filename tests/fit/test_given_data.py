@@ -73,11 +73,11 @@ def test_a_dataloader_of_the_task_is_looked_at_too():
 
 
 def test_data_with_a_collate_function_of_its_own_and_batches_keep_theirs():
-    def first(samples: list[Any]) -> Any:
-        return Padded()(samples[:1])
+    def ones(samples: list[Any]) -> Any:
+        return {"attention_mask": torch.ones(len(samples), 1, dtype=torch.long)}
 
     task = Pads("eval_data")
-    for data in (Loader(ROWS, 4, collate_fn=first), DataLoader(ROWS, 4, collate_fn=first)):
-        assert quiet().predict(task, data=data).tolist() == [3, 7]
+    for data in (Loader(ROWS, 4, collate_fn=ones), DataLoader(ROWS, 4, collate_fn=ones)):
+        assert quiet().predict(task, data=data).tolist() == [1] * 8
     batches = (Padded()(ROWS[:2]), Padded()(ROWS[2:]))
     assert len(quiet().predict(task, data=batches)) == 8

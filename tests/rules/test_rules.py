@@ -53,6 +53,7 @@ LAYERS = (
         "console",
         "loops",
         "fit.length",
+        "fit.agreement",
         "fit.state",
         "fit.checkpointer",
         "fit.signals",

@@ -20,9 +20,12 @@ from loopkit.fit.setup import LOOPS
 from loopkit.foreign_values import OBJECTS, answer
 from loopkit.loggers.base import Logger
 from loopkit.strategies.base import Strategy
+from loopkit.strategies.tensor_parallel import TensorParallel
 
 BASES: dict[str, type] = {"hooks": Hook, "loggers": Logger, "strategy": Strategy, **LOOPS}
 PACKAGES = {Hook: "loopkit.hooks", Logger: "loopkit.loggers", Strategy: "loopkit.strategies"}
+# Classes that are accepted though they are not derived from the base.
+ALSO: dict[type, tuple[type, ...]] = {Strategy: (TensorParallel,)}
 _PATH = re.compile(r"[^\W\d]\w*([.:][^\W\d]\w*)*")
 
 
@@ -134,7 +137,7 @@ def derived_classes(base: type) -> list[type]:
             with suppress(ImportError):  # it needs an extra that is not installed
                 importlib.import_module(module.name)
     found: list[type] = []
-    rest = [base]
+    rest = [base, *ALSO.get(base, ())]
     while rest:
         found.append(rest.pop(0))
         below: list[type] = type.__subclasses__(found[-1])
