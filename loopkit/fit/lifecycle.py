@@ -30,6 +30,7 @@ from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
 from loopkit.loops.epoch import evaluate, row_of_its_own
+from loopkit.loops.monitors import warn_of_no_best, warn_of_unlogged
 from loopkit.optim.groups import no_gradient_outside
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options
@@ -140,6 +141,8 @@ def finish(run: Run) -> None:
     for optimizer in schedule_free_optimizers(run.optimizers.values()):
         optimizer.eval()
     if checkpointer is not None:
+        warn_of_unlogged(run)
+        warn_of_no_best(run)
         best = checkpointer.best(run)
         if run.record.best:
             run.record.best["checkpoint"] = best
@@ -147,7 +150,7 @@ def finish(run: Run) -> None:
             snapshot = load_snapshot(best, checkpointer.store)
             prepare_model_load(run, snapshot, best)()
             logger.info("loaded the best weights, of %s", best)
-    with row_of_its_own(run):
+    with row_of_its_own(run, decides=False):
         if run.events.fit_end is not None:
             run.events.fit_end(run)
     logger.info("%s at step %d %s", run.outcome.status, run.progress.step, run.outcome.reason)

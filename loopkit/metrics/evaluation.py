@@ -20,6 +20,7 @@ from loopkit.metrics.sync import (
     interleave_ranks,
     is_mergeable,
     merge,
+    own_state,
     start_again,
     to_float64,
 )
@@ -165,7 +166,8 @@ class Evaluation:
             if isinstance(metric, ReplayedMetric):
                 computed = metric.compute(gather)
             else:
-                computed = metric.compute()
+                with own_state(metric):
+                    computed = metric.compute()
             found |= _named_values(computed, name)
         if self._keeps_outputs:
             gathered = self._communicator.gather_object(self._outputs)
