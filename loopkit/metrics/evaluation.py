@@ -159,7 +159,7 @@ class Evaluation:
             MetricError: ``compute_metrics`` did not return a mapping.
         """
         gather = self._communicator.all_gather_object
-        found: dict[str, Any] = self._means_of_scalars(gather) | self._means.take(gather)
+        found: dict[str, Any] = self._means.take(gather) | self._means_of_scalars(gather)
         for _, name, metric, _ in self._metrics:
             if self._communicator.size > 1 and not isinstance(metric, ReplayedMetric):
                 merge(metric, gather)

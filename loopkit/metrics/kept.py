@@ -121,5 +121,5 @@ def _merge(metric: Any, states: list[Any]) -> dict[str, Any]:
 
 def _addable() -> tuple[Any, ...]:
     """Return torchmetrics' reductions that give the same, whatever the shares of the ranks are."""
-    data = sys.modules["torchmetrics.utilities.data"]
+    data = sys.modules["torchmetrics"].utilities.data
     return (data.dim_zero_sum, data.dim_zero_cat, data.dim_zero_max, data.dim_zero_min)
