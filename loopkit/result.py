@@ -100,9 +100,9 @@ class Result:
                 "this run saved no checkpoint to export: run with checkpoint=True"
             )
 
-        def write() -> Path:
-            return export_model(checkpoint, Path(directory))
+        def write() -> str:
+            return str(export_model(checkpoint, Path(directory)))
 
         if self._ranks == 1:
-            return write()
-        return once(f"export({str(directory)!r})", write, _PATIENCE)
+            return Path(write())
+        return Path(once(f"export({str(directory)!r})", write, _PATIENCE))

@@ -2,58 +2,62 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from loopkit.errors import HungError
+from loopkit import errors
+from loopkit.distributed.rank_zero import shared_store
 
-T = TypeVar("T")
 _calls: Counter[str] = Counter()
 
 
-def once(key: str, function: Callable[[], T], timeout: timedelta) -> T:
+def once(key: str, function: Callable[[], str], timeout: timedelta) -> str:
     """Return what ``function`` returns on rank 0, or raise on every rank what it raises there.
 
-    Rank 0 waits for no other rank, so it may also be the only one that calls. The ranks are told
-    apart by the default process group; without one, the function is called here.
+    Rank 0 waits for no other rank, so it may also be the only one that calls. Without a default
+    process group of several ranks, the function is called here.
 
     Args:
         key: the name of the call. The n-th call of a name on one rank meets the n-th on rank 0.
-        function: returns a value, or raises an exception, that can be pickled.
         timeout: how long another rank waits for rank 0.
 
     Raises:
-        HungError: rank 0 did not make the call in that time.
+        HungError: rank 0 did not make the call in that time, or its process has ended.
+        LoopkitError: the function failed on rank 0 with an error that is not loopkit's.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return function()
-    store: Any = dist.distributed_c10d._get_default_store()
+    store = shared_store("once", timeout.total_seconds())
     _calls[key] += 1
-    name = f"loopkit/once/{key}/{_calls[key]}"
-    if dist.get_rank():
+    name = f"{key}/{_calls[key]}"
+    if dist.get_rank() == 0:
         try:
-            store.wait([name], timeout)
-        except RuntimeError as error:
-            raise HungError(
-                f"rank {dist.get_rank()} waited {timeout} for rank 0 to do {key}: call it on rank "
-                "0 too, or on rank 0 alone"
-            ) from error
-        value, failure = pickle.loads(store.get(name))
-    else:
-        value, failure = _outcome(function)
-        store.set(name, pickle.dumps((value, failure)))
-    if failure is not None:
-        raise failure
-    return value  # type: ignore[no-any-return]
-
-
-def _outcome(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
+            returned = function()
+        except Exception as error:
+            store.set(name, json.dumps({"error": type(error).__name__, "message": str(error)}))
+            raise
+        store.set(name, json.dumps({"returned": returned}))
+        return returned
     try:
-        return function(), None
-    except Exception as error:
-        return None, error
+        store.wait([name], timeout)
+        outcome = json.loads(store.get(name))
+    except RuntimeError as error:
+        raise errors.HungError(
+            f"rank {dist.get_rank()} waited for rank 0 to do {key}, which did not do it within "
+            f"{timeout}, or has ended: call it on rank 0 too, or on rank 0 alone"
+        ) from error
+    if "error" in outcome:
+        raise _rebuilt(key, outcome["error"], outcome["message"])
+    return str(outcome["returned"])
+
+
+def _rebuilt(key: str, name: str, message: str) -> errors.LoopkitError:
+    """Return rank 0's error, if its class is one of loopkit's, or a LoopkitError that quotes it."""
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, errors.LoopkitError):
+        return kind(message)
+    return errors.LoopkitError(f"{key} failed on rank 0: {name}: {message}")

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from loopkit.checks import checked_number
-from loopkit.distributed.environment import RankInfo, find_rank_info, is_rank_zero
+from loopkit.distributed.environment import find_rank_info, is_rank_zero
 from loopkit.distributed.process_group import rank_store
 from loopkit.errors import HungError, LoopkitError
 
@@ -62,7 +62,7 @@ def rank_zero_first(*, local: bool = False, timeout: float = 3600.0) -> Iterator
         yield
         return
     first = info.rank - info.local_rank if local and info is not None else 0
-    store = _store(info, timeout)
+    store = shared_store("rank_zero_first", timeout)
     # The same call has the same number on each rank.
     number = store.add(f"calls/{first}/{rank}", 1)
     key = f"done/{first}/{number}"
@@ -106,8 +106,14 @@ def _rank() -> int:
     return info.rank if info is not None else int(not is_rank_zero())
 
 
-def _store(info: RankInfo | None, timeout: float) -> Any:
+def shared_store(name: str, timeout: float) -> Any:
+    """Return the store of all ranks, where keys begin with ``name``.
+
+    Args:
+        timeout: seconds to wait for the store, and for a key in it.
+    """
+    info = find_rank_info()
     if info is not None:
-        return PrefixStore("rank_zero_first", rank_store(info, timedelta(seconds=timeout)))
+        return PrefixStore(name, rank_store(info, timedelta(seconds=timeout)))
     # The script has made the process group without a launcher's environment.
-    return PrefixStore("rank_zero_first", dist.distributed_c10d._get_default_store())
+    return PrefixStore(name, dist.distributed_c10d._get_default_store())

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from loopkit.checkpoint.format import dump_json, load_json
 from loopkit.errors import CheckpointError, DataError, LoopkitWarning, TaskError
-from loopkit.interop.checks import check_precision, check_quantised, generated
 from loopkit.interop.columns import (
     SelectColumns,
     accepted_columns,
@@ -27,6 +26,7 @@ from loopkit.interop.columns import (
     with_collate,
 )
 from loopkit.interop.labels import Labels, label_columns
+from loopkit.interop.model_checks import check_precision, check_quantised, generated
 from loopkit.interop.pretrained_files import build_model, build_tokenizer, pretrained_files
 from loopkit.interop.state_dict_names import StateDictNames
 from loopkit.keywords import checks_keywords

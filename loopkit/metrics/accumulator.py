@@ -57,6 +57,10 @@ class MetricAccumulator:
             self._pending.pop(name, None)
             self._fetched.pop(name, None)
 
+    def names(self) -> set[str]:
+        """Return the names of the values collected since the last log."""
+        return {*self._pending, *self._fetched}
+
     def __len__(self) -> int:
         return len(self._pending) + len(self._fetched)
 

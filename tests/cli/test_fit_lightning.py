@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
-from loopkit.cli.main import main  # noqa: E402
+from loopkit.cli.main import main
 
 FILE = '''
 import lightning.pytorch as pl
@@ -34,7 +34,7 @@ class Line(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
 '''
-DATA = '''
+DATA = """
 
 class Points(pl.LightningDataModule):
     def setup(self, stage):
@@ -44,14 +44,17 @@ class Points(pl.LightningDataModule):
         return DataLoader(self.data, 4)
 
     val_dataloader = train_dataloader
-'''
+"""
 
 
 def test_a_module_with_its_data_module_trains_and_evaluates(tmp_path, capsys):
     file, run = tmp_path / "line.py", str(tmp_path / "run")
     file.write_text(FILE + DATA)
     options = ["--accelerator", "cpu", "--width", "3"]
-    assert main(["fit", str(file), "--epochs", "4", "--run-dir", run, "--progress", "false", *options]) == 0
+    assert (
+        main(["fit", str(file), "--epochs", "4", "--run-dir", run, "--progress", "false", *options])
+        == 0
+    )
     capsys.readouterr()
     assert main(["evaluate", f"{file}:Line", "--checkpoint", run, *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -56,7 +56,9 @@ class Logging(Bare):
 
 def test_values_have_lightnings_names_and_meaning(tmp_path):
     result = fit(tmp_path, epochs=1, log_every="2 steps").run(LightningTask(Logging()))
-    assert result.history[1]["both_step"] == result.history[1]["last"] == 1.0  # the step's own value
+    assert (
+        result.history[1]["both_step"] == result.history[1]["last"] == 1.0
+    )  # the step's own value
     metrics = result.metrics
     assert metrics["both_epoch"] == pytest.approx((16 * 0 + 16 * 1 + 8 * 2) / 40)
     assert metrics["largest"] == 2.0
@@ -228,7 +230,7 @@ def test_other_objects_callbacks_options_and_states_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="on_save_checkpoint"):
         fit(tmp_path / "c", checkpoint=True).run(LightningTask(saved))
     asks = subclass(on_train_start=lambda self: self.trainer.fit_loop)
-    with pytest.raises(AttributeError, match="has no 'fit_loop': it has .*current_epoch"):
+    with pytest.raises(AttributeError, match=r"has no 'fit_loop': it has .*current_epoch"):
         fit(tmp_path / "d").run(LightningTask(asks))
 
 
