@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from loopkit.data.micro_batches import MicroBatches
 from loopkit.data.sources import Source
-from loopkit.interop.lightning.state import adapter_state
+from loopkit.interop.lightning.resume_state import adapter_state
 from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
 from loopkit.loops.evaluate import evaluation_mode, seeded_batches
 from loopkit.rng import at_step

@@ -20,7 +20,7 @@ from loopkit.interop.lightning.loops import (
     LightningStep,
 )
 from loopkit.interop.lightning.optimizers import LightningSchedulers, parse_optimizers
-from loopkit.interop.lightning.state import adapter_state, check_saveable, restore
+from loopkit.interop.lightning.resume_state import adapter_state, check_saveable, restore
 from loopkit.interop.lightning.trainer import TrainerView
 from loopkit.keywords import checks_keywords
 from loopkit.run import Run
