@@ -24,6 +24,7 @@ COMMANDS = {
     "fit": ("fit", "train a task"),
     "evaluate": ("evaluate", "measure a task on its evaluation data"),
     "predict": ("predict", "write a task's predictions"),
+    "eject": ("eject.eject", "write the plain PyTorch script of a run"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
     "report": ("report", "show what a run did, from its files"),
     "bench": ("bench.bench", "measure a task's time and memory, by precision or over a grid"),
