@@ -62,6 +62,7 @@ def reading_context(
         "order": order,
         "reading": _call(passed, columns, context),
         "batch_size": loader.batch_size or options.batch_size,
+        "all_batches": _all_batches(loader, dataset, options, world),
         "length": _length(loader, dataset, options, world),
         "announces": hasattr(loader.dataset, "set_epoch"),
         "world": world,
@@ -97,15 +98,25 @@ def _lengths_key(loader: Loader) -> str | None:
     return literal("input_ids" if wanted is True else wanted)
 
 
+def _all_batches(loader: Loader, dataset: str, options: Options, world: str) -> str | None:
+    """Return how many batches an epoch has without a limit, where a fraction limits it."""
+    if options.overfit is not None or not isinstance(options.limit_train, float):
+        return None
+    batch = f"(BATCH_SIZE{world})" if world else "BATCH_SIZE"
+    return f"math.ceil({_samples(loader, dataset)} / {batch})"
+
+
+def _samples(loader: Loader, dataset: str) -> str:
+    drawn = loader.weights is not None and loader.length is not None
+    return repr(loader.length) if drawn else f"len({dataset})"
+
+
 def _length(loader: Loader, dataset: str, options: Options, world: str) -> str:
     """Return the samples of an epoch as an expression."""
-    length = f"len({dataset})"
-    if loader.weights is not None and loader.length is not None:
-        length = repr(loader.length)
+    length = _samples(loader, dataset)
     limit = options.overfit or options.limit_train
     if limit is None:
         return length
     batch = f"BATCH_SIZE{world}"
-    if isinstance(limit, int):
-        return f"min({length}, {limit} * {batch})"
-    return f"min({length}, max(1, int(math.ceil({length} / ({batch})) * {limit!r})) * {batch})"
+    count = limit if isinstance(limit, int) else f"max(1, int(batches * {limit!r}))"
+    return f"min({length}, {count} * {batch})"

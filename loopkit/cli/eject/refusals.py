@@ -96,6 +96,12 @@ def _check_strategy(strategy: Any) -> None:
 
 
 def _check_task(options: Options, task: Task) -> None:
+    for kind in type(task).__mro__[: type(task).__mro__.index(Task)]:
+        if kind.__module__.startswith("loopkit."):
+            raise refuse(
+                f"{name_of(task)}, which derives from loopkit's {kind.__name__}",
+                "derive it from Task, with its own train_step and train_data",
+            )
     own = task.loops()
     for name in LOOPS:
         loop = getattr(options, name) or own.get(name)

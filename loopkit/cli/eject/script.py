@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -40,15 +41,19 @@ _OFFERED = (
 
 def render(name: str, context: Mapping[str, Any]) -> str:
     """Return a piece of the script from its template."""
-    environment = Environment(
+    template = _environment().get_template(f"{name}.py.jinja")
+    return template.render(fold=fold, **context).strip("\n")
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("loopkit.cli.eject"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
         autoescape=False,
     )
-    template = environment.get_template(f"{name}.py.jinja")
-    return template.render(fold=fold, **context).strip("\n")
 
 
 def join(

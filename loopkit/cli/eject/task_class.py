@@ -28,7 +28,7 @@ class TaskClasses:
         keeps_optimizers: whether ``optimizers`` makes torch's own optimizer.
 
     Raises:
-        OptionError: a base is not a class of the user.
+        OptionError: a class is not at the top of its file.
     """
 
     def __init__(self, task: type[Task], modules: SourceModules, *, keeps_optimizers: bool) -> None:
@@ -36,11 +36,6 @@ class TaskClasses:
         for kind in task.__mro__[: task.__mro__.index(Task)]:
             if not issubclass(kind, Task):
                 continue  # a base beside Task is carried over as any class
-            if kind.__module__.startswith("loopkit."):
-                raise refuse(
-                    f"{task.__name__}, which derives from loopkit's {kind.__name__}",
-                    "derive it from Task, with its own train_step and train_data",
-                )
             source = modules.of(kind.__module__)
             node = source.definitions.get(kind.__name__, [None])[-1]
             if not isinstance(node, ast.ClassDef):

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from loopkit import Task
 from loopkit.data import Loader, Padded
 from loopkit.errors import DataError
-from loopkit.optim import SGD, AdamW, ParamGroup, cosine, linear
+from loopkit.optim import SGD, AdamW, ParamGroup, cosine, linear, reduce_on_plateau
+from loopkit.rng import mix
 
 CLASSES = 3
 NAMES = ["a", "b"]
@@ -150,3 +151,55 @@ class Own(Classes):
     def optimizers(self):
         optimizer = torch.optim.NAdam(self.net.parameters(), lr=self.rate)
         return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+
+
+class Several(Classes):
+    """Has two optimizers."""
+
+    def optimizers(self):
+        return {"a": SGD(lr=0.1, params="weight"), "b": SGD(lr=0.1, params="bias")}
+
+
+class Plateau(Classes):
+    """Its rate follows a metric."""
+
+    def optimizers(self):
+        return SGD(lr=0.1, schedule=reduce_on_plateau())
+
+
+class Streamed(Classes):
+    """Its data is a list of batches."""
+
+    def train_data(self):
+        return [make_points(8)]
+
+
+class Listening(Classes):
+    """Listens to an event that weights may depend on."""
+
+    def on_step_end(self, run, out):
+        pass
+
+
+class Recalls(Classes):
+    """Reads its own arguments."""
+
+    def train_step(self, batch):
+        return super().train_step(batch) * self.hparams["rate"]
+
+
+class Borrows(Classes):
+    """Computes with a function of loopkit."""
+
+    def train_data(self):
+        return TensorDataset(*make_points(100 + mix(0) % 2))
+
+
+SEED = 3
+
+
+class Named(Classes):
+    """Uses a name that the script has too."""
+
+    def train_data(self):
+        return TensorDataset(*make_points(100 + SEED))
