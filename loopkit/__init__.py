@@ -9,9 +9,12 @@ from loopkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from loopkit.data.loader import Loader
+    from loopkit.distributed.environment import is_rank_zero
+    from loopkit.distributed.gather import all_gather
+    from loopkit.distributed.rank_zero import rank_zero_first, rank_zero_only
     from loopkit.events import Hook
     from loopkit.fit.fit import Fit
-    from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
+    from loopkit.loops import ClosureStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
     from loopkit.options import Checkpoint
     from loopkit.result import Result
     from loopkit.run import Progress, Run
@@ -25,17 +28,20 @@ if TYPE_CHECKING:
     from loopkit.task import Task
 
 __all__ = [
-    "DDP", "FSDP", "Checkpoint", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook", "Loader",
-    "PredictLoop", "Progress", "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
-    "TensorParallel",
+    "DDP", "FSDP", "Checkpoint", "ClosureStep", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook",
+    "Loader", "PredictLoop", "Progress", "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
+    "TensorParallel", "all_gather", "is_rank_zero", "rank_zero_first", "rank_zero_only",
 ]  # fmt: skip
 
 # Imported when first asked for: `import loopkit` and `loopkit --help` do without torch.
 _HOMES = {
     "loopkit.data.loader": ("Loader",),
+    "loopkit.distributed.environment": ("is_rank_zero",),
+    "loopkit.distributed.gather": ("all_gather",),
+    "loopkit.distributed.rank_zero": ("rank_zero_first", "rank_zero_only"),
     "loopkit.events": ("Hook",),
     "loopkit.fit.fit": ("Fit",),
-    "loopkit.loops": ("EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),
+    "loopkit.loops": ("ClosureStep", "EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),
     "loopkit.options": ("Checkpoint",),
     "loopkit.result": ("Result",),
     "loopkit.run": ("Progress", "Run"),
@@ -61,7 +67,9 @@ def __getattr__(name: str) -> Any:
         if name in names:
             value = globals()[name] = getattr(importlib.import_module(home), name)
             return value
-    raise AttributeError(f"module 'loopkit' has no attribute {name!r}")
+    from loopkit.foreign_values import missing_attribute
+
+    raise missing_attribute("loopkit", name)
 
 
 def __dir__() -> list[str]:

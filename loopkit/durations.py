@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -40,6 +40,7 @@ class RunLength:
         seconds: the time limit; None without one.
         max_steps: the limit of optimizer steps that the user gave; None without one.
         offset: how many more steps were taken so far than ``steps_per_epoch`` says.
+        epoch: completed passes over the data. Lengths that differ in it alone are equal.
     """
 
     steps_per_epoch: int | None = None
@@ -48,6 +49,14 @@ class RunLength:
     seconds: float | None = None
     max_steps: int | None = None
     offset: int = 0
+    epoch: int = field(default=0, compare=False)
+
+    def whole_epochs(self) -> int | None:
+        """Return the passes of the whole run, the last one perhaps cut; None if not known."""
+        found = [] if self.epochs is None else [math.ceil(self.epochs)]
+        if self.steps is not None and self.steps_per_epoch:
+            found.append(math.ceil((self.steps - self.offset) / self.steps_per_epoch))
+        return min(found) if found else None
 
     def finished(self, epoch: int, step: int) -> bool:
         """Return whether a run with this many completed passes and steps is at its end."""

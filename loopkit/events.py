@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from loopkit import foreign_values
 from loopkit.durations import Cadence, Duration
 from loopkit.errors import OptionError, nearest
 
@@ -151,7 +152,7 @@ class Subscription(Hook):
         name = event.removeprefix("on_")
         if name not in EVENTS:
             raise OptionError(
-                f"there is no event {event!r}.{nearest(name, EVENTS)} Events: {', '.join(EVENTS)}"
+                f"there is no event {event!r}{_meant(name, EVENTS)} Events: {', '.join(EVENTS)}"
             )
         self.event = name
         self.function = function
@@ -161,7 +162,7 @@ class Subscription(Hook):
 
     def _filtered(self, run: Run, *rest: Any) -> None:
         assert self._every is not None
-        if self._cadence is None or self._cadence.length is not run.length:
+        if self._cadence is None or self._cadence.length != run.length:
             self._cadence = Cadence(self._every, run.length, "every", by_steps=True)
         epoch_ended = run.progress.epoch if run.progress.step_in_epoch == 0 else None
         if self._cadence.is_due(run.progress.step, run.seconds(), epoch_ended):
@@ -216,10 +217,15 @@ class _LoggingTask:
     @staticmethod
     def _collecting(task: Any, method: Callable[..., None]) -> Callable[..., None]:
         def emit(run: Run, *args: Any) -> None:
-            with task.log_collector as logged:
+            collector = task.log_collector
+            earlier, collector.media = collector.media, {}
+            with collector as logged:
                 method(run, *args)
             for name, value, reduce in logged:
                 run.accumulator.add(name, value, reduce=reduce)
+            for media in collector.take_media():
+                run.loggers.log_media(media, run.progress.step)
+            collector.media = earlier  # of the task's steps: the next row shows them
 
         return emit
 
@@ -238,12 +244,16 @@ def listens(listener: object, event: str) -> bool:
     )
 
 
+def _meant(name: str, known: Iterable[str]) -> str:
+    foreign = foreign_values.answer(foreign_values.EVENTS, f"on_{name.removeprefix('on_')}")
+    return f"{foreign}." if foreign else f".{nearest(name, known)}"
+
+
 def _refuse_unknown_events(listener: object) -> None:
     known = {f"on_{event}" for event in EVENTS}
     for name in dir(type(listener)):
         if name.startswith("on_") and name not in known:
             where = f"{type(listener).__name__}.{name}"
             raise OptionError(
-                f"{where} is no event.{nearest(name, known)} Other methods need another name than "
-                f"on_*"
+                f"{where} is no event{_meant(name, known)} Other methods need another name than on_*"
             )

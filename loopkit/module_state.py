@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,21 @@ def differences(module: nn.Module, own: Mapping[str, Any], saved: Mapping[str, A
             wrong.append(f"{name} has shape {saved_shape}, the task's has {shape}")
     more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
     return "; ".join(wrong[:6]) + more
+
+
+def changed_requires_grad(
+    module: nn.Module, before: Mapping[str, bool], ignored: Container[str]
+) -> dict[str, bool]:
+    """Return ``requires_grad`` of each parameter where it is not as ``before``, by name.
+
+    Args:
+        ignored: the names of parameters to leave out.
+    """
+    return {
+        name: parameter.requires_grad
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad != before.get(name, True) and name not in ignored
+    }
 
 
 def _keepers(module: nn.Module) -> Iterator[tuple[str, Any]]:

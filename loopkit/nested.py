@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 
 def map_instances(kind: type[Any], function: Callable[[Any], Any], value: Any) -> Any:
@@ -16,6 +17,8 @@ def map_instances(kind: type[Any], function: Callable[[Any], Any], value: Any) -
     """
     if isinstance(value, kind):
         return function(value)
+    if isinstance(value, PackedSequence):
+        return _map_packed(kind, function, value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_instances(kind, function, part) for part in value))
     if isinstance(value, (list, tuple)):
@@ -27,6 +30,13 @@ def map_instances(kind: type[Any], function: Callable[[Any], Any], value: Any) -
         parts = {key: map_instances(kind, function, part) for key, part in value.items()}
         return type(value)(parts)  # type: ignore[call-arg]
     return value
+
+
+def _map_packed(kind: type[Any], function: Callable[[Any], Any], value: PackedSequence) -> Any:
+    # torch needs the batch sizes as they are, on the CPU.
+    data, sizes, *indices = value
+    mapped = (map_instances(kind, function, part) for part in indices)
+    return type(value)(map_instances(kind, function, data), sizes, *mapped)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -61,61 +71,6 @@ def named_leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, part in value.items():
         yield from named_leaves(part, f"{name}/{key}" if name else str(key))
-
-
-def concatenate(parts: list[Any], tensors: Callable[[list[Tensor]], Any]) -> Any:
-    """Return the outputs of several batches as one.
-
-    Dicts and tuples keep their form, lists are chained, other values stay a list of one per batch.
-
-    Args:
-        parts: at least one output; all have the same structure.
-        tensors: concatenates the tensors at one place of the structure.
-    """
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return tensors(parts)
-    if isinstance(first, Mapping):
-        return {key: concatenate([part[key] for part in parts], tensors) for key in first}
-    if isinstance(first, tuple):
-        joined = [concatenate(list(column), tensors) for column in zip(*parts)]
-        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
-    if isinstance(first, list):
-        return [item for part in parts for item in part]
-    return parts
-
-
-def first_tensor(batch: Any) -> Tensor | None:
-    """Return the first tensor with a leading dimension, depth first; None without one.
-
-    Called for every batch of a stream: a recursion of its own takes a third of ``leaves``' time.
-    """
-    if isinstance(batch, Tensor):
-        return batch if batch.ndim else None
-    if isinstance(batch, Mapping):
-        batch = batch.values()
-    elif not isinstance(batch, (list, tuple)):
-        return None
-    for part in batch:
-        found = first_tensor(part)
-        if found is not None:
-            return found
-    return None
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of samples in a batch.
-
-    That is the leading dimension of the first tensor, else the length of the batch or of its first
-    value, else 1.
-    """
-    first = batch[0] if isinstance(batch, (list, tuple)) and batch else None
-    tensor = first if isinstance(first, Tensor) and first.ndim else first_tensor(batch)
-    if tensor is not None:
-        return tensor.shape[0]
-    if isinstance(batch, Mapping):
-        batch = next(iter(batch.values()), ())
-    return len(batch) if isinstance(batch, (list, tuple)) else 1
 
 
 def token_count(batch: Any) -> int:

@@ -12,6 +12,7 @@ from loopkit.devices import ACCELERATORS
 from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
+from loopkit.foreign_values import answer_value
 from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
 from loopkit.loggers.registry import check_loggers
@@ -189,6 +190,11 @@ class Options:
     predict: Any = field(default=None)
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            answer = "" if value == option.default else answer_value(option.name, value)
+            if answer:
+                raise OptionError(f"{option.name}={value!r}{answer}")
         parse_precision(self.precision)
         parse_activation_checkpointing(self.activation_checkpointing)
         if self.device_map is not None:

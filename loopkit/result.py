@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from loopkit.checkpoint.tools import export_model
 from loopkit.console.summary import result_summary
+from loopkit.distributed.once import once
 from loopkit.errors import CheckpointError
 from loopkit.run import Progress, Run
+
+_PATIENCE = timedelta(minutes=30)
 
 
 @dataclass
@@ -32,6 +36,8 @@ class Result:
             backward), "update", "framework" (everything outside the user's code, the data and the
             optimizer) and "step", their sum.
         progress: all counters of the run.
+        loaded: the checkpoint whose weights the task has after ``Checkpoint(load_best=True)``; None
+            if it has those of the last step.
     """
 
     status: str
@@ -45,11 +51,14 @@ class Result:
     run_dir: Path | None
     timings: dict[str, float]
     progress: Progress = field(repr=False, default_factory=Progress)
+    loaded: Path | None = field(repr=False, default=None)
+    _ranks: int = field(repr=False, default=1)
 
     @classmethod
     def of(cls, run: Run) -> Result:
         """Return the result of a run that has ended."""
         record, checkpointer = run.record, run.checkpointer
+        loads_best = checkpointer is not None and checkpointer.settings.load_best
         return cls(
             status=run.outcome.status,
             reason=run.outcome.reason,
@@ -62,6 +71,8 @@ class Result:
             run_dir=run.run_dir,
             timings=record.timings.per_step(),
             progress=run.progress,
+            loaded=record.best.get("checkpoint") if loads_best else None,
+            _ranks=run.strategy.world_size,
         )
 
     def summary(self) -> str:
@@ -69,7 +80,11 @@ class Result:
         return result_summary(self)
 
     def export(self, directory: str | Path) -> Path:
-        """Write the newest checkpoint's weights as ``model.safetensors`` into a new directory.
+        """Write weights as ``model.safetensors`` into a new directory.
+
+        These are the weights of the newest checkpoint, or those of the best one if the run loaded
+        them (``Checkpoint(load_best=True)``). On several ranks, rank 0 writes, and every rank that
+        calls this waits for it.
 
         Returns:
             The directory.
@@ -77,9 +92,17 @@ class Result:
         Raises:
             CheckpointError: nothing was saved, or the checkpoint cannot be trusted.
             OptionError: the directory is not empty.
+            HungError: rank 0 does not call this.
         """
-        if self.checkpoint is None:
+        checkpoint = self.loaded or self.checkpoint
+        if checkpoint is None:
             raise CheckpointError(
                 "this run saved no checkpoint to export: run with checkpoint=True"
             )
-        return export_model(self.checkpoint, Path(directory))
+
+        def write() -> str:
+            return str(export_model(checkpoint, Path(directory)))
+
+        if self._ranks == 1:
+            return Path(write())
+        return Path(once(f"export({str(directory)!r})", write, _PATIENCE))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -89,3 +90,13 @@ def set_state(state: dict[str, Any], device: torch.device | None = None) -> None
         torch.cuda.set_rng_state(state["cuda"], device)
     if "mps" in state and device is not None and device.type == "mps":
         torch.mps.set_rng_state(state["mps"])
+
+
+@contextmanager
+def preserved(device: torch.device | None = None) -> Iterator[None]:
+    """Restore the state of the generators after the block."""
+    state = get_state(device)
+    try:
+        yield
+    finally:
+        set_state(state, device)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim import Optimizer
 
-from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader, Source
+from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader
+from loopkit.data.sources import Source
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError
 from loopkit.events import Events, Hook
 from loopkit.loggers.base import Loggers
+from loopkit.loggers.media import LogsMedia, Media
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.options import Options
 from loopkit.strategies.base import Strategy
@@ -168,17 +170,19 @@ class Record:
         metrics: the latest value of every name that was logged.
         history: one row of values per log and evaluation, each with its "step".
         best: metric, value, step and epoch of the best evaluation; empty before the first.
-        last_eval_step: the step of the last evaluation; -1 before the first.
+        logged_at: the step at which each name was logged last.
         timings: host seconds of the steps.
         resumed_from: the checkpoint that the run was resumed from.
+        warned: what warnings were about, so that each comes once.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
-    last_eval_step: int = -1
+    logged_at: dict[str, int] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
     resumed_from: Path | None = None
+    warned: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -213,12 +217,13 @@ class Outcome:
 
 
 @dataclass
-class Run:
+class Run(LogsMedia):
     """Everything alive during one run. Loops and hooks get it as an argument; nothing stores it.
 
     Attributes:
         task, strategy, options: what the user gave, and the strategy that the options name.
-        length: how long the run is, as far as it is known.
+        length: how long the run is, as far as it is known: ``length.steps``,
+            ``length.steps_per_epoch`` and ``length.epochs``, each None where it is not known.
         triggers: which action is due at which step.
         coordinator: exchanges requests with the other ranks.
         events: the listeners of each event.
@@ -228,6 +233,7 @@ class Run:
         loader: the training data; None in a run that only evaluates or predicts.
         eval_data: the evaluation sets by name; the only one may be called "".
         optimizers, schedules: by name.
+        requires_grad: whether each parameter was to be trained when the optimizers were made.
         checkpointer: saves checkpoints; None where nothing is saved.
         run_dir: the directory of the run; None in a run that only evaluates or predicts.
         seed: the seed under ``rng="counter"``; None under ``rng="stream"``.
@@ -253,6 +259,7 @@ class Run:
     eval_data: Mapping[str, Source] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     schedules: dict[str, BoundSchedule] = field(default_factory=dict)
+    requires_grad: dict[str, bool] = field(default_factory=dict)
     checkpointer: Checkpointer | None = None
     run_dir: Path | None = None
     seed: int | None = None
@@ -273,6 +280,16 @@ class Run:
         if self.loader is None:
             raise RuntimeError("this run has no training data: it only evaluates or predicts")
         return self.loader
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among all that train together; 0 logs and writes files."""
+        return self.strategy.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train together."""
+        return self.strategy.world_size
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -341,13 +358,35 @@ class Run:
     def publish(self, values: Mapping[str, float]) -> None:
         """Give plain numbers to the hooks and loggers, as a row of the current step."""
         self.record.metrics.update(values)
+        self.record.logged_at.update(dict.fromkeys(values, self.progress.step))
         self.record.history.append({**values, "step": self.progress.step})
         if self.events.log is not None:
             self.events.log(self, values)
         self.loggers.log(values, self.progress.step)
+        if self.task.log_collector.media:
+            for media in self.task.log_collector.take_media():
+                self._log_media(media)
 
-    def log_now(self) -> None:
-        """Publish the means since the last log, the learning rates, and the epoch as a number."""
+    def _log_media(self, media: Media) -> None:
+        """Give an image and so on to the loggers, at the current step."""
+        self.loggers.log_media(media, self.progress.step)
+
+    def logger(self, name: str) -> Any:
+        """Return the logger called ``name``; ``run.logger("tensorboard").experiment`` is its own object.
+
+        On other ranks than rank 0, all that is called on it does nothing.
+
+        Raises:
+            OptionError: the run has no such logger.
+        """
+        return self.loggers.named(name)
+
+    def log_now(self) -> dict[str, float]:
+        """Publish the means since the last log, the learning rates, and the epoch as a number.
+
+        Returns:
+            The row.
+        """
         values = self.accumulator.take(self.strategy.dp.all_gather_object)
         rates = {
             f"lr/{name}": optimizer.param_groups[0]["lr"]
@@ -356,6 +395,7 @@ class Run:
         values |= {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
         values["epoch"] = self.epochs_done()
         self.publish(values)
+        return values
 
     def finished(self) -> bool:
         """Return whether the run is at its end: by its length, its time limit or a request."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from typing_extensions import Self
 import loopkit.checkpoint
 from loopkit import hparams, module_state
 from loopkit.errors import CheckpointError, LoopkitWarning, OptionError, TaskError
+from loopkit.loggers.media import LogsMedia, Media
 
 Reduce = Literal["mean", "sum", "max", "min", "last"]
 REDUCTIONS = ("mean", "sum", "max", "min", "last")
@@ -32,6 +34,7 @@ class LogCollector:
     def __init__(self) -> None:
         self.values: list[Logged] | None = None
         self._outer: list[list[Logged] | None] = []
+        self.media: dict[str, Media] = {}
 
     def __enter__(self) -> list[Logged]:
         self._outer.append(self.values)
@@ -47,19 +50,34 @@ class LogCollector:
             detached = value.detach() if isinstance(value, Tensor) else value
             self.values.append((name, detached, reduce))
 
+    def add_media(self, media: Media) -> None:
+        """Collect the latest value of each name; drop it where no loop collects."""
+        if self.values is not None:
+            self.media[media.name] = media.kept()
 
-class Task(nn.Module):
+    def take_media(self) -> list[Media]:
+        """Return what was collected, and forget it."""
+        taken, self.media = self.media, {}
+        return list(taken.values())
+
+
+class Task(LogsMedia, nn.Module):
     """A module that defines how it is trained: its steps, metrics, optimizers and data.
 
     A task never sees the engine: ``task.train_step(batch)`` can be called and tested alone. Layers
     are plain attributes. A task may define any event of ``loopkit.Hook`` as a method
-    (``on_fit_start`` …): it is the first listener of its own run.
+    (``on_fit_start`` …): it is the first listener of its own run. It may define
+    ``count_samples(batch)``, which returns the number of samples in a batch, for data that makes
+    its own batches of a kind whose number of samples cannot be read off.
 
     Attributes:
         hparams: the constructor's arguments by name, with defaults, recorded before ``__init__``.
         log_collector: collects the values that ``log`` is given while a loop calls a step.
+        eval_set: the set that is measured now, as the names of its metrics begin: "eval",
+            "eval/far", "test"; "" while nothing is measured.
     """
 
+    eval_set: str = ""
     hparams: dict[str, Any]
     log_collector: LogCollector
 
@@ -99,6 +117,10 @@ class Task(nn.Module):
             "evaluate it"
         )
 
+    def test_step(self, batch: Any) -> Mapping[str, Any]:
+        """Return the measurements of one batch of a test set; those of ``eval_step`` by default."""
+        return self.eval_step(batch)
+
     def predict_step(self, batch: Any) -> Any:
         """Return the predictions for one batch; ``self(batch)`` unless overridden."""
         return self(batch)
@@ -122,7 +144,11 @@ class Task(nn.Module):
         """Return the optimizer, or a dict of several by name.
 
         Each is a spec of ``loopkit.optim``, a torch optimizer, or a pair of a torch optimizer and
-        a torch scheduler.
+        a torch scheduler. A dict around the scheduler, as Lightning has it, says when it is
+        stepped: ``(optimizer, {"scheduler": scheduler, "interval": "epoch"})``.
+
+        A method that takes an argument, ``def optimizers(self, run)``, gets the run, for
+        ``run.length.steps``, ``run.length.steps_per_epoch`` and ``run.world_size``.
         """
         raise TaskError(
             f"{type(self).__name__} has no optimizers: define optimizers(self), such as "
@@ -149,6 +175,10 @@ class Task(nn.Module):
         """Return the evaluation data, as ``train_data``, or a dict of it by name; None for none."""
         return None
 
+    def test_data(self) -> Any:
+        """Return the data of ``Fit.test``, as ``eval_data``, which training never sees."""
+        return None
+
     def predict_data(self) -> Any:
         """Return the data to predict, as ``train_data``; the evaluation data unless overridden."""
         return self.eval_data()
@@ -172,6 +202,13 @@ class Task(nn.Module):
                 f"log({name!r}, reduce={reduce!r}): give one of {', '.join(REDUCTIONS)}"
             )
         self.log_collector.add(name, value, reduce)
+
+    def _log_media(self, media: Media) -> None:
+        """Log an image and so on from within a step or an event of this task, as ``log`` does.
+
+        The next log shows the latest value of each name.
+        """
+        self.log_collector.add_media(media)
 
     def checkpoint_files(self) -> Mapping[str, bytes]:
         """Return further small files for checkpoints and exports, by name."""
@@ -244,6 +281,22 @@ class Task(nn.Module):
 def overrides(task: Task, method: str) -> bool:
     """Return whether a task defines ``method`` itself, in its class or as an attribute."""
     return getattr(getattr(task, method), "__func__", None) is not getattr(Task, method)
+
+
+def eval_step_of(task: Task) -> str:
+    """Return the name of the step that measures the present set."""
+    testing = task.eval_set.partition("/")[0] == "test"
+    return "test_step" if testing and overrides(task, "test_step") else "eval_step"
+
+
+@contextmanager
+def measured_set(task: Task, name: str) -> Iterator[None]:
+    """Inside, ``task.eval_set`` is ``name``."""
+    before, task.eval_set = task.eval_set, name
+    try:
+        yield
+    finally:
+        task.eval_set = before
 
 
 def name_of(task: nn.Module) -> str:

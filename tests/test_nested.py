@@ -1,16 +1,12 @@
-"""Nested values: containers keep their form, leaves are reached depth first, outputs become one."""
+"""Nested values: containers keep their form, leaves are reached depth first."""
 
 from __future__ import annotations
 
 from collections import UserDict, namedtuple
 
-import pytest
 import torch
 
 from loopkit.nested import (
-    batch_size,
-    concatenate,
-    first_tensor,
     leaves,
     map_instances,
     map_tensors,
@@ -55,30 +51,13 @@ def test_leaves_come_depth_first_with_their_names():
     assert list(named_leaves(7, "eval")) == [("eval", 7)]
 
 
-def test_outputs_of_batches_become_one():
-    parts = [
-        {"preds": torch.tensor([n]), "pair": Pair([n], (torch.tensor([n]),)), "other": n}
-        for n in (1, 2)
-    ]
-    whole = concatenate(parts, torch.cat)
-    assert whole["preds"].tolist() == [1, 2]
-    assert whole["pair"].x == [1, 2]
-    assert whole["pair"].y[0].tolist() == [1, 2]
-    assert whole["other"] == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("batch", "size"),
-    [
-        (torch.ones(3, 2), 3), ((torch.ones(3), torch.ones(4)), 3), ({"a": {"b": torch.ones(5)}}, 5),
-        ([torch.tensor(1.0), torch.ones(2)], 2), (["a", "b"], 2), ({"a": ["x"] * 4}, 4), ({}, 0), ("text", 1), (None, 1),
-    ],
-)  # fmt: skip
-def test_the_size_of_a_batch(batch, size):
-    assert batch_size(batch) == size
-
-
 def test_tokens_are_the_elements_of_input_ids():
     assert token_count({"input_ids": torch.ones(2, 3)}) == 6
     assert token_count({"x": torch.ones(2)}) == token_count((torch.ones(2),)) == 0
-    assert first_tensor([None, {"a": torch.tensor(1.0)}]) is None
+
+
+def test_a_packed_sequence_keeps_its_batch_sizes():
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+    moved = map_tensors(lambda tensor: tensor.to("meta"), packed)
+    assert moved.data.is_meta
+    assert moved.batch_sizes.tolist() == [2, 1, 1]

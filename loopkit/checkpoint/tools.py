@@ -32,6 +32,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTERS = "adapter_config.json"
 ABOUT = "loopkit.json"
 """The file of an export that describes it, in the JSON of :mod:`loopkit.checkpoint.codecs`."""
+ABOUT_TENSORS = "loopkit.safetensors"
+"""The tensors and arrays among what that file describes."""
 
 
 def list_checkpoints(run_dir: Path, store: Store | None = None, deep: bool = False) -> list[Entry]:
@@ -163,9 +165,10 @@ def export_model(checkpoint: Path, out_dir: Path, store: Store | None = None) ->
     """Verify a checkpoint, and write its model alone into a new directory for use anywhere.
 
     The directory gets ``model.safetensors``, the extra files, and ``loopkit.json`` with ``format``,
-    ``step``, ``task`` (the name of the class) and ``hparams`` (the arguments of its constructor).
-    If the extra files are those of adapters, the weights are in ``adapter_model.safetensors``,
-    where peft looks for them.
+    ``step``, ``task`` (the name of the class), ``hparams`` (the arguments of its constructor) and,
+    if a module has it, ``extra_state``. Tensors among these are in ``loopkit.safetensors``. If the
+    extra files are those of adapters, the weights are in ``adapter_model.safetensors``, where peft
+    looks for them; several adapters have a folder each.
 
     Raises:
         OptionError: ``out_dir`` exists and is not empty.
@@ -175,39 +178,51 @@ def export_model(checkpoint: Path, out_dir: Path, store: Store | None = None) ->
     if store.names(out) or (out.exists() and not out.is_dir()):
         raise OptionError(f"{out} exists already; export writes a new directory")
     snapshot = read_checkpoint(store, checkpoint)
-    model = snapshot.tensors.get("model")
-    if not model:
+    if not snapshot.tensors.get("model") and not snapshot.state.get("extra_state"):
         raise CheckpointError(f"{checkpoint} holds no model")
-    about = _about(checkpoint, snapshot)
-    weights = ADAPTER_WEIGHTS if ADAPTERS in snapshot.files else WEIGHTS
-    aliases = safetensors_io.find_aliases(model)
-    stored = {name: tensor for name, tensor in model.items() if name not in aliases}
+    about, values = _about(snapshot)
+    weights = _weight_files(snapshot)
     staging = out.parent / f"{STAGING}{secrets.token_hex(4)}"
     with removed_on_error(store, staging):
         store.mkdir(staging)
-        with store.create(staging / weights) as file:
-            safetensors_io.write_tensors(file, stored, aliases)
         for name, data in {**snapshot.files, ABOUT: about}.items():
             store.write_below(staging, name, data)
+        for name, tensors in {**weights, **({ABOUT_TENSORS: values} if values else {})}.items():
+            aliases = safetensors_io.find_aliases(tensors)
+            stored = {name: tensor for name, tensor in tensors.items() if name not in aliases}
+            with store.create(staging / name) as file:
+                safetensors_io.write_tensors(file, stored, aliases)
         store.sync_dir(staging)
         store.rename(staging, out)
         store.sync_dir(out.parent)
     return out
 
 
-def _about(checkpoint: Path, snapshot: Snapshot) -> bytes:
-    """Return the content of ``loopkit.json``."""
-    task = snapshot.state.get("task", {})
+def _weight_files(snapshot: Snapshot) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the weights by the path of the file that they are written to.
+
+    The weights of one of several adapters have its folder before their names.
+    """
+    folders = [name[: -len(ADAPTERS)] for name in snapshot.files if name.endswith(f"/{ADAPTERS}")]
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in snapshot.tensors.get("model", {}).items():
+        folder = next((each for each in folders if name.startswith(each)), "")
+        file = ADAPTER_WEIGHTS if folder or ADAPTERS in snapshot.files else WEIGHTS
+        found.setdefault(folder + file, {})[name.removeprefix(folder)] = tensor
+    return found or {WEIGHTS: {}}
+
+
+def _about(snapshot: Snapshot) -> tuple[bytes, dict[str, torch.Tensor]]:
+    """Return the content of ``loopkit.json``, and the tensors that it names."""
+    task, extra = snapshot.state.get("task", {}), snapshot.state.get("extra_state")
     about = {
         "format": "loopkit-export",
         "task": task.get("class"),
         "step": snapshot.meta["step"],
         "hparams": task.get("hparams", {}),
     }
+    if extra:
+        about["extra_state"] = extra
     tensors: dict[str, torch.Tensor] = {}
     text = dump_json(codecs.encode(about, "", tensors), sort=False)
-    if tensors:
-        raise CheckpointError(
-            f"{checkpoint}: {min(tensors)} is a tensor, which {ABOUT} cannot hold"
-        )
-    return text
+    return text, tensors

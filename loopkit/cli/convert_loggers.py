@@ -1,14 +1,13 @@
 """The loggers and the upload that a Trainer's arguments ask for, as Python source.
 
-The arguments are report_to, run_name, project, trackio_*, push_to_hub and hub_*.
+The arguments are report_to, logging_dir, run_name, project, trackio_*, push_to_hub and hub_*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from loopkit.cli.trainer_arguments import TrainerArguments
 from loopkit.loggers.registry import FILES, LOGGERS
 
 SERVICES = {
@@ -22,41 +21,62 @@ SERVICES = {
 }
 
 
-def logger_sources(given: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
-    """Return the source of ``loggers``, the imports it needs, and the services without a logger.
+def logger_sources(args: TrainerArguments, notes: dict[str, str]) -> tuple[str, list[str]]:
+    """Return the source of ``loggers`` and the imports it needs.
 
-    All are empty if ``report_to`` is not given, or is "all": then the default of Fit is right.
+    Both are empty if the default of Fit is right.
     """
-    services = given.get("report_to")
-    services = [services] if isinstance(services, str) else list(services or [])
-    if not services or services == ["all"]:
-        return "", [], []
+    services = args["report_to"]
+    services = [services] if isinstance(services, str) else services
+    folder = str(args.peek("logging_dir") or "")
+    # A dump of version 4 has the path that the Trainer makes up.
+    folder = "" if "/runs/" in f"/{folder}" else folder
+    args.use("logging_dir")
+    if services is None or services == ["all"]:
+        if not folder:
+            return "", []
+        services = ["tensorboard"]
     missing = [name for name in services if name not in SERVICES and name != "none"]
-    names = dict.fromkeys(SERVICES[name] for name in services if name in SERVICES)
+    if missing:
+        names = ", ".join(missing)
+        notes["report_to"] = f"there is no logger for {names}: derive one from Logger"
+    wanted = dict.fromkeys(SERVICES[name] for name in services if name in SERVICES)
     sources, imports = [], []
-    for name in ("jsonl", *names):
-        arguments = {"project": given.get("project"), "name": given.get("run_name")}
-        if name == "trackio":
-            arguments["space_id"] = given.get("trackio_space_id")
-            arguments["bucket_id"] = given.get("trackio_bucket_id")
-        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if value)
-        if name in FILES or not shown:
+    for name in ("jsonl", *wanted):
+        shown = _arguments(name, args, folder)
+        if not shown:
             sources.append(repr(name))
             continue
         module, kind = LOGGERS[name]
         sources.append(f"{kind}({shown})")
         imports.append(f"from {module} import {kind}")
-    return f"[{', '.join(sources)}]", imports, missing
+    if folder and "tensorboard" not in wanted:
+        notes["logging_dir"] = "TensorBoardLogger(dir) takes it, and report_to names no tensorboard"
+    return f"[{', '.join(sources)}]", imports
 
 
-def hub_source(given: Mapping[str, Any]) -> str:
+def _arguments(name: str, args: TrainerArguments, folder: str) -> str:
+    """Return the source of a logger's arguments."""
+    if name in FILES:
+        return f"dir={folder!r}" if name == "tensorboard" and folder else ""
+    wanted = {"project": "project", "name": "run_name"}
+    if name == "trackio":
+        wanted |= {"space_id": "trackio_space_id", "bucket_id": "trackio_bucket_id"}
+    return ", ".join(
+        f"{ours}={args[theirs]!r}" for ours, theirs in wanted.items() if args.is_set(theirs)
+    )
+
+
+def hub_source(args: TrainerArguments) -> str:
     """Return the source of the PushToHub hook.
 
     Without ``hub_model_id`` the repository has the name of the output directory.
     """
-    directory = Path(str(given.get("output_dir") or "trainer_output")).absolute().name
-    repo = given.get("hub_model_id") or directory
-    when = str(given.get("hub_strategy") or "every_save").lower().rpartition(".")[2]
-    arguments = {"private": given.get("hub_private_repo"), "revision": given.get("hub_revision")}
+    directory = Path(str(args["output_dir"])).absolute().name
+    repo = args["hub_model_id"] or directory
+    when = str(args["hub_strategy"]).lower().rpartition(".")[2]
+    if args["hub_always_push"] and when in ("every_save", "checkpoint"):
+        when = "all_checkpoints"
+    arguments = {"private": args["hub_private_repo"], "revision": args["hub_revision"]}
     shown = "".join(f", {name}={value!r}" for name, value in arguments.items() if value is not None)
     return f"PushToHub({repo!r}, {when!r}{shown})"

@@ -12,20 +12,30 @@ from loopkit.cli.args.tokens import take_flag
 from loopkit.console.text import columns, number
 from loopkit.distributed.environment import is_rank_zero
 
+OPTIONS = {
+    **CHECKPOINT,
+    "--json": "print the metrics as one JSON object; NaN and infinities are strings",
+}
 EVALUATE = Command(
     "evaluate",
     "Measure a task on its evaluation data and print the metrics.",
-    {
-        **CHECKPOINT,
-        "--json": "print the metrics as one JSON object; NaN and infinities are strings",
-    },
+    OPTIONS,
     hidden=("checkpoint",),
 )
 
 
 def run(argv: Sequence[str]) -> int:
     """Evaluate the target; return the exit code."""
-    request = read_request(EVALUATE, argv)
+    return measure(EVALUATE, argv)
+
+
+def measure(command: Command, argv: Sequence[str]) -> int:
+    """Call the method of ``Fit`` that has the command's name, and print the metrics.
+
+    Returns:
+        The exit code.
+    """
+    request = read_request(command, argv)
     if request is None:
         return 0
     as_json = take_flag(request.tokens, "json")
@@ -35,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         print(values.config, end="")
         return 0
     fit, task = request.build(values)
-    metrics = fit.evaluate(task, checkpoint=checkpoint)
+    metrics = getattr(fit, command.name)(task, checkpoint=checkpoint)
     if is_rank_zero():
         print(json.dumps(to_json(metrics)) if as_json else "\n".join(table(metrics)))
     return 0

@@ -23,6 +23,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "fit": ("fit", "train a task"),
     "evaluate": ("evaluate", "measure a task on its evaluation data"),
+    "test": ("test", "measure a task on its test data"),
     "predict": ("predict", "write a task's predictions"),
     "eject": ("eject.eject", "write the plain PyTorch script of a run"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
@@ -34,7 +35,6 @@ COMMANDS = {
 ALIASES = {
     "train": "fit",
     "eval": "evaluate",
-    "test": "evaluate",
     "validate": "evaluate",
     "infer": "predict",
     "checkpoint": "ckpt",

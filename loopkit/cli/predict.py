@@ -20,7 +20,7 @@ from loopkit.cli.evaluate import to_json
 from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import DiskFullError, OptionError, RunDirError, TaskError, nearest
 from loopkit.files import replacing
-from loopkit.loops.predict import concatenate_outputs
+from loopkit.metrics.outputs import BatchOutput, join_outputs, named_parts
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.EISDIR)
 KINDS = (".jsonl", ".npy", ".npz", ".txt")
@@ -98,12 +98,13 @@ class Arrays(Sink):
     def __init__(self, file: IO[bytes], *, named: bool) -> None:
         self._file = file
         self._named = named
-        self._parts: list[Any] = []
+        self._parts: list[BatchOutput] = []
 
     def write(self, outputs: Any) -> None:
         """Keep the predictions of the batch."""
-        self._parts.append(outputs)
-        self.samples += _count(outputs)
+        size = _count(outputs)
+        self._parts.append(BatchOutput(outputs, size))
+        self.samples += size
 
     def finish(self) -> None:
         """Concatenate the batches and write them; the first dimension is the samples.
@@ -112,7 +113,9 @@ class Arrays(Sink):
             OptionError: the file holds one array and predict_step returns a dict, or the reverse.
             TaskError: the predictions have different shapes.
         """
-        joined = concatenate_outputs(self._parts)
+        joined = join_outputs(self._parts, "predict_step")
+        if not isinstance(joined, tuple):
+            joined = named_parts(joined) or joined
         if isinstance(joined, Mapping) and not self._named:
             raise OptionError("predict_step returns a dict: write an .npz or .jsonl file")
         if self._named and not isinstance(joined, Mapping):
@@ -128,8 +131,9 @@ def samples(outputs: Any) -> Iterator[Any]:
     """Yield the samples of one batch's predictions as plain values.
 
     Raises:
-        TaskError: the predictions have no first dimension.
+        TaskError: the predictions have no first dimension, or parts of them have other lengths.
     """
+    parts = list(outputs) if isinstance(outputs, tuple) else named_parts(outputs)
     if isinstance(outputs, Tensor):
         if outputs.ndim == 0:
             raise TaskError(
@@ -137,11 +141,11 @@ def samples(outputs: Any) -> Iterator[Any]:
                 "return a prediction for each sample"
             )
         yield from outputs.tolist()
-    elif isinstance(outputs, Mapping):
-        for row in zip(*(samples(part) for part in outputs.values()), strict=True):
-            yield dict(zip(outputs, row))
-    elif isinstance(outputs, tuple):
-        yield from (list(row) for row in zip(*(samples(part) for part in outputs), strict=True))
+    elif isinstance(parts, dict):
+        for row in _rows(list(parts.values())):
+            yield dict(zip(parts, row))
+    elif isinstance(parts, list):
+        yield from map(list, _rows(parts))
     elif isinstance(outputs, (list, np.ndarray)):
         yield from (_plain(sample) for sample in outputs)
     else:
@@ -151,9 +155,22 @@ def samples(outputs: Any) -> Iterator[Any]:
         )
 
 
+def _rows(parts: list[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the samples of several parts side by side; None stands for a part without samples."""
+    columns = [None if part is None else list(samples(part)) for part in parts]
+    lengths = {len(column) for column in columns if column is not None}
+    if len(lengths) > 1:
+        raise TaskError(
+            f"predict_step returned parts of {', '.join(map(str, sorted(lengths)))} entries for one "
+            "batch: return a prediction for each sample in each part"
+        )
+    count = lengths.pop() if lengths else 0
+    yield from zip(*([None] * count if column is None else column for column in columns))
+
+
 def _count(outputs: Any) -> int:
-    if isinstance(outputs, Mapping):
-        return _count(next(iter(outputs.values()))) if outputs else 0
+    if not isinstance(outputs, tuple) and (parts := named_parts(outputs)) is not None:
+        return next((_count(part) for part in parts.values() if part is not None), 0)
     if isinstance(outputs, tuple):
         return _count(outputs[0]) if outputs else 0
     if isinstance(outputs, (list, np.ndarray)) or (isinstance(outputs, Tensor) and outputs.ndim):

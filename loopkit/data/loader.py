@@ -1,20 +1,22 @@
-"""Loader, and the source that reads a map-style data set from any position."""
+"""Loader: a data set, and how to read it in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import BaseContext
-from operator import itemgetter
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import ConcatDataset
 
-from loopkit import rng
 from loopkit.checks import checked_int
-from loopkit.data.sampler import Sharding, WorkItem, group_by_length, permutation, weighted_sample
-from loopkit.errors import DataError, LoopkitError, OptionError
+from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
+
+OUT_OF_ORDER = (
+    "batches that come when they are ready have no position to resume from, and their order changes "
+    "from run to run: leave in_order out"
+)
 
 
 @checks_keywords
@@ -52,6 +54,10 @@ class Loader:
         worker_init_fn: called in each worker with its number, before it reads.
         multiprocessing_context: how workers start: "fork", "spawn", "forkserver" or a context;
             None takes the platform's default.
+        pin_memory_device: the device for which memory is page-locked, as torch names it.
+        generator: its seed decides this loader's order and augmentation, in place of ``data_seed``.
+            The position decides the rest, so the state of the generator has no effect.
+        in_order: must stay True, since a position means nothing for batches out of order.
         sharded: the IterableDataset gives each rank samples of its own, so ranks may run out at
             different times. Otherwise every rank reads all samples and takes its share of them.
 
@@ -78,6 +84,9 @@ class Loader:
         timeout: float = 0,
         worker_init_fn: Callable[[int], None] | None = None,
         multiprocessing_context: str | BaseContext | None = None,
+        pin_memory_device: str = "",
+        generator: torch.Generator | None = None,
+        in_order: bool = True,
         sharded: bool = False,
     ) -> None:
         self.dataset = dataset
@@ -98,6 +107,11 @@ class Loader:
         self.timeout = timeout
         self.worker_init_fn = worker_init_fn
         self.multiprocessing_context = multiprocessing_context
+        self.pin_memory_device = pin_memory_device
+        self.generator = generator
+        self.in_order = in_order
+        if not in_order:
+            raise OptionError(f"Loader(in_order=False): {OUT_OF_ORDER}")
         self.sharded = sharded
 
     def worker_options(self) -> dict[str, Any]:
@@ -116,228 +130,9 @@ class Loader:
                 "multiprocessing_context": self.multiprocessing_context,
                 "timeout": self.timeout,
             }
+        if self.pin_memory_device:
+            options["pin_memory_device"] = self.pin_memory_device
         return options
-
-
-class _SeededSamples(Dataset[Any]):
-    """The data set by (epoch, index). Each sample has its own seed, the same in every worker."""
-
-    def __init__(self, loader: Loader, seed: int, seeded: bool) -> None:
-        self.dataset = loader.dataset
-        self.columns = loader.columns
-        self.seed = seed
-        self.seeded = seeded
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
-        if self.seeded:
-            rng.seed_all(rng.mix(self.seed, epoch, index, 1))
-        try:
-            sample = self.dataset[index]
-            return sample if self.columns is None else {name: sample[name] for name in self.columns}
-        except LoopkitError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"{type(self.dataset).__name__}[{index}] failed in epoch {epoch}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-
-class _EpochBatches:
-    """The batch sampler of the worker processes; it gets the keys of each epoch's batches."""
-
-    def __init__(self) -> None:
-        self.keys: Iterator[list[tuple[int, int]]] = iter(())
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self.keys
-
-
-class IndexedSource:
-    """Batches of a map-style data set, which can be read from any epoch and position at once.
-
-    With ``seeded`` every sample is read under its own seed, so augmentation does not depend on
-    workers, batch size or ranks. Without it (``rng="stream"`` and no workers) samples draw from
-    torch's own random streams.
-
-    Args:
-        loader: the data set and how to read it.
-        shard: returns which samples this rank reads, of a number of samples.
-        seed: the seed of the data.
-        shuffle: whether to shuffle where the loader leaves it open.
-        seeded: whether each sample is read under its own seed.
-    """
-
-    unit = "Samples"
-    uneven = False
-
-    def __init__(
-        self,
-        loader: Loader,
-        shard: Callable[[int], Sharding],
-        *,
-        seed: int,
-        shuffle: bool,
-        seeded: bool,
-    ) -> None:
-        self.loader = loader
-        self._shard = shard
-        self._length = dataset_length(loader)
-        self.sharding = shard(self._length)
-        self.seed = seed
-        self.shuffle = shuffle if loader.shuffle is None else loader.shuffle
-        self.seeded = seeded
-        self._collate = loader.collate_fn or default_collate
-        self._samples = _SeededSamples(loader, seed, seeded or loader.num_workers > 0)
-        self._columns = self._tensor_columns()
-        self._lengths = self._read_lengths()
-        self._epoch_batches = _EpochBatches()
-        self._workers: DataLoader[Any] | None = None
-
-    def _tensor_columns(self) -> tuple[torch.Tensor, ...] | None:
-        # One index into a tensor gives the same batch as stacking its rows, a hundred times faster.
-        dataset = self.loader.dataset
-        plain = type(dataset) is TensorDataset and self._collate is default_collate
-        return dataset.tensors if plain and not self.loader.num_workers else None
-
-    def batches_per_epoch(self) -> int | None:
-        """Return how many micro-batches this rank takes in an epoch."""
-        return self.sharding.batches_left()
-
-    def stride(self) -> int:
-        """Return by how much one micro-batch on every rank moves the position."""
-        return self.sharding.stride
-
-    def end(self) -> int:
-        """Return the position at the end of an epoch, in samples."""
-        return self.sharding.end
-
-    def permutation(self, epoch: int) -> Any:
-        """Return the sample indices in the order of ``epoch``."""
-        length = self.sharding.length
-        if self.loader.weights is not None and self.shuffle:
-            indices: Any = weighted_sample(self._weights(), length, seed=self.seed, epoch=epoch)
-        else:
-            indices = permutation(length, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
-        if self._lengths is None:
-            return indices
-        return group_by_length(indices, self._lengths, self.sharding.stride)
-
-    def _weights(self) -> torch.Tensor:
-        weights = self.loader.weights
-        assert weights is not None
-        usable = bool((weights >= 0).all() and weights.sum() > 0)
-        if len(weights) != len(self.loader.dataset) or not usable:
-            raise DataError(
-                f"Loader(weights=...) holds {len(weights)} weights for {len(self.loader.dataset)} "
-                "samples: give one for each, none negative, not all 0"
-            )
-        return weights
-
-    def _read_lengths(self) -> torch.Tensor | None:
-        wanted = self.loader.group_by_length
-        dataset = self.loader.dataset
-        if wanted is False or not self.shuffle:
-            return None
-        if isinstance(wanted, (bool, str)):
-            key = "input_ids" if wanted is True else wanted
-            samples = (dataset[index] for index in range(len(dataset)))
-            lengths = [len(s[key]) if isinstance(s, Mapping) else len(s) for s in samples]
-        else:
-            lengths = list(wanted)
-        if len(lengths) != len(dataset):
-            raise DataError(
-                f"Loader(group_by_length=...) holds {len(lengths)} lengths for {len(dataset)} "
-                "samples"
-            )
-        return torch.tensor(lengths)
-
-    def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
-        """Return the indices of the samples between two positions of an epoch, over all ranks."""
-        indices = self.permutation(epoch)
-        return [int(index) for index in indices[start:end]]
-
-    def open(self, epoch: int, start: int) -> Iterator[WorkItem]:
-        """Yield this rank's micro-batches from ``start`` of ``epoch``, in samples.
-
-        A rank may get a dummy batch, of size 0, at the end of the epoch.
-
-        Raises:
-            DataError: reading a sample failed; the error names the samples.
-        """
-        self._begin_epoch(epoch)
-        read = self._from_workers if self.loader.num_workers else self._in_process
-        return read(epoch, start, self.permutation(epoch))
-
-    def _begin_epoch(self, epoch: int) -> None:
-        """Announce the epoch to the data set, and look at its length again."""
-        announced = announce_epoch(self.loader.dataset, epoch)
-        length = dataset_length(self.loader)
-        if length != self._length:
-            self._length = length
-            self.sharding = self._shard(length)
-            self._columns = self._tensor_columns()
-            self._lengths = self._read_lengths()
-            announced = True
-        if announced:
-            self._workers = None  # kept workers hold the data set as it was when they started
-
-    def _in_process(self, epoch: int, start: int, indices: Any) -> Iterator[WorkItem]:
-        columns = self._columns
-        collate = self._collate
-        samples = self._samples
-        sharding = self.sharding
-        epoch_end = sharding.end
-        stride = sharding.stride
-        for position in range(start, epoch_end, stride):
-            low, high, size = sharding.slice_at(position)
-            if columns is None:
-                batch = collate([samples[epoch, int(index)] for index in indices[low:high]])
-            else:
-                rows = slice(low, high) if isinstance(indices, range) else indices[low:high]
-                # Not a comprehension: before Python 3.12 each of those is a call of its own.
-                batch = tuple(map(itemgetter(rows), columns))
-            end = min(position + stride, epoch_end)
-            yield WorkItem(batch, size, end - position, end)
-
-    def _from_workers(self, epoch: int, start: int, indices: Any) -> Iterator[WorkItem]:
-        sharding = self.sharding
-        if self._workers is None:
-            # The generator of its own keeps each epoch from drawing from torch's global stream.
-            self._workers = DataLoader(
-                self._samples,
-                batch_sampler=self._epoch_batches,
-                collate_fn=self._collate,
-                generator=torch.Generator(),
-                **self.loader.worker_options(),
-            )
-        positions = range(start, sharding.end, sharding.stride)
-        slices = [sharding.slice_at(position) for position in positions]
-        self._epoch_batches.keys = (
-            [(epoch, int(index)) for index in indices[low:high]] for low, high, _ in slices
-        )
-        batches = iter(self._workers)
-        for position, (low, high, size) in zip(positions, slices):
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if isinstance(error, LoopkitError) or "worker" not in str(error):
-                    raise
-                ids = ", ".join(str(int(index)) for index in indices[low:high][:8])
-                raise DataError(
-                    f"a worker reading {type(self.loader.dataset).__name__} failed at or after the "
-                    f"batch of samples {ids}: {error}"
-                ) from error
-            end = min(position + sharding.stride, sharding.end)
-            yield WorkItem(batch, size, end - position, end)
-
-    def state(self) -> None:
-        """Return None: the position is all that is needed to continue."""
-
-    def close(self) -> None:
-        """End the worker processes."""
-        self._workers = None
 
 
 def dataset_length(loader: Loader) -> int:

@@ -1,26 +1,17 @@
-"""The data that a Task returns becomes a source of batches, and groups of one for each step."""
+"""Training data in groups of micro-batches, one group for each optimizer step."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
-
-from loopkit.data.loader import IndexedSource, Loader, dataset_length
-from loopkit.data.sampler import Sharding, WorkItem
-from loopkit.data.stream import StreamSource, has_plain_order
-from loopkit.errors import DataError, LoopkitWarning
+from loopkit.data.sampler import WorkItem
+from loopkit.data.sources import Source
+from loopkit.errors import LoopkitWarning
 from loopkit.nested import token_count
-
-logger = logging.getLogger(__name__)
-
-Source = IndexedSource | StreamSource
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -36,6 +27,7 @@ class MicroBatches(list[Any]):
         end: the data position after the group.
         tokens: elements of ``input_ids`` on all ranks; 0 where batches have none.
         last: whether the group is known to be the last of its epoch.
+        longer: whether the pass is longer with this group than it was known to be.
         state: the source's own state after the group, for sources that have one.
     """
 
@@ -46,6 +38,7 @@ class MicroBatches(list[Any]):
     total: int = 0
     tokens: int = 0
     last: bool = False
+    longer: bool = False
     state: Any = None
 
     def with_batches(self, batches: Iterable[Any], sizes: Iterable[int]) -> MicroBatches:
@@ -76,162 +69,6 @@ class MicroBatches(list[Any]):
         return group
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """How to read data: what the options say, and which ranks share the data.
-
-    Attributes:
-        batch_size: samples per micro-batch, where the data does not say.
-        shuffle: whether to shuffle, where the data does not say.
-        seed: the seed of the data.
-        seeded: whether reading is a function of the seed (``rng="counter"``).
-        limit: the most batches of an epoch on each rank, or a fraction of them.
-        rank: the data-parallel rank.
-        num_replicas: the number of data-parallel ranks.
-        tensor_parallel: whether several ranks train on the same samples.
-    """
-
-    batch_size: int
-    shuffle: bool
-    seed: int
-    seeded: bool
-    limit: int | float | None = None
-    rank: int = 0
-    num_replicas: int = 1
-    tensor_parallel: bool = False
-
-
-def open_source(data: Any, config: DataConfig, what: str) -> Source:
-    """Return the source that reads ``data``.
-
-    Args:
-        data: a Dataset, a DataLoader, a Loader or an iterable of batches.
-        what: what returned the data, such as ``Digits.train_data()``, for messages.
-
-    Raises:
-        DataError: the data cannot be read that way, or is empty.
-    """
-    # An order that torch's random streams decide need not be the same on all ranks.
-    ordered = config.seeded or config.num_replicas > 1
-    if isinstance(data, DataLoader) and ordered and has_plain_order(data):
-        logger.debug("%s: the DataLoader has a plain order, so its data set is read instead", what)
-        data = _from_dataloader(data)
-    sharded = isinstance(data, Loader) and data.sharded
-    if sharded and config.tensor_parallel:
-        raise DataError(
-            f"{what} returned a Loader(sharded=True), where each rank has its own samples, but "
-            "the ranks of a tensor-parallel group train on the same ones: leave sharded out"
-        )
-    if isinstance(data, (IterableDataset, Loader)) or _is_map_style(data):
-        loader = data if isinstance(data, Loader) else Loader(data)
-        if not isinstance(loader.dataset, IterableDataset):
-            return _open_indexed(loader, config, what)
-        data = DataLoader(
-            loader.dataset,
-            batch_size=loader.batch_size or config.batch_size,
-            drop_last=loader.drop_last,
-            collate_fn=loader.collate_fn,
-            **loader.worker_options(),
-        )
-    return _open_stream(data, config, what, sharded=sharded)
-
-
-def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> StreamSource:
-    kind = type(data).__name__
-    if not isinstance(data, Iterable) or isinstance(data, (str, bytes, torch.Tensor)):
-        raise DataError(
-            f"{what} returned {kind}: give a Dataset, a DataLoader, a loopkit.Loader or an "
-            "iterable of batches"
-        )
-    several = config.num_replicas > 1
-    if several and not config.seeded and not sharded:
-        raise DataError(
-            f"{what} returned {kind}, whose order may depend on torch's random streams: on several "
-            "ranks rng='stream' takes a Dataset or a Loader over one, or pass rng='counter'"
-        )
-    source = StreamSource(
-        data,
-        seed=config.seed,
-        seeded=config.seeded,
-        rank=0 if sharded else config.rank,
-        num_replicas=1 if sharded else config.num_replicas,
-    )
-    source.uneven = sharded and several
-    source.limit = _batch_limit(source.batches_per_epoch(), config.limit, what)
-    if source.batches_per_epoch() == 0:
-        raise DataError(f"{what} returned {kind} without a batch: there is nothing to read")
-    return source
-
-
-def _is_map_style(data: Any) -> bool:
-    if isinstance(data, Dataset):
-        return True
-    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return sized and not isinstance(data, (list, tuple, dict, str, bytes, torch.Tensor, DataLoader))
-
-
-def _from_dataloader(loader: DataLoader[Any]) -> Loader:
-    return Loader(
-        loader.dataset,
-        loader.batch_size,
-        shuffle=getattr(loader.sampler, "shuffle", type(loader.sampler) is not SequentialSampler),
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory or "auto",
-        drop_last=loader.drop_last,
-        prefetch_factor=loader.prefetch_factor or 2,
-        persistent_workers=loader.persistent_workers,
-        collate_fn=loader.collate_fn,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-    )
-
-
-def _open_indexed(loader: Loader, config: DataConfig, what: str) -> IndexedSource:
-    kind = type(loader.dataset).__name__
-    try:
-        dataset_length(loader)
-    except TypeError:
-        raise DataError(
-            f"{what} returned {kind}, which has no len(): derive it from "
-            "torch.utils.data.IterableDataset, or give it a length"
-        ) from None
-    size = loader.batch_size or config.batch_size
-    stride = size * config.num_replicas
-
-    def shard(length: int) -> Sharding:
-        limit = _batch_limit(-(-length // stride), config.limit, what)
-        sharding = Sharding(
-            length if limit is None else min(length, limit * stride),
-            size,
-            rank=config.rank,
-            num_replicas=config.num_replicas,
-            drop_last=loader.drop_last,
-        )
-        if sharding.batches_left() == 0:
-            reason = f"of {length} samples"
-            if length:
-                reason += f", fewer than one batch of {size} with drop_last"
-            raise DataError(f"{what} returned {kind} {reason}: there is nothing to read")
-        return sharding
-
-    return IndexedSource(
-        loader, shard, seed=config.seed, shuffle=config.shuffle, seeded=config.seeded
-    )
-
-
-def _batch_limit(count: int | None, limit: int | float | None, what: str) -> int | None:
-    """Return a limit in batches; ``count`` is the number of batches without it."""
-    if limit is None or isinstance(limit, int):
-        return limit
-    if count is None:
-        raise DataError(
-            f"a limit of {limit:.0%} needs data with a length, which {what} does not have: "
-            "give a number of batches"
-        )
-    return max(1, int(count * limit))
-
-
 class MicroBatchLoader:
     """Training data in groups of micro-batches, one group for each optimizer step.
 
@@ -240,6 +77,10 @@ class MicroBatchLoader:
         accumulate: micro-batches per group; the last group of an epoch may hold fewer.
         to_device: moves groups to the device (``data.transfer.group_transfer_fn``); None leaves
             them where they are.
+
+    Attributes:
+        measured: the end of the last pass by ``len()``, and its end as it was, both as positions;
+            None before. A checkpoint keeps it.
     """
 
     def __init__(
@@ -251,27 +92,41 @@ class MicroBatchLoader:
         self.source = source
         self.accumulate = accumulate
         self.to_device = to_device
+        self.measured: tuple[int, int] | None = None
         self._reported = False
 
+    def _end(self) -> int | None:
+        """Return the position at the end of a pass, as far as it is known."""
+        exact, promised = self.source.end(), self.source.promised()
+        if exact is None and self.measured is not None and self.measured[0] == promised:
+            return self.measured[1]
+        return promised if exact is None else exact
+
     def steps_per_epoch(self) -> int | None:
-        """Return the optimizer steps in one epoch; None for data without a length."""
-        batches = self.source.batches_per_epoch()
-        return None if batches is None else -(-batches // self.accumulate)
+        """Return the optimizer steps in one epoch; None for data without a length.
+
+        Where ``len()`` is a guess, the last pass tells better.
+        """
+        end = self._end()
+        return None if end is None else self._steps(end)
+
+    def _steps(self, positions: int) -> int:
+        batches = -(-max(0, positions) // self.source.stride())
+        return -(-batches // self.accumulate)
 
     def steps_before(self, position: int) -> int:
         """Return the optimizer steps of one epoch up to a position, by the length of the data."""
-        per_epoch, stride = self.steps_per_epoch(), self.source.stride()
-        batches = self.source.batches_per_epoch()
-        if per_epoch is None or batches is None:
-            return 0
+        end = self._end()
         # A position that another batch size has reached need not be a multiple of the stride.
-        end = self.source.end() or batches * stride
-        left = -(-max(0, end - position) // stride)
-        return per_epoch - -(-left // self.accumulate)
+        return 0 if end is None else self._steps(end) - self._steps(end - position)
 
     def stride(self) -> int:
         """Return by how much an optimizer step, but the last of an epoch, moves the position."""
         return self.accumulate * self.source.stride()
+
+    def end_state(self) -> Any:
+        """Return what the next pass needs of the source, where a pass has ended."""
+        return self.source.end_state()
 
     def open(self, epoch: int, start: int) -> Iterator[MicroBatches]:
         """Yield the groups of ``epoch`` from the position ``start``; the last one is marked.
@@ -286,26 +141,32 @@ class MicroBatchLoader:
             groups = self.to_device(groups)
         if source.end() is None and source.seeded and not source.uneven:
             groups = _with_last_marked(groups)
-        return self._compared(groups) if start == 0 and source.end() is None else groups
+        return self._measuring(groups) if source.end() is None else groups
 
-    def _compared(self, groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
-        """Yield the groups of a whole pass, and report a length of the data that was wrong."""
-        count = 0
+    def _measuring(self, groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
+        """Yield the groups of a pass, and measure how long it is where ``len()`` may be wrong."""
+        promised, end = self.source.promised(), 0
         for group in groups:
-            count += 1
-            if group.last:  # nobody asks for another group
-                self._compare(count)
+            end, expected = group.end, self._end()
+            if promised is not None and expected is not None and group.start >= expected:
+                self.measured = promised, end
+                group.longer = True
+            if group.last and promised is not None:  # nobody asks for another group
+                self._measure(promised, end)
             yield group
-        self._compare(count)
+        if end and promised is not None:
+            self._measure(promised, end)
 
-    def _compare(self, count: int) -> None:
-        promised = self.steps_per_epoch()
-        if promised is not None and count != promised and not self._reported:
+    def _measure(self, promised: int, end: int) -> None:
+        """Keep the length of a whole pass, and report a promise that was wrong."""
+        self.measured = promised, end
+        steps, said = self._steps(end), self._steps(promised)
+        if steps != said and not self._reported:
             self._reported = True
             warnings.warn(
-                f"the training data says by its len() that a pass has {promised} steps, and it had "
-                f"{count}. Epochs are counted as passes; schedules, percentages and parts of "
-                "epochs follow after each pass",
+                f"the training data says by its len() that a pass has {said} steps, and it had "
+                f"{steps}. Epochs are counted as passes; schedules, percentages and parts of "
+                f"epochs count with {steps} steps from here on",
                 LoopkitWarning,
                 stacklevel=2,
             )
@@ -314,7 +175,7 @@ class MicroBatchLoader:
         source = self.source
         accumulate = self.accumulate
         epoch_end = source.end()
-        keeps_state = isinstance(source, StreamSource) and source.keeps_state
+        keeps_state = source.keeps_state
         group = MicroBatches(start, start)
         for batch, size, total, end in items:
             group.append(batch)

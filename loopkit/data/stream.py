@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 
 from loopkit import rng
-from loopkit.data.loader import announce_epoch
+from loopkit.data.batches import SampleCounter
+from loopkit.data.iterable_state import IterableState
+from loopkit.data.loader import Loader, announce_epoch
 from loopkit.data.sampler import WorkItem
 from loopkit.errors import DataError, LoopkitWarning
-from loopkit.nested import batch_size
 
 LONG_REPLAY = 1000
 
@@ -20,8 +22,8 @@ LONG_REPLAY = 1000
 class StreamSource:
     """An iterable of batches, which every rank reads whole; each rank takes every n-th batch.
 
-    To continue at a position, the source loads the iterable's own ``state_dict``, or reads it again
-    from the start of the epoch. The position counts the batches of all ranks.
+    To continue at a position, the source loads the iterable's own state, or reads it again from the
+    start of the epoch. The position counts the batches of all ranks.
 
     With ``seeded``, all random generators are seeded from seed, epoch and batch number before each
     batch, so that reading again gives the same batches. Without it (``rng="stream"``), the state of
@@ -33,10 +35,13 @@ class StreamSource:
         seeded: whether to seed the generators before each batch.
         rank: the data-parallel rank.
         num_replicas: the number of data-parallel ranks that share the batches.
+        counter: counts the samples in a batch; None reads the number off.
 
     Attributes:
         limit: the most batches of an epoch that each rank takes; None for all.
         uneven: whether each rank has data of its own, which may end at different times.
+        keeps_state: whether a state is needed besides the position.
+        keeps_streams: whether that state has torch's random streams.
     """
 
     unit = "Batches"
@@ -50,8 +55,10 @@ class StreamSource:
         limit: int | None = None,
         rank: int = 0,
         num_replicas: int = 1,
+        counter: SampleCounter | None = None,
     ) -> None:
         self.batches = batches
+        self._counter = counter or SampleCounter(None, type(batches).__name__)
         self.seed = seed
         self.seeded = seeded
         self.limit = limit
@@ -66,22 +73,24 @@ class StreamSource:
         # Reading a list draws no random numbers, and worker processes have their own generators.
         in_process = not getattr(batches, "num_workers", 0)
         self._seeds_reads = seeded and in_process and not isinstance(batches, (list, tuple))
-        self.keeps_state = not seeded or hasattr(batches, "state_dict")
-        self._epoch_streams: dict[str, Any] | None = None
-        self._own_state: Any = None
-        self._restored: dict[str, Any] | None = None
+        self._state = IterableState(batches, keeps_streams=not seeded)
+        self.keeps_state = self._state.is_kept
+        self.keeps_streams = not seeded and not isinstance(batches, (list, tuple))
 
-    def batches_per_epoch(self) -> int | None:
-        """Return how many micro-batches this rank takes in an epoch; None without a length."""
+    def promised(self) -> int | None:
+        """Return the position at the end of an epoch by ``len()``, which may be a guess."""
         try:
             length = len(self.batches)  # type: ignore[arg-type]
         except TypeError:
             return None
         if self.uneven:
             return None
-        if self.limit is not None:
-            length = min(length, self.limit * self.num_replicas)
-        return -(-length // self.num_replicas)
+        return length if self.limit is None else min(length, self.limit * self.num_replicas)
+
+    def batches_per_epoch(self) -> int | None:
+        """Return how many micro-batches this rank takes in an epoch; None without a length."""
+        promised = self.promised()
+        return None if promised is None else -(-promised // self.num_replicas)
 
     def stride(self) -> int:
         """Return by how much one micro-batch on every rank moves the position."""
@@ -94,29 +103,31 @@ class StreamSource:
         those of an IterableDataset with workers, or of a batch sampler by size. Where ranks have
         data of their own, no rank knows the lengths of the others.
         """
-        if self.uneven or not self._is_exact:
-            return None
-        length: int = len(self.batches)  # type: ignore[arg-type]
-        return length if self.limit is None else min(length, self.limit * self.num_replicas)
+        return self.promised() if self._is_exact else None
 
     def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
         """Return batch numbers: an iterable does not tell the indices of its samples."""
         return list(range(start, end))
 
-    def open(self, epoch: int, start: int) -> Iterator[WorkItem]:
+    def open(self, epoch: int, start: int, again: int = 0) -> Iterator[WorkItem]:
         """Yield this rank's micro-batches from ``start`` of ``epoch``, in batches.
 
         At the end of the data a rank may get a dummy batch, of size 0.
 
+        Args:
+            epoch: the epoch.
+            start: the position.
+            again: how often the iterable was read to its end in this epoch.
+
         Raises:
             DataError: the iterable can be read only once, or no longer has ``start`` batches.
         """
-        restored, self._restored = self._restored, None
-        iterator = self._resumed(epoch, start, restored) if start else self._begin(epoch)
+        base = rng.mix(self.seed, epoch, 2) if not again else rng.mix(self.seed, epoch, 2, again)
+        iterator = self._resumed(epoch, start, base) if start else self._begin(epoch, base)
+        state = self._state
         number = start
-        base = rng.mix(self.seed, epoch, 2)
-        owns_state = hasattr(self.batches, "state_dict")
         replicas = self.num_replicas
+        count = self._counter.count
         batch: Any = None
         size = 0
         total = 0
@@ -126,10 +137,15 @@ class StreamSource:
             try:
                 read = next(iterator)
             except StopIteration:
+                state.exhausted = True
                 break
             turn = (number - start) % replicas
+            if number == start:
+                self._counter.check(read)
+            read_size = count(read)
+            if read_size is None:
+                raise self._counter.unknown(read)
             number += 1
-            read_size = batch_size(read)
             if turn == 0:
                 # Stays the batch of a rank that the data does not reach, as a dummy.
                 batch = read
@@ -139,8 +155,8 @@ class StreamSource:
                 batch, size = read, read_size
             total += read_size
             if turn == replicas - 1:
-                if owns_state:
-                    self._own_state = self.batches.state_dict()  # type: ignore[attr-defined]
+                if state.stateful is not None:
+                    state.note(iterator)
                 yield WorkItem(batch, size, total, number)
         if (number - start) % replicas:
             yield WorkItem(batch, size, total, number)
@@ -151,26 +167,21 @@ class StreamSource:
                 "needs it again: give an iterable that starts again at each iter(), or fewer steps"
             )
 
-    def _begin(self, epoch: int) -> Iterator[Any]:
+    def _begin(self, epoch: int, base: int) -> Iterator[Any]:
         """Start the pass number ``epoch`` at its first batch."""
         announce_epoch(self.batches, epoch)
         if self.seeded:
-            rng.seed_all(rng.mix(self.seed, epoch, 2))
-        else:
-            self._epoch_streams = rng.get_state()
-        return iter(self.batches)
+            rng.seed_all(base)
+        return self._state.begin()
 
-    def _resumed(self, epoch: int, start: int, restored: dict[str, Any] | None) -> Iterator[Any]:
-        own_state = restored.get("own") if restored else None
-        streams = restored.get("streams") if restored else None
-        if own_state is not None and hasattr(self.batches, "load_state_dict"):
-            self.batches.load_state_dict(own_state)
-            self._epoch_streams = streams
-            return iter(self.batches)
+    def _resumed(self, epoch: int, start: int, base: int) -> Iterator[Any]:
+        self._state.check_reading(start)
+        if self._state.has_own:
+            announce_epoch(self.batches, epoch)
+            return self._state.resume()
         now = rng.get_state()
-        if streams:
-            rng.set_state(streams)
-        iterator = self._begin(epoch)
+        self._state.rewind()
+        iterator = self._begin(epoch, base)
         if start >= LONG_REPLAY:
             warnings.warn(
                 f"resuming reads {start} batches of {type(self.batches).__name__} again to reach "
@@ -179,7 +190,6 @@ class StreamSource:
                 LoopkitWarning,
                 stacklevel=2,
             )
-        base = rng.mix(self.seed, epoch, 2)
         for number in range(start):
             if self._seeds_reads:
                 rng.seed_all(rng.at_step(base, number, 0))
@@ -192,15 +202,21 @@ class StreamSource:
             rng.set_state(now)
         return iterator
 
+    def stateful_parts(self) -> list[Any]:
+        """Return the objects that reading changes and that have ``state_dict``."""
+        return [] if self._state.stateful is None else [self._state.stateful]
+
     def state(self) -> dict[str, Any] | None:
         """Return what is needed besides the position to continue there; None for nothing."""
-        if self._own_state is None and self._epoch_streams is None:
-            return None
-        return {"own": self._own_state, "streams": self._epoch_streams}
+        return self._state.within_pass()
+
+    def end_state(self) -> dict[str, Any] | None:
+        """Return what the next pass needs, where a pass has ended; None for nothing."""
+        return self._state.after_pass()
 
     def load_state(self, state: dict[str, Any] | None) -> None:
-        """Take back what ``state`` returned, for the next ``open``."""
-        self._restored = state
+        """Take back what ``state`` or ``end_state`` returned, for the next ``open``."""
+        self._state.load(state)
 
     def close(self) -> None:
         """Do nothing: the source holds no resources."""
@@ -210,12 +226,13 @@ def has_plain_order(loader: torch.utils.data.DataLoader[Any]) -> bool:
     """Return whether a DataLoader reads in order or in torch's own shuffle, without replacement.
 
     Its batches are then a function of the position. A DistributedSampler counts as well: here the
-    ranks share the data without the padding that it adds.
+    ranks share the data without the padding that it adds. A DataLoader with a setting that this
+    version of loopkit does not know has no plain order, and is read as it is.
     """
     data = torch.utils.data
     if type(loader) is not data.DataLoader or loader.batch_size is None:
         return False
-    if type(loader.batch_sampler) is not data.BatchSampler:
+    if type(loader.batch_sampler) is not data.BatchSampler or _has_unknown_setting(loader):
         return False
     sampler = loader.sampler
     if type(sampler) in (data.SequentialSampler, data.distributed.DistributedSampler):
@@ -224,4 +241,14 @@ def has_plain_order(loader: torch.utils.data.DataLoader[Any]) -> bool:
         type(sampler) is data.RandomSampler
         and not sampler.replacement
         and sampler.num_samples == len(sampler.data_source)
+    )
+
+
+def _has_unknown_setting(loader: torch.utils.data.DataLoader[Any]) -> bool:
+    known = inspect.signature(Loader).parameters.keys() | {"sampler", "batch_sampler"}
+    settings = inspect.signature(type(loader)).parameters
+    return any(
+        getattr(loader, name, setting.default) != setting.default
+        for name, setting in settings.items()
+        if name not in known
     )

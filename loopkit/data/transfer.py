@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loopkit.data.batches import cast_object, map_batch
 from loopkit.data.micro_batches import MicroBatches
-from loopkit.nested import map_instances
+from loopkit.dtypes import stored_dtype
 
 GroupTransferFn = Callable[[Iterator[MicroBatches]], Iterator[MicroBatches]]
 
@@ -22,12 +23,32 @@ def transfer_fn(device: torch.device, dtype: torch.dtype | None) -> Callable[[An
     """
     if device.type == "cpu" and dtype is None:
         return None
+    transfer = _Transfer(device, dtype)
+    return lambda batch: map_batch(batch, transfer.tensor, transfer.object)
 
-    def to_device(tensor: Tensor) -> Tensor:
-        target = dtype if dtype is not None and tensor.is_floating_point() else None
-        return tensor.to(device, target, non_blocking=True)
 
-    return lambda batch: map_instances(Tensor, to_device, batch)
+class _Transfer:
+    """Moves tensors, and objects that have ``.to``, to a device; casts their floats to a type."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.device = device
+        self.dtype = dtype
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self._target(tensor), non_blocking=True)
+
+    def object(self, batch: Any) -> Any:
+        try:
+            moved = batch.to(self.device, non_blocking=True)
+        except TypeError:  # many take the device alone
+            moved = batch.to(self.device)
+        return moved if self.dtype is None else cast_object(moved, self.cast)
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._target(tensor))
+
+    def _target(self, tensor: Tensor) -> torch.dtype:
+        return stored_dtype(tensor.dtype, self.dtype)
 
 
 def group_transfer_fn(
@@ -58,12 +79,12 @@ class CudaPrefetcher:
 
     The host never waits: the stream of the computation waits for the event of the copy. Memory that
     the data loader has not pinned is pinned here, because only a copy from page-locked memory is
-    asynchronous.
+    asynchronous. An object that cannot mark its memory as in use on a stream (``record_stream``)
+    is copied when its turn comes.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
-        self.device = device
-        self.dtype = dtype
+        self._transfer = _Transfer(device, dtype)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, groups: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
@@ -79,26 +100,38 @@ class CudaPrefetcher:
 
     def _begin_copy(self, group: MicroBatches) -> tuple[MicroBatches, torch.cuda.Event]:
         with torch.cuda.stream(self._stream):
-            group[:] = [map_instances(Tensor, self._to_device, batch) for batch in group]
+            group[:] = [map_batch(batch, self._copy, self._copy_object) for batch in group]
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         return group, event
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
+    def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.device.type == "cpu" and not tensor.is_pinned():
             tensor = tensor.pin_memory()
-        dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else None
-        return tensor.to(self.device, dtype, non_blocking=True)
+        return self._transfer.tensor(tensor)
+
+    def _copy_object(self, batch: Any) -> Any:
+        if not can_record_stream(batch):
+            return batch
+        return self._transfer.object(batch.pin_memory() if hasattr(batch, "pin_memory") else batch)
 
     def _ready(self, group: MicroBatches, event: torch.cuda.Event) -> MicroBatches:
-        stream = torch.cuda.current_stream(self.device)
+        stream = torch.cuda.current_stream(self._transfer.device)
         stream.wait_event(event)
 
-        def keep_for_stream(tensor: Tensor) -> Tensor:
+        def keep_for_stream(part: Any) -> Any:
             # Otherwise the allocator could reuse the memory while the step still reads it.
-            if tensor.is_cuda:
-                tensor.record_stream(stream)
-            return tensor
+            if not isinstance(part, Tensor) or part.is_cuda:
+                part.record_stream(stream)
+            return part
 
-        map_instances(Tensor, keep_for_stream, list(group))
+        def keep_or_move(batch: Any) -> Any:
+            return (keep_for_stream if can_record_stream(batch) else self._transfer.object)(batch)
+
+        group[:] = [map_batch(batch, keep_for_stream, keep_or_move) for batch in group]
         return group
+
+
+def can_record_stream(batch: Any) -> bool:
+    """Return whether an object can tell the allocator which stream uses its memory."""
+    return callable(getattr(type(batch), "record_stream", None))

@@ -10,20 +10,22 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from loopkit.data.micro_batches import open_source
+from loopkit.data.sources import open_source
 from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Subscription
 from loopkit.fit import setup
+from loopkit.fit.given_data import like_data_of
 from loopkit.fit.lifecycle import finish, inference, training
 from loopkit.fit.notebook import on_ranks
 from loopkit.fit.signals import PREEMPTED
 from loopkit.fit.strategy_setup import start_ranks
+from loopkit.foreign_values import FIT_METHODS, answer
 from loopkit.keywords import checks_keywords
 from loopkit.options import Options
 from loopkit.preserve import preserved_modes
 from loopkit.result import Result
-from loopkit.task import Task, name_of
+from loopkit.task import Task, measured_set, name_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,9 +59,17 @@ class Fit:
     """
 
     @_with_signature_of(Options)
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if arguments:
+            raise OptionError(
+                f"Fit takes options by name, and got a {type(arguments[0]).__name__}: a task is "
+                "trained by Fit(...).run(task)"
+            )
         self.options = Options(**options)
         self._subscriptions: list[Subscription] = []
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"Fit has no {name!r}{answer(FIT_METHODS, name)}")
 
     def on(
         self, event: str, function: Callable[..., None] | None = None, *, every: object = None
@@ -86,7 +96,7 @@ class Fit:
 
         return subscribe if function is None else subscribe(function)
 
-    def run(self, task: Task) -> Result:
+    def run(self, task: Task, *data: Any) -> Result:
         """Train ``task`` from the start, or from the checkpoint that ``resume`` names.
 
         In short::
@@ -103,10 +113,18 @@ class Fit:
         Returns:
             The result, of a run that also may have been stopped or interrupted.
 
+        Args:
+            task: the task. It returns its own data, and ``data`` takes none.
+
         Raises:
             LoopkitError: by kind, see ``loopkit.errors``.
             SystemExit: with code 143, after SIGTERM and a save.
         """
+        if data:
+            raise OptionError(
+                f"Fit.run takes the task alone, and got a {type(data[0]).__name__} too: the "
+                "methods train_data and eval_data of the task return its data"
+            )
         if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "run", task)  # type: ignore[no-any-return]
         if self.options.dry_run:
@@ -126,19 +144,42 @@ class Fit:
 
         Args:
             task: the task.
-            data: the data to evaluate on; None takes ``task.eval_data()``.
+            data: the data to evaluate on; None takes ``task.eval_data()``. Samples that no Loader
+                or DataLoader holds are put together as in the task's own data.
             checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
                 valid one. None keeps the task's weights.
 
         Returns:
             Scalars by name: ``eval/loss``, ``eval/accuracy``, ``eval/runtime`` in seconds …
         """
+        return self._measure("evaluate", "eval", task, data, checkpoint)
+
+    def test(
+        self, task: Task, data: Any = None, checkpoint: str | Path | None = None
+    ) -> dict[str, float]:
+        """Measure ``task`` once on its test data, with ``test_step``.
+
+        Args:
+            task: the task.
+            data: the data to test on; None takes ``task.test_data()``. Samples that no Loader
+                or DataLoader holds are put together as in the task's own data.
+            checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
+                valid one. None keeps the task's weights.
+
+        Returns:
+            Scalars by name, as ``evaluate`` does: ``test/loss``, ``test/accuracy`` …
+        """
+        return self._measure("test", "test", task, data, checkpoint)
+
+    def _measure(
+        self, call: str, kind: str, task: Task, data: Any, checkpoint: str | Path | None
+    ) -> dict[str, float]:
         if ranks := start_ranks(self.options):
-            return on_ranks(ranks, self, "evaluate", task, data, checkpoint)  # type: ignore[no-any-return]
+            return on_ranks(ranks, self, call, task, data, checkpoint)  # type: ignore[no-any-return]
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
-            data, what = _data_of(task, "eval_data", data)
-            run.eval_data = setup.open_eval_sources(data, self.options, run.strategy, what)
-            with preserved_modes(run.task, run.strategy.device):
+            data, what = _data_of(task, f"{kind}_data", data)
+            run.eval_data = setup.open_eval_sources(data, task, self.options, run.strategy, what)
+            with preserved_modes(run.task, run.strategy.device), measured_set(run.task, kind):
                 metrics: dict[str, float] = run.loops.eval.run(run, run.eval_data)
                 if run.events.eval_end is not None:
                     run.events.eval_end(run, metrics)
@@ -155,17 +196,26 @@ class Fit:
 
         Args:
             task: the task.
-            data: the data to predict; None takes ``task.predict_data()``.
+            data: the data to predict; None takes ``task.predict_data()``. Samples that no Loader
+                or DataLoader holds are put together as in the task's own data.
             checkpoint: a checkpoint whose weights the task gets, or a run directory for its newest
                 valid one. None keeps the task's weights.
             writer: a function that gets each batch's predictions on rank 0. Nothing is returned
                 then.
+
+        Returns:
+            Tensors are concatenated along the samples, and padded with -100 where their widths
+            differ. Lists are chained, and dicts, dataclasses and tuples of parts keep their form.
+
+        Raises:
+            TaskError: the predictions of two batches have different forms, or a part of them has
+                another length than its batch.
         """
         if ranks := start_ranks(self.options):
             return on_ranks(ranks, self, "predict", task, data, checkpoint, writer)
         with inference(task, self.options, self._subscriptions, checkpoint) as run:
             data, what = _data_of(task, "predict_data", data)
-            config = setup.data_config(self.options, run.strategy, training=False)
+            config = setup.data_config(task, self.options, run.strategy, training=False)
             with preserved_modes(run.task, run.strategy.device):
                 return run.loops.predict.run(run, open_source(data, config, what), writer)
 
@@ -187,7 +237,7 @@ class Fit:
 def _data_of(task: Task, method: str, data: Any) -> tuple[Any, str]:
     """Return ``data``, or else that of the task's ``method``; and its name for errors."""
     if data is not None:
-        return data, "data"
+        return like_data_of(task, method, data), "data"
     return getattr(task, method)(), f"{name_of(task)}.{method}()"
 
 

@@ -42,6 +42,7 @@ def run_length(options: Options, loader: MicroBatchLoader, progress: Progress) -
         seconds=options.seconds(),
         max_steps=options.steps,
         offset=offset,
+        epoch=progress.epoch,
     )
 
 
@@ -69,13 +70,12 @@ def update_length(run: Run) -> None:
     """Compute the length of the run again, and have triggers and schedules follow it.
 
     It changes when a resumed run reads other batches than before, and when a pass had another
-    number of steps than the length of its data says.
+    number of steps than the length of its data says. Schedules by epochs follow each pass.
     """
     length = run_length(run.options, run.train_loader, run.progress)
-    if length == run.length:
-        return
-    logger.debug("the length of the run is now %s", length)
+    if length != run.length:
+        logger.debug("the length of the run is now %s", length)
+        run.triggers.set_length(length)
     run.length = length
-    run.triggers.set_length(length)
     for schedule in run.schedules.values():
         schedule.set_length(length)

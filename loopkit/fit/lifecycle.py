@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ from types import TracebackType
 
 from loopkit.checkpoint import RunLock, Store, load_snapshot
 from loopkit.console import build_progress
+from loopkit.errors import OptionError
 from loopkit.events import Subscription
+from loopkit.fit.agreement import check_run_dir
 from loopkit.fit.checkpointer import open_checkpointer
 from loopkit.fit.setup import (
     choose_run_dir,
@@ -22,16 +25,20 @@ from loopkit.fit.setup import (
 )
 from loopkit.fit.signals import signals
 from loopkit.fit.state import prepare_model_load
+from loopkit.fit.task_checks import explain
 from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
 from loopkit.loops.epoch import evaluate, row_of_its_own
+from loopkit.loops.monitors import warn_of_no_best, warn_of_unlogged
+from loopkit.optim.groups import no_gradient_outside
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options
 from loopkit.run import Run
 from loopkit.task import Task, name_of
 
 logger = logging.getLogger(__name__)
+_RUNNING = threading.RLock()
 
 
 @contextmanager
@@ -44,10 +51,11 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
     console = build_progress(options.progress)
     hooks = [Numerics()] if options.debug == "numerics" else []
     run = new_run(task, options, [*hooks, *subscriptions, *([console] if console else [])])
-    with ExitStack() as resources, errors_reported(run):
+    with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         locks = resources.enter_context(ExitStack())  # released last
         _close_with(resources, run)
         prepare_training(run)
+        resources.enter_context(no_gradient_outside(run.task, run.optimizers.values()))
         _open_run_dir(run, locks)
         open_checkpointer(run)
         _open_loggers(run)
@@ -65,7 +73,7 @@ def inference(
     Errors are reported, and everything is closed, as in ``training``.
     """
     run = new_run(task, options, subscriptions)
-    with ExitStack() as resources, errors_reported(run):
+    with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         _close_with(resources, run)
         open_strategy(run)
         with torch_settings(options):
@@ -77,12 +85,32 @@ def inference(
 
 
 @contextmanager
+def only_in_this_thread() -> Iterator[None]:
+    """Inside, no other thread of this process can run a Fit; this one can, as in a hook.
+
+    Raises:
+        OptionError: another thread runs one.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise OptionError(
+            "another thread of this process runs a Fit. torch's random generators and settings belong "
+            "to the process, so two at once would change each other's numbers: run them one after "
+            "another, or each in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _RUNNING.release()
+
+
+@contextmanager
 def errors_reported(run: Run) -> Iterator[None]:
     """Inside, an exception is given to ``on_error`` before it leaves."""
     try:
         yield
     except BaseException as error:
         logger.info("the run ends by %s at step %d", type(error).__name__, run.progress.step)
+        explain(error, run.task)
         if run.events.error is not None:
             run.events.error(run, error)
         raise
@@ -113,6 +141,8 @@ def finish(run: Run) -> None:
     for optimizer in schedule_free_optimizers(run.optimizers.values()):
         optimizer.eval()
     if checkpointer is not None:
+        warn_of_unlogged(run)
+        warn_of_no_best(run)
         best = checkpointer.best(run)
         if run.record.best:
             run.record.best["checkpoint"] = best
@@ -120,7 +150,7 @@ def finish(run: Run) -> None:
             snapshot = load_snapshot(best, checkpointer.store)
             prepare_model_load(run, snapshot, best)()
             logger.info("loaded the best weights, of %s", best)
-    with row_of_its_own(run):
+    with row_of_its_own(run, decides=False):
         if run.events.fit_end is not None:
             run.events.fit_end(run)
     logger.info("%s at step %d %s", run.outcome.status, run.progress.step, run.outcome.reason)
@@ -165,6 +195,7 @@ def _open_run_dir(run: Run, locks: ExitStack) -> None:
 
     run_dir = world.run_on_rank_zero(lambda: choose_run_dir(run.options, run.task))
     world.run_on_rank_zero(lambda: lock(run_dir))
+    check_run_dir(run, run_dir)
     run.run_dir = run_dir
 
 
@@ -176,7 +207,8 @@ def _open_loggers(run: Run) -> None:
         "hparams": dict(run.task.hparams),
         "options": run.options.to_dict(),
     }
-    run.loggers = Loggers(build_loggers(run.options.loggers) if run.strategy.rank == 0 else ())
+    silent = run.strategy.rank != 0
+    run.loggers = Loggers(() if silent else build_loggers(run.options.loggers), silent=silent)
     run.loggers.open(run.run_dir, run.progress.step, about)
     for each in run.loggers:
         run.record.history = list(getattr(each, "rows", [])) or run.record.history

@@ -15,17 +15,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from loopkit import rng
-from loopkit.data.loader import IndexedSource
-from loopkit.data.micro_batches import DataConfig, MicroBatchLoader, Source, open_source
+from loopkit.data.micro_batches import MicroBatchLoader
+from loopkit.data.sources import DataConfig, Source, is_source, open_source
+from loopkit.data.stream import StreamSource
 from loopkit.data.transfer import group_transfer_fn
 from loopkit.durations import RunLength
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
+from loopkit.fit.agreement import check_start, check_training
 from loopkit.fit.length import build_triggers, run_length
 from loopkit.fit.strategy_setup import build_strategy
+from loopkit.fit.task_checks import check_task
 from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
+from loopkit.loops.closure import check_closures
 from loopkit.loops.coordination import Coordinator, build_coordinator
-from loopkit.optim.specs import build_optimizers
+from loopkit.loops.monitors import check_monitors
+from loopkit.optim.builder import build_optimizers
 from loopkit.options import Options
 from loopkit.run import Loops, Run
 from loopkit.strategies.base import ComputeSettings, Strategy
@@ -47,7 +52,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
     """Return a run in which nothing is opened yet.
 
     Raises:
-        TaskError: ``task`` is not a Task.
+        TaskError: ``task`` is not a Task, or is written for another library.
         OptionError: the options name no strategy, or a hook listens to an unknown event.
     """
     if isinstance(task, type):
@@ -59,6 +64,8 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
             f"Fit got a {type(task).__name__}, which is not a Task: derive its class from "
             "loopkit.Task"
         )
+    check_task(task)
+    task.log_collector.take_media()  # of an evaluation or prediction, which has no loggers
     hooks = [*options.hooks, *listeners]
     return Run(
         task=task,
@@ -74,8 +81,16 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
     )
 
 
-def open_strategy(run: Run) -> None:
-    """Set up the strategy's processes and device, and give it the task."""
+def open_strategy(run: Run, what: str = "evaluate or predict") -> None:
+    """Set up the strategy's processes and device, and give it the task.
+
+    Args:
+        run: the run.
+        what: what the run is to do, which all ranks must do alike.
+
+    Raises:
+        OptionError: the ranks were started differently.
+    """
     task, options, strategy = run.task, run.options, run.strategy
     strategy.setup_environment(
         ComputeSettings(
@@ -90,6 +105,7 @@ def open_strategy(run: Run) -> None:
             global_batch_size=options.global_batch_size,
         )
     )
+    check_start(run, what)
     rng.seed_all(options.seed, strategy.device)
     with strategy.init_context():
         configure(task)
@@ -109,13 +125,16 @@ def prepare_training(run: Run) -> None:
         DataError: there is no data to train on.
     """
     options, task = run.options, run.task
-    open_strategy(run)
+    open_strategy(run, "train")
     strategy = run.strategy
     run.loader = open_train_loader(task, options, strategy)
     run.length = run_length(options, run.loader, run.progress)
     run.eval_data = open_eval_data(task, options, strategy)
-    run.optimizers, run.schedules = build_optimizers(task, run.length)
+    run.optimizers, run.schedules = build_optimizers(run)
+    run.requires_grad = {name: p.requires_grad for name, p in task.named_parameters()}
     check_monitors(run)
+    check_closures(run)
+    check_training(run)
     if not strategy.exposes_gradients:
         refuse_gradient_listeners([task, *run.hooks], strategy)
     strategy.setup_optimizers(run.optimizers)
@@ -156,29 +175,6 @@ def put_in_train_mode(task: Task) -> None:
             LoopkitWarning,
             stacklevel=2,
         )
-
-
-def check_monitors(run: Run) -> None:
-    """Refuse to wait for a metric in a run that never evaluates.
-
-    Raises:
-        OptionError: ``Checkpoint(best=)`` or a schedule names a metric, and nothing is evaluated.
-    """
-    if run.eval_data:
-        return
-    saves = run.options.saves()
-    if saves is not None and saves.best is not None:
-        raise OptionError(
-            f"Checkpoint(best={saves.best!r}) waits for an evaluation, and this run has none: give "
-            "the task an eval_data and an eval_step, and leave eval_every on"
-        )
-    for schedule in run.schedules.values():
-        watched = getattr(schedule, "metric", None)
-        if watched:
-            raise OptionError(
-                f"a schedule watches {watched!r} and nothing is evaluated: define eval_data and "
-                "eval_step, and give eval_every= a cadence"
-            )
 
 
 @contextmanager
@@ -231,7 +227,7 @@ def build_loops(options: Options, task: Task) -> Loops:
     return Loops(**{name: loop or kinds[name]() for name, loop in loops.items()})
 
 
-def data_config(options: Options, strategy: Strategy, *, training: bool) -> DataConfig:
+def data_config(task: Task, options: Options, strategy: Strategy, *, training: bool) -> DataConfig:
     """Return how training data, or evaluation data, is read under these options."""
     limit = options.overfit or (options.limit_train if training else options.limit_eval)
     batch_size = options.batch_size
@@ -246,13 +242,16 @@ def data_config(options: Options, strategy: Strategy, *, training: bool) -> Data
         rank=strategy.dp.rank,
         num_replicas=strategy.dp.size,
         tensor_parallel=strategy.dp.size < strategy.world_size,
+        count_samples=getattr(task, "count_samples", None),
     )
 
 
 def open_eval_sources(
-    data: Any, options: Options, strategy: Strategy, what: str
+    data: Any, task: Task, options: Options, strategy: Strategy, what: str
 ) -> dict[str, Source]:
-    """Open one evaluation set, under the name "", or a dict of several.
+    """Open one evaluation set, under the name "", or a dict or list of several.
+
+    Those of a list are named by number, "0", "1" and so on.
 
     Raises:
         DataError: there is nothing to evaluate on.
@@ -260,7 +259,9 @@ def open_eval_sources(
     if data is None:
         raise DataError(f"{what} returned nothing to evaluate on: define it, or give data=")
     named = data if isinstance(data, Mapping) else {"": data}
-    config = data_config(options, strategy, training=False)
+    if isinstance(data, (list, tuple)) and data and all(map(is_source, data)):
+        named = {str(number): part for number, part in enumerate(data)}
+    config = data_config(task, options, strategy, training=False)
     return {
         name: open_source(part, config, f"{what}[{name!r}]" if name else what)
         for name, part in named.items()
@@ -273,13 +274,13 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
     Raises:
         OptionError: ``global_batch_size`` is not a multiple of one micro-batch on all ranks.
     """
-    config = data_config(options, strategy, training=True)
+    config = data_config(task, options, strategy, training=True)
     source = open_source(task.train_data(), config, f"{name_of(task)}.train_data()")
     accumulate = options.accumulate
     if options.global_batch_size is not None:
         at_once = options.batch_size * strategy.dp.size
-        if isinstance(source, IndexedSource):
-            at_once = source.stride()
+        if not isinstance(source, StreamSource):
+            at_once = source.samples_at_once()
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
             raise OptionError(
@@ -311,7 +312,9 @@ def open_eval_data(task: Task, options: Options, strategy: Strategy) -> dict[str
             f"{name_of(task)} has eval_data and no eval_step: define "
             "eval_step(self, batch) -> dict, or pass eval_every='never'"
         )
-    return open_eval_sources(data, options, strategy, f"{name_of(task)}.eval_data()")
+    if overfits:
+        data = {"": data}  # as it is read in training
+    return open_eval_sources(data, task, options, strategy, f"{name_of(task)}.eval_data()")
 
 
 def refuse_gradient_listeners(listeners: Iterable[Any], strategy: Strategy) -> None:

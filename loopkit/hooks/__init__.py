@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from loopkit.foreign_values import missing_attribute
+
 if TYPE_CHECKING:
     from loopkit.hooks.curves import Curves
     from loopkit.hooks.early_stop import EarlyStop
@@ -38,7 +40,7 @@ def __getattr__(name: str) -> Any:
             importlib.import_module(f"loopkit.hooks.{_HOMES[name]}"), name
         )
         return value
-    raise AttributeError(f"module 'loopkit.hooks' has no attribute {name!r}")
+    raise missing_attribute("loopkit.hooks", name)
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Hook
-from loopkit.hooks.weight_averaging import trained_parameters
+from loopkit.hooks.weight_averaging import held_parameters
 from loopkit.keywords import checks_keywords
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class Unfreeze(Hook):
 
     may_request = False
 
+    @property
+    def frozen(self) -> list[str]:
+        """The names of the parameters that are frozen now."""
+        return list(self._frozen)
+
     def __init__(self, stages: Mapping[str | int, str | Sequence[str]]) -> None:
         if not isinstance(stages, Mapping) or not stages:
             raise OptionError(
@@ -72,7 +77,7 @@ class Unfreeze(Hook):
         self._next = -1
         if run.loader is None:
             return
-        trained = trained_parameters(run)
+        trained = held_parameters(run)
         for duration, patterns in self._stages:
             steps = duration.in_steps(run.length, "Unfreeze()")
             if steps is None:

@@ -18,7 +18,17 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def trained_parameters(run: Run) -> dict[str, nn.Parameter]:
-    """Return the floating-point parameters that the run's optimizers hold, each under one name.
+    """Return the parameters to average: those that the optimizers hold, but integers.
+
+    Raises:
+        OptionError: the optimizers of the strategy hold no parameters of the task.
+    """
+    held = held_parameters(run)
+    return {n: p for n, p in held.items() if p.is_floating_point() or p.is_complex()}
+
+
+def held_parameters(run: Run) -> dict[str, nn.Parameter]:
+    """Return the parameters that the run's optimizers hold, each under one name.
 
     Raises:
         OptionError: the optimizers of the strategy hold no parameters of the task.
@@ -32,7 +42,7 @@ def trained_parameters(run: Run) -> dict[str, nn.Parameter]:
     held = {
         id(p) for o in run.optimizers.values() for group in o.param_groups for p in group["params"]
     }
-    return {n: p for n, p in run.task.named_parameters() if id(p) in held and p.is_floating_point()}
+    return {name: p for name, p in run.task.named_parameters() if id(p) in held}
 
 
 class AveragedParameters:

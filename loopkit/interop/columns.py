@@ -13,9 +13,7 @@ from torch.utils.data import Dataset
 from loopkit import rng
 from loopkit.data import Loader, Padded
 from loopkit.errors import DataError
-
-IGNORED = -100
-"""The label of positions that the loss ignores."""
+from loopkit.interop.labels import IGNORED
 
 _SYNONYMS = {"label": "labels", "label_ids": "labels"}
 
@@ -42,12 +40,20 @@ class SelectColumns:
 
     Args:
         accepted: the columns that the model accepts.
-        collate_fn: makes a batch of dicts with these columns, under the model's names.
+        collate_fn: makes a batch of dicts with these columns.
+        renames: whether it gets the columns under the model's names. False is for collate functions
+            of others: columns keep their names, and samples without any such column stay whole.
     """
 
-    def __init__(self, accepted: Collection[str], collate_fn: Callable[[list[Any]], Any]) -> None:
+    def __init__(
+        self,
+        accepted: Collection[str],
+        collate_fn: Callable[[list[Any]], Any],
+        renames: bool = True,
+    ) -> None:
         self.accepted = accepted
         self.collate_fn = collate_fn
+        self.renames = renames
 
     def __call__(self, samples: list[Any]) -> Any:
         """Return the batch.
@@ -58,6 +64,10 @@ class SelectColumns:
         first = samples[0]
         is_dict = isinstance(first, Mapping)
         names = select_columns(list(first), self.accepted) if is_dict else {}
+        if not self.renames:
+            if not names:
+                return self.collate_fn(samples)
+            return self.collate_fn([{name: each[name] for name in names} for each in samples])
         if not names:
             what = f"the columns {', '.join(first)}" if is_dict else f"a {type(first).__name__}"
             raise DataError(
@@ -67,6 +77,14 @@ class SelectColumns:
         return self.collate_fn(
             [{own: sample[name] for name, own in names.items()} for sample in samples]
         )
+
+
+def drops_columns(collate_fn: Any) -> bool:
+    """Return whether a collate function is one of transformers, which fails on columns of text."""
+    collate_fn = getattr(collate_fn, "func", collate_fn)  # of a functools.partial
+    own = collate_fn if inspect.isfunction(collate_fn) else type(collate_fn)
+    kinds = getattr(own, "__mro__", (own,))
+    return any(str(kind.__module__).startswith("transformers.data.") for kind in kinds)
 
 
 def padding_collate(tokenizer: Any, config: Any, labels: Collection[str]) -> Padded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from loopkit.checkpoint.format import dump_json, load_json
-from loopkit.errors import CheckpointError, DataError, TaskError, missing_extra
+from loopkit.errors import CheckpointError, DataError, LoopkitWarning, TaskError
 from loopkit.interop.columns import (
-    IGNORED,
     SelectColumns,
     accepted_columns,
     column_names,
     data_sets,
+    drops_columns,
     padding_collate,
     select_columns,
     with_collate,
 )
+from loopkit.interop.labels import Labels, label_columns
+from loopkit.interop.model_checks import check_precision, check_quantised, generated
 from loopkit.interop.pretrained_files import build_model, build_tokenizer, pretrained_files
 from loopkit.interop.state_dict_names import StateDictNames
 from loopkit.keywords import checks_keywords
@@ -59,14 +62,19 @@ class HFTask(Task):
         eval_data: as ``train_data``, or a dict of such by name.
         predict_data: as ``train_data``; None for ``eval_data``.
         tokenizer: gives the padding, and is saved with the model.
-        collate_fn: makes a batch of a list of samples with all their columns. None pads sequences
-            to the longest one, and labels with -100.
+        collate_fn: makes a batch of a list of samples with all their columns. transformers' own
+            collators, and classes derived from them, get the columns that the model accepts, as in
+            the Trainer. None pads sequences to the longest one, and labels with -100.
         compute_metrics: a function of the ``outputs`` of a whole evaluation set (``preds``,
             ``target``) that returns numbers by name.
         metrics: metric objects by name; each evaluation uses a fresh copy.
         optimizers: a value that ``Task.optimizers`` may return, or a function of the task that
             returns one. None for the Trainer's default, AdamW with a rate that falls linearly from
             5e-5 to 0.
+        loss_fn: a function of the model's output and the batch that returns the mean loss, in
+            training and in evaluation. None for the model's own loss.
+        generate: settings of ``model.generate``. If given, ``preds`` and predictions are the
+            generated tokens instead of logits.
         label_names: the columns that are labels; None for those that the model's ``forward`` names.
         columns: the columns that the model is called with; None for all that its ``forward`` names.
 
@@ -90,6 +98,8 @@ class HFTask(Task):
         compute_metrics: Callable[[Any], Mapping[str, Any]] | None = None,
         metrics: Mapping[str, Any] | None = None,
         optimizers: Any = None,
+        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        generate: Mapping[str, Any] | None = None,
         label_names: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
     ) -> None:
@@ -104,6 +114,7 @@ class HFTask(Task):
             compute_metrics,
             metrics,
             optimizers,
+            loss_fn,
         )
         self._drop_hparams(kept)
         # from_pretrained leaves a model in eval mode.
@@ -113,17 +124,22 @@ class HFTask(Task):
         if compute_metrics is not None:
             self.compute_metrics = compute_metrics  # type: ignore[method-assign, assignment]
         accepted = accepted_columns(self._base)
-        self._labels = tuple(_label_columns(self._base) if label_names is None else label_names)
+        known = label_columns(self._base)
+        self._labels = Labels(self._base, known if label_names is None else label_names)
+        self._loss_fn, self._generate = loss_fn, generate
+        self._outputs: list[Any] | None = None
         if columns is None:
-            columns = list(dict.fromkeys((*accepted, *self._labels)))
+            columns = list(dict.fromkeys((*accepted, *self._labels.names)))
         self._columns = tuple(columns)
         # The cache serves generation alone.
         self._constants = {"use_cache": False} if "use_cache" in accepted else {}
-        self._shifts = _shifts_labels(self._base)
-        self._selects = collate_fn is None
-        self._collate = collate_fn or SelectColumns(
-            self._columns, padding_collate(tokenizer, self._config, self._labels)
-        )
+        self._selects = collate_fn is None or drops_columns(collate_fn)
+        if collate_fn is None:
+            collate_fn = padding_collate(tokenizer, self._config, self._labels.names)
+            collate_fn = SelectColumns(self._columns, collate_fn)
+        elif self._selects:
+            collate_fn = SelectColumns(self._columns, collate_fn, renames=False)
+        self._collate = collate_fn
         self._reported: set[str] = set()
         _forbid_packing(model)
         self.state_dict_names = StateDictNames(self, model)
@@ -139,45 +155,87 @@ class HFTask(Task):
     def _base(self) -> Any:
         """The model below the adapters; the model itself if it has none."""
         model: Any = self.model
-        return model.get_base_model() if hasattr(model, "peft_config") else model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @property
     def _config(self) -> Any:
         return getattr(self._base, "config", None)
 
     def train_step(self, batch: Any) -> Any:
-        """Return the model's own loss, and the number of labels that it averages.
+        """Return the loss, and the number of labels that it averages.
 
         Raises:
             TaskError: the model gives no loss.
         """
+        batch = self._cast(batch)
         out = self._call(batch)
-        loss, weight = getattr(out, "loss", None), self.weight(batch)
+        loss = out.get("loss") if self._loss_fn is None else self._loss_fn(out, batch)
+        weight = self.weight(batch)
         if loss is None:
             raise TaskError(
                 f"{type(self._base).__name__} gave no loss for a batch of {', '.join(batch)}: it "
-                f"takes its labels as {' and '.join(self._labels) or 'nothing that it names'}. "
-                "Give label_names=, or define train_step"
+                f"takes its labels as {' and '.join(self._labels.names) or 'nothing that it names'}"
+                ". Give label_names= or loss_fn=, or define train_step"
             )
         return loss if weight is None else {"loss": loss, "weight": weight}
 
     def eval_step(self, batch: Any) -> Mapping[str, Any]:
-        """Return the loss, ``preds`` (the logits) and ``target`` (the labels).
+        """Return the loss, ``preds`` (the logits, or generated tokens) and ``target`` (the labels).
 
-        ``target`` is a tuple if the model has several kinds of labels.
+        The loss is that of ``train_step`` if a class derives its own. ``target`` is a tuple if the
+        model has several kinds of labels.
         """
-        out, weight = self._call(batch), self.weight(batch)
-        found: dict[str, Any] = {"preds": _predictions(out)}
-        labels = [batch[name] for name in self._labels if name in batch]
+        batch = self._cast(batch)
+        labels = [batch[name] for name in self._labels.names if name in batch]
+        # A model without columns of labels, such as an encoder, has its loss computed from inputs.
+        found = self._measured(batch, bool(labels) or not self._labels.names)
         if labels:
             found["target"] = labels[0] if len(labels) == 1 else tuple(labels)
-        if getattr(out, "loss", None) is not None:
-            found["loss"] = out.loss
-        return found if weight is None else {**found, "weight": weight}
+        return found
+
+    def _measured(self, batch: Any, has_loss: bool) -> dict[str, Any]:
+        """Return the predictions for ``batch``, its loss if there is one, and the loss's weight."""
+        step: dict[str, Any] = {}
+        if has_loss and self._has_own_step():
+            # The values that the step logs are those of training.
+            outputs: list[Any] = []
+            self._outputs = outputs
+            try:
+                with self.log_collector:
+                    result = self.train_step(batch)
+            finally:
+                self._outputs = None
+            loss = result if isinstance(result, Tensor) else result["loss"]
+            step = {"loss": loss.detach()}
+            if not isinstance(result, Tensor) and "weight" in result:
+                step["weight"] = result["weight"]
+            # A step that calls the model twice, or another one, leaves the predictions open.
+            out = outputs[0] if len(outputs) == 1 else self._call(batch)
+        else:
+            out = self._call(batch)
+            weight = self.weight(batch)
+            loss = out.get("loss")
+            if self._loss_fn is not None and has_loss:
+                loss = self._loss_fn(out, batch)
+            step = {} if loss is None else {"loss": loss}
+            step |= {} if weight is None else {"weight": weight}
+        preds = _predictions(out) if self._generate is None else self._generated(batch)
+        return {"preds": preds, **step}
+
+    def _has_own_step(self) -> bool:
+        return getattr(self.train_step, "__func__", None) is not HFTask.train_step
 
     def predict_step(self, batch: Any) -> Any:
-        """Return the logits."""
-        return _predictions(self._call(batch))
+        """Return the logits, or generated tokens."""
+        batch = self._cast(batch)
+        return _predictions(self._call(batch)) if self._generate is None else self._generated(batch)
+
+    def _generated(self, batch: Mapping[str, Any]) -> Tensor:
+        inputs = {name: value for name, value in batch.items() if name in self._columns}
+        return generated(self.model, inputs, self._generate or {}, self._labels.names)
+
+    def _cast(self, batch: Any) -> Any:
+        return self._labels.cast(batch) if isinstance(batch, Mapping) else batch
 
     def weight(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Return the number of labels that the loss of ``batch`` averages.
@@ -188,16 +246,7 @@ class HFTask(Task):
         Returns:
             None if each sample counts once.
         """
-        labels = [batch[name] for name in self._labels if name in batch]
-        if (
-            len(labels) != 1
-            or not isinstance(labels[0], Tensor)
-            or not labels[0].ndim
-            or labels[0].is_floating_point()
-        ):
-            return None
-        counted = labels[0][..., 1:] if labels[0].ndim > 1 and self._shifts else labels[0]
-        return (counted != getattr(self._config, "semantic_loss_ignore_index", IGNORED)).sum()
+        return self._labels.count(batch)
 
     def _call(self, batch: Any) -> Any:
         if not isinstance(batch, Mapping):
@@ -214,6 +263,9 @@ class HFTask(Task):
                 f"{type(self._base).__name__} returned a {type(out).__name__}: HFTask reads a "
                 "dict, such as transformers' ModelOutput (config.return_dict=True)"
             )
+        self._labels.observe(batch, out)
+        if self._outputs is not None:
+            self._outputs.append(out)
         return out
 
     def _report_unused(self, columns: Collection[str]) -> None:
@@ -228,7 +280,17 @@ class HFTask(Task):
             )
 
     def on_setup(self, run: Run) -> None:
-        """Report unused columns, and make the files of checkpoints, so that errors come early."""
+        """Check the model, report unused columns, and make the files of checkpoints.
+
+        So errors come before the first step.
+
+        Raises:
+            TaskError: a quantised model without adapters is to be trained.
+            OptionError: the precision does not fit the weights.
+        """
+        if run.optimizers:
+            check_quantised(self._base, self.state_dict_names.adapters)
+            check_precision(self.model, run.options.precision)
         if run.checkpointer is not None:
             self.checkpoint_files()
         if self._selects:
@@ -275,6 +337,13 @@ class HFTask(Task):
         names = self.state_dict_names
         if not self._files:
             self._files = pretrained_files(self.model, self.tokenizer) if names.complete else {}
+            if not names.complete:
+                warnings.warn(
+                    f"peft cannot open exports of these adapters ({', '.join(names.adapter_names)}): "
+                    "it computes their weights when it saves them. Resume and load work",
+                    LoopkitWarning,
+                    stacklevel=2,
+                )
             if names.adapters:
                 self._files[BASE] = dump_json({"sha256": names.fingerprint})
         return self._files
@@ -311,27 +380,6 @@ def _forbid_packing(model: nn.Module) -> None:
     for module in layers:
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
-
-
-def _label_columns(model: nn.Module) -> list[str]:
-    try:
-        from transformers.utils import find_labels
-    except ImportError as error:
-        raise missing_extra("transformers", "hf", "HFTask") from error
-    return list(find_labels(type(model)))
-
-
-def _shifts_labels(model: Any) -> bool:
-    """Return whether the model's loss compares the output at each position with the next label."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return False
-    causal = {kind.__name__ for kind in type(model).__mro__} & {*CAUSAL.values()}
-    return bool(causal) or getattr(model, "loss_type", None) in (
-        "ForCausalLM",
-        "ForConditionalGeneration",
-    )
 
 
 def _predictions(out: Any) -> Any:

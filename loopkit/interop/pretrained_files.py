@@ -13,6 +13,7 @@ from torch import nn
 from loopkit.checkpoint.format import load_json
 from loopkit.checkpoint.tools import ADAPTERS
 from loopkit.errors import CheckpointError
+from loopkit.interop.state_dict_names import active_adapters
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer_config.json"
@@ -25,27 +26,32 @@ def pretrained_files(model: Any, tokenizer: Any = None) -> dict[str, bytes]:
     the tokenizer.
     """
     with TemporaryDirectory(prefix="loopkit-") as directory:
-        for part in (*_configs(model), tokenizer):
+        for folder, part in (*_configs(model), ("", tokenizer)):
             if hasattr(part, "save_pretrained"):
-                part.save_pretrained(directory)
+                part.save_pretrained(Path(directory, folder))
         found = sorted(path for path in Path(directory).rglob("*") if path.is_file())
         return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
 
 
-def _configs(model: Any) -> list[Any]:
-    """Return the configurations to save with a model."""
+def _configs(model: Any) -> list[tuple[str, Any]]:
+    """Return the configurations to save with a model, each with its folder."""
     if hasattr(model, "peft_config"):
-        config = deepcopy(model.peft_config[model.active_adapter])
-        # peft saves adapters so. To train on, the user loads them with is_trainable=True.
-        config.inference_mode = True
-        return [config]
+        adapters = active_adapters(model)
+        return [(n if len(adapters) > 1 else "", _adapter_config(model, n)) for n in adapters]
     if not hasattr(model, "config"):
         return []
     config = deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     can_generate = getattr(model, "can_generate", bool)()
-    return [config, getattr(model, "generation_config", None) if can_generate else None]
+    return [("", config), ("", getattr(model, "generation_config", None) if can_generate else None)]
+
+
+def _adapter_config(model: Any, adapter: str) -> Any:
+    config = deepcopy(model.peft_config[adapter])
+    # peft saves adapters so. To train on, the user loads them with is_trainable=True.
+    config.inference_mode = True
+    return config
 
 
 def build_model(files: Mapping[str, bytes]) -> nn.Module:
@@ -58,7 +64,7 @@ def build_model(files: Mapping[str, bytes]) -> nn.Module:
     """
     import transformers
 
-    if ADAPTERS in files:
+    if any(name.rpartition("/")[2] == ADAPTERS for name in files):
         raise CheckpointError(
             "the checkpoint holds adapters and not the model below them: give the same one again, "
             "with adapters on it, as load(path, model=get_peft_model(...))"

@@ -21,6 +21,8 @@ class StateDictNames:
 
     Attributes:
         adapters: whether the model has peft adapters.
+        adapter_names: the active adapters. With several, the weights of each have its name as a
+            folder, as in "first/base_model.model…": an export writes a folder for each.
         complete: whether peft can open the adapters under these names.
         fingerprint: the SHA-256 of all weights that were frozen when the task was made; ""
             without adapters.
@@ -28,14 +30,17 @@ class StateDictNames:
 
     def __init__(self, task: Any, model: Any) -> None:
         self.adapters = hasattr(model, "peft_config")
+        self.adapter_names = active_adapters(model)
         self.complete = True
         self.fingerprint = ""
         self._peft: dict[str, str] = {}
+        self._aliases: set[str] = set()
         if self.adapters:
-            self._peft, self.complete = _peft_names(model)
+            self._peft, self._aliases, self.complete = _peft_names(model, self.adapter_names)
             state = model.state_dict()
             saved = self.saved(model, list(state))
-            frozen = {name: value for name, value in state.items() if name not in saved}
+            trained = {*saved, *self._aliases}
+            frozen = {name: value for name, value in state.items() if name not in trained}
             self.fingerprint = fingerprint(frozen)
         task.register_state_dict_post_hook(_rename_on_save)
         task.register_load_state_dict_pre_hook(_rename_on_load)
@@ -52,7 +57,7 @@ class StateDictNames:
         return {
             name: self._peft.get(name, name)
             for name in names
-            if name in changing or name in self._peft
+            if (name in changing and name not in self._aliases) or name in self._peft
         }
 
 
@@ -91,17 +96,45 @@ def _all_saved(task: Any) -> dict[str, str]:
     return names
 
 
-def _peft_names(model: Any) -> tuple[dict[str, str], bool]:
-    """Return peft's names of the adapters' parameters, and whether peft saves no others."""
+def active_adapters(model: Any) -> list[str]:
+    """Return the names of a model's active adapters, put on it by peft or by ``add_adapter``."""
+    if not hasattr(model, "peft_config"):
+        return []
+    found = model.active_adapters
+    return list(found() if callable(found) else found)
+
+
+def _peft_names(model: Any, adapters: list[str]) -> tuple[dict[str, str], set[str], bool]:
+    """Return the names that peft gives to the adapters' weights.
+
+    Returns:
+        Its names by the model's own; other names of the same tensors, which are tied weights; and
+        whether peft saves no tensors but these, each under one name.
+    """
     from peft import get_peft_model_state_dict
 
     state = model.state_dict(keep_vars=True)
-    own = {id(tensor): name for name, tensor in state.items()}
-    theirs = get_peft_model_state_dict(
-        model, state, model.active_adapter, save_embedding_layers=False
-    )
-    names = {own[id(tensor)]: name for name, tensor in theirs.items() if id(tensor) in own}
-    return names, len(names) == len(theirs)
+    own: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        own.setdefault(id(tensor), []).append(name)
+    # transformers adds the prefix when it saves the adapters of its own add_adapter.
+    prefix = "" if hasattr(model, "get_base_model") else "base_model.model."
+    names: dict[str, str] = {}
+    aliases: set[str] = set()
+    complete = True
+    for adapter in adapters:
+        folder = f"{adapter}/" if len(adapters) > 1 else ""
+        theirs = get_peft_model_state_dict(model, state, adapter, save_embedding_layers=False)
+        for theirs_name, tensor in theirs.items():
+            found = own.get(id(tensor), [])
+            if not found or found[0] in names or found[0] in aliases:
+                complete = False
+                continue
+            same = [n for n in found if n.replace(f".{adapter}", "") == theirs_name]
+            chosen = (same or found[-1:])[0]
+            names[chosen] = folder + prefix + theirs_name
+            aliases |= {*found} - {chosen}
+    return names, aliases, complete
 
 
 def fingerprint(tensors: Mapping[str, Any]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loopkit.errors import LoopkitWarning
+from loopkit.errors import LoopkitWarning, OptionError, nearest
+from loopkit.loggers.media import Kind, Media
 
 
 class Logger:
@@ -20,6 +21,9 @@ class Logger:
     """
 
     name = ""
+    # The kinds of media that it stores. None: it keeps numbers alone, and another logger may store
+    # media.
+    media: Sequence[Kind] | None = None
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
         """Start to log.
@@ -37,6 +41,9 @@ class Logger:
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
         """Store metrics that are no numbers: arrays or tensors by name."""
 
+    def log_media(self, media: Media, step: int) -> None:
+        """Store an image, a text, a histogram or audio, as ``Media.converted`` returns it."""
+
     def flush(self) -> None:
         """Write everything that is buffered."""
 
@@ -50,8 +57,11 @@ class Logger:
 class Loggers:
     """The loggers of a run. One that raises is dropped with a warning, and training continues."""
 
-    def __init__(self, loggers: Iterable[Logger] = ()) -> None:
+    def __init__(self, loggers: Iterable[Logger] = (), *, silent: bool = False) -> None:
         self._loggers = list(loggers)
+        self._silent = silent
+        self._dropped: set[str] = set()
+        self._reported: set[tuple[str, ...]] = set()
 
     def __iter__(self) -> Any:
         return iter(self._loggers)
@@ -69,6 +79,51 @@ class Loggers:
         if arrays:
             self._each("log_arrays", lambda logger: logger.log_arrays(arrays, step))
 
+    def log_media(self, media: Media, step: int) -> None:
+        """Give an image, a text, a histogram or audio to the loggers that take it.
+
+        Warns once for each kind, where a service does not take it or no logger does.
+        """
+        if not self._loggers:
+            return
+        takers = [each for each in self._loggers if media.kind in (each.media or ())]
+        missing = [
+            type(each).__name__
+            for each in self._loggers
+            if each not in takers and (not takers or each.media is not None)
+        ]
+        report = (media.kind, *missing)
+        if missing and report not in self._reported:
+            self._reported.add(report)
+            warnings.warn(
+                f"{', '.join(missing)} takes no {media.kind}: {media.name!r} is not logged there. "
+                "TensorBoardLogger and the loggers to services do",
+                LoopkitWarning,
+                stacklevel=3,
+            )
+        if takers:
+            converted = media.converted()
+            self._each("log_media", lambda logger: logger.log_media(converted, step), takers)
+
+    def named(self, name: str) -> Any:
+        """Return the logger called ``name``, such as "tensorboard" or the name of its class.
+
+        On a rank that does not log, and for a logger that has failed, it is an object whose every
+        attribute and call is itself, so that code for it does nothing.
+
+        Raises:
+            OptionError: there is none.
+        """
+        found = {part: each for each in self._loggers for part in _names(each)}
+        if name in found:
+            return found[name]
+        if self._silent or name in self._dropped:
+            return Silent()
+        raise OptionError(
+            f"run.logger({name!r}): this run has {', '.join(found) or 'no loggers'}."
+            f"{nearest(name, found)}"
+        )
+
     def flush(self) -> None:
         """Flush all loggers."""
         self._each("flush", lambda logger: logger.flush())
@@ -78,15 +133,36 @@ class Loggers:
         self._each("end", lambda logger: logger.end(status))
         self._each("close", lambda logger: logger.close())
 
-    def _each(self, method: str, call: Callable[[Logger], None]) -> None:
-        for logger in list(self._loggers):
+    def _each(
+        self, method: str, call: Callable[[Logger], None], loggers: Iterable[Logger] | None = None
+    ) -> None:
+        for logger in list(self._loggers if loggers is None else loggers):
             try:
                 call(logger)
             except Exception as error:
                 self._loggers.remove(logger)
+                self._dropped.update(_names(logger))
                 warnings.warn(
                     f"the logger {type(logger).__name__} failed in {method} and is left out from "
                     f"now on: {type(error).__name__}: {error}",
                     LoopkitWarning,
                     stacklevel=3,
                 )
+
+
+class Silent:
+    """Does nothing: each attribute and each call is the object itself."""
+
+    def __getattr__(self, name: str) -> Silent:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Silent:
+        """Return the object itself."""
+        return self
+
+
+def _names(logger: Logger) -> list[str]:
+    """Return the names of a logger for ``run.logger``."""
+    return [name for name in (logger.name, type(logger).__name__) if name]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from loopkit.keywords import checks_keywords
+from loopkit.loggers.media import Media, wav
 from loopkit.loggers.remote import RemoteLogger, Row, RunInfo
 from loopkit.loggers.serialize import flatten, to_float
+
+_BINS = 30
 
 
 @checks_keywords
@@ -79,12 +83,29 @@ class ClearMLLogger(RemoteLogger):
             for name, value in values.items():
                 plots.report_scalar(*_parts(name), to_float(value), step)
 
-    def _send_array(self, name: str, array: Any, step: int) -> None:
+    def _send_array(self, name: str, array: Any, step: int) -> bool:
         plots = self._service.get_logger()
         if array.ndim == 1:
             plots.report_histogram(*_parts(name), values=np.nan_to_num(array), iteration=step)
         elif array.ndim == 2:
             plots.report_confusion_matrix(*_parts(name), matrix=array, iteration=step)
+
+        return array.ndim in (1, 2)
+
+    def _send_media(self, media: Media, step: int) -> None:
+        plots, parts = self._service.get_logger(), _parts(media.name)
+        if media.kind == "image":
+            plots.report_image(*parts, iteration=step, image=media.value)
+        elif media.kind == "histogram":
+            counts, edges = np.histogram(media.value, bins=_BINS)
+            labels = [f"{edge:.4g}" for edge in edges[:-1]]
+            plots.report_histogram(*parts, values=counts, iteration=step, xlabels=labels)
+        elif media.kind == "text":
+            text = io.BytesIO(media.value.encode("utf-8"))
+            plots.report_media(*parts, iteration=step, stream=text, file_extension=".txt")
+        else:
+            sound = io.BytesIO(wav(media))
+            plots.report_media(*parts, iteration=step, stream=sound, file_extension=".wav")
 
     def _stop(self, status: str) -> None:
         if status == "failed":

@@ -11,7 +11,8 @@ import numpy as np
 
 from loopkit.errors import LoopkitError
 from loopkit.keywords import checks_keywords
-from loopkit.loggers.remote import RemoteLogger, Row, RunInfo
+from loopkit.loggers.media import Media
+from loopkit.loggers.remote import RemoteLogger, Row, RunInfo, wav_file
 from loopkit.loggers.serialize import flatten, jsonable
 
 
@@ -95,7 +96,7 @@ class CometLogger(RemoteLogger):
         for values, step in rows:
             self._service.log_metrics(values, step=step)
 
-    def _send_array(self, name: str, array: Any, step: int) -> None:
+    def _send_array(self, name: str, array: Any, step: int) -> bool:
         square = array.ndim == 2 and array.shape[0] == array.shape[1]
         if array.ndim == 1 and np.isfinite(array).any():
             self._service.log_histogram_3d(array[np.isfinite(array)].tolist(), name=name, step=step)
@@ -107,6 +108,23 @@ class CometLogger(RemoteLogger):
             self._service.log_asset_data(
                 {"values": jsonable(array)}, name=f"{name}-{step:08d}.json", step=step
             )
+
+        return True
+
+    def _send_media(self, media: Media, step: int) -> None:
+        service, name = self._service, media.name
+        if media.kind == "image":
+            service.log_image(media.value, name=name, step=step)
+        elif media.kind == "text":
+            service.log_text(media.value, step=step, metadata={"name": name})
+        elif media.kind == "histogram":
+            service.log_histogram_3d(media.value.tolist(), name=name, step=step)
+        else:
+            with wav_file(media) as path:
+                # It reads the file later, unless it copies it now.
+                service.log_audio(
+                    path, file_name=f"{name}-{step:08d}.wav", step=step, copy_to_tmp=True
+                )
 
     def _stop(self, status: str) -> None:
         self._service.log_other("status", status)

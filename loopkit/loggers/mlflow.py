@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loopkit.keywords import checks_keywords
+from loopkit.loggers.media import Media, png, wav
 from loopkit.loggers.remote import RemoteLogger, Row, RunInfo
 from loopkit.loggers.serialize import flatten, jsonable, to_float
 
@@ -19,6 +23,7 @@ _MOST_CHARACTERS = 6000
 _LONGEST_NAME = 250
 _MOST_ITEMS = {"metrics": 1000, "params": 100}
 _MOST_CELLS = 10_000
+_BINS = 30
 _STATUS = {"interrupted": "KILLED", "failed": "FAILED"}
 
 
@@ -110,10 +115,28 @@ class MLflowLogger(RemoteLogger):
         for start in range(0, len(items), size):
             self._service.log_batch(self._id, **{kind: items[start : start + size]})
 
-    def _send_array(self, name: str, array: Any, step: int) -> None:
-        if array.size <= _MOST_CELLS:
-            content = {"name": name, "step": step, "values": jsonable(array)}
-            self._service.log_dict(self._id, content, f"arrays/{_name(name)}/{step:08d}.json")
+    def _send_array(self, name: str, array: Any, step: int) -> bool:
+        if array.size > _MOST_CELLS:
+            return False
+        content = {"name": name, "step": step, "values": jsonable(array)}
+        self._service.log_dict(self._id, content, f"arrays/{_name(name)}/{step:08d}.json")
+        return True
+
+    def _send_media(self, media: Media, step: int) -> None:
+        folder = f"{media.kind}/{_name(media.name)}"
+        if media.kind == "text":
+            self._service.log_text(self._id, media.value, f"{folder}/{step:08d}.txt")
+        elif media.kind == "histogram":
+            counts, edges = np.histogram(media.value, bins=_BINS)
+            content = {"name": media.name, "step": step, "counts": counts.tolist()}
+            content["edges"] = edges.tolist()
+            self._service.log_dict(self._id, content, f"{folder}/{step:08d}.json")
+        else:
+            image = media.kind == "image"
+            with tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary) / f"{step:08d}{'.png' if image else '.wav'}"
+                path.write_bytes(png(media.value) if image else wav(media))
+                self._service.log_artifact(self._id, str(path), folder)
 
     def _stop(self, status: str) -> None:
         self._service.set_terminated(self._id, status=_STATUS.get(status, "FINISHED"))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from loopkit.errors import HungError, LoopkitError, missing_extra
+from loopkit.errors import HungError, LoopkitError, LoopkitWarning, missing_extra
 from loopkit.files import write_file
 from loopkit.loggers.base import Logger
+from loopkit.loggers.media import KINDS, Media, wav
 from loopkit.loggers.serialize import jsonable, to_array
 
 Row = tuple[dict[str, Any], int]
@@ -63,6 +67,7 @@ class RemoteLogger(Logger, ABC):
         MissingExtraError: the service's package is not installed.
     """
 
+    media = KINDS
     package = ""
     extra = ""
     # The environment variables of the project and of the run's name.
@@ -78,6 +83,7 @@ class RemoteLogger(Logger, ABC):
         self._timeout = timeout
         self._thread: threading.Thread | None = None
         self._status = "finished"
+        self._reported: set[str] = set()
 
     @property
     def experiment(self) -> Any:
@@ -139,6 +145,10 @@ class RemoteLogger(Logger, ABC):
         copies = {name: a.copy() for name, a in found.items() if a is not None and a.size}
         self._put("arrays", copies, step)
 
+    def log_media(self, media: Media, step: int) -> None:
+        """Give an image, a text, a histogram or audio to the thread."""
+        self._put("media", {media.name: media}, step)
+
     def end(self, status: str) -> None:
         """Note how the run ended; ``close`` sends it to the service."""
         self._status = status
@@ -168,8 +178,12 @@ class RemoteLogger(Logger, ABC):
     def _send(self, rows: list[Row]) -> None:
         """Send rows of numbers to the service."""
 
-    def _send_array(self, name: str, array: Any, step: int) -> None:
-        """Send one float64 array, of any shape, to the service."""
+    def _send_array(self, name: str, array: Any, step: int) -> bool:
+        """Send one float64 array to the service; return False for a shape that it does not take."""
+        return False
+
+    def _send_media(self, media: Media, step: int) -> None:
+        """Send an image, a text, a histogram or audio to the service."""
 
     def _stop(self, status: str) -> None:
         """Close the run with the service."""
@@ -199,6 +213,22 @@ class RemoteLogger(Logger, ABC):
         finally:
             self._opened.set()
 
+    def _send_other(self, name: str, value: Any, step: int) -> None:
+        """Send an array or media. What the service does not take costs no other value."""
+        try:
+            problem = ""
+            if isinstance(value, Media):
+                self._send_media(value, step)
+            elif not self._send_array(name, value, step):
+                problem = f"takes no array of shape {value.shape}"
+        except (ImportError, ValueError, TypeError) as error:
+            problem = f"did not take it: {error}"
+        if problem and name not in self._reported:
+            self._reported.add(name)
+            warnings.warn(
+                f"{self.name} {problem}. {name!r} is not logged there", LoopkitWarning, stacklevel=2
+            )
+
     def _next_jobs(self) -> list[tuple[str, Any, int]]:
         """Return all jobs that wait, at least one."""
         jobs = [self._jobs.get()]
@@ -224,12 +254,21 @@ class RemoteLogger(Logger, ABC):
                 self._sent.save()
                 self._stop(content)
                 return False
-            for name, array in self._sent.take(content, step).items():
-                self._send_array(name, array, step)
+            for name, value in self._sent.take(content, step).items():
+                self._send_other(name, value, step)
         if rows:
             self._send(rows)
         self._sent.save()
         return True
+
+
+@contextmanager
+def wav_file(media: Media) -> Iterator[str]:
+    """Inside, a temporary file holds converted audio. Gives its path."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "audio.wav"
+        path.write_bytes(wav(media))
+        yield str(path)
 
 
 def to_media(api: Any, array: Any) -> Any:

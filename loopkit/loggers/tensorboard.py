@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-import zlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -25,11 +25,15 @@ from tensorboardX.proto.plugin_hparams_pb2 import (
     SessionStartInfo,
 )
 from tensorboardX.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
+from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.record_writer import masked_crc32c
 
+from loopkit.errors import LoopkitError, LoopkitWarning
 from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
+from loopkit.loggers.media import KINDS, Media, png, wav
 from loopkit.loggers.serialize import flatten, to_array, to_float
+from loopkit.loggers.summary_writer import summary_writer
 
 _BINS = 30
 _PIXELS = 256
@@ -38,7 +42,7 @@ _MOST_CELLS = 1024
 
 @checks_keywords
 class TensorBoardLogger(Logger):
-    """Write scalars, hyperparameters, 1-D arrays as histograms and 2-D arrays as images.
+    """Write scalars, hyperparameters, media, 1-D arrays as histograms and 2-D arrays as images.
 
     A resumed run writes a new file. Its first record makes TensorBoard forget the later steps of
     earlier files. Hyperparameters appear in TensorBoard's HPARAMS tab, without a sub-run.
@@ -48,11 +52,30 @@ class TensorBoardLogger(Logger):
     """
 
     name = "tensorboard"
+    media = KINDS
 
     def __init__(self, dir: str | Path = "tensorboard") -> None:
         self._given = Path(dir)
         self._file: IO[bytes] | None = None
         self._status = "finished"
+        self._reported: set[str] = set()
+        self._experiment: Any = None
+        self._failure: OSError | None = None
+
+    @property
+    def experiment(self) -> Any:
+        """tensorboardX's SummaryWriter on the event file of this run, for what loopkit does not log.
+
+        Give each call its step: ``add_pr_curve(tag, labels, scores, global_step=step)``.
+
+        Raises:
+            LoopkitError: no run is open.
+        """
+        if self._file is None:
+            raise LoopkitError("TensorBoardLogger.experiment exists only during a run")
+        if self._experiment is None:
+            self._experiment = summary_writer(self.path.parent, self._write_or_note)
+        return self._experiment
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
         """Start a new event file. Steps after ``step`` in earlier files become void; at 0, all."""
@@ -79,7 +102,7 @@ class TensorBoardLogger(Logger):
         self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
-        """Write 1-D arrays as histograms and 2-D arrays as images; drop all others."""
+        """Write 1-D arrays as histograms and 2-D arrays as images; report all others once."""
         found = []
         for name, value in arrays.items():
             array = to_array(value)
@@ -89,8 +112,42 @@ class TensorBoardLogger(Logger):
                 found.append(Summary.Value(tag=_tag(name), histo=_histogram(array)))
             elif array.ndim == 2:
                 found.append(Summary.Value(tag=_tag(name), image=_image(array)))
+            elif array.ndim != 1 and name not in self._reported:
+                self._reported.add(name)
+                warnings.warn(
+                    f"TensorBoardLogger draws arrays of one and two dimensions, and {name!r} has the "
+                    f"shape {array.shape}: it is not logged there. run.log_image logs an image",
+                    LoopkitWarning,
+                    stacklevel=2,
+                )
         if found:
             self._write(Event(step=step, summary=Summary(value=found)))
+
+    def log_media(self, media: Media, step: int) -> None:
+        """Write an image, a text, a histogram or audio."""
+        tag, value = _tag(media.name), media.value
+        if media.kind == "text":
+            plugin = SummaryMetadata.PluginData(plugin_name="text")
+            tensor = TensorProto(dtype="DT_STRING", string_val=[_text(value).encode("utf-8")])
+            made = Summary.Value(
+                tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor
+            )
+        elif media.kind == "image":
+            made = Summary.Value(tag=tag, image=_encoded(value))
+        elif media.kind == "audio":
+            sound = Summary.Audio(
+                sample_rate=media.sample_rate,
+                num_channels=value.shape[1],
+                length_frames=value.shape[0],
+                encoded_audio_string=wav(media),
+                content_type="audio/wav",
+            )
+            made = Summary.Value(tag=tag, audio=sound)
+        elif value.size:
+            made = Summary.Value(tag=tag, histo=_histogram(value))
+        else:
+            return
+        self._write(Event(step=step, summary=Summary(value=[made])))
 
     def end(self, status: str) -> None:
         """Note how the run ended; ``close`` writes it."""
@@ -103,7 +160,7 @@ class TensorBoardLogger(Logger):
             end = SessionEndInfo(status=Status.Value(how), end_time_secs=time.time())
             self._write_hparams("session_end_info", session_end_info=end)
             self._file.close()
-            self._file = None
+            self._file = self._experiment = None
 
     def _write_hparams(self, name: str, **content: Any) -> None:
         data = HParamsPluginData(version=0, **content).SerializeToString()
@@ -111,10 +168,19 @@ class TensorBoardLogger(Logger):
         value = Summary.Value(tag=f"_hparams_/{name}", metadata=SummaryMetadata(plugin_data=plugin))
         self._write(Event(summary=Summary(value=[value])))
 
+    def _write_or_note(self, event: Any) -> None:
+        """Write an event of ``experiment``. An error drops this logger, and not the user's hook."""
+        try:
+            self._write(event)
+        except OSError as error:
+            self._failure = error
+
     def _write(self, event: Any) -> None:
         """Write one record: length, its checksum, the event, its checksum."""
+        if self._failure is not None:
+            raise self._failure
         assert self._file is not None
-        event.wall_time = time.time()
+        event.wall_time = event.wall_time or time.time()
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
@@ -174,24 +240,11 @@ def _image(array: Any) -> Any:
     grey = np.array([160.0] * 3)
     colours = np.where(finite[..., None], white + share[..., None] * (blue - white), grey)
     times = max(1, _PIXELS // max(array.shape))
-    pixels = colours.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
-    height, width, _ = pixels.shape
+    return _encoded(colours.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1))
+
+
+def _encoded(pixels: Any) -> Any:
+    height, width, channels = pixels.shape
     return Summary.Image(
-        height=height, width=width, colorspace=3, encoded_image_string=_png(pixels)
+        height=height, width=width, colorspace=channels, encoded_image_string=png(pixels)
     )
-
-
-def _png(pixels: Any) -> bytes:
-    """Return an RGB picture [height, width, 3] as a PNG file (RFC 2083) of three chunks."""
-    height, width, _ = pixels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    parts = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows.tobytes())),
-        (b"IEND", b""),
-    ]
-    chunks = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in parts
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

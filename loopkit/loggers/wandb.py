@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from loopkit.keywords import checks_keywords
-from loopkit.loggers.remote import RemoteLogger, Row, RunInfo, to_media
+from loopkit.loggers.media import Media
+from loopkit.loggers.remote import RemoteLogger, Row, RunInfo, to_media, wav_file
 
 
 @checks_keywords
@@ -89,10 +90,23 @@ class WandbLogger(RemoteLogger):
         for values, step in rows:
             self._service.log({**values, "step": step})
 
-    def _send_array(self, name: str, array: Any, step: int) -> None:
+    def _send_array(self, name: str, array: Any, step: int) -> bool:
         media = to_media(self._api, array)
         if media is not None:
             self._service.log({name: media, "step": step})
+        return media is not None
+
+    def _send_media(self, media: Media, step: int) -> None:
+        if media.kind == "audio":
+            with wav_file(media) as path:
+                self._service.log({media.name: self._api.Audio(path), "step": step})
+        else:
+            made = {
+                "image": self._api.Image,
+                "histogram": self._api.Histogram,
+                "text": lambda text: self._api.Table(columns=["text"], data=[[text]]),
+            }[media.kind](media.value)
+            self._service.log({media.name: made, "step": step})
 
     def _stop(self, status: str) -> None:
         self._service.summary["status"] = status

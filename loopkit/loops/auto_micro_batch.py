@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loopkit.data.micro_batches import MicroBatches
-from loopkit.errors import LoopkitWarning
+from loopkit.errors import LoopkitWarning, OptionError
 from loopkit.loops.step import StepLoop
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.run import Run
@@ -55,6 +55,13 @@ class AutoMicroBatchStep(StepLoop):
                 run.accumulator = collected  # a failed attempt logs nothing
                 if not is_out_of_memory(error) or max(split.sizes) <= 1:
                     raise
+                for batch, size in zip(batches, batches.sizes):
+                    if size > 1 and not can_split(batch, size):
+                        raise OptionError(
+                            f"memory ran out, and micro_batch='auto' cannot split a batch of the type "
+                            f"{type(batch).__name__}: it has no tensor or list with one entry for each "
+                            f"of its {size} samples. Give a smaller batch_size, and accumulate="
+                        ) from error
                 problem = str(error).splitlines()[0]
             else:
                 collected.absorb(run.accumulator)
@@ -96,6 +103,18 @@ def split_batches(batches: MicroBatches, splits: int) -> MicroBatches:
             parts.append(_slice(batch, low, high, size))
             sizes.append(high - low)
     return batches.with_batches(parts, sizes)
+
+
+def can_split(batch: Any, size: int) -> bool:
+    """Return whether a batch has a value with one entry per sample."""
+    if isinstance(batch, Tensor):
+        return batch.ndim > 0 and batch.shape[0] == size
+    if isinstance(batch, Mapping):
+        return any(can_split(value, size) for value in batch.values())
+    if isinstance(batch, (list, tuple)):
+        entries = type(batch) is list and len(batch) == size
+        return entries or any(can_split(value, size) for value in batch)
+    return False
 
 
 def _slice(part: Any, low: int, high: int, size: int) -> Any:

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from loopkit import rng
-from loopkit.data.micro_batches import Source
+from loopkit.data.sources import Source
 from loopkit.data.transfer import transfer_fn
 from loopkit.errors import TaskError
 from loopkit.metrics.evaluation import Evaluation
 from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.preserve import preserved_modes
 from loopkit.run import Run
-from loopkit.task import name_of
+from loopkit.task import eval_step_of, measured_set, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,10 @@ class EvalLoop:
             data: the data sets by name. The name "" adds nothing to the names of the metrics.
 
         Returns:
-            Scalars by full name: ``eval/loss``, ``eval/accuracy``, or ``eval/<set>/accuracy``.
+            Scalars by full name: ``eval/loss``, ``eval/accuracy``, or ``eval/<set>/accuracy``. In
+            a test they begin with ``test/``.
         """
+        kind = run.task.eval_set or "eval"
         if run.events.eval_start is not None:
             run.events.eval_start(run)
         began, samples, dp = perf_counter(), 0.0, run.strategy.dp
@@ -55,14 +57,18 @@ class EvalLoop:
         arrays: dict[str, Any] = {}
         with evaluation_mode(run):
             for name, source in data.items():
-                evaluation = Evaluation(run.task, run.strategy.device, dp)
-                samples += self.measure(run, source, evaluation)
-                scalars, shaped = evaluation.compute(f"eval/{name}/" if name else "eval/")
+                with measured_set(run.task, f"{kind}/{name}" if name else kind):
+                    evaluation = Evaluation(run.task, run.strategy.device, dp)
+                    samples += self.measure(run, source, evaluation)
+                    scalars, shaped = evaluation.compute(f"{run.task.eval_set}/")
                 metrics |= scalars
                 arrays |= shaped
         seconds = perf_counter() - began
         (samples,) = dp.all_reduce_sum(samples)
-        metrics |= {"eval/runtime": seconds, "eval/samples_per_second": samples / seconds}
+        metrics |= {
+            f"{kind}/runtime": seconds,
+            f"{kind}/samples_per_second": samples / seconds,
+        }
         metrics = dp.broadcast_object(metrics)  # decisions by them must be the same on all ranks
         run.loggers.log_arrays(arrays, run.progress.step)
         logger.info("evaluated %d samples in %.1f s", samples, seconds)
@@ -75,10 +81,11 @@ class EvalLoop:
             The number of samples of this rank.
 
         Raises:
-            TaskError: ``eval_step`` returned no mapping.
+            TaskError: the step returned no mapping.
         """
         strategy, collector = run.strategy, run.task.log_collector
-        step_fn, step_end = strategy.step_fn("eval_step"), run.events.eval_step_end
+        method = eval_step_of(run.task)
+        step_fn, step_end = strategy.step_fn(method), run.events.eval_step_end
         samples = 0
         for batch, size in seeded_batches(run, source, stream=3):
             if not size and not strategy.collective_forward:
@@ -87,7 +94,7 @@ class EvalLoop:
                 outputs = step_fn(batch)
             if not isinstance(outputs, Mapping):
                 raise TaskError(
-                    f"{name_of(run.task)}.eval_step returned {type(outputs).__name__}: return a "
+                    f"{name_of(run.task)}.{method} returned {type(outputs).__name__}: return a "
                     "dict with 'loss', and the arguments of the metrics by name"
                 )
             if size:

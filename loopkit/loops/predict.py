@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import count
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from loopkit.data.micro_batches import Source
+from loopkit.data.sources import Source
 from loopkit.loops.evaluate import evaluation_mode, seeded_batches
+from loopkit.metrics.outputs import (
+    BatchOutput,
+    check_outputs,
+    entries_by_sample,
+    join_outputs,
+    on_cpu,
+)
 from loopkit.metrics.sync import interleave_ranks
-from loopkit.nested import concatenate, to_cpu
 from loopkit.run import Run
+from loopkit.task import name_of
 
 logger = logging.getLogger(__name__)
 Writer = Callable[[Any], None]
@@ -30,50 +35,43 @@ class PredictLoop:
             run: the run.
             source: the data.
             writer: a function that gets each batch's predictions, on the CPU, in order, on rank 0.
-                Predictions are then neither kept nor returned.
+                Predictions are then neither kept nor returned. A tuple with an entry for each
+                sample comes as a list.
 
         Returns:
-            The predictions of all batches, concatenated along the samples: tensors are
-            concatenated, lists are chained, dicts and tuples keep their form. Where that is
-            impossible, a list with one entry per batch. None with a writer.
+            The predictions of all samples, joined as ``loopkit.metrics.outputs.join_outputs`` says.
+            None with a writer.
+
+        Raises:
+            TaskError: the predictions of two batches have different forms, or a part of them has
+                another length than its batch.
         """
         strategy, step_end = run.strategy, run.events.predict_step_end
         step_fn, world = strategy.step_fn("predict_step"), strategy.dp
         # Ranks with data of their own have different numbers of batches: one exchange at the end.
         streams = writer is not None and not source.uneven
-        kept: list[Any] = []
-        batches = 0
+        step = f"{name_of(run.task)}.predict_step"
+        kept: list[BatchOutput] = []
         with evaluation_mode(run):
-            for batch, size in seeded_batches(run, source, stream=4):
+            batches = seeded_batches(run, source, stream=4)
+            for number, (batch, size) in zip(count(world.rank, world.size), batches):
                 outputs = None
                 if size or strategy.collective_forward:
                     with run.task.log_collector, strategy.forward_context or nullcontext():
                         outputs = step_fn(batch)
-                batches += 1
                 if step_end is not None and size:
                     step_end(run, outputs)
-                local = [to_cpu(outputs)] if size else []
+                if size:
+                    kept.append(BatchOutput(on_cpu(outputs), size))
+                    if writer is None:
+                        check_outputs(kept[0], kept[-1], (world.rank, number), step)
                 if writer is not None and streams:
-                    for part in interleave_ranks(world.gather_object(local)):
-                        writer(part)
-                else:
-                    kept += local
-        logger.info("predicted %d batches on this rank", batches)
+                    for part in interleave_ranks(world.gather_object(kept)):
+                        writer(entries_by_sample(part))
+                    kept.clear()
+        logger.info("predicted all batches of this rank")
         if writer is None:
-            return concatenate_outputs(interleave_ranks(world.all_gather_object(kept)))
+            return join_outputs(interleave_ranks(world.all_gather_object(kept)), step)
         for part in interleave_ranks(world.gather_object(kept)):
-            writer(part)
+            writer(entries_by_sample(part))
         return None
-
-
-def concatenate_outputs(parts: list[Any]) -> Any:
-    """Return the outputs of batches as one: tensors along dimension 0, lists in a chain.
-
-    Dicts and tuples keep their form. Tensors of different shapes stay a list.
-    """
-    return concatenate(parts, _joined_tensors) if parts else []
-
-
-def _joined_tensors(parts: list[Tensor]) -> Any:
-    same = all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts)
-    return torch.cat(parts) if same else parts

@@ -51,6 +51,10 @@ class MetricAccumulator:
             for value, weight in pairs:
                 self.add(name, value, weight, reduce)
 
+    def names(self) -> set[str]:
+        """Return the names of the values collected since the last log."""
+        return {*self._pending, *self._fetched}
+
     def __len__(self) -> int:
         return len(self._pending) + len(self._fetched)
 
@@ -106,11 +110,19 @@ class MetricAccumulator:
         self._pending = {}
 
 
+def as_float(value: Any) -> float:
+    """Return a number as a float; an int that is too large becomes an infinity."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def _numbers(name: str, values: list[Any]) -> list[float]:
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors:
         try:
-            return [float(value) for value in values]
+            return [as_float(value) for value in values]
         except (TypeError, ValueError):
             kinds = sorted({type(value).__name__ for value in values})
             raise TaskError(
@@ -122,7 +134,7 @@ def _numbers(name: str, values: list[Any]) -> list[float]:
             f"{name} was logged as a tensor of shape {shape}: log a scalar, such as its .mean()"
         )
     if len(tensors) < len(values):
-        return [float(value) for value in values]
+        return [as_float(value) for value in values]
     stacked = torch.stack([tensor.detach().reshape(()).to(torch.float64) for tensor in tensors])
     numbers: list[float] = stacked.tolist()
     return numbers

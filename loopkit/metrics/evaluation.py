@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +11,22 @@ import torch
 from torch import Tensor
 
 from loopkit.distributed.communicator import Communicator
-from loopkit.errors import MetricError
-from loopkit.metrics.accumulator import MetricAccumulator
-from loopkit.metrics.sync import ReplayedMetric, interleave_ranks, is_torchmetric, merge, to_float64
-from loopkit.nested import concatenate, named_leaves, to_cpu
-from loopkit.task import Task, name_of, overrides
+from loopkit.errors import MetricError, TaskError
+from loopkit.metrics.accumulator import Gather, MetricAccumulator, as_float
+from loopkit.metrics.inputs import named_metrics
+from loopkit.metrics.outputs import BatchOutput, check_outputs, join_outputs, on_cpu
+from loopkit.metrics.sync import (
+    ReplayedMetric,
+    interleave_ranks,
+    is_mergeable,
+    merge,
+    own_state,
+    start_again,
+    to_float64,
+)
+from loopkit.nested import named_leaves
+from loopkit.task import Task, eval_step_of, name_of, overrides
 
-PADDING = -100
 _OWN_KEYS = ("loss", "weight")
 
 
@@ -26,8 +34,8 @@ _OWN_KEYS = ("loss", "weight")
 class EvalOutputs:
     """What ``eval_step`` returned over a whole data set, in the order of its samples.
 
-    Tensors are NumPy arrays, [samples, ...]. Batches whose other dimensions differ are padded with
-    -100 to the largest. Each key is an attribute; ``preds, target = outputs`` unpacks the two.
+    Tensors are NumPy arrays, [samples, ...]. ``loopkit.metrics.outputs.join_outputs`` says how
+    batches are joined. Each key is an attribute; ``preds, target = outputs`` unpacks the two.
 
     Attributes:
         values: the outputs by their key.
@@ -62,22 +70,27 @@ class Evaluation:
     def __init__(self, task: Task, device: torch.device, communicator: Communicator) -> None:
         self._task = task
         self._communicator = communicator
+        self._step = f"{name_of(task)}.{eval_step_of(task)}"
         self._metrics = [
-            (name, self._prepared(metric, device), _update_arguments(name, metric))
-            for name, metric in _named_metrics(task.metrics())
+            (f"{name!r} ({type(metric).__name__})", name, self._prepared(metric, device), inputs)
+            for name, metric, inputs in named_metrics(task.metrics())
         ]
+        used = [key for *_, inputs in self._metrics for key in inputs.all_keys]
+        self._not_logged = {*_OWN_KEYS, *used}
         self._means = MetricAccumulator()
+        self._scalars = MetricAccumulator()
         self._keeps_outputs = overrides(task, "compute_metrics")
-        self._outputs: dict[str, list[Any]] = {}
+        self._outputs: list[BatchOutput] = []
+        self._has_loss: bool | None = None
 
     def _prepared(self, metric: Any, device: torch.device) -> Any:
         metric = metric.to(device) if hasattr(metric, "to") else metric
-        if is_torchmetric(metric):
-            # MPS has no double precision.
-            if device.type != "mps":
-                to_float64(metric)
-            return metric
-        return ReplayedMetric(metric) if self._communicator.size > 1 else metric
+        start_again(metric, kept=any(part is metric for part in self._task.modules()))
+        # MPS has no double precision.
+        if device.type != "mps":
+            to_float64(metric)
+        alone = self._communicator.size == 1
+        return metric if alone or is_mergeable(metric) else ReplayedMetric(metric)
 
     def update(
         self, outputs: Mapping[str, Any], size: int, logged: Sequence[tuple[str, Any, str]] = ()
@@ -85,31 +98,57 @@ class Evaluation:
         """Add one batch of ``size`` samples.
 
         Args:
-            outputs: what ``eval_step`` returned.
+            outputs: what the step returned.
             logged: what the step logged: names, values and how they are reduced.
 
         Raises:
             MetricError: a metric asks for an argument that ``outputs`` does not have.
+            TaskError: the outputs do not fit those of earlier batches.
         """
-        if "loss" in outputs:
-            self._means.add("loss", _detached(outputs["loss"]), outputs.get("weight", size))
+        weight = outputs.get("weight", size)
+        self._add_loss(outputs, weight)
         for name, value, reduce in logged:
-            self._means.add(name, _detached(value), size, reduce)
-        for name, metric, (needed, optional) in self._metrics:
-            missing = [argument for argument in needed if argument not in outputs]
-            if missing:
-                wrapped = metric.metric if isinstance(metric, ReplayedMetric) else metric
-                raise MetricError(
-                    f"the metric {name!r} ({type(wrapped).__name__}) asks for {missing[0]!r}, but "
-                    f"{name_of(self._task)}.eval_step returned {', '.join(map(repr, outputs))}: "
-                    "return it under that name"
-                )
-            metric.update(**{k: outputs[k] for k in (*needed, *optional) if k in outputs})
+            self._means.add(self._name_in_set(name), _detached(value), size, reduce)
+        for key, value in outputs.items():
+            if key in self._not_logged:
+                continue
+            if is_scalar(value):
+                self._scalars.add(key, _detached(value), weight)
+            else:
+                self._not_logged.add(key)
+        for who, _, metric, inputs in self._metrics:
+            positional, by_name = inputs.of(outputs, who, self._step)
+            metric.update(*positional, **by_name)
         if self._keeps_outputs:
-            for key, value in outputs.items():
-                if key not in _OWN_KEYS:
-                    self._outputs.setdefault(key, []).append(to_cpu(value))
+            kept = {key: value for key, value in outputs.items() if key not in _OWN_KEYS}
+            self._outputs.append(BatchOutput(on_cpu(kept), size))
+            rank, ranks = self._communicator.rank, self._communicator.size
+            number = rank + (len(self._outputs) - 1) * ranks
+            check_outputs(self._outputs[0], self._outputs[-1], (rank, number), self._step)
         self._means.compact()
+        self._scalars.compact()
+
+    def _add_loss(self, outputs: Mapping[str, Any], weight: Any) -> None:
+        has_loss = "loss" in outputs
+        if has_loss:
+            self._means.add("loss", _detached(outputs["loss"]), weight)
+        if self._has_loss not in (None, has_loss):
+            raise TaskError(
+                f"{self._step} returned a 'loss' for some batches only, so that there is no mean: "
+                "return it for all or none"
+            )
+        self._has_loss = has_loss
+
+    def _name_in_set(self, name: str) -> str:
+        """Return the name of a logged value without that of the set, which is put before it."""
+        whole, kind = f"{self._task.eval_set}/", f"{self._task.eval_set.partition('/')[0]}/"
+        return name.removeprefix(whole if name.startswith(whole) else kind)
+
+    def _means_of_scalars(self, gather: Gather) -> dict[str, float]:
+        """Return the means of the outputs that were scalars in every batch of every rank."""
+        shaped = set().union(*gather(self._not_logged))
+        means = self._scalars.take(gather)
+        return {name: value for name, value in means.items() if name not in shaped}
 
     def compute(self, prefix: str) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the metrics over all ranks, scalars and arrays, by their names behind ``prefix``.
@@ -120,14 +159,15 @@ class Evaluation:
             MetricError: ``compute_metrics`` did not return a mapping.
         """
         gather = self._communicator.all_gather_object
-        found: dict[str, Any] = dict(self._means.take(gather))
-        for name, metric, _ in self._metrics:
-            if self._communicator.size > 1 and is_torchmetric(metric):
+        found: dict[str, Any] = self._means.take(gather) | self._means_of_scalars(gather)
+        for _, name, metric, _ in self._metrics:
+            if self._communicator.size > 1 and not isinstance(metric, ReplayedMetric):
                 merge(metric, gather)
             if isinstance(metric, ReplayedMetric):
                 computed = metric.compute(gather)
             else:
-                computed = metric.compute()
+                with own_state(metric):
+                    computed = metric.compute()
             found |= _named_values(computed, name)
         if self._keeps_outputs:
             gathered = self._communicator.gather_object(self._outputs)
@@ -136,17 +176,14 @@ class Evaluation:
         arrays: dict[str, Any] = {}
         for name, value in found.items():
             if isinstance(value, (int, float)):
-                scalars[prefix + name] = float(value)
+                scalars[prefix + name] = as_float(value)
             else:
                 arrays[prefix + name] = value
         return scalars, arrays
 
-    def _whole_set(self, gathered: list[dict[str, list[Any]]]) -> dict[str, Any]:
+    def _whole_set(self, gathered: list[list[BatchOutput]]) -> dict[str, Any]:
         """Return what ``compute_metrics`` makes of the outputs of all ranks."""
-        outputs: dict[str, Any] = {}
-        for key in dict.fromkeys(key for kept in gathered for key in kept):
-            batches = interleave_ranks([kept.get(key, []) for kept in gathered])
-            outputs[key] = concatenate(batches, _to_array)
+        outputs = join_outputs(interleave_ranks(gathered), self._step, arrays=True) or {}
         computed = self._task.compute_metrics(EvalOutputs(outputs))
         if not isinstance(computed, Mapping):
             raise MetricError(
@@ -163,49 +200,18 @@ def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _named_metrics(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the metrics of nested dicts with their keys, joined by "/"."""
-    named: list[tuple[str, Any]] = []
-    for name, metric in metrics.items():
-        methods = (getattr(metric, method, None) for method in ("update", "compute", "reset"))
-        # A MetricCollection is a mapping as well.
-        if all(map(callable, methods)):
-            named.append((prefix + name, metric))
-        elif isinstance(metric, Mapping):
-            named += _named_metrics(metric, f"{prefix}{name}/")
-        else:
-            raise MetricError(
-                f"metrics()[{prefix + name!r}] is a {type(metric).__name__}: give an object with "
-                "update, compute and reset, such as a torchmetrics.Metric; for a function of the "
-                "whole evaluation, define compute_metrics(self, outputs)"
-            )
-    return named
-
-
-def _update_arguments(name: str, metric: Any) -> tuple[list[str], list[str]]:
-    """Return the names of the arguments that ``metric.update`` needs, and of those it may take."""
-    parts: list[Any] = [metric]
-    if isinstance(metric, Mapping) or hasattr(metric, "compute_groups"):
-        # A collection gives each of its metrics the arguments that this one takes.
-        parts = list(metric.values())
-    needed: dict[str, None] = {}
-    optional: dict[str, None] = {}
-    for part in parts:
-        for parameter in inspect.signature(part.update).parameters.values():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            (needed if parameter.default is parameter.empty else optional)[parameter.name] = None
-    if not needed and not optional:
-        raise MetricError(
-            f"the metric {name!r} ({type(metric).__name__}) does not say what its update takes: "
-            "give it named arguments"
-        )
-    return list(needed), list(optional)
-
-
 def _named_values(computed: Any, name: str) -> dict[str, Any]:
     """Return computed values by full name: single numbers as floats, others as they are."""
     return {key: _as_number(value) for key, value in named_leaves(computed, name)}
+
+
+def is_scalar(value: Any) -> bool:
+    """Return whether a value that a step returned is a number, which is logged as a mean."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_complex()
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "biuf"
+    return isinstance(value, (int, float, np.number, np.bool_))
 
 
 def _as_number(value: Any) -> Any:
@@ -213,19 +219,3 @@ def _as_number(value: Any) -> Any:
         return value
     count = value.numel() if isinstance(value, Tensor) else value.size
     return float(value.item()) if count == 1 else value
-
-
-def _to_array(parts: list[Tensor]) -> Any:
-    """Return tensors of several batches as one array, padded where their shapes differ."""
-    tensors = [part if part.ndim else part.reshape(1) for part in parts]
-    tensors = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
-    ndim = tensors[0].ndim
-    largest = [max(tensor.shape[axis] for tensor in tensors) for axis in range(1, ndim)]
-    return np.concatenate([_padded(tensor.numpy(), largest) for tensor in tensors])
-
-
-def _padded(array: Any, largest: list[int]) -> Any:
-    widths = [(0, 0)] + [(0, most - size) for most, size in zip(largest, array.shape[1:])]
-    if not any(after for _, after in widths):
-        return array
-    return np.pad(array, widths, constant_values=PADDING if array.dtype != bool else False)

@@ -1,5 +1,6 @@
 """Optimizers by name, their parameter groups, and learning-rate schedules."""
 
+from loopkit.foreign_values import missing_attribute
 from loopkit.optim.factory import (
     SGD,
     Adafactor,
@@ -24,9 +25,11 @@ from loopkit.optim.schedules import (
     cosine_restarts,
     inverse_sqrt,
     linear,
+    multi_step,
     one_cycle,
     polynomial,
     reduce_on_plateau,
+    step_decay,
     warm_restarts,
     wsd,
 )
@@ -36,5 +39,10 @@ from loopkit.optim.tabulate import group_table
 __all__ = [
     "SGD", "Adafactor", "Adagrad", "Adam", "AdamW", "AdamW8bit", "AdamWBf16", "ParamGroup", "Lion", "Muon", "Plateau",
     "RMSprop", "Schedule", "ScheduleFree", "OptimizerSpec", "bind", "build", "constant", "cosine", "cosine_restarts",
-    "group_table", "inverse_sqrt", "linear", "one_cycle", "polynomial", "reduce_on_plateau", "warm_restarts", "wsd",
+    "group_table", "inverse_sqrt", "linear", "multi_step", "one_cycle", "polynomial", "reduce_on_plateau", "step_decay",
+    "warm_restarts", "wsd",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    raise missing_attribute("loopkit.optim", name)

@@ -27,6 +27,7 @@ OPTIMIZERS = {
     "rmsprop": "torch.optim.RMSprop",
     "nadam": "torch.optim.NAdam",
     "radam": "torch.optim.RAdam",
+    "lbfgs": "torch.optim.LBFGS",
     "muon": "torch.optim.Muon",
     "lion": "loopkit.optim.lion.LionOptimizer",
     "adamw_bf16": "loopkit.optim.kahan.KahanAdamW",

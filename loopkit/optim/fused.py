@@ -1,4 +1,4 @@
-"""FusedStep: torch's fused kernels of Adam and AdamW on the CPU, with less Python around them."""
+"""torch's fused kernels: with less Python around them on the CPU, and where their contract is narrow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
+
+from loopkit.errors import OptionError
 
 _KERNELS = {torch.optim.AdamW: "_fused_adamw_", torch.optim.Adam: "_fused_adam_"}
 # The kernels are not public in torch: a kernel with other arguments is not called from here.
@@ -37,8 +39,42 @@ def step_function(optimizer: Optimizer) -> Callable[[], Any]:
     """Return the function that steps ``optimizer``: a FusedStep, or its own ``step``."""
     if _is_supported(optimizer):
         return FusedStep(optimizer)
+    if isinstance(optimizer, torch.optim.SGD) and any(
+        group["fused"] and group["momentum"] for group in optimizer.param_groups
+    ):
+        return lambda: step_with_momentum(optimizer)
     # Looked up at each call, because torch's schedulers replace the method.
     return lambda: optimizer.step()
+
+
+def step_with_momentum(optimizer: Optimizer) -> Any:
+    """Step a fused SGD in which one parameter may get its first gradient later than others.
+
+    torch's kernel cannot start one momentum buffer of a group later than another. A buffer of zeros
+    gives what torch's other implementations give: the momentum begins as the gradient.
+
+    Raises:
+        OptionError: with dampening, a buffer of zeros would not.
+    """
+    state = optimizer.state
+    for group in optimizer.param_groups:
+        started, new = False, []
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                held = state.get(parameter)
+                if held and held.get("momentum_buffer") is not None:
+                    started = True
+                else:
+                    new.append(parameter)
+        if started and new:
+            if group["dampening"]:
+                raise OptionError(
+                    "torch's fused SGD with dampening cannot start the momentum of a parameter "
+                    "later than that of others: pass SGD(fused=False)"
+                )
+            for parameter in new:
+                state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.detach())
+    return optimizer.step()
 
 
 def _is_supported(optimizer: Optimizer) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -211,6 +213,47 @@ def check_complete(task: nn.Module, optimizers: Mapping[str, Optimizer]) -> None
             f"{name}.optimizers() holds {len(strangers)} parameter(s) that are not the task's: "
             "make optimizers from self.parameters(), inside optimizers()"
         )
+
+
+@contextmanager
+def no_gradient_outside(task: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[None]:
+    """Inside, a gradient of a parameter that no optimizer holds raises an error.
+
+    Such a parameter was frozen when the optimizers were made. If something frees it later, it would
+    never learn. torch calls the hook that raises only where there is such a gradient, so steps cost
+    nothing.
+
+    Raises:
+        TaskError: naming the parameter, in the backward pass.
+    """
+    held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    handles = []
+    for name, parameter in task.named_parameters():
+        # A trainable parameter is in a group (`check_complete`), also where DeepSpeed has replaced
+        # the groups' parameters by its own.
+        if parameter.requires_grad or id(parameter) in held:
+            continue
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            continue
+        # torch takes a hook only of a parameter that needs a gradient, and keeps it.
+        parameter.requires_grad_(True)
+        refuse = partial(_refuse_gradient, f"{name_of(task)}.{name}")
+        handles.append(parameter.register_post_accumulate_grad_hook(refuse))  # type: ignore[no-untyped-call]
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_gradient(name: str, parameter: nn.Parameter) -> None:
+    raise TaskError(
+        f"{name} has a gradient and is in no parameter group, so it would never learn: it was "
+        "frozen when the optimizers were made. Leave its requires_grad on in __init__, and free it "
+        f"later with the hook Unfreeze({{'2 epochs': {name.split('.', 1)[1]!r}}}); or freeze it in "
+        "on_setup; or return a torch optimizer over all of self.parameters()"
+    )
 
 
 def check_pattern(pattern: object, option: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from torch.optim import Optimizer
 
 from loopkit.durations import RunLength
-from loopkit.errors import LoopkitWarning
-from loopkit.monitor import metric_value
+from loopkit.errors import LoopkitWarning, OptionError
 from loopkit.optim.schedules import Plateau, Schedule, in_steps
+from loopkit.optim.torch_scheduler import torch_schedule
 
 
 class BoundSchedule(Protocol):
@@ -25,6 +25,9 @@ class BoundSchedule(Protocol):
 
     def after_update(self) -> None:
         """Called after the optimizer took a step."""
+
+    def after_epoch(self) -> None:
+        """Called after a pass over the data."""
 
     def after_eval(self, metrics: Mapping[str, float]) -> None:
         """Called with the metrics of an evaluation."""
@@ -44,7 +47,8 @@ def bind(
     If another schedule was bound to the optimizer before, the base rates stay.
 
     Args:
-        schedule: a schedule of ``loopkit.optim``, or a scheduler object of torch.
+        schedule: a schedule of ``loopkit.optim``, a scheduler object of torch, or a dict with one;
+            see ``torch_schedule``.
         optimizer: the optimizer.
         length: the length of the run, ``run.length``.
 
@@ -55,7 +59,7 @@ def bind(
         return RateSchedule(optimizer, schedule, length)
     if isinstance(schedule, Plateau):
         return PlateauSchedule(optimizer, schedule, length)
-    return TorchSchedule(schedule)
+    return torch_schedule(schedule, optimizer)
 
 
 class RateSchedule:
@@ -65,9 +69,7 @@ class RateSchedule:
         self.schedule = schedule
         self.factor = schedule.resolve(length)
         self._total = length.steps
-        # Not its groups: loading a state replaces them.
-        self._optimizer = optimizer
-        self._base_rates = base_rates(optimizer)
+        self._rates = Rates(optimizer)
 
     def set_length(self, length: RunLength) -> None:
         """Follow a change of the length of the run."""
@@ -76,24 +78,25 @@ class RateSchedule:
 
     def before_update(self, step: int) -> None:
         """Set the rates for step number ``step``."""
-        factor = self.factor(step)
-        for group, base in zip(self._optimizer.param_groups, self._base_rates):
-            group["lr"] = base * factor
+        self._rates.scale(self.factor(step), self.schedule.name, step)
 
     def after_update(self) -> None:
         """Do nothing: the rates are a function of the step."""
+
+    def after_epoch(self) -> None:
+        """Do nothing: ``set_length`` says how many epochs are completed."""
 
     def after_eval(self, metrics: Mapping[str, float]) -> None:
         """Do nothing: the rates are a function of the step."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rates depend on besides the step, so that a resume can compare it."""
-        return {"name": self.schedule.name, "total": self._total, "rates": list(self._base_rates)}
+        return {"name": self.schedule.name, "total": self._total, "rates": list(self._rates.base)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Warn about differences from the saved schedule; the present schedule holds."""
-        keep_base_rates(self._optimizer, self._base_rates)
-        change = describe_change(self.schedule.name, self._base_rates, state)
+        self._rates.keep()
+        change = describe_change(self.schedule.name, self._rates.base, state)
         total = state.get("total", self._total)
         if not change and total != self._total and self.schedule.depends_on_total():
             change = (
@@ -124,8 +127,7 @@ class PlateauSchedule:
         self.waited = 0
         self.resting = 0
         self._warmup = in_steps(plateau.warmup, length, "reduce_on_plateau(warmup=)")
-        self._optimizer = optimizer
-        self._base_rates = base_rates(optimizer)
+        self._rates = Rates(optimizer)
 
     def set_length(self, length: RunLength) -> None:
         """Follow a change of the length of the run."""
@@ -134,10 +136,12 @@ class PlateauSchedule:
     def before_update(self, step: int) -> None:
         """Set the rates for step number ``step``."""
         factor = self.factor * min(1.0, step / self._warmup if self._warmup else 1.0)
-        for group, base in zip(self._optimizer.param_groups, self._base_rates):
-            group["lr"] = base * factor
+        self._rates.scale(factor, self.plateau.name, step)
 
     def after_update(self) -> None:
+        """Do nothing: only evaluations count."""
+
+    def after_epoch(self) -> None:
         """Do nothing: only evaluations count."""
 
     def after_eval(self, metrics: Mapping[str, float]) -> None:
@@ -165,7 +169,7 @@ class PlateauSchedule:
         """Return the factor, the best value, and the counts of evaluations."""
         return {
             "name": self.plateau.name,
-            "rates": list(self._base_rates),
+            "rates": list(self._rates.base),
             "factor": self.factor,
             "best": self.best,
             "waited": self.waited,
@@ -174,68 +178,62 @@ class PlateauSchedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the saved factor, and warn about differences from the saved schedule."""
-        keep_base_rates(self._optimizer, self._base_rates)
+        self._rates.keep()
         if state.get("name") == self.plateau.name:
             self.factor = state["factor"]
             self.best = state["best"]
             self.waited = state["waited"]
             self.resting = state["resting"]
-        change = describe_change(self.plateau.name, self._base_rates, state)
+        change = describe_change(self.plateau.name, self._rates.base, state)
         if change:
             warnings.warn(change, LoopkitWarning, stacklevel=2)
 
 
-class TorchSchedule:
-    """A scheduler object of torch, stepped after each optimizer step.
+class Rates:
+    """The learning rates of an optimizer's groups, which one schedule sets.
 
-    A ``ReduceLROnPlateau`` is stepped after each evaluation, with the metric.
+    The rate of a group before any schedule changed it is kept in the group as "initial_lr", as
+    torch's schedulers do.
+
+    Attributes:
+        base: each group's rate before any schedule changed it.
     """
 
-    def __init__(self, scheduler: Any, metric: str = "eval/loss") -> None:
-        self.scheduler = scheduler
-        self.metric = metric if type(scheduler).__name__ == "ReduceLROnPlateau" else None
+    def __init__(self, optimizer: Optimizer) -> None:
+        # Not its groups: loading a state replaces them.
+        self._optimizer = optimizer
+        groups = optimizer.param_groups
+        self.base: list[float] = [group.setdefault("initial_lr", group["lr"]) for group in groups]
+        self._set = [group["lr"] for group in groups]
 
-    def set_length(self, length: RunLength) -> None:
-        """Do nothing: torch's schedulers know no length of the run."""
+    def scale(self, factor: float, name: str, step: int) -> None:
+        """Set each group's rate to its base rate times ``factor``.
 
-    def before_update(self, step: int) -> None:
-        """Do nothing: torch's schedulers set the rate after a step."""
-
-    def after_update(self) -> None:
-        """Step the scheduler, if it needs no metric."""
-        if self.metric is None:
-            self.scheduler.step()
-
-    def after_eval(self, metrics: Mapping[str, float]) -> None:
-        """Step the scheduler with its metric, if it needs one.
+        Args:
+            factor: the factor of the schedule.
+            name: the schedule, for messages.
+            step: the number of the step, from 0.
 
         Raises:
-            MetricError: the evaluation gave no such metric.
+            OptionError: something else has set a rate since the last call.
         """
-        if self.metric is not None:
-            self.scheduler.step(metric_value(metrics, self.metric, "ReduceLROnPlateau"))
+        known = self._set
+        for number, (group, base) in enumerate(zip(self._optimizer.param_groups, self.base)):
+            if group["lr"] is not known[number] and group["lr"] != known[number]:
+                raise OptionError(
+                    f"the learning rate was set to {group['lr']:g} before step {step + 1}, and the "
+                    f"schedule {name!r} sets it to {base * factor:g} in this step: leave schedule= "
+                    "out, or replace the schedule, as run.schedules['main'] = bind(constant(), "
+                    "optimizer, run.length). bind takes group['initial_lr'] as the base rate"
+                )
+            group["lr"] = known[number] = base * factor
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's own state."""
-        return dict(self.scheduler.state_dict())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the scheduler's own state."""
-        self.scheduler.load_state_dict(dict(state))
-
-
-def base_rates(optimizer: Optimizer) -> list[float]:
-    """Return each group's rate before any schedule changed it.
-
-    The rate is kept in the group as "initial_lr", as torch's schedulers do.
-    """
-    return [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
-
-
-def keep_base_rates(optimizer: Optimizer, rates: list[float]) -> None:
-    """Write the base rates into the groups again, after the load of a state replaced them."""
-    for group, rate in zip(optimizer.param_groups, rates):
-        group["initial_lr"] = rate
+    def keep(self) -> None:
+        """Write the base rates into the groups again, after the load of a state replaced them."""
+        groups = self._optimizer.param_groups
+        for group, rate in zip(groups, self.base):
+            group["initial_lr"] = rate
+        self._set = [group["lr"] for group in groups]
 
 
 def describe_change(name: str, rates: list[float], saved: Mapping[str, Any]) -> str:

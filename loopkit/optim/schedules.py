@@ -1,14 +1,18 @@
 """Learning-rate schedules: a linear warmup, then a factor of the base rate at each step.
 
-A schedule is a pure function of the number of completed optimizer steps. So it has no state, and is
-the same at any accumulation and after any resume. Only ``reduce_on_plateau`` depends on metrics.
+A schedule is a pure function of the number of completed optimizer steps, or of completed epochs. So
+it has no state, and is the same at any accumulation and after any resume. Only
+``reduce_on_plateau`` depends on metrics.
 """
 
 from __future__ import annotations
 
+import dis
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Literal
 
 from loopkit.checks import checked_choice, checked_int, checked_number, shown
 from loopkit.durations import Duration, RunLength
@@ -35,56 +39,86 @@ class Schedule:
     Attributes:
         name: the name in messages and configs.
         shape: returns the factor of the base rate. It takes the steps since the warmup, the steps
-            from the warmup to the end of the run, and ``lengths`` by name.
+            from the warmup to the end of the run, and ``lengths`` by name. All are epochs instead
+            of steps under ``unit="epoch"``.
         warmup: the length of the warmup: steps, ``"10%"`` of the run or ``"1 epoch"``; 0 for none.
-        needs_total: whether the shape depends on the end of the run.
+        needs_total: whether the shape depends on the end of the run; None finds out whether the
+            function reads its second argument.
         lengths: further lengths for ``shape``, which gets them in whole steps.
         start: the factor at the start of the warmup.
+        unit: what ``shape`` counts: "step", or "epoch" for completed passes over the data. By
+            epochs the rate stays as it is within a pass. A warmup rises with each step anyway.
+        from_start: whether ``shape`` counts from the start of the run, also where there is a
+            warmup.
+
+    Raises:
+        OptionError: a length or the unit is not accepted.
     """
 
     name: str
     shape: Shape
     warmup: object = 0
-    needs_total: bool = True
+    needs_total: bool | None = None
     lengths: Mapping[str, object] = field(default_factory=dict)
     start: float = 0.0
+    unit: Literal["step", "epoch"] = "step"
+    from_start: bool = False
 
     def __post_init__(self) -> None:
+        checked_choice(self.unit, f"Schedule({self.name!r}, unit=)", ("step", "epoch"))
+        if self.needs_total is None:
+            object.__setattr__(self, "needs_total", _reads_total(self.shape))
         for name, value in {"warmup": self.warmup, **self.lengths}.items():
             _length(value, f"{self.name}({name}=)")
 
+    def by_epoch(self) -> Schedule:
+        """Return this schedule counted in epochs, as torch's schedulers stepped after each epoch.
+
+        Example::
+
+            cosine(warmup="5 epochs").by_epoch()
+        """
+        return replace(self, unit="epoch")
+
     def resolve(self, length: RunLength) -> Callable[[int], float]:
         """Return the factor as a function of the completed steps, for a run of this length.
+
+        By epochs, it holds until the next epoch begins: the length says how many are completed.
 
         Raises:
             OptionError: the shape needs the end of the run, which is not known, or a length is a
                 time.
         """
-        if self.needs_total and length.steps is None:
+        by_epoch = self.unit == "epoch"
+        end = length.whole_epochs() if by_epoch else length.steps
+        if self.needs_total and end is None:
             raise OptionError(
                 f"the schedule {self.name!r} needs to know where the run ends: "
-                "give Fit(steps=...), or data with a length"
+                f"give Fit({'epochs' if by_epoch else 'steps'}=...), or data with a length"
             )
         warmup = in_steps(self.warmup, length, f"{self.name}(warmup=)")
+        count = in_epochs if by_epoch else in_steps
         lengths = {
-            name: in_steps(value, length, f"{self.name}({name}=)")
+            name: count(value, length, f"{self.name}({name}=)")
             for name, value in self.lengths.items()
         }
-        total = max(1, (length.steps or 0) - warmup)
-        shape = self.shape
-        start = self.start
+        begin = 0 if self.from_start else warmup
+        if by_epoch:
+            begin = begin // length.steps_per_epoch if length.steps_per_epoch else 0
+        total = max(1, (end or 0) - begin)
+        shape, start, epoch = self.shape, self.start, length.epoch
 
         def factor(step: int) -> float:
             if step < warmup:
                 return start + (1.0 - start) * step / warmup
-            return shape(step - warmup, total, **lengths)
+            return shape(max(0, epoch - begin) if by_epoch else step - begin, total, **lengths)
 
         return factor
 
     def depends_on_total(self) -> bool:
         """Return whether the schedule changes with the length of the run."""
         lengths = [_length(value, self.name) for value in (self.warmup, *self.lengths.values())]
-        return self.needs_total or any(
+        return bool(self.needs_total) or any(
             length is not None and length.unit == "percent" for length in lengths
         )
 
@@ -286,6 +320,72 @@ def one_cycle(pct_start: float = 0.3, start: float = 1 / 25, end: float = 1 / 25
 
 
 @checks_keywords
+def multi_step(milestones: Sequence[object], gamma: float = 0.1, warmup: object = 0) -> Schedule:
+    """Return a fall by a factor at each milestone; torch's ``MultiStepLR``.
+
+    Example::
+
+        multi_step(["30 epochs", "60 epochs"])
+
+    Args:
+        milestones: points since the start of the run: ``"30 epochs"``, ``"50%"``, or steps.
+        gamma: the factor of each fall.
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
+
+    Raises:
+        OptionError: there are no milestones, or one is a time.
+    """
+    if isinstance(milestones, str) or not isinstance(milestones, Sequence) or not milestones:
+        raise OptionError(
+            f"multi_step({milestones!r}): give the milestones, as multi_step(['30 epochs', "
+            "'60 epochs'])"
+        )
+    checked_number(gamma, "multi_step(gamma=)", above=0)
+    points = {f"milestone_{n}": value for n, value in enumerate(milestones)}
+
+    def shape(count: int, total: int, **points: int) -> float:
+        return float(gamma ** sum(count >= point for point in points.values()))
+
+    return _falls("multi_step", shape, warmup, points)
+
+
+@checks_keywords
+def step_decay(step_size: object, gamma: float = 0.1, warmup: object = 0) -> Schedule:
+    """Return a fall by a factor at regular intervals.
+
+    This is torch's ``StepLR``, and with ``step_decay("1 epoch", 0.95)`` its ``ExponentialLR``.
+
+    Args:
+        step_size: the interval, since the start of the run: ``"30 epochs"``, ``"10%"``, or steps.
+        gamma: the factor of each fall.
+        warmup: steps, ``"10%"`` of the run or ``"1 epoch"``.
+    """
+    checked_number(gamma, "step_decay(gamma=)", above=0)
+
+    def shape(count: int, total: int, step_size: int) -> float:
+        return float(gamma ** (count // step_size))
+
+    return _falls("step_decay", shape, warmup, {"step_size": step_size})
+
+
+def _falls(name: str, shape: Shape, warmup: object, lengths: Mapping[str, object]) -> Schedule:
+    """Return a schedule that counts epochs if all lengths are whole epochs, and steps otherwise."""
+    parsed = [_length(value, f"{name}({part}=)") for part, value in lengths.items()]
+    if None in parsed:
+        raise OptionError(f"{name}({next(iter(lengths.values()))!r}): give a length above 0")
+    whole = all(each and each.unit == "epoch" and each.amount.denominator == 1 for each in parsed)
+    return Schedule(
+        name,
+        shape,
+        warmup,
+        needs_total=False,
+        lengths=lengths,
+        unit="epoch" if whole else "step",
+        from_start=True,
+    )
+
+
+@checks_keywords
 def reduce_on_plateau(
     metric: str = "eval/loss:min",
     factor: float = 0.1,
@@ -333,6 +433,38 @@ def in_steps(value: object, length: RunLength, option: str) -> int:
             "not a time"
         )
     return math.ceil(period)
+
+
+def in_epochs(value: object, length: RunLength, option: str) -> int:
+    """Return a length in whole epochs, rounded up; 0 for none.
+
+    Raises:
+        OptionError: it is a time, or its number of epochs is not known.
+    """
+    given = _length(value, option)
+    if given is None:
+        return 0
+    epochs, end = given.amount, length.whole_epochs()
+    if given.unit == "percent" and end is not None:
+        epochs = given.amount * end / 100
+    elif given.unit != "epoch":
+        steps = in_steps(value, length, option)
+        if not length.steps_per_epoch:
+            raise OptionError(f"{shown(option, str(given))}: give epochs, or data with a length")
+        epochs = Fraction(steps, length.steps_per_epoch)
+    return math.ceil(epochs)
+
+
+def _reads_total(shape: Shape) -> bool:
+    """Return whether a function of (step, total) reads ``total``, as far as its code tells."""
+    code = getattr(shape, "__code__", None)
+    if code is None or code.co_argcount < 2:
+        return True
+    name = code.co_varnames[1]
+    if name in code.co_cellvars:
+        return True
+    read = (part.argval for part in dis.get_instructions(code) if "LOAD" in part.opname)
+    return any(name in each if isinstance(each, tuple) else name == each for each in read)
 
 
 def _length(value: object, option: str) -> Duration | None:

@@ -14,15 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.checks import checked_number
-from loopkit.durations import RunLength
-from loopkit.errors import OptionError, TaskError
+from loopkit.errors import OptionError
 from loopkit.foreign_names import OPTIMIZER_ARGUMENTS, SCHEDULE_NAMES
 from loopkit.keywords import unknown_keyword
-from loopkit.optim.groups import ParamGroup, check_complete, check_pattern, partition, select
-from loopkit.optim.lr_schedulers import BoundSchedule, bind
-from loopkit.optim.schedule_free import schedule_free_optimizers
+from loopkit.optim.groups import ParamGroup, check_pattern, partition, select
 from loopkit.optim.schedules import Plateau, Schedule
-from loopkit.task import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +122,7 @@ class OptimizerSpec:
         options = dict(self.options)
         if options.get("fused", True) is None:
             del options["fused"]
-        if self._may_fuse(options, chosen.values()):
+        if self._may_fuse(task, options, chosen.values()):
             # Some versions of torch have no fused kernel for the device.
             with suppress(RuntimeError):
                 made = self._make([dict(group) for group in groups], {**options, "fused": True})
@@ -137,12 +133,19 @@ class OptimizerSpec:
         except RuntimeError as error:
             raise OptionError(f"{self.name} cannot be built: {error}") from error
 
-    def _may_fuse(self, options: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> bool:
+    def _may_fuse(
+        self, task: nn.Module, options: Mapping[str, Any], parameters: Iterable[nn.Parameter]
+    ) -> bool:
         if "fused" not in (arguments(self.optimizer) or ()):
             return False
-        if {"fused", "foreach"} & options.keys():
+        # torch's fused SGD with dampening cannot start the momentum of one parameter later.
+        if {"fused", "foreach"} & options.keys() or options.get("dampening"):
             return False
-        return all(_is_fusable(self.optimizer, parameter) for parameter in parameters)
+        sparse = sparse_parameters(task)
+        return all(
+            id(parameter) not in sparse and _is_fusable(self.optimizer, parameter)
+            for parameter in parameters
+        )
 
     def _make(self, groups: list[dict[str, Any]], options: Mapping[str, Any]) -> Optimizer:
         try:
@@ -161,6 +164,15 @@ def _is_fusable(optimizer: type[Optimizer], parameter: Tensor) -> bool:
     return device in _FUSED_DEVICES and parameter.is_floating_point()
 
 
+def sparse_parameters(task: nn.Module) -> set[int]:
+    """Return the ids of the parameters with sparse gradients, which fused kernels do not take."""
+    return {
+        id(module.weight)
+        for module in task.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
+    }
+
+
 def arguments(optimizer: type[Optimizer]) -> dict[str, Any] | None:
     """Return the arguments of the class by name with their defaults; None where it takes any."""
     # The first two are self and the parameters.
@@ -168,70 +180,3 @@ def arguments(optimizer: type[Optimizer]) -> dict[str, Any] | None:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
     return {p.name: p.default for p in parameters}
-
-
-def make_optimizers(task: Any) -> dict[str, tuple[Optimizer, Any]]:
-    """Build what ``task.optimizers()`` returned.
-
-    Returns:
-        Each optimizer with its schedule or None, by name; a single one is called "main".
-
-    Raises:
-        TaskError: it returned something else, or a trainable parameter is in no group.
-        OptionError: a spec cannot be built.
-    """
-    returned = task.optimizers()
-    named = dict(returned) if isinstance(returned, Mapping) else {"main": returned}
-    if not named:
-        raise TaskError(
-            f"{name_of(task)}.optimizers() returned an empty dict: name at least one optimizer"
-        )
-    made: dict[str, tuple[Optimizer, Any]] = {}
-    for name, optimizer in _flattened(named).items():
-        schedule = None
-        if isinstance(optimizer, tuple) and len(optimizer) == 2:
-            optimizer, schedule = optimizer
-        if isinstance(optimizer, OptimizerSpec):
-            schedule = schedule or optimizer.schedule
-            optimizer = optimizer.build(task)
-        if not isinstance(optimizer, Optimizer):
-            raise TaskError(
-                f"{name_of(task)}.optimizers() returned {type(optimizer).__name__}: give a "
-                "loopkit.optim spec, a torch optimizer, or a dict of these by name"
-            )
-        made[name] = optimizer, schedule
-    check_complete(task, {name: optimizer for name, (optimizer, _) in made.items()})
-    return made
-
-
-def build_optimizers(
-    task: Any, length: RunLength
-) -> tuple[dict[str, Optimizer], dict[str, BoundSchedule]]:
-    """Return the optimizers and the bound schedules of ``task`` by name, ready to train.
-
-    Raises:
-        TaskError: ``task.optimizers()`` returned something else, or a parameter is in no group.
-        OptionError: a spec cannot be built, or its schedule needs a length of the run that is not
-            known.
-    """
-    made = make_optimizers(task)
-    optimizers = {name: optimizer for name, (optimizer, _) in made.items()}
-    for optimizer in schedule_free_optimizers(optimizers.values()):
-        optimizer.train()
-    schedules = {
-        name: bind(schedule, made[name][0], length)
-        for name, (_, schedule) in made.items()
-        if schedule
-    }
-    return optimizers, schedules
-
-
-def _flattened(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Return optimizers by name, where one name may hold several: "generator_muon"."""
-    flat: dict[str, Any] = {}
-    for name, given in named.items():
-        if isinstance(given, Mapping) and given:
-            flat |= {f"{name}_{part}": value for part, value in given.items()}
-        else:
-            flat[name] = given
-    return flat

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from loopkit.optim.specs import make_optimizers
+from loopkit.optim.builder import make_optimizers
 
 
 def group_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -115,22 +116,13 @@ class DDP(ModuleStrategy):
     def step_fn(self, name: str) -> Callable[..., Any]:
         """Return the task's method, called through DistributedDataParallel if it trains."""
         method = super().step_fn(name)
-        if self.world_size == 1 or name in ("eval_step", "predict_step"):
+        if self.world_size == 1 or name in ("eval_step", "test_step", "predict_step"):
             return method
         wrapped = self._wrapped or self._wrap()
         self._step_forward.methods[name] = method
 
         def call(batch: Any) -> Any:
-            try:
-                return wrapped(name, batch)
-            except RuntimeError as error:
-                if "Expected to have finished reduction" in str(error):
-                    raise TaskError(
-                        "the loss of the step before did not reach every trainable parameter, "
-                        "which the ranks wait for: pass "
-                        "strategy=DDP(find_unused_parameters=True), or freeze what is not used"
-                    ) from error
-                raise
+            return wrapped(name, batch)
 
         return call
 
@@ -139,6 +131,7 @@ class DDP(ModuleStrategy):
         self._frozen = [
             p for parameters in self._parameters.values() for p in parameters if not p.requires_grad
         ]
+        self._names = [name for name, p in self._task.named_parameters() if p.requires_grad]
         self._no_step_yet = True
         unused = len(self.optimizers) > 1 if self._find_unused is None else self._find_unused
         with warnings.catch_warnings():
@@ -173,13 +166,45 @@ class DDP(ModuleStrategy):
         *,
         want_norm: bool = False,
     ) -> Tensor | None:
-        """Make the gradients ready, which are the same on all ranks; see ``Strategy``."""
+        """Make the gradients ready, which are the same on all ranks; see ``Strategy``.
+
+        Raises:
+            TaskError: the loss did not reach each trainable parameter, which it names.
+        """
         if self._wrapped is not None:
-            for parameter in self._frozen:
-                if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
-                    parameter.grad /= self.world_size
+            self._check_reached(self._wrapped)
+            late = [parameter for parameter in self._frozen if parameter.requires_grad]
+            if late:
+                self._average(late)
         return super().finalize_gradients(names, divisor, want_norm=want_norm)
+
+    def _check_reached(self, wrapped: DistributedDataParallel) -> None:
+        """Raise if a parameter has no gradient yet: other ranks may have one to average with it.
+
+        torch finds that out in the next forward pass, which is after the update.
+        """
+        try:
+            wrapped.reducer._check_reducer_finalized()
+        except RuntimeError as error:
+            found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+            names = [self._names[int(index)] for index in found[1].split()] if found else []
+            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
+            raise TaskError(
+                f"the loss did not reach {shown or 'each trainable parameter'}: the ranks wait for "
+                "the gradient of each. Pass strategy=DDP(find_unused_parameters=True), or freeze "
+                "what is not used"
+            ) from error
+
+    def _average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Average gradients over the ranks; a rank without one counts as zeros."""
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        dist.all_reduce(used)
+        for parameter, count in zip(parameters, used.tolist()):
+            if count:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
 
     def teardown(self, failed: bool = False) -> None:
         """Take DistributedDataParallel off the task."""

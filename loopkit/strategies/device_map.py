@@ -11,11 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from loopkit.devices import count_devices, visible_devices
 from loopkit.distributed.communicator import Communicator
+from loopkit.dtypes import stored_dtype
 from loopkit.errors import OptionError
 from loopkit.rng import torch_seeder
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.device_placement import balanced, by_hand, connect
-from loopkit.strategies.gradients import finalize_gradients
 from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.precision import Both, forward_context
 
@@ -137,7 +137,7 @@ class DeviceMapStrategy(ModuleStrategy):
             for parameter in self._parameters[name]:
                 if parameter.grad is not None:
                     grads.setdefault(parameter.grad.device, []).append(parameter.grad)
-        return finalize_gradients(
+        return self._finalize(
             self,
             list(grads.values()),
             names,
@@ -163,7 +163,5 @@ class DeviceMapStrategy(ModuleStrategy):
 
 
 def _converter(device: torch.device, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
-    """Return a function that moves a tensor to ``device``, in ``dtype`` if it is not of integers."""
-    return lambda tensor: tensor.to(
-        device, dtype if tensor.is_floating_point() or tensor.is_complex() else None
-    )
+    """Return a function that moves a tensor to ``device``, as ``stored_dtype`` says."""
+    return lambda tensor: tensor.to(device, stored_dtype(tensor.dtype, dtype))

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from loopkit.checkpoint import Shard, ShardedTensor
+from loopkit.errors import OptionError
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -108,6 +110,13 @@ def replica_count(tensor: Any, world_size: int) -> int:
     return world_size // parts
 
 
+def sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of the squares of all elements, a scalar in double precision on ``device``."""
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(tensors)).to(device).double().square().sum()
+
+
 def match_placements(parameters: Iterable[Any]) -> None:
     """Redistribute gradients so that each is split as its parameter is; collective.
 
@@ -117,3 +126,17 @@ def match_placements(parameters: Iterable[Any]) -> None:
     for parameter in parameters:
         if is_sharded(parameter) and parameter.grad.placements != parameter.placements:
             parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
+
+
+def check_takes_parts(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that cannot step a part of a parameter.
+
+    Raises:
+        OptionError: it needs whole parameters.
+    """
+    kind = type(optimizer)
+    if kind.__name__ == "Adafactor" or kind.__module__.split(".")[0] == "bitsandbytes":
+        raise OptionError(
+            f"{kind.__name__} needs each parameter whole, and under FSDP and TensorParallel a rank "
+            "holds parts of them: take another optimizer (adamw, lion, muon), or strategy='ddp'"
+        )

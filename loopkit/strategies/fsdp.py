@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,24 +13,27 @@ from torch.optim import Optimizer
 
 from loopkit.checks import checked_int
 from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
-from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
+from loopkit.distributed.gather import set_tp_size
+from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module, device_mesh
 from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
-from loopkit.strategies.activation_checkpointing import repeated_blocks
 from loopkit.strategies.base import ComputeSettings
+from loopkit.strategies.collective_order import BACKWARD
 from loopkit.strategies.dtensor import (
+    check_takes_parts,
     copy_into,
     is_sharded,
     local_tensor,
     match_placements,
     replica_count,
+    sum_of_squares,
 )
-from loopkit.strategies.gradients import finalize_gradients
+from loopkit.strategies.fsdp_blocks import Wrap, blocks_to_shard, set_prefetch
+from loopkit.strategies.fsdp_groups import FsdpGroups, watched_groups
 from loopkit.strategies.meta_init import fill_from_rank_zero, is_on_meta, move_to_meta
 from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.tensor_parallel import TensorParallel
-
-Wrap = Literal["auto"] | int | Sequence[str | type]
+from loopkit.strategies.unusual_gradients import refuse_complex
 
 # The optimizers whose fused kernels take sharded tensors.
 _FUSED = (torch.optim.Adam, torch.optim.AdamW)
@@ -114,6 +117,8 @@ class FSDP(ModuleStrategy):
                 layers are split under a loss scaler.
         """
         super().setup_environment(settings)
+        self._groups: FsdpGroups | None = None
+        self._last = True
         self._tp_size = 1
         if self.tensor is not None:
             self._tp_size = self.tensor.tp_size(self.world_size, self._process_group.local_size)
@@ -123,6 +128,7 @@ class FSDP(ModuleStrategy):
                     "TensorParallel with precision='fp16': the loss scaler takes no layers that "
                     "are split: take precision='bf16'"
                 )
+        set_tp_size(self._tp_size)
         if self.dp.size % self.replicas:
             members = "ranks"
             if self._tp_size > 1:
@@ -140,8 +146,17 @@ class FSDP(ModuleStrategy):
     def setup_module(self, task: nn.Module) -> None:
         """Shard ``task`` in place, with the weights of rank 0; one that is sharded stays so."""
         self._task = task
-        if any(is_sharded(parameter) for parameter in task.parameters()):
-            return
+        if not any(is_sharded(parameter) for parameter in task.parameters()):
+            self._shard_from_rank_zero(task)
+        if self._shards and self.world_size > 1:
+            self._groups = watched_groups(
+                task,
+                self.world,
+                self._process_group.timeout,
+                compiles=self.settings.compile is not None,
+            )
+
+    def _shard_from_rank_zero(self, task: nn.Module) -> None:
         if any(self.world.all_gather_object(is_on_meta(task))):
             values = move_to_meta(task, self.settings.precision.storage)
             self._prepare_blocks(task)
@@ -154,7 +169,6 @@ class FSDP(ModuleStrategy):
             self._shard(task)
 
     def _shard(self, task: nn.Module) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import (
             CPUOffloadPolicy,
             MixedPrecisionPolicy,
@@ -172,7 +186,7 @@ class FSDP(ModuleStrategy):
             n for n, size in sizes.items() if size > 1 or (n == "dp_shard" and self._shards)
         )
         shape = tuple(sizes[name] for name in axes)
-        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=axes)
+        mesh = device_mesh(self.device.type, shape, axes)
         if self.tensor is not None and self._tp_size > 1:
             self.tensor.apply(task, mesh["tp"])
         if not self._shards:
@@ -181,6 +195,9 @@ class FSDP(ModuleStrategy):
             mesh = mesh[("dp_replicate", "dp_shard") if self.replicas > 1 else "dp_shard"]
         precision = self.settings.precision
         reduce_dtype = torch.float32 if precision.autocast is not None else None
+        if (self.param_dtype or precision.autocast) is not None:
+            reason = "FSDP would gather its real part alone"
+            refuse_complex(task, f"precision={precision.name!r}", reason)
         offload: OffloadPolicy = OffloadPolicy()
         if self.offload:
             offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
@@ -195,7 +212,11 @@ class FSDP(ModuleStrategy):
             # averages their gradients.
             "ignored_params": {p for p in task.parameters() if p.ndim == 0},
         }
-        blocks = [block for block in self._blocks(task) if any(p.ndim for p in block.parameters())]
+        blocks = [
+            block
+            for block in blocks_to_shard(task, self.wrap)
+            if any(p.ndim for p in block.parameters())
+        ]
         for block in blocks:
             fully_shard(block, **settings)
         # A step needs the rest until its end, also after it has called the task itself.
@@ -205,37 +226,13 @@ class FSDP(ModuleStrategy):
         warnings.filterwarnings(
             "ignore", message=rf"FSDP2-wrapped module \({type(task).__name__}\) returned a view"
         )
-        self._set_prefetch(blocks)
+        if self.prefetch is not None:
+            set_prefetch(blocks, self.prefetch)
 
-    def _blocks(self, task: nn.Module) -> list[nn.Module]:
-        """Return the modules to shard by themselves, inner ones first, as fully_shard wants them."""
-        modules = [module for module in task.modules() if module is not task]
-        if self.wrap == "auto":
-            found = [block for block in repeated_blocks(task) if block is not task]
-        elif isinstance(self.wrap, int):
-            found = [m for m in modules if sum(p.numel() for p in m.parameters()) >= self.wrap]
-        else:
-            wanted = [kind if isinstance(kind, str) else kind.__name__ for kind in self.wrap]
-            present = {type(module).__name__ for module in modules}
-            missing = [kind for kind in wanted if kind not in present]
-            if missing:
-                raise OptionError(
-                    f"FSDP(wrap=...): no module is of class {missing[0]!r}; there are "
-                    f"{', '.join(sorted(present))}"
-                )
-            found = [module for module in modules if type(module).__name__ in wanted]
-        # A list or dict of modules has no forward pass that could gather parameters.
-        return [m for m in reversed(found) if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
-
-    def _set_prefetch(self, blocks: list[Any]) -> None:
-        if self.prefetch is None:
-            return
-        in_forward_order = blocks[::-1]
-        for number, block in enumerate(in_forward_order):
-            following = in_forward_order[number + 1 : number + 1 + self.prefetch]
-            preceding = in_forward_order[max(0, number - self.prefetch) : number]
-            block.set_modules_to_forward_prefetch(following)
-            block.set_modules_to_backward_prefetch(preceding[::-1])
+    def teardown(self, failed: bool = False) -> None:
+        """Stop watching the task, which stays sharded."""
+        if self._groups is not None:
+            self._groups.close()
 
     def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
         """Take the optimizers by name, without kernels of torch that take no sharded tensors.
@@ -244,7 +241,7 @@ class FSDP(ModuleStrategy):
             OptionError: an optimizer needs whole parameters.
         """
         for optimizer in optimizers.values():
-            _check_takes_parts(optimizer)
+            check_takes_parts(optimizer)
             for group in optimizer.param_groups:
                 # Neither kernel takes tensors of several meshes at once.
                 if len({getattr(p, "device_mesh", None) for p in group["params"]}) > 1:
@@ -264,11 +261,33 @@ class FSDP(ModuleStrategy):
             from torch.distributed.fsdp import register_fsdp_forward_method
 
             register_fsdp_forward_method(self._task, name)
-        return super().step_fn(name)
+        method, groups = super().step_fn(name), self._groups
+        if groups is None:
+            return method
+
+        def call(batch: Any) -> Any:
+            trains = torch.is_grad_enabled()
+            groups.order.start((name, trains, self._last))
+            returned = method(batch)
+            if not trains:
+                groups.order.end()
+            return returned
+
+        return call
+
+    def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
+        """Add the gradients of ``loss``; see ``Strategy``."""
+        groups = self._groups
+        if groups is not None:
+            groups.order.follow(BACKWARD)
+        super().backward(loss, value)
+        if groups is not None:
+            groups.order.end()
 
     def set_gradient_sync(self, last: bool) -> None:
         """Sum gradients over the ranks in the next backward pass, or add them up on each rank."""
         task: Any = self._task
+        self._last = last
         if self._shards:
             task.set_requires_gradient_sync(last)
 
@@ -281,6 +300,9 @@ class FSDP(ModuleStrategy):
     ) -> Tensor | None:
         """Make the gradients ready, by the part of each that this rank holds; see ``Strategy``."""
         names = names or tuple(self._parameters)
+        groups, self._counts = self._groups, None
+        if groups is not None:
+            groups.fill_whole(p for n in names for p in self._parameters[n] if not is_sharded(p))
         held = [p for name in names for p in self._parameters[name] if p.grad is not None]
         whole = [p.grad for p in held if not is_sharded(p) and p.grad is not None]
         # The ranks of one tensor-parallel group have the same gradients already.
@@ -290,7 +312,7 @@ class FSDP(ModuleStrategy):
         if self._tp_size > 1:
             match_placements(held)
         sharded = [p for p in held if is_sharded(p)]
-        return finalize_gradients(
+        norm = self._finalize(
             self,
             [[local_tensor(p.grad) for p in sharded], whole],
             names,
@@ -298,6 +320,12 @@ class FSDP(ModuleStrategy):
             want_norm=want_norm,
             reduce_norm=lambda: self._norm(sharded, whole),
         )
+        if groups is not None:
+            if self._counts is None:  # no norm was wanted
+                self._counts = groups.counts(self.device).clone()
+                dist.all_reduce(self._counts)
+            groups.drop_unused(self._counts)
+        return norm
 
     def _norm(self, sharded: list[nn.Parameter], whole: list[Tensor]) -> Tensor:
         """Return the norm of all gradients; a part that several ranks hold counts once.
@@ -312,15 +340,14 @@ class FSDP(ModuleStrategy):
             by_copies.setdefault(count, []).append(local_tensor(parameter.grad))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for count, parts in by_copies.items():
-            total = total + self._sum_of_squares(parts) / count
-        dist.all_reduce(total)
-        total = total + self._sum_of_squares(whole)
-        return total.sqrt().to((sharded or whole)[0].dtype)
-
-    def _sum_of_squares(self, tensors: list[Tensor]) -> Tensor:
-        if not tensors:
-            return torch.zeros((), dtype=torch.float64, device=self.device)
-        return torch.stack(torch._foreach_norm(tensors)).to(self.device).double().square().sum()
+            total = total + sum_of_squares(parts, self.device) / count
+        # In the same message the ranks say which parameters they used.
+        counts = total.new_empty(0) if self._groups is None else self._groups.counts(self.device)
+        message = torch.cat((total.reshape(1), counts))
+        dist.all_reduce(message)
+        total, self._counts = message[0], message[1:]
+        total = total + sum_of_squares(whole, self.device)
+        return total.sqrt().to((sharded or whole)[0].dtype.to_real())
 
     def reshard(self) -> None:
         """Shard again what an evaluation has gathered; without a backward pass torch does not."""
@@ -338,12 +365,3 @@ class FSDP(ModuleStrategy):
                 local_tensor(target).copy_(local_tensor(value))
             else:
                 copy_into(target, value)
-
-
-def _check_takes_parts(optimizer: Optimizer) -> None:
-    kind = type(optimizer)
-    if kind.__name__ == "Adafactor" or kind.__module__.split(".")[0] == "bitsandbytes":
-        raise OptionError(
-            f"{kind.__name__} needs each parameter whole, and under FSDP and TensorParallel a rank "
-            "holds parts of them: take another optimizer (adamw, lion, muon), or strategy='ddp'"
-        )

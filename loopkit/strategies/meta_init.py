@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from loopkit.dtypes import stored_dtype
 from loopkit.strategies.dtensor import copy_into
 
 
@@ -33,7 +34,7 @@ def move_to_meta(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tens
     """
 
     def dtype_of(tensor: Tensor) -> torch.dtype:
-        return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return stored_dtype(tensor.dtype, dtype)
 
     values = {name: t.detach().to(dtype_of(t)) for name, t in named_tensors(module).items()}
     on_meta: dict[int, Any] = {}

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.distributed.communicator import Communicator
+from loopkit.distributed.gather import set_tp_size
+from loopkit.dtypes import stored_dtype
 from loopkit.module_state import is_extra, tensors_of
 from loopkit.optim.fused import step_function
 from loopkit.rng import torch_seeder
@@ -26,6 +28,12 @@ from loopkit.strategies.compile import compile_blocks, compiled
 from loopkit.strategies.gradients import finalize_gradients
 from loopkit.strategies.nonfinite import NonFiniteGuard, propagate_nonfinite
 from loopkit.strategies.precision import forward_context
+from loopkit.strategies.unusual_gradients import (
+    any_unusual,
+    finalize_unusual,
+    leave_fused,
+    refuse_complex,
+)
 
 
 class ModuleStrategy(Strategy):
@@ -44,6 +52,7 @@ class ModuleStrategy(Strategy):
         self.settings = settings or ComputeSettings()
         self.device, self.world = self._join_ranks()
         self.dp = self.world
+        set_tp_size(1)
         self.rank, self.world_size = self.world.rank, self.world.size
         self.set_seed = torch_seeder(self.device)
         self.init_context = nullcontext
@@ -61,7 +70,14 @@ class ModuleStrategy(Strategy):
         self._prepare_blocks(task)
 
     def _move(self, task: nn.Module) -> None:
-        task.to(self.device, self.settings.precision.storage)
+        device, storage = self.device, self.settings.precision.storage
+        if storage is not None and any(
+            p.is_complex() for p in (*task.parameters(), *task.buffers())
+        ):
+            # nn.Module.to would make complex parameters real.
+            task._apply(lambda tensor: tensor.to(device, stored_dtype(tensor.dtype, storage)))  # type: ignore[no-untyped-call]
+        else:
+            task.to(device, storage)
 
     def _prepare_blocks(self, task: nn.Module) -> None:
         """Compile blocks, and have them compute activations again, as the settings say."""
@@ -71,14 +87,21 @@ class ModuleStrategy(Strategy):
             compile_blocks(task, compile_settings)
 
     def setup_optimizers(self, optimizers: dict[str, Optimizer]) -> None:
-        """Take the optimizers by name, which were made after ``setup_module``."""
+        """Take the optimizers by name, which were made after ``setup_module``.
+
+        Raises:
+            OptionError: the loss is scaled, and a parameter is complex.
+        """
         self.optimizers = optimizers
         self._steppers = {name: step_function(optimizer) for name, optimizer in optimizers.items()}
         self._parameters: dict[str, list[nn.Parameter]] = {
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in optimizers.items()
         }
+        if self.scaler is not None:
+            refuse_complex(self._task, "precision='fp16'", "torch scales no complex gradients")
         self.guard = self._build_guard() if self.settings.on_nan != "ignore" else None
+        self._finalize: Callable[..., Tensor | None] = _finalize_first
 
     def _build_guard(self) -> NonFiniteGuard:
         # Gradients have the dtypes of their parameters. A loss may have another one.
@@ -90,6 +113,16 @@ class ModuleStrategy(Strategy):
             uniform=dtypes == {torch.float32} and self.settings.precision.storage is None,
             spans_ranks=self.world_size > 1,
         )
+
+    def choose_finalize(self, grads: Sequence[list[Tensor]]) -> None:
+        """Look once which kinds of gradients there are, for all steps of the run."""
+        parameters = [p for held in self._parameters.values() for p in held]
+        unusual = any_unusual(self._task, parameters, grads)
+        if unusual:
+            for name, optimizer in self.optimizers.items():
+                leave_fused(optimizer)
+                self._steppers[name] = step_function(optimizer)
+        self._finalize = finalize_unusual if unusual else finalize_gradients
 
     def step_fn(self, name: str) -> Callable[..., Any]:
         """Return the task's own bound method, compiled if the settings say so."""
@@ -132,7 +165,7 @@ class ModuleStrategy(Strategy):
                 grad = parameter.grad
                 if grad is not None:
                     grads.append(grad)
-        return finalize_gradients(self, [grads], names, divisor, want_norm=want_norm)
+        return self._finalize(self, [grads], names, divisor, want_norm=want_norm)
 
     def optimizer_step(self, names: Sequence[str] | None = None) -> None:
         """Step the named optimizers (None: all) and clear their gradients."""
@@ -185,3 +218,11 @@ class ModuleStrategy(Strategy):
         return optimizer_state.prepare_load(
             self.optimizers, self._task, tensors=tensors, plain=plain, path=path
         )
+
+
+def _finalize_first(
+    strategy: ModuleStrategy, grads: Sequence[list[Tensor]], *arguments: Any, **options: Any
+) -> Tensor | None:
+    """Finalize the gradients of the first step, which tell what all steps need."""
+    strategy.choose_finalize(grads)
+    return strategy._finalize(strategy, grads, *arguments, **options)

@@ -70,7 +70,7 @@ class NonFiniteGuard:
             self._flag = torch.from_numpy(self.host_flag)
             self.blocks_update: Any = self.host_flag
         else:
-            self._flag = torch.zeros((), device=device)
+            self._flag = torch.zeros((), dtype=torch.float32, device=device)
             self.blocks_update = False
             for optimizer in optimizers:
                 self._hand_flag_to(optimizer)
@@ -78,7 +78,7 @@ class NonFiniteGuard:
         self._check_one_dtype = partial(
             torch._amp_foreach_non_finite_check_and_unscale_,
             found_inf=self._flag,
-            inv_scale=torch.ones((), device=device),
+            inv_scale=torch.ones((), dtype=torch.float32, device=device),
         )
         self.check: Callable[[list[Tensor]], object] = (
             self._check_one_dtype if uniform else self._check_each_dtype
@@ -95,6 +95,8 @@ class NonFiniteGuard:
     def _check_each_dtype(self, tensors: list[Tensor]) -> None:
         by_kind: dict[Any, list[Tensor]] = {}
         for tensor in tensors:
+            if tensor.is_complex():
+                tensor = torch.view_as_real(tensor)
             by_kind.setdefault((tensor.device, tensor.dtype), []).append(tensor)
         for group in by_kind.values():
             self._check_one_dtype(group)

@@ -31,7 +31,8 @@ def optimizer_state(
             for key, value in state.items():
                 full = f"{names[id(parameter)]}/{key}"
                 if isinstance(value, Tensor):
-                    tensors[prefix + full] = value
+                    # The momentum of sparse gradients. torch continues with it dense in the same way.
+                    tensors[prefix + full] = value.to_dense() if value.is_sparse else value
                 else:
                     values[full] = value
         group_names = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]

@@ -140,6 +140,33 @@ def test_a_strategy_with_arguments(loopkit, shapes, tmp_path):
     assert state(tmp_path / "runs/points/1").meta["strategy"] == "SingleDevice"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--strategy", "TensorParallel({'net.0': 'colwise'}, size=2)"),
+        (
+            "--strategy",
+            "TensorParallel",
+            "--strategy.plan",
+            "{net.0: colwise}",
+            "--strategy.size",
+            "2",
+        ),
+        (
+            "--strategy",
+            "loopkit.TensorParallel",
+            "--strategy.plan",
+            "{net.0: colwise}",
+            "--strategy.size=2",
+        ),
+    ],
+)
+def test_a_strategy_that_splits_layers_is_typed_like_any_other(loopkit, shapes, words):
+    printed = loopkit.ok("fit", shapes, "--print-config", *words)
+    assert "TensorParallel" in printed
+    assert "colwise" in printed
+
+
 def test_a_config_reads_the_same_names_and_the_command_line_goes_before_it(
     loopkit, shapes, tmp_path
 ):

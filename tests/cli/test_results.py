@@ -29,6 +29,52 @@ def test_metrics_are_those_of_the_checkpoint_with_the_arguments_it_was_trained_w
     assert json.loads(out)["eval/loss"] == one.metrics["eval/loss"] != recorded
 
 
+def test_a_test_measures_the_test_data(loopkit, shapes, trained):
+    code, out, err = loopkit("test", shapes, "--checkpoint", trained, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert sorted(found) == ["test/loss", "test/runtime", "test/samples_per_second"]
+    evaluated = json.loads(loopkit.ok("evaluate", shapes, "--checkpoint", trained, "--json"))
+    assert found["test/loss"] != evaluated["eval/loss"]
+    lines = loopkit.ok("test", shapes, "--checkpoint", trained).splitlines()
+    assert lines[0].startswith("test/loss ")
+
+
+def test_a_task_without_test_data_says_so(loopkit, tmp_path):
+    target = tmp_path / "own.py"
+    target.write_text(
+        "from shapes import Points\nclass Own(Points):\n    def test_data(self): pass\n"
+    )
+    code, out, err = loopkit("test", f"{target}:Own")
+    assert (code, out) == (1, "")
+    assert "Own.test_data() returned nothing" in err
+
+
+def test_a_file_of_objects_by_sample_has_a_line_for_each(loopkit, tmp_path):
+    target = tmp_path / "boxes.py"
+    target.write_text(
+        "import dataclasses, torch\nfrom shapes import Points\n"
+        "class Boxes(Points):\n"
+        "    def predict_step(self, batch):\n"
+        "        return tuple({'boxes': torch.ones(i % 3, 4)} for i in range(len(batch[0])))\n"
+        "@dataclasses.dataclass\nclass Out:\n    a: object\n    b: object = None\n"
+        "class Parts(Points):\n"
+        "    def predict_step(self, batch):\n"
+        "        return Out(self.net(batch[0]).argmax(1))\n"
+        "class Uneven(Points):\n"
+        "    def predict_step(self, batch):\n"
+        "        return {'a': batch[0], 'b': batch[1][1:]}\n"
+    )
+    lines = loopkit.ok("predict", f"{target}:Boxes", "--eval-batch-size", "5").splitlines()
+    assert [len(json.loads(line)["boxes"]) for line in lines[:6]] == [0, 1, 2, 0, 1, 0]
+    assert len(lines) == 64
+    lines = loopkit.ok("predict", f"{target}:Parts", "--eval-batch-size", "5").splitlines()
+    assert [set(json.loads(line)) for line in lines] == [{"a", "b"}] * 64
+    code, _, err = loopkit("predict", f"{target}:Uneven")
+    assert code == 1
+    assert "parts of 31, 32 entries for one batch" in err
+
+
 def test_metrics_are_aligned(loopkit, shapes, trained):
     lines = loopkit.ok("evaluate", shapes, "--checkpoint", trained).splitlines()
     assert [line.split()[0] for line in lines] == [

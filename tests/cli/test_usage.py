@@ -159,6 +159,9 @@ def test_help_fits_the_terminal(loopkit, shapes, monkeypatch):
         (["--hooks.word", "x"], "hooks: add an item first, as --hooks+=NAME, then its word"),
         (["--strategy.device", "cpu"], "strategy: device: give the name of the class first"),
         (["--strategy", "ddp", "--strategy.timeout", "3"], "no class 'ddp'. Did you mean 'DDP'?"),
+        (["--strategy", "TensorParalel"], "Did you mean 'TensorParallel'?"),
+        (["--strategy", "TensorParallel"], "TensorParallel needs plan"),
+        (["--strategy", "TensorParallel()"], "TensorParallel needs plan"),
         (["--hooks+={class_path: "], "hooks: '{class_path: ' is not accepted: give Hook."),
         (
             ["--loggers", "[jsonl, {class_path: loopkit.loggers.NoLogger}]"],

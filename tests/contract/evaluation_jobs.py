@@ -58,6 +58,51 @@ def sweep(counts: Iterable[int], sizes: Iterable[int]) -> list[str]:
     return wrong
 
 
+class Nested(Counting):
+    """A task whose outputs are nested, ragged, and have a tuple of entries by sample."""
+
+    def eval_step(self, batch: Any) -> dict[str, Any]:
+        ids = batch[0]
+        images, targets = tuple(zip(*[(torch.ones(int(i) % 3), {"id": int(i)}) for i in ids]))
+        return {
+            "images": images,
+            "target": targets,
+            "words": [f"word {int(i)}" for i in ids],
+            "mask": ids[:, None].expand(-1, int(ids[-1]) + 1).to(torch.uint8),
+            "pair": (ids.numpy(), {"squeezed": ids[:, None].squeeze()}),
+        }
+
+    def predict_step(self, batch: Any) -> Any:
+        return self.eval_step(batch)
+
+    def compute_metrics(self, outputs: Any) -> dict[str, float]:
+        self.seen = outputs.values
+        return {}
+
+
+def nested(count: int, size: int) -> list[str]:
+    """Return what evaluation and prediction give for nested outputs that is not as wanted."""
+    task, data = Nested(), TensorDataset(torch.arange(count))
+    fit = Fit(strategy="ddp", batch_size=size, progress=False)
+    fit.evaluate(task, data)
+    wrong, ids = [], list(range(count))
+    for what, found in (
+        ("scored", of_rank_zero(task.seen)),
+        ("predicted", fit.predict(task, data)),
+    ):
+        checks = {
+            "images": [len(image) for image in found["images"]] == [i % 3 for i in ids],
+            "target": [target["id"] for target in found["target"]] == ids,
+            "words": found["words"] == [f"word {i}" for i in ids],
+            "mask": tuple(found["mask"].shape) == (count, count)
+            and found["mask"][0].tolist() == [0] * min(size, count) + [-100] * (count - size),
+            "pair": found["pair"][0].tolist() == ids,
+            "squeezed": found["pair"][1]["squeezed"].tolist() == ids,
+        }
+        wrong += [f"{what} {name}: {found}" for name, right in checks.items() if not right]
+    return wrong
+
+
 def of_rank_zero(value: Any) -> Any:
     """Return the value of rank 0."""
     from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator

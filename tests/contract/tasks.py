@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from loopkit import Loader, StepLoop, Task
 from loopkit.optim import AdamW, cosine
-from tests.support import Tiny, points
+from tests.support import Noisy, Tiny, points
 
 
 class TokenClassifier(Task):
@@ -100,7 +101,31 @@ class Kinds(Tiny):
             ],
             "stream": lambda: Stream(self.count),
             "sharded": lambda: Loader(Own(self.count), sharded=True),
+            "stateful": lambda: Loader(Continuing(self.count)),
+            "objects": lambda: [
+                Rows(*points(self.count)[8 * i : 8 * i + 8]) for i in range(-(-self.count // 8))
+            ],
+            "combined": lambda: {
+                "few": Loader(Noisy(self.count // 4), 4),
+                "many": Loader(points(self.count), 4, num_workers=1),
+                "stream": Loader(Continuing(self.count // 3), 3),
+            },
         }[self.kind]()
+
+    def train_step(self, batch: Any) -> Any:
+        if isinstance(batch, Rows):
+            return super().train_step((batch.x, batch.y))
+        if isinstance(batch, dict):
+            return sum(Tiny.train_step(self, part) for part in batch.values())
+        return super().train_step(batch)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch that is an object."""
+
+    x: torch.Tensor
+    y: torch.Tensor
 
 
 class Stream(IterableDataset):
@@ -112,6 +137,30 @@ class Stream(IterableDataset):
     def __iter__(self) -> Any:
         data = points(self.count)
         return (data[i] for i in range(self.count))
+
+
+class Continuing(Stream):
+    """Reads on in the next pass: each pass begins one sample later."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.at = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Any:
+        data = points(self.count)
+        for _ in range(self.count - self.at % (self.count + 1)):
+            self.at += 1
+            yield data[self.at % self.count]
+        self.at += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
 
 
 class Own(IterableDataset):

@@ -54,6 +54,25 @@ def test_predictions_come_in_the_order_of_the_data_on_every_rank(pair, strategy)
         assert found["names"] == alone["names"]
 
 
+@pytest.mark.parametrize(("size", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (2, "zero3")])
+def test_wrappers_and_logged_scalars_are_those_of_one_process(pool, size, strategy):
+    calls = [(23, 5, False), (7, 3, True), (1, 4, False), (16, 4, False)]
+    alone = jobs.wrapped("single", *calls)
+    for ranks in pool(size).call(jobs.wrapped, strategy, *calls):
+        for found, expected in zip(ranks, alone, strict=True):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                if "runtime" not in name and "per_second" not in name:
+                    assert found[name] == pytest.approx(value, rel=1e-7, abs=1e-7, nan_ok=True), (
+                        name
+                    )
+
+
+@pytest.mark.parametrize(("size", "count", "batch"), [(2, 7, 3), (2, 9, 2), (3, 1, 4), (3, 10, 3)])
+def test_nested_and_ragged_outputs_come_in_order_from_all_ranks(pool, size, count, batch):
+    assert pool(size).call(evaluation_jobs.nested, count, batch) == [[]] * size
+
+
 def test_a_writer_gets_all_batches_in_order_on_rank_0(pair):
     first, second = pair.call(
         jobs.predict, "ddp", "scored", {"count": 23}, writer=True, batch_size=4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from loopkit import Checkpoint
@@ -41,7 +43,15 @@ def test_resume_from_every_step_is_identical(pair, tmp_path, strategy, task, sto
 
 @pytest.mark.parametrize(
     ("kind", "rng"),
-    [("list", "counter"), ("stream", "counter"), ("sharded", "counter"), ("dataset", "stream")],
+    [
+        ("list", "counter"),
+        ("stream", "counter"),
+        ("sharded", "counter"),
+        ("stateful", "counter"),
+        ("objects", "counter"),
+        ("combined", "counter"),
+        ("dataset", "stream"),
+    ],
 )
 def test_resume_is_identical_on_every_kind_of_data(pair, tmp_path, kind, rng):
     options = {**OPTIONS, "batch_size": 8, "steps": 8, "task_args": {"kind": kind}, "rng": rng}
@@ -84,6 +94,29 @@ def test_a_run_resumes_over_another_number_of_ranks(pair, tmp_path, strategy, ta
         )
         rest = jobs.train("single", task, run_dir=tmp_path / f"down-{stop}", **options)
         assert (rest["digest"], rest["rows"]) == (whole["digest"], whole["rows"])
+
+
+@pytest.mark.parametrize("kind", ["dataset", "list", "stateful", "combined"])
+def test_passes_stay_passes_over_another_number_of_ranks(pair, tmp_path, kind):
+    options = {"epochs": 2, "eval_every": "never", "checkpoint": SAVE, "resume": "auto"}
+    options |= {"batch_size": 4, "task": "kinds", "task_args": {"kind": kind, "count": 44}}
+
+    def train(ranks: int, name: str, **how: Any) -> Any:
+        how = {**options, **how, "run_dir": tmp_path / name}
+        if ranks == 1:
+            return jobs.train("single", **how)["progress"]
+        return pair.call(jobs.train, "ddp", **how)[0]["progress"]
+
+    whole = train(1, "whole")
+    for before, after in ((1, 2), (2, 1)):
+        for stop in (2, 4):
+            train(before, f"{before}-{stop}", stop_at=stop)
+            rest = train(after, f"{before}-{stop}")
+            assert (rest["epoch"], rest["samples"]) == (2, whole["samples"])
+    train(1, "smaller", stop_at=2)
+    if kind == "dataset":
+        rest = train(2, "smaller", batch_size=3)
+        assert (rest["epoch"], rest["samples"]) == (2, whole["samples"])
 
 
 def test_a_save_in_the_background_is_reported_on_all_ranks(pair, tmp_path):
@@ -146,3 +179,36 @@ def test_a_deepspeed_run_resumes_elsewhere_from_the_state_it_had(
         assert rest["rows"][-1] == pytest.approx(
             whole["rows"][-1], rel=1e-5
         )  # so the samples were the same
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_metrics_over_the_epoch_are_those_of_one_process_and_come_back(pool, tmp_path, strategy):
+    options = {"batch_size": 4, "eval_every": "2 steps"}
+    alone = jobs.kept("single", str(tmp_path / "alone"), batch_size=8, eval_every="2 steps")
+    assert [values[2] for values in alone] == [37, 37, 37]
+    pair = pool(2)
+
+    def called(folder, size=2, stop=None):
+        found = pool(size).call(jobs.kept, strategy, str(tmp_path / folder), stop, **options)
+        assert all(part == found[0] for part in found)
+        return found[0]
+
+    whole = pair.call(jobs.kept, strategy, str(tmp_path / "whole"), **options)[0]
+    for values, expected in zip(whole, alone, strict=True):
+        assert values == pytest.approx(expected, abs=1e-6)
+    for stop in (3, 7):
+        parts = called(str(stop), stop=stop) + called(str(stop))
+        assert parts == whole
+
+
+def test_a_rank_whose_data_has_ended_adds_nothing_to_a_metric(pair):
+    assert pair.call(jobs.kept_uneven, "ddp") == [[37 + 54] * 3] * 2
+
+
+def test_metrics_over_the_epoch_continue_on_another_number_of_ranks(pool, tmp_path):
+    alone = jobs.kept("single", str(tmp_path / "alone"), batch_size=4, accumulate=2)
+    folder, options = str(tmp_path / "parts"), {"batch_size": 4}
+    first = pool(2).call(jobs.kept, "ddp", folder, 7, **options)[0]
+    rest = jobs.kept("single", folder, batch_size=4, accumulate=2)
+    for values, expected in zip(first + rest, alone, strict=True):
+        assert values == pytest.approx(expected, abs=1e-6)

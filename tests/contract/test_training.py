@@ -203,3 +203,42 @@ def test_the_tasks_with_a_step_of_their_own_run_over_ranks(pair, task):
 
 def test_a_value_logged_on_one_rank_at_the_end_of_an_epoch_is_a_row_on_all(pair):
     assert pair.call(training_jobs.rows_logged_on_one_rank) == [[0.0, 0.0]] * 2
+
+
+def test_lbfgs_takes_the_steps_of_one_process(pair):
+    (weights, losses), second = pair.call(training_jobs.lbfgs, "ddp")
+    alone, alone_losses = training_jobs.lbfgs("single", accumulate=2)
+    assert distance(weights, second[0]) == 0
+    assert distance(weights, alone) < 1e-9
+    assert losses == second[1] == pytest.approx(alone_losses, abs=1e-10)
+    assert "shards them: take strategy='ddp'" in pair.call(training_jobs.lbfgs, "fsdp")[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"on_nan": "skip"}])
+@pytest.mark.parametrize(
+    ("strategy", "kind"), [("ddp", "complex"), ("ddp", "sparse"), ("fsdp", "complex")]
+)
+def test_complex_and_sparse_gradients_are_those_of_one_process(pair, strategy, kind, options):
+    first, second = pair.call(training_jobs.unusual, strategy, kind, **options)
+    alone = training_jobs.unusual("single", kind, accumulate=2, **options)
+    assert distance_of(first, second) == 0
+    assert distance_of(first, alone) < 1e-6
+
+
+def distance_of(one, other):
+    """As ``distance``, with complex values."""
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_a_task_frees_learns_and_resumes_or_is_named(pair, strategy, tmp_path):
+    alone = training_jobs.freed("single", True, accumulate=2)
+    first, second = pair.call(training_jobs.freed, strategy, True)
+    assert distance(first, second) == 0
+    assert distance(first, alone) < 1e-6
+    options = {"run_dir": str(tmp_path), "resume": "auto", "checkpoint": True}
+    resumed, _ = pair.call(training_jobs.freed, strategy, True, [3], **options)
+    assert distance(resumed, first) == 0
+    for said in pair.call(training_jobs.freed, strategy, False):
+        assert "net.0." in said
+        assert "has a gradient and is in no parameter group" in said

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from loopkit import DDP, FSDP, Hook, SingleDevice
+from loopkit import DDP, FSDP, ClosureStep, Hook, Loader, SingleDevice, Task
 from loopkit.hooks import Unfreeze
+from loopkit.optim import SGD, AdamW
 from loopkit.strategies.dtensor import full_tensor
 from tests.support import Tiny, digest, points, quiet
 
@@ -111,3 +113,98 @@ def rows_logged_on_one_rank() -> list[float]:
 
     result = quiet(strategy="ddp", epochs=2, hooks=[RankZero()], eval_every="never").run(Tiny())
     return [row["only"] for row in result.history if "only" in row]
+
+
+class Unusual(Task):
+    """Complex layers, or a sparse embedding of which a rank may see nothing but padding."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.words = nn.Embedding(10, 4, padding_idx=0, sparse=kind == "sparse")
+        self.waves = nn.Linear(4, 1, dtype=torch.cfloat if kind == "complex" else None)
+
+    def train_step(self, batch: Any) -> Any:
+        words = self.words(batch[0]).sum(1)
+        return (self.waves(words.to(self.waves.weight.dtype)).abs() - batch[1]).square().mean()
+
+    def optimizers(self) -> Any:
+        return SGD(lr=0.1, momentum=0.9)
+
+    def train_data(self) -> Any:
+        generator = torch.Generator().manual_seed(1)
+        words = torch.randint(1, 10, (32, 3), generator=generator)
+        words[0::8] = words[2::8] = words[4::8] = words[6::8] = 0
+        return Loader(
+            TensorDataset(words, torch.randn(32, 1, generator=generator)), 4, shuffle=False
+        )
+
+
+def unusual(strategy: str, kind: str, accumulate: int = 1, **options: Any) -> Any:
+    """Train with complex or sparse gradients; return the weights."""
+    task = Unusual(kind)
+    quiet(strategy=strategy, accumulate=accumulate, epochs=2, **options).run(task)
+    return {name: full_tensor(value) for name, value in task.state_dict().items()}
+
+
+class FreedLater(Tiny):
+    """Tiny with a first layer that it frees at step 3, and an optimizer over all, or over the rest."""
+
+    def __init__(self, everything: bool) -> None:
+        super().__init__(dropout=0.0)
+        self.everything = everything
+        self.net[0].requires_grad_(False)
+
+    def on_step_start(self, run: Any, batches: Any) -> None:
+        if run.progress.step == 3:
+            self.net[0].requires_grad_(True)
+
+    def optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.01) if self.everything else AdamW(lr=0.01)
+
+
+def freed(
+    strategy: str, everything: bool, stops: Any = (), accumulate: int = 1, **options: Any
+) -> Any:
+    """Train, stop and resume; return the weights, or the error."""
+    try:
+        for stop in (*stops, None):
+            task = FreedLater(everything)
+            fit = quiet(strategy=strategy, batch_size=8, accumulate=accumulate, epochs=2, **options)
+            fit.on(
+                "step_end",
+                lambda run, out, stop=stop: run.stop("x") if run.progress.step == stop else None,
+            )
+            fit.run(task)
+    except Exception as error:
+        return str(error)
+    return {name: full_tensor(value) for name, value in task.state_dict().items()}
+
+
+class Curved(Tiny):
+    """Tiny with LBFGS and a line search, which compares losses."""
+
+    def optimizers(self) -> Any:
+        return torch.optim.LBFGS(
+            self.parameters(), lr=0.5, max_iter=4, line_search_fn="strong_wolfe"
+        )
+
+
+def lbfgs(strategy: str, accumulate: int = 1) -> Any:
+    """Train with LBFGS; return the weights and the logged losses, or the error."""
+    task = Curved(dropout=0.0)
+    try:
+        result = quiet(
+            strategy=strategy,
+            batch_size=30,
+            accumulate=accumulate,
+            steps=4,
+            log_every=1,
+            precision="fp64",
+            eval_every="never",
+            step=ClosureStep(),
+        ).run(task)
+    except Exception as error:
+        return str(error)
+    return task.state_dict(), [row["train/loss"] for row in result.history]

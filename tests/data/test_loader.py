@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from loopkit import Loader
 from loopkit.data import Padded, mixed
-from loopkit.data.loader import IndexedSource
-from loopkit.data.micro_batches import DataConfig, open_source
+from loopkit.data.indexed import IndexedSource
 from loopkit.data.sampler import Sharding, permutation
-from loopkit.errors import DataError, OptionError
+from loopkit.data.sources import DataConfig, open_source
+from loopkit.errors import DataError, LoopkitWarning, OptionError
 from tests.support import Noisy, Tiny, digest, points, quiet
 
 
@@ -192,8 +192,8 @@ def test_augmentation_does_not_depend_on_workers_batch_size_or_ranks():
 
 def test_loader_takes_dataloaders_own_names():
     own = set(inspect.signature(DataLoader).parameters)
-    positions = {"sampler", "batch_sampler", "generator", "in_order"}  # the Loader's own business
-    assert own - positions - {"pin_memory_device"} <= set(inspect.signature(Loader).parameters)
+    positions = {"sampler", "batch_sampler"}  # a DataLoader with its own is read as it is
+    assert own - positions <= set(inspect.signature(Loader).parameters)
 
 
 def test_workers_start_as_asked_for():
@@ -215,6 +215,179 @@ def test_a_plain_dataloader_is_taken_apart_and_others_are_read_as_they_are():
     assert not isinstance(
         source(DataLoader(points(8), 4, shuffle=True), seeded=False), IndexedSource
     )
+
+
+def name_worker(worker: int) -> None:
+    raise AssertionError("no worker is started here")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("multiprocessing_context", "spawn"),
+        ("multiprocessing_context", "forkserver"),
+        ("timeout", 7),
+        ("worker_init_fn", name_worker),
+        ("persistent_workers", True),
+        ("prefetch_factor", 5),
+        ("pin_memory_device", "cuda"),
+        ("drop_last", True),
+        ("collate_fn", list),
+    ],
+)
+def test_every_setting_of_a_dataloader_is_kept(setting, value, training):
+    given = DataLoader(numbered(8), 4, num_workers=1, shuffle=training, **{setting: value})
+    loader = source(given, shuffle=training).loader
+    assert loader.shuffle is training
+    assert (loader.worker_options() | vars(loader))[setting] == getattr(given, setting)
+
+
+def test_the_seed_of_a_generator_decides_the_order():
+    def order(own: int | None, **how: Any) -> Any:
+        generator = None if own is None else torch.Generator().manual_seed(own)
+        return ids(DataLoader(numbered(16), 4, shuffle=True, generator=generator), **how)
+
+    assert order(1) == order(1, seed=9) != order(2)
+    assert order(None) != order(None, seed=9)
+    assert order(1, epoch=1) != order(1)
+    sampler = torch.utils.data.RandomSampler(numbered(16), generator=torch.Generator())
+    assert ids(DataLoader(numbered(16), 4, sampler=sampler)) != order(None)
+
+
+def test_batches_out_of_order_are_refused():
+    with pytest.raises(DataError, match="in_order=False: batches that come when they are ready"):
+        source(DataLoader(numbered(8), 4, num_workers=2, in_order=False))
+    with pytest.raises(OptionError, match=r"Loader\(in_order=False\): batches"):
+        Loader(numbered(8), in_order=False)
+    assert ids(DataLoader(numbered(8), 4, in_order=False)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_dataloader_with_a_setting_of_a_later_torch_is_read_as_it_is(monkeypatch):
+    given = DataLoader(numbered(8), 4)
+    now = inspect.signature(DataLoader)
+    extra = inspect.Parameter("reads_twice", inspect.Parameter.KEYWORD_ONLY, default=False)
+    later = now.replace(parameters=[*now.parameters.values(), extra])
+    monkeypatch.setattr(DataLoader, "__signature__", later, raising=False)
+    assert isinstance(source(given), IndexedSource)
+    given.reads_twice = True
+    assert not isinstance(source(given), IndexedSource)
+
+
+class Faulty(torch.utils.data.Dataset):
+    """Its sample 7 is not like the others."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        sample = {"x": torch.ones(3), "y": 1}
+        if index != 7:
+            return sample
+        return {
+            "None": None,
+            "key": {"x": torch.ones(3)},
+            "shape": {**sample, "x": torch.ones(2)},
+            "type": torch.ones(3),
+        }[self.how]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("None", "Faulty[7] is None, where Faulty[4] is a dict. The collate function says: "),
+        ("key", "Faulty[7] has the keys x, where Faulty[4] has the keys x, y. "),
+        ("shape", "Faulty[7] has x of shape [2], y int, where Faulty[4] has x of shape [3], y int"),
+        ("type", "Faulty[7] is a Tensor, where Faulty[4] is a dict"),
+    ],
+)
+def test_a_sample_that_fits_no_batch_is_named(how, text, workers):
+    with pytest.raises(DataError, match=re.escape(text)) as caught:
+        list(source(Loader(Faulty(how), shuffle=False, num_workers=workers)).open(0, 0))
+    assert "no batch could be made of the samples 4, 5, 6, 7 of Faulty in epoch 0" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("None", "sample 3 of them is None, where sample 0"),
+        ("key", "sample 3 of them has the keys x,"),
+    ],
+)
+def test_a_streamed_sample_that_fits_no_batch_is_named_by_its_place(how, text, workers):
+    class Streamed(IterableDataset):
+        def __iter__(self) -> Any:
+            return (Faulty(how)[index] for index in range(12))
+
+    with pytest.raises(DataError, match=text) as caught:
+        list(source(Loader(Streamed(), num_workers=workers)).open(0, 0))
+    assert "no batch could be made of 4 samples in a row of Streamed." in str(caught.value)
+
+
+class Halves(torch.utils.data.DistributedSampler):
+    """A sampler of a user's own that knows the ranks."""
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_sampler_that_deals_to_ranks_itself_loses_no_sample(batched):
+    def read(rank: int, of: int, ranks: int = 2) -> list[list[int]]:
+        sampler: Any = Halves(numbered(24), ranks, rank, shuffle=False)
+        how: Any = {"sampler": sampler, "batch_size": 4}
+        if batched:
+            how = {"batch_sampler": torch.utils.data.BatchSampler(sampler, 4, False)}
+        return ids(DataLoader(numbered(24), **how), rank=rank, num_replicas=of)
+
+    seen = [i for rank in range(2) for batch in read(rank, 2) for i in batch]
+    assert sorted(seen) == list(range(24))
+    with pytest.raises(DataError, match="a Halves for rank 0 of 2, and this is rank 0 of 1: make"):
+        read(0, 1)
+    assert len(read(0, 1, ranks=1)) == 6
+
+
+class Batched(IterableDataset):
+    """Yields batches of its own, or samples that are long."""
+
+    def __init__(self, rows: int, one: bool = False) -> None:
+        self.rows, self.one = rows, one
+
+    def __iter__(self) -> Any:
+        x = torch.ones(self.rows, 8)
+        return iter([x if self.one else (x, x[:, 0].long())] * 8)
+
+
+def test_batches_that_would_be_batched_again_are_reported():
+    with pytest.warns(
+        LoopkitWarning, match=r"Batched yields tensors .* DataLoader\(dataset, batch_s"
+    ):
+        list(source(Batched(4)).open(0, 0))
+    kept = list(source(DataLoader(Batched(4), batch_size=None)).open(0, 0))
+    assert [(len(batch[0]), size) for batch, size, *_ in kept] == [(4, 4)] * 8
+
+
+@pytest.mark.parametrize("data", [Batched(5), Batched(4, one=True)])
+def test_samples_are_batched_without_a_word(data, recwarn):
+    assert [size for _, size, *_ in source(data).open(0, 0)] == [4, 4]
+    assert not [w for w in recwarn if w.category is LoopkitWarning]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_collate_function_that_fails_names_the_samples(workers):
+    with pytest.raises(
+        DataError, match=r"samples 8, 9 of .* in epoch 2\. The .*: ZeroDivisionError"
+    ):
+        loader = Loader(numbered(10), shuffle=False, num_workers=workers, collate_fn=fails)
+        list(source(loader).open(2, 0))
+
+
+def fails(samples: list[Any]) -> Any:
+    return 1 / (len(samples) - 2)
 
 
 def test_iterable_data_trains_in_epochs_of_its_own_length():

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from loopkit import DDP, FSDP, Checkpoint, DeepSpeed, Hook, Loader
+from loopkit.data.micro_batches import MicroBatches
+from loopkit.data.transfer import CudaPrefetcher
 from loopkit.strategies.dtensor import full_tensor
 from tests.contract.tasks import TokenClassifier
+from tests.data.test_batches import Frozen, Graphs
 from tests.support import Noisy, Tiny, digest, quiet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -124,3 +127,27 @@ def test_a_model_made_late_under_fsdp_lies_on_the_device():
     task = Late()
     quiet(strategy=FSDP(), epochs=1, **OPTIONS).run(task)
     assert {parameter.device.type for parameter in task.parameters()} == {"cuda"}
+
+
+@pytest.mark.parametrize("kind", ["graphs", "frozen", "packed", "records stream"])
+def test_batches_of_any_kind_are_copied_ahead(kind):
+    class Records(Graphs):
+        def record_stream(self, stream: Any) -> None:
+            marked.append(self)
+            self.x.record_stream(stream)
+
+    def make(value: float) -> Any:
+        x = torch.full((1000, 256), value)
+        kinds = {"graphs": Graphs, "frozen": Frozen, "records stream": Records}
+        return kinds[kind](x=x) if kind in kinds else torch.nn.utils.rnn.pack_sequence([x, x[:5]])
+
+    marked: list[Any] = []
+    prefetch = CudaPrefetcher(torch.device("cuda"), torch.bfloat16)
+    groups = [MicroBatches() for _ in range(20)]
+    for number, group in enumerate(groups):
+        group.append(make(float(number)))
+    for number, group in enumerate(prefetch(iter(groups))):
+        tensor = group[0].data if kind == "packed" else group[0].x
+        assert (tensor.device.type, tensor.dtype) == ("cuda", torch.bfloat16)
+        assert float(tensor.float().mean()) == number
+    assert len(marked) == (20 if kind == "records stream" else 0)

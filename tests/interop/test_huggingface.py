@@ -427,6 +427,8 @@ def test_hyperparameters_hold_values_and_no_data(tmp_path):
     assert task.hparams == {
         "label_names": ["labels"],
         "columns": None,
+        "loss_fn": None,
+        "generate": None,
         "tokenizer": None,
         "collate_fn": None,
         "metrics": None,

@@ -131,7 +131,7 @@ def of_mlflow(run_dir: Path) -> Found:
         )[6:]
         for path in (home / "artifacts").rglob("*.json"):
             content = json.loads(path.read_text())
-            found.arrays[content["name"], content["step"]] = content["values"]
+            found.arrays[content["name"], content["step"]] = content.get("values", content)
     return found
 
 
@@ -158,7 +158,7 @@ def of_comet(run_dir: Path) -> Found:
                     found.names.add(said["value"])
                 elif kind == "log_other" and said["key"] == "status":
                     found.status = said["value"]
-                elif kind == "file_upload" and said["additional_params"]["type"] in (
+                elif kind == "file_upload" and said["additional_params"].get("type") in (
                     "confusion-matrix",
                     "histogram3d",
                 ):
@@ -195,7 +195,7 @@ def of_clearml(cache: Path, project: str) -> Found:
                     value = (
                         event["value"]
                         if event["type"] == "training_stats_scalar"
-                        else json.loads(event["plot_str"])
+                        else json.loads(event.get("plot_str", "{}"))
                     )
                     found.add(name, event["iter"], value)
     return found

@@ -7,16 +7,17 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from loopkit import Checkpoint, StepLoop
+from loopkit import Checkpoint, Loader, StepLoop
 from loopkit.errors import LoopkitWarning, OptionError
 from tests import fork_server
-from tests.support import Recorder, Tiny, digest, quiet
+from tests.support import Recorder, Tiny, digest, points, quiet
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +41,28 @@ class Hungry(Tiny):
         ):  # with the gradients of the first one there
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return {"loss": loss, "weight": torch.tensor(len(x))} if self.weights else loss
+
+
+@dataclass
+class Rows:
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", ["object", "several data sets"])
+def test_a_batch_that_cannot_be_split_is_refused(kind):
+    class Whole(Tiny):
+        def train_data(self):
+            if kind == "object":
+                return [Rows(*points(8)[:])]
+            return {"a": points(8), "b": Loader(points(4), 2)}
+
+        def train_step(self, batch):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    text = r"memory ran out, and micro_batch='auto' cannot split a batch of the type (Rows|dict)"
+    with pytest.raises(OptionError, match=text):
+        quiet(micro_batch="auto", batch_size=8).run(Whole())
 
 
 @pytest.mark.parametrize("weights", [False, True])

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from loopkit.errors import OptionError
 from loopkit.optim import AdamW
 from loopkit.optim.fused import FusedStep, step_function
 from tests.support import Tiny, digest, quiet
@@ -172,3 +173,42 @@ def test_a_kernel_with_other_arguments_is_left_to_torch(monkeypatch):
     assert isinstance(fused.step_function(optimizer), fused.FusedStep)
     monkeypatch.setattr(fused, "_ARGUMENTS", (*fused._ARGUMENTS, "another"))
     assert not isinstance(fused.step_function(optimizer), fused.FusedStep)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_momentum_may_begin_later_than_others(fused, nesterov):
+    """Each of three parameters has its first gradient at another step, and misses one later."""
+
+    def trained(step, parameters, optimizer):
+        for number in range(8):
+            for index, parameter in enumerate(parameters):
+                begins = number >= 2 * index and number != 6 - index
+                parameter.grad = torch.full((5,), 0.1 * (number + index)) if begins else None
+            step(optimizer)
+        return [parameter.detach().clone() for parameter in parameters]
+
+    def made(**options):
+        parameters = [torch.nn.Parameter(torch.ones(5) * i) for i in range(3)]
+        optimizer = torch.optim.SGD(
+            parameters, lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01, **options
+        )
+        return parameters, optimizer
+
+    parameters, optimizer = made(fused=fused)
+    step = step_function(optimizer)
+    ours = trained(lambda o: step(), parameters, optimizer)
+    theirs = trained(lambda o: o.step(), *made(foreach=False))
+    for mine, other in zip(ours, theirs):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_fused_dampening_that_begins_later_is_refused():
+    parameters = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, dampening=0.5, fused=True)
+    step = step_function(optimizer)
+    parameters[0].grad = torch.ones(5)
+    step()
+    parameters[1].grad = torch.ones(5)
+    with pytest.raises(OptionError, match=r"pass SGD\(fused=False\)"):
+        step()

@@ -433,3 +433,31 @@ def test_schedule_free_weights_leave_no_trace_of_being_looked_at(tmp_path):
     assert digest(one.state_dict()) == digest(other.state_dict())
     parts, whole = resumed_and_whole(Free, tmp_path)
     assert parts == whole
+
+
+def test_adafactor_by_the_trainers_rules_is_transformers_own_and_resumes(tmp_path):
+    kind = pytest.importorskip("transformers.optimization").Adafactor
+    rules = {"lr": 1e-2, "scale_parameter": False, "relative_step": False}
+
+    class Ruled(Tiny):
+        def optimizers(self):
+            return build("transformers.optimization.Adafactor", no_decay=(), **rules)
+
+    def part(run_dir, stop=None):
+        task = Ruled(dropout=0.0)
+        options = {"run_dir": tmp_path / run_dir, "checkpoint": True, "resume": "auto"}
+        fit = quiet(epochs=2, batch_size=60, eval_every="never", **options)
+        fit.on("step_end", lambda run, out: run.stop("x") if run.progress.step == stop else None)
+        fit.run(task)
+        return task
+
+    whole, hand = part("whole"), Tiny(dropout=0.0)
+    part("parts", 1)
+    assert digest(part("parts").state_dict()) == digest(whole.state_dict())
+    optimizer, batch = kind(hand.parameters(), **rules), hand.train_data().tensors
+    for _ in range(2):
+        optimizer.zero_grad()
+        hand.train_step(batch).backward()
+        optimizer.step()
+    for mine, theirs in zip(whole.parameters(), hand.parameters()):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)

@@ -21,7 +21,6 @@ MODULES = {"PyYAML": "yaml", "Jinja2": "jinja2", "scikit_learn": "sklearn", "mlf
 TOOLS = {"docs", "dev", "bench", "examples", "all"}
 # Declared packages that no code of loopkit imports, with the reason.
 NOT_IMPORTED = {
-    "torchmetrics": "Task.metrics returns its objects; loopkit looks in sys.modules and need not import it",
     "safetensors": "loopkit writes the format itself, hashed on the way; users read their weights with it",
     "tokenizers": "transformers imports it, for the tokenizer that goes beside exported weights",
     "datasets": "a task returns its Datasets, of which loopkit uses only what every Dataset has",

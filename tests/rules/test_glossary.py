@@ -24,6 +24,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 QUOTING = {
     Path(__file__),
     ROOT / "loopkit" / "foreign_names.py",
+    ROOT / "loopkit" / "foreign_values.py",
+    ROOT / "tests" / "test_foreign_values.py",
     ROOT / "tests" / "test_keywords.py",
 }
 CODE = sorted({path for room in ROOMS for path in (ROOT / room).rglob("*.py")} - QUOTING)

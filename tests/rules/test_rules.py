@@ -17,6 +17,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 MOST_FILE_STATEMENTS = 200
 MOST_FUNCTION_STATEMENTS = 50
 MOST_PUBLIC_METHODS = 15
+RAISED = {"Task": 17}  # docs/decisions/task-methods.md
 MOST_BASES_INSIDE = 2
 
 # The layers, from the lowest up. A room may import from its own layer and from lower ones.
@@ -31,9 +32,11 @@ LAYERS = (
         "durations",
         "rng",
         "foreign_names",
+        "foreign_values",
         "keywords",
         "nested",
         "devices",
+        "dtypes",
         "files",
         "preserve",
         "version",
@@ -50,9 +53,11 @@ LAYERS = (
         "console",
         "loops",
         "fit.length",
+        "fit.agreement",
         "fit.state",
         "fit.checkpointer",
         "fit.signals",
+        "fit.task_checks",
         "fit.strategy_setup",
     },
     {"fit.setup", "fit.lifecycle", "result", "fit.notebook"},
@@ -142,7 +147,7 @@ def test_sizes_and_names(path):
                 for n in node.body
                 if isinstance(n, ast.FunctionDef) and not n.name.startswith(("_", "on_"))
             ]
-            assert len(public) <= MOST_PUBLIC_METHODS, (
+            assert len(public) <= RAISED.get(node.name, MOST_PUBLIC_METHODS), (
                 f"{node.name} has {len(public)} public methods"
             )
 

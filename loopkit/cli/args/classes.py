@@ -17,11 +17,15 @@ from loopkit.cli.args.yaml_io import load
 from loopkit.errors import nearest
 from loopkit.events import Hook, Subscription
 from loopkit.fit.setup import LOOPS
+from loopkit.foreign_values import OBJECTS, answer
 from loopkit.loggers.base import Logger
 from loopkit.strategies.base import Strategy
+from loopkit.strategies.tensor_parallel import TensorParallel
 
 BASES: dict[str, type] = {"hooks": Hook, "loggers": Logger, "strategy": Strategy, **LOOPS}
 PACKAGES = {Hook: "loopkit.hooks", Logger: "loopkit.loggers", Strategy: "loopkit.strategies"}
+# Classes that are accepted though they are not derived from the base.
+ALSO: dict[type, tuple[type, ...]] = {Strategy: (TensorParallel,)}
 _PATH = re.compile(r"[^\W\d]\w*([.:][^\W\d]\w*)*")
 
 
@@ -96,9 +100,10 @@ def find_class(base: type, name: str) -> Any:
         raise LookupError(f"several classes are called {name}: give one of {', '.join(found)}")
     if found:
         return found.popitem()[1]
-    hint = nearest(name, [cls.__name__ for cls in known])
+    foreign = answer(OBJECTS, name)
+    hint = f"{foreign}." if foreign else f".{nearest(name, [cls.__name__ for cls in known])}"
     raise LookupError(
-        f"there is no class {name!r}.{hint} Give package.module.Class, or the short name of one"
+        f"there is no class {name!r}{hint} Give package.module.Class, or the short name of one"
     )
 
 
@@ -132,7 +137,7 @@ def derived_classes(base: type) -> list[type]:
             with suppress(ImportError):  # it needs an extra that is not installed
                 importlib.import_module(module.name)
     found: list[type] = []
-    rest = [base]
+    rest = [base, *ALSO.get(base, ())]
     while rest:
         found.append(rest.pop(0))
         below: list[type] = type.__subclasses__(found[-1])

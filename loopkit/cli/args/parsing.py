@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 
-from loopkit.cli.args.classes import ClassCall, find_class, path_of, read_call
+from loopkit.cli.args.classes import ALSO, ClassCall, find_class, path_of, read_call
 from loopkit.cli.args.signature import SCALARS, alternatives, is_class, parameters_of, spell
 from loopkit.cli.args.tokens import Text
 from loopkit.cli.args.yaml_io import load
@@ -207,7 +207,7 @@ def _parse_dtype(value: Any, location: Location) -> Any:
 
 
 def _parse_object(base: type, value: Any, location: Location) -> Any:
-    if isinstance(value, base) and base is not object:
+    if isinstance(value, (base, *ALSO.get(base, ()))) and base is not object:
         return value
     call = read_call(value)
     fields = load(value)
@@ -221,7 +221,7 @@ def _parse_object(base: type, value: Any, location: Location) -> Any:
     cls = _find(base, call.name, location, base.__name__) if call.name else base
     if isinstance(cls, base) and not isinstance(cls, type):
         return cls
-    if not isinstance(cls, type) or not issubclass(cls, base):
+    if not isinstance(cls, type) or not issubclass(cls, (base, *ALSO.get(base, ()))):
         raise Refused(
             location, value, base.__name__, f"{call.name} is not derived from {base.__name__}"
         )

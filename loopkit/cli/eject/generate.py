@@ -21,10 +21,11 @@ from loopkit.cli.eject.script import join, render
 from loopkit.cli.eject.source import SourceModules
 from loopkit.cli.eject.task_class import TaskClasses
 from loopkit.cli.eject.training import constants, training_context
-from loopkit.data.loader import IndexedSource
+from loopkit.data.indexed import IndexedSource
 from loopkit.fit.strategy_setup import processes_wanted
-from loopkit.optim.lr_schedulers import RateSchedule, TorchSchedule
+from loopkit.optim.lr_schedulers import RateSchedule
 from loopkit.optim.specs import OptimizerSpec
+from loopkit.optim.torch_scheduler import TorchSchedule
 from loopkit.options import Options
 from loopkit.task import Task
 from loopkit.version import __version__

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from loopkit.cli.eject.layout import literal
 from loopkit.cli.eject.refusals import refuse
-from loopkit.data.loader import IndexedSource, Loader
+from loopkit.data.indexed import IndexedSource
+from loopkit.data.loader import Loader
 from loopkit.options import Options
 
 _WORKER_DEFAULTS = {

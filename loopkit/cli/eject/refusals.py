@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from loopkit.data.loader import IndexedSource, announce_epoch
+from loopkit.data.indexed import IndexedSource
+from loopkit.data.loader import announce_epoch
 from loopkit.errors import OptionError
 from loopkit.events import EVENTS, Hook, listens
 from loopkit.fit.setup import LOOPS
-from loopkit.optim.lr_schedulers import PlateauSchedule, TorchSchedule
+from loopkit.optim.lr_schedulers import PlateauSchedule
+from loopkit.optim.torch_scheduler import TorchSchedule
 from loopkit.options import Checkpoint, Options
 from loopkit.run import Run
 from loopkit.strategies.base import Strategy
@@ -151,10 +153,15 @@ def check_run(run: Run, described: Any) -> None:
         raise refuse(
             "a schedule that follows a metric", "the script does not evaluate. Take another one"
         )
-    if isinstance(schedule, TorchSchedule) and not isinstance(described, tuple):
-        raise refuse(
-            f"{name}.optimizers()", "return the optimizer and its scheduler as a tuple of two"
-        )
+    if isinstance(schedule, TorchSchedule):
+        pair = isinstance(described, tuple) and not isinstance(described[1], Mapping)
+        if not pair or schedule.interval != "step" or schedule.frequency != 1:
+            raise refuse(
+                f"the scheduler of {name}.optimizers()",
+                "return the optimizer and a scheduler that follows each step, as a tuple of two",
+            )
+    if any(parameter.is_complex() for parameter in run.task.parameters()):
+        raise refuse(f"{name}, which has complex parameters", "take pairs of real ones")
 
 
 def left_out(options: Options, run: Run) -> Iterator[str]:

@@ -30,6 +30,11 @@ def schedule_context(schedule: Schedule) -> dict[str, Any]:
     Raises:
         OptionError: the schedule is none of loopkit's.
     """
+    if schedule.unit == "epoch" or schedule.from_start:
+        raise refuse(
+            f"the schedule {schedule.name!r}, which counts from the start or in epochs",
+            "take one that counts steps, and put your own into the script's factor()",
+        )
     values = _closure(schedule.shape)
     lengths = {n: length_text(v, "steps", "per_epoch") for n, v in schedule.lengths.items()}
     name = schedule.name

@@ -18,6 +18,7 @@ from loopkit.keywords import checks_keywords
 from loopkit.module_state import tensors_of
 from loopkit.strategies import optimizer_state
 from loopkit.strategies.base import ComputeSettings
+from loopkit.strategies.collective_order import BACKWARD, CollectiveOrder
 from loopkit.strategies.ddp import StepForward
 from loopkit.strategies.deepspeed.config import (
     ZeroSettings,
@@ -32,6 +33,7 @@ from loopkit.strategies.deepspeed.engine import (
     import_deepspeed,
     single_optimizer,
 )
+from loopkit.strategies.deepspeed.zero_order import watched_order
 from loopkit.strategies.deepspeed.zero_state import (
     AttributeSnapshot,
     ZeroState,
@@ -90,6 +92,8 @@ class DeepSpeed(ModuleStrategy):
         self.stage = choose_stage(self._given_config, self._zero_settings)
         self.collective_forward = self.stage == 3
         self._engine: Any = None
+        self._order: CollectiveOrder | None = None
+        self._last = True
         self._state: ZeroState | None = None
 
     def _join_ranks(self) -> tuple[torch.device, Communicator]:
@@ -117,6 +121,8 @@ class DeepSpeed(ModuleStrategy):
             self.world_size,
             pin=self.device.type == "cuda",
         )
+        # Stage 3 puts a function of its own there for good, which is wrong for complex weights.
+        self._linear = torch.nn.functional.linear
         self._deepspeed = import_deepspeed(self.device, fp16=fp16)
         # It uses the process group that torch has.
         self._deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
@@ -181,6 +187,10 @@ class DeepSpeed(ModuleStrategy):
             self._engine, *_ = self._deepspeed.initialize(
                 model=self._step_forward, config=self._config, dist_init_required=False, **given
             )
+        if self.world_size > 1:
+            self._order = watched_order(
+                self._engine, self._task, self.world, self._process_group.timeout
+            )
 
     def step_fn(self, name: str) -> Callable[..., Any]:
         """Return the task's method, called through DeepSpeed's engine if it trains.
@@ -188,21 +198,41 @@ class DeepSpeed(ModuleStrategy):
         Under stage 3 the engine makes every call, because it gathers the parameters.
         """
         method = super().step_fn(name)
-        if self.stage != 3 and (self._engine is None or name in ("eval_step", "predict_step")):
+        if self.stage != 3 and (
+            self._engine is None or name in ("eval_step", "test_step", "predict_step")
+        ):
             return method
         if self._engine is None:
             self._start_engine(None)
         engine = self._engine
         self._step_forward.methods[name] = method
-        return lambda batch: engine(name, batch)
+        order = self._order
+        if order is None:
+            return lambda batch: engine(name, batch)
+
+        def call(batch: Any) -> Any:
+            trains = torch.is_grad_enabled()
+            order.start((name, trains, self._last))
+            returned = engine(name, batch)
+            if not trains:
+                order.end()
+            return returned
+
+        return call
 
     def set_gradient_sync(self, last: bool) -> None:
         """Say whether the next backward pass is the last one before the update."""
+        self._last = last
         self._engine.set_gradient_accumulation_boundary(last)
 
     def backward(self, loss: Tensor, value: Tensor | None = None) -> None:
         """Add the gradients of ``loss``; if it is not finite, the gradients are not on any rank."""
+        order = self._order
+        if order is not None:
+            order.follow(BACKWARD)
         self._engine.backward(propagate_nonfinite(loss), scale_wrt_gas=False)
+        if order is not None:
+            order.end()
 
     def finalize_gradients(
         self,
@@ -337,6 +367,7 @@ class DeepSpeed(ModuleStrategy):
 
         Under stage 3 this is collective. If the run ``failed``, parameters stay partitioned.
         """
+        torch.nn.functional.linear = self._linear
         if self._engine is None:
             return
         whole = {}
@@ -347,7 +378,7 @@ class DeepSpeed(ModuleStrategy):
                 with self._deepspeed.zero.GatheredParameters([parameter]):
                     whole[parameter] = parameter.data.clone()
         self._engine.destroy()
-        self._engine = self._state = None
+        self._engine = self._state = self._order = None
         if not stays:
             self._attributes.remove(self._step_forward)
         for parameter, tensor in whole.items():

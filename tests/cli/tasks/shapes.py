@@ -98,3 +98,6 @@ class Points(Task):
 
     def eval_data(self):
         return points()
+
+    def test_data(self):
+        return points(24)

@@ -150,7 +150,7 @@ class Own(Classes):
 
     def optimizers(self):
         optimizer = torch.optim.NAdam(self.net.parameters(), lr=self.rate)
-        return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.95**step)
 
 
 class Several(Classes):

@@ -1,0 +1,70 @@
+"""Checks of a task before its run, and notes to errors that another library's habit explains."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+
+from loopkit.errors import TaskError
+from loopkit.foreign_values import ATTRIBUTES, METHODS, answer
+from loopkit.task import Task, name_of, overrides
+
+_STEPS = ("train_step", "eval_step", "test_step", "predict_step")
+_REST = {
+    "batch_idx": "the number of the batch is run.progress.step in an event",
+    "dataloader_idx": "self.eval_set is the name of the set",
+    "optimizer_idx": "several optimizers have a StepLoop of their own",
+}
+
+
+def check_task(task: Task) -> None:
+    """Refuse a task that is written for another library.
+
+    Raises:
+        TaskError: with loopkit's name of the method, or the arguments that it takes.
+    """
+    for theirs, (ours, signature) in METHODS.items():
+        if callable(getattr(type(task), theirs, None)) and not overrides(task, ours):
+            raise TaskError(f"{name_of(task)}.{theirs} is never called: here that is {signature}")
+    for step in _STEPS:
+        if overrides(task, step):
+            _check_arguments(task, step)
+    if not isinstance(task.hparams, Mapping):
+        raise TaskError(
+            f"{name_of(task)} sets self.hparams, where its constructor's arguments are recorded: "
+            "leave that line out, or give the attribute another name"
+        )
+
+
+def _check_arguments(task: Task, step: str) -> None:
+    # Of the class: a strategy may have put a wrapper around the task's own method.
+    function = inspect.getattr_static(type(task), step)
+    if not inspect.isfunction(function):
+        return  # a compiled or a static function does not tell
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters if p.kind in positional and p.default is p.empty]
+    if len(needed) > 1 or not parameters:
+        reasons = [f"; {_REST[name]}" for name in needed if name in _REST]
+        raise TaskError(
+            f"{name_of(task)}.{step}({', '.join(['self', *needed])}) is called with the batch "
+            f"alone: define {step}(self, batch){''.join(reasons)}"
+        )
+
+
+def explain(error: BaseException, task: Task) -> None:
+    """Add a note to an error that comes from another library's attribute or argument.
+
+    Python before 3.11 has no notes: the error stays as it is.
+    """
+    if sys.version_info < (3, 11):
+        return
+    owner, name = getattr(error, "obj", None), getattr(error, "name", None)
+    if isinstance(error, AttributeError) and owner is task and name in ATTRIBUTES:
+        error.add_note(f"loopkit: a task has no {name}{answer(ATTRIBUTES, name)}")
+    elif isinstance(error, TypeError) and "Task.log() got an unexpected keyword" in str(error):
+        error.add_note(
+            "loopkit: self.log takes name, value and reduce. Values are averaged over steps, "
+            "micro-batches and ranks by themselves"
+        )
