@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 
 # Packages with a module of another name.
-MODULES = {"PyYAML": "yaml", "scikit_learn": "sklearn", "mlflow_skinny": "mlflow"}
+MODULES = {"PyYAML": "yaml", "Jinja2": "jinja2", "scikit_learn": "sklearn", "mlflow_skinny": "mlflow"}
 # Extras for work on loopkit itself, its documentation and its examples.
 TOOLS = {"docs", "dev", "bench", "examples", "all"}
 # Declared packages that no code of loopkit imports, with the reason.
