@@ -10,6 +10,7 @@ from loopkit.version import __version__ as __version__
 if TYPE_CHECKING:
     from loopkit.data.loader import Loader
     from loopkit.distributed.environment import is_rank_zero
+    from loopkit.distributed.gather import all_gather
     from loopkit.distributed.rank_zero import rank_zero_first, rank_zero_only
     from loopkit.events import Hook
     from loopkit.fit.fit import Fit
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 __all__ = [
     "DDP", "FSDP", "Checkpoint", "ClosureStep", "Compile", "DeepSpeed", "EpochLoop", "EvalLoop", "Fit", "Hook",
     "Loader", "PredictLoop", "Progress", "Result", "Run", "SingleDevice", "StepLoop", "Strategy", "Task",
-    "TensorParallel", "is_rank_zero", "rank_zero_first", "rank_zero_only",
+    "TensorParallel", "all_gather", "is_rank_zero", "rank_zero_first", "rank_zero_only",
 ]  # fmt: skip
 
 # Imported when first asked for: `import loopkit` and `loopkit --help` do without torch.
 _HOMES = {
     "loopkit.data.loader": ("Loader",),
     "loopkit.distributed.environment": ("is_rank_zero",),
+    "loopkit.distributed.gather": ("all_gather",),
     "loopkit.distributed.rank_zero": ("rank_zero_first", "rank_zero_only"),
     "loopkit.events": ("Hook",),
     "loopkit.fit.fit": ("Fit",),

@@ -1,7 +1,8 @@
 """Monitor: a metric and the direction in which it improves, such as "eval/loss:min".
 
-Best checkpoints, early stopping and plateau schedules compare values by it. NaN is never better
-than another value, and never the best one.
+Best checkpoints, early stopping and plateau schedules compare values by it. A name that begins with
+"eval/" is read at every evaluation, any other whenever it is logged. NaN is never better than
+another value, and never the best one.
 """
 
 from __future__ import annotations
@@ -83,6 +84,11 @@ class Monitor:
                 scored.append((value if self.mode == "min" else -value, item))
         scored = [pair for pair in scored if not math.isnan(pair[0])]
         return [item for _, item in sorted(scored, key=lambda pair: pair[0])]
+
+
+def is_of_evaluation(name: str) -> bool:
+    """Return whether every evaluation must give the metric called ``name``; else a log may."""
+    return name.startswith("eval/")
 
 
 def metric_value(metrics: Mapping[str, float], name: str, asked_by: str) -> float:

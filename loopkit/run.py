@@ -170,17 +170,19 @@ class Record:
         metrics: the latest value of every name that was logged.
         history: one row of values per log and evaluation, each with its "step".
         best: metric, value, step and epoch of the best evaluation; empty before the first.
-        last_eval_step: the step of the last evaluation; -1 before the first.
+        logged_at: the step at which each name was logged last.
         timings: host seconds of the steps.
         resumed_from: the checkpoint that the run was resumed from.
+        warned: what warnings were about, so that each comes once.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
-    last_eval_step: int = -1
+    logged_at: dict[str, int] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
     resumed_from: Path | None = None
+    warned: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -356,6 +358,7 @@ class Run(LogsMedia):
     def publish(self, values: Mapping[str, float]) -> None:
         """Give plain numbers to the hooks and loggers, as a row of the current step."""
         self.record.metrics.update(values)
+        self.record.logged_at.update(dict.fromkeys(values, self.progress.step))
         self.record.history.append({**values, "step": self.progress.step})
         if self.events.log is not None:
             self.events.log(self, values)
@@ -378,8 +381,12 @@ class Run(LogsMedia):
         """
         return self.loggers.named(name)
 
-    def log_now(self) -> None:
-        """Publish the means since the last log, the learning rates, and the epoch as a number."""
+    def log_now(self) -> dict[str, float]:
+        """Publish the means since the last log, the learning rates, and the epoch as a number.
+
+        Returns:
+            The row.
+        """
         values = self.accumulator.take(self.strategy.dp.all_gather_object)
         rates = {
             f"lr/{name}": optimizer.param_groups[0]["lr"]
@@ -388,6 +395,7 @@ class Run(LogsMedia):
         values |= {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
         values["epoch"] = self.epochs_done()
         self.publish(values)
+        return values
 
     def finished(self) -> bool:
         """Return whether the run is at its end: by its length, its time limit or a request."""

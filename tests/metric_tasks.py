@@ -34,6 +34,8 @@ def wrappers() -> dict[str, Any]:
         "minmax": wrapped.MinMaxMetric(accuracy()),
         "bootstrap": wrapped.BootStrapper(accuracy(), num_bootstraps=4),
         "running": wrapped.Running(torchmetrics.MeanMetric(), window=3),
+        "running sum": (wrapped.Running(torchmetrics.SumMetric(), window=3), "value"),
+        "tracked sum": (wrapped.MetricTracker(torchmetrics.SumMetric(), maximize=True), "value"),
         "tracker": wrapped.MetricTracker(accuracy()),
         "transformed": wrapped.LambdaInputTransformer(accuracy(), lambda preds: -preds),
         "sum": accuracy() + MulticlassF1Score(3),

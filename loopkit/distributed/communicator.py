@@ -150,8 +150,9 @@ class ProcessGroupCommunicator(Communicator):
 
     def destroy(self) -> None:
         """See ``Communicator``."""
-        if self._group is not None:
-            dist.destroy_process_group(self._group)
+        group, self._group = self._group, None
+        if group is not None:
+            dist.destroy_process_group(group)
 
 
 def _outcome(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:

@@ -18,8 +18,9 @@ class RankInfo:
         rank, size: this process's rank, and the number of processes.
         local_rank, local_size: the same on this machine.
         host, port: the address of the store where the processes meet.
-        attempt: how often the launcher has restarted the processes. Keys of an earlier attempt
-            are not read.
+        attempt: which start this is: the job and step where there are such, and how often the
+            launcher has restarted the processes. Keys of another start are not read.
+        nodes: the number of machines; None if that is not known.
         hosted: whether the launcher holds the store; if not, rank 0 holds it.
     """
 
@@ -31,6 +32,7 @@ class RankInfo:
     port: int
     attempt: str = "0"
     hosted: bool = False
+    nodes: int | None = None
 
 
 def is_rank_zero(env: Mapping[str, str] = os.environ) -> bool:
@@ -62,15 +64,20 @@ def find_rank_info(env: Mapping[str, str] = os.environ) -> RankInfo | None:
 def _from_torchrun(env: Mapping[str, str]) -> RankInfo:
     try:
         rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+        local_size = int(env.get("LOCAL_WORLD_SIZE", size))
+        nodes = env.get("GROUP_WORLD_SIZE")
+        if nodes is None and size % local_size == 0:
+            nodes = str(size // local_size)
         return RankInfo(
             rank=rank,
             size=size,
             local_rank=int(env.get("LOCAL_RANK", rank)),
-            local_size=int(env.get("LOCAL_WORLD_SIZE", size)),
+            local_size=local_size,
             host=env.get("MASTER_ADDR", "127.0.0.1"),
             port=int(env["MASTER_PORT"]),
             attempt=env.get("LOOPKIT_ATTEMPT", env.get("TORCHELASTIC_RESTART_COUNT", "0")),
             hosted="LOOPKIT_PARENT" in env or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            nodes=int(nodes) if nodes else None,
         )
     except (KeyError, ValueError) as error:
         raise OptionError(
@@ -82,14 +89,18 @@ def _from_torchrun(env: Mapping[str, str]) -> RankInfo:
 def _from_slurm(env: Mapping[str, str], tasks: int) -> RankInfo:
     nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "127.0.0.1"))
     per_node = env.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))
+    job, step = int(env.get("SLURM_JOB_ID", "0")), int(env["SLURM_STEP_ID"])
+    known = env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES"))
     return RankInfo(
         rank=int(env["SLURM_PROCID"]),
         size=tasks,
         local_rank=int(env["SLURM_LOCALID"]),
         local_size=int(re.split(r"[(,]", per_node)[0]),
         host=env.get("MASTER_ADDR", first_host(nodes)),
-        port=int(env.get("MASTER_PORT", 15000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)),
-        attempt=env.get("SLURM_RESTART_COUNT", "0"),
+        # Steps of one job may run at the same time, on the same machines.
+        port=int(env.get("MASTER_PORT", 15000 + (job + 7919 * step) % 20000)),
+        attempt=f"{job}.{step}.{env.get('SLURM_RESTART_COUNT', '0')}",
+        nodes=int(known) if known else None,
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import platform
 import signal
 import sys
 import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -26,7 +26,7 @@ _LOOPKIT = f"{os.sep}loopkit{os.sep}"
 _TORCH = f"{os.sep}torch{os.sep}"
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 
-# What a rank reports: number, pid, host, and where its main thread is.
+# What a rank reports: number, pid, identity of the process, and where its main thread is.
 Report = dict[str, Any]
 
 
@@ -68,7 +68,7 @@ class Heartbeat:
                 report: Report = {
                     "number": number,
                     "pid": os.getpid(),
-                    "host": platform.node(),
+                    "identity": identity_of(os.getpid()),
                     "at": "" if frame is None else describe(frame),
                 }
                 self._store.set(self._key(self._rank_info.rank), json.dumps(report))
@@ -114,9 +114,40 @@ class Heartbeat:
         return reports
 
     def _kill(self, report: Report | None) -> None:
-        if report and report["host"] == platform.node() and report["pid"] != os.getpid():
-            with suppress(ProcessLookupError):
-                os.kill(report["pid"], getattr(signal, "SIGKILL", signal.SIGTERM))
+        if report and report["pid"] != os.getpid():
+            kill_process(report["pid"], report["identity"])
+
+
+def identity_of(pid: int) -> list[str] | None:
+    """Return what no other process has had since this machine's start, together with ``pid``.
+
+    It is the machine's boot, the namespace in which ``pid`` counts, and when the process started.
+
+    Returns:
+        None where the system does not tell, or there is no such process.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+        # The name of a process, in brackets, may hold anything. The start is field 22.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return [boot, namespace, fields[19]]
+    except (OSError, IndexError):
+        return None
+
+
+def kill_process(pid: int, identity: list[str] | None) -> None:
+    """Kill the process ``pid`` if it is the one that had ``identity``; another one is left alone."""
+    if identity is None or not hasattr(os, "pidfd_open"):
+        return
+    with suppress(OSError):
+        # The descriptor stays that of this process, also if the number is given to another one.
+        descriptor = os.pidfd_open(pid)
+        try:
+            if identity_of(pid) == identity:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
 
 
 def _ranks(numbers: list[int]) -> str:

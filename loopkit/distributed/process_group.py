@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,10 @@ from loopkit.checks import checked_number
 from loopkit.devices import find_device
 from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
 from loopkit.distributed.environment import RankInfo, find_rank_info
+from loopkit.errors import OptionError
+
+# The meshes of a default process group, which end with it.
+_MESHES: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +99,25 @@ def init_process_group(
     return ProcessGroupCommunicator()
 
 
+def device_mesh(device_type: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
+    """Return a DeviceMesh over all ranks; later Fits of this process get the same one.
+
+    A new mesh of several axes would start process groups, with threads and sockets, in each Fit.
+
+    Args:
+        device_type: "cpu" or "cuda".
+        shape: the number of ranks on each axis.
+        axes: the name of each axis.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    of_group = _MESHES.setdefault(dist.group.WORLD, {})
+    key = device_type, shape, axes
+    if key not in of_group:
+        of_group[key] = init_device_mesh(device_type, shape, mesh_dim_names=axes)
+    return of_group[key]
+
+
 def rank_store(rank_info: RankInfo, limit: timedelta) -> Any:
     """Return the store where the ranks meet; rank 0 holds it unless the launcher does.
 
@@ -102,16 +126,7 @@ def rank_store(rank_info: RankInfo, limit: timedelta) -> Any:
     """
     connected = _connected(rank_info)
     if not connected:
-        connected.append(
-            TCPStore(
-                rank_info.host,
-                rank_info.port,
-                world_size=None if rank_info.hosted else rank_info.size,
-                is_master=not rank_info.hosted and rank_info.rank == 0,
-                timeout=limit,
-                wait_for_workers=False,
-            )
-        )
+        connected.append(_connect(rank_info, limit))
     # A store that outlives an attempt still holds the addresses of its dead processes.
     store = PrefixStore(f"loopkit/{rank_info.attempt}", connected[0])
     store.set_timeout(limit)
@@ -124,7 +139,28 @@ def _connected(rank_info: RankInfo) -> list[Any]:
     return []
 
 
+def _connect(rank_info: RankInfo, limit: timedelta) -> TCPStore:
+    is_master = not rank_info.hosted and rank_info.rank == 0
+    try:
+        return TCPStore(
+            rank_info.host,
+            rank_info.port,
+            world_size=None if rank_info.hosted else rank_info.size,
+            is_master=is_master,
+            timeout=limit,
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:
+        if is_master and "EADDRINUSE" in str(error):
+            raise OptionError(
+                f"port {rank_info.port}, where the ranks are to meet, is taken by another process on "
+                "this machine, perhaps another job: set MASTER_PORT to a free one for all ranks"
+            ) from error
+        raise
+
+
 def _destroy_process_group() -> None:
+    _MESHES.clear()
     # Objects that hold the group must go before the interpreter, or its threads abort the process.
     gc.collect()
     if dist.is_initialized():

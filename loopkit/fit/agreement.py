@@ -8,15 +8,19 @@ import json
 import platform
 import re
 import sys
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from loopkit.checkpoint import checkpoints_dir
 from loopkit.data.micro_batches import MicroBatchLoader
 from loopkit.distributed.communicator import Communicator
-from loopkit.errors import OptionError
+from loopkit.errors import OptionError, RunDirError
 from loopkit.run import Run
 from loopkit.strategies.base import Strategy
 from loopkit.task import Task, name_of
@@ -26,6 +30,7 @@ from loopkit.version import __version__
 _OPTIONS_OF_A_RANK = {"devices", "nodes", "hooks", "loggers", "progress", "run_dir", "accelerator"}
 _ARGUMENTS_OF_A_RANK = {"rank", "local_rank", "global_rank", "device", "device_id", "node", "host"}
 _SHOWN = 4
+_DISK_DELAY = 5.0  # seconds
 
 # What a rank was started with: a name as messages have it, and a text that is the same on all ranks.
 Facts = dict[str, str]
@@ -96,6 +101,46 @@ def check_training(run: Run) -> None:
         if hasattr(source, "end")
     }
     _compare(world, facts)
+
+
+def check_run_dir(run: Run, run_dir: Path) -> None:
+    """Check that all ranks see the directory of the run that rank 0 sees; collective.
+
+    Raises:
+        RunDirError: a rank sees another one, or none. It says if that holds checkpoints.
+    """
+    world = run.strategy.world
+    if world.size == 1 or (run.options.saves() is None and run.options.resume is None):
+        return
+    name, shown = world.broadcast_object((f".ranks-{uuid.uuid4().hex}", str(run_dir.absolute())))
+    sign = run_dir / name
+    world.run_on_rank_zero(sign.touch)
+    here = _appears(sign)
+    own = sorted(path.name for path in checkpoints_dir(run_dir).glob("step-*")) if not here else []
+    answers = world.all_gather_object((here, own[-1] if own else ""))
+    world.run_on_rank_zero(lambda: sign.unlink(missing_ok=True))
+    without = [rank for rank, (seen, _) in enumerate(answers) if not seen]
+    if not without:
+        return
+    holds = [
+        f"rank {rank} holds {newest} there" for rank, (_, newest) in enumerate(answers) if newest
+    ]
+    raise RunDirError(
+        f"{'rank' if len(without) == 1 else 'ranks'} {', '.join(map(str, without))} cannot see the "
+        f"run directory of rank 0, {shown}{''.join(f'; {each}' for each in holds)}: all "
+        "ranks must see one run directory. Give run_dir= an absolute path on a disk that all "
+        "machines share, or checkpoint=False"
+    )
+
+
+def _appears(path: Path) -> bool:
+    """Return whether ``path`` is there, at the latest after a few seconds: network disks take time."""
+    limit = time.monotonic() + _DISK_DELAY
+    while not path.exists():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _compare(world: Communicator, facts: Facts) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ from types import TracebackType
 
 from loopkit.checkpoint import RunLock, Store, load_snapshot
 from loopkit.console import build_progress
+from loopkit.errors import OptionError
 from loopkit.events import Subscription
+from loopkit.fit.agreement import check_run_dir
 from loopkit.fit.checkpointer import open_checkpointer
 from loopkit.fit.setup import (
     choose_run_dir,
@@ -27,6 +30,7 @@ from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
 from loopkit.loops.epoch import evaluate, row_of_its_own
+from loopkit.loops.monitors import warn_of_no_best, warn_of_unlogged
 from loopkit.optim.groups import no_gradient_outside
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options
@@ -34,6 +38,7 @@ from loopkit.run import Run
 from loopkit.task import Task, name_of
 
 logger = logging.getLogger(__name__)
+_RUNNING = threading.RLock()
 
 
 @contextmanager
@@ -46,7 +51,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
     console = build_progress(options.progress)
     hooks = [Numerics()] if options.debug == "numerics" else []
     run = new_run(task, options, [*hooks, *subscriptions, *([console] if console else [])])
-    with ExitStack() as resources, errors_reported(run):
+    with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         locks = resources.enter_context(ExitStack())  # released last
         _close_with(resources, run)
         prepare_training(run)
@@ -68,7 +73,7 @@ def inference(
     Errors are reported, and everything is closed, as in ``training``.
     """
     run = new_run(task, options, subscriptions)
-    with ExitStack() as resources, errors_reported(run):
+    with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         _close_with(resources, run)
         open_strategy(run)
         with torch_settings(options):
@@ -77,6 +82,25 @@ def inference(
             if run.events.setup is not None:
                 run.events.setup(run)
             yield run
+
+
+@contextmanager
+def only_in_this_thread() -> Iterator[None]:
+    """Inside, no other thread of this process can run a Fit; this one can, as in a hook.
+
+    Raises:
+        OptionError: another thread runs one.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise OptionError(
+            "another thread of this process runs a Fit. torch's random generators and settings belong "
+            "to the process, so two at once would change each other's numbers: run them one after "
+            "another, or each in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _RUNNING.release()
 
 
 @contextmanager
@@ -117,6 +141,8 @@ def finish(run: Run) -> None:
     for optimizer in schedule_free_optimizers(run.optimizers.values()):
         optimizer.eval()
     if checkpointer is not None:
+        warn_of_unlogged(run)
+        warn_of_no_best(run)
         best = checkpointer.best(run)
         if run.record.best:
             run.record.best["checkpoint"] = best
@@ -124,7 +150,7 @@ def finish(run: Run) -> None:
             snapshot = load_snapshot(best, checkpointer.store)
             prepare_model_load(run, snapshot, best)()
             logger.info("loaded the best weights, of %s", best)
-    with row_of_its_own(run):
+    with row_of_its_own(run, decides=False):
         if run.events.fit_end is not None:
             run.events.fit_end(run)
     logger.info("%s at step %d %s", run.outcome.status, run.progress.step, run.outcome.reason)
@@ -169,6 +195,7 @@ def _open_run_dir(run: Run, locks: ExitStack) -> None:
 
     run_dir = world.run_on_rank_zero(lambda: choose_run_dir(run.options, run.task))
     world.run_on_rank_zero(lambda: lock(run_dir))
+    check_run_dir(run, run_dir)
     run.run_dir = run_dir
 
 

@@ -29,6 +29,7 @@ from loopkit.fit.task_checks import check_task
 from loopkit.loops import AutoMicroBatchStep, EpochLoop, EvalLoop, PredictLoop, StepLoop
 from loopkit.loops.closure import check_closures
 from loopkit.loops.coordination import Coordinator, build_coordinator
+from loopkit.loops.monitors import check_monitors
 from loopkit.optim.builder import build_optimizers
 from loopkit.options import Options
 from loopkit.run import Loops, Run
@@ -174,29 +175,6 @@ def put_in_train_mode(task: Task) -> None:
             LoopkitWarning,
             stacklevel=2,
         )
-
-
-def check_monitors(run: Run) -> None:
-    """Refuse to wait for a metric in a run that never evaluates.
-
-    Raises:
-        OptionError: ``Checkpoint(best=)`` or a schedule names a metric, and nothing is evaluated.
-    """
-    if run.eval_data:
-        return
-    saves = run.options.saves()
-    if saves is not None and saves.best is not None:
-        raise OptionError(
-            f"Checkpoint(best={saves.best!r}) waits for an evaluation, and this run has none: give "
-            "the task an eval_data and an eval_step, and leave eval_every on"
-        )
-    for schedule in run.schedules.values():
-        watched = getattr(schedule, "metric", None)
-        if watched:
-            raise OptionError(
-                f"a schedule watches {watched!r} and nothing is evaluated: define eval_data and "
-                "eval_step, and give eval_every= a cadence"
-            )
 
 
 @contextmanager

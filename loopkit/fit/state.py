@@ -22,6 +22,7 @@ from loopkit.events import Events
 from loopkit.fit.length import update_length
 from loopkit.hooks.state_keys import state_keys
 from loopkit.metrics.accumulator import MetricAccumulator
+from loopkit.metrics.kept import kept_state, load_kept_state, preserved_metrics
 from loopkit.module_state import (
     changed_requires_grad,
     differences,
@@ -30,6 +31,7 @@ from loopkit.module_state import (
     resize_buffers,
     tensors_of,
 )
+from loopkit.monitor import is_of_evaluation
 from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.run import Progress, Record, Run
 from loopkit.strategies import dtensor
@@ -49,8 +51,6 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
     progress, task = run.progress, run.task
     world, data = run.strategy.world, run.committed.data
     hparams, unsaved = _plain_hparams(task.hparams)
-    evaluated = run.record.last_eval_step == progress.step
-    metrics = run.metrics.items() if evaluated else ()
     meta = {
         "kind": "weights" if weights_only else "full",
         "step": progress.step,
@@ -60,7 +60,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
         "world_size": run.strategy.world_size,
         "precision": run.strategy.settings.precision.name,
         "versions": {"loopkit": __version__, "torch": str(torch.__version__)},
-        "metrics": {name: value for name, value in metrics if name.startswith("eval/")},
+        "metrics": _metrics_of_step(run),
     }
     about = {"class": name_of(task), "hparams": hparams, "unsaved": unsaved}
     state: dict[str, Any] = {
@@ -90,6 +90,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
             },
             "data": world.all_gather_object(data) if _is_uneven(run) else data,
             "measured": None if run.loader is None else run.loader.measured,
+            "kept_metrics": kept_state(task, run.strategy.dp.all_gather_object),
             "accumulator": run.accumulator.state_dict(run.strategy.dp.all_gather_object),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
             "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
@@ -109,6 +110,18 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
         meta,
         dict(task.checkpoint_files()),
     )
+
+
+def _metrics_of_step(run: Run) -> dict[str, float]:
+    """Return the evaluation's metrics, and the value that decides about the best, of this step."""
+    saves, logged_at = run.options.saves(), run.record.logged_at
+    monitor = None if saves is None else saves.monitor()
+    return {
+        name: value
+        for name, value in run.metrics.items()
+        if logged_at.get(name) == run.progress.step
+        and (is_of_evaluation(name) or (monitor is not None and name == monitor.name))
+    }
 
 
 def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
@@ -135,6 +148,8 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
         dtensor.copy_into(run.task.get_parameter(name), weight)
     for name, needed in state.get("requires_grad", {}).items():
         run.task.get_parameter(name).requires_grad_(needed)
+    dp = run.strategy.dp
+    load_kept_state(run.task, state.get("kept_metrics", {}), dp.rank, dp.size, path)
     run.progress.load_state_dict(state["progress"])
     if run.loader is not None:
         measured = state.get("measured")
@@ -165,7 +180,7 @@ def preserved(run: Run) -> Iterator[Run]:
     """Inside, a trial run shares the task and the strategy of ``run``; its steps are undone after.
 
     The trial run has no listeners and no schedules, and counts from 0. Weights, optimizers, the
-    loss scaler, the data's own state and all random states are as before afterwards.
+    loss scaler, kept metrics, the data's own state and all random states are as before afterwards.
     """
     strategy = run.strategy
     parts = run.train_loader.source.stateful_parts()
@@ -175,14 +190,15 @@ def preserved(run: Run) -> Iterator[Run]:
     scaler = strategy.scaler.state_dict() if strategy.scaler is not None else {}
     rng_state = rng.get_state(strategy.device)
     try:
-        yield replace(
-            run,
-            events=Events(),
-            accumulator=MetricAccumulator(),
-            schedules={},
-            progress=Progress(),
-            record=Record(),
-        )
+        with preserved_metrics(run.task):
+            yield replace(
+                run,
+                events=Events(),
+                accumulator=MetricAccumulator(),
+                schedules={},
+                progress=Progress(),
+                record=Record(),
+            )
     finally:
         strategy.pop_nonfinite_steps()
         strategy.load_model_state(weights)

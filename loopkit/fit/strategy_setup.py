@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import cache
 from typing import Any
 
 import torch
 
 from loopkit.devices import visible_devices
-from loopkit.distributed.environment import find_rank_info
+from loopkit.distributed.environment import RankInfo, find_rank_info
 from loopkit.distributed.failures import FailureReporter
 from loopkit.distributed.heartbeat import Heartbeat
 from loopkit.distributed.launcher import die_with_parent, launch, relaunch_command
@@ -67,14 +68,26 @@ def start_ranks(options: Options) -> int:
         raise SystemExit(launch(count, command))
     if rank_info.size > 1 and not isinstance(sys.excepthook, FailureReporter):
         die_with_parent()
-        FailureReporter(rank_info.rank, Heartbeat(rank_info).diagnose).install()
+        _reporter(rank_info).install()
     started = rank_info.local_size
     if options.devices not in ("auto", started) and _is_multi_process(options):
         raise OptionError(
             f"devices={options.devices}, and {started} processes were started on this machine: "
             "leave devices out, or start as many"
         )
+    nodes = rank_info.nodes
+    if options.nodes > 1 and nodes not in (None, options.nodes) and _is_multi_process(options):
+        raise OptionError(
+            f"nodes={options.nodes}, and processes were started on {nodes} "
+            f"machine{'s' if nodes != 1 else ''}: leave nodes out, or start as many"
+        )
     return 0
+
+
+@cache
+def _reporter(rank_info: RankInfo) -> FailureReporter:
+    """Return the reporter of this process: one, and one heartbeat, however many Fits it runs."""
+    return FailureReporter(rank_info.rank, Heartbeat(rank_info).diagnose)
 
 
 def _is_multi_process(options: Options) -> bool:

@@ -9,7 +9,7 @@ from loopkit.checks import checked_int, checked_number
 from loopkit.errors import OptionError
 from loopkit.events import Hook
 from loopkit.keywords import checks_keywords
-from loopkit.monitor import Monitor
+from loopkit.monitor import Monitor, is_of_evaluation
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -19,21 +19,23 @@ if TYPE_CHECKING:
 class EarlyStop(Hook):
     """Stop the run after ``patience`` evaluations in a row without an improvement.
 
-    NaN is no improvement. The counters are saved with the run. A run that was stopped stays
+    A metric of another name than ``eval/…`` is read whenever it is logged, and ``patience`` counts
+    its logs. NaN is no improvement. The counters are saved with the run. A run that was stopped stays
     stopped if it is resumed, without another step, unless it is resumed with a larger patience.
 
     Example:
         >>> Fit(epochs=50, hooks=[EarlyStop("eval/accuracy:max", patience=5)]).run(task)
 
     Args:
-        metric: the metric's full name and its mode: "eval/loss:min" or "eval/accuracy:max".
-        patience: the number of evaluations without an improvement that ends the run.
+        metric: the metric's full name and its mode: "eval/loss:min", "eval/accuracy:max", or of a
+            value that training logs, "train/loss:min".
+        patience: the number of values without an improvement that ends the run.
         min_delta: the least difference from the best value that counts as an improvement.
 
     Attributes:
-        best: the best value so far; None before the first evaluation.
+        best: the best value so far; None before the first.
         best_step: the step of the best value.
-        waited: the number of evaluations since.
+        waited: the number of values since.
 
     Raises:
         OptionError: an argument is not accepted.
@@ -54,14 +56,15 @@ class EarlyStop(Hook):
         """Start to count, or continue with the counters of the checkpoint.
 
         Raises:
-            OptionError: the run never evaluates.
+            OptionError: the metric is one of evaluations, and the run never evaluates.
         """
         if run.loader is None:
             return  # nothing is trained
-        if not run.eval_data:
+        if not run.eval_data and is_of_evaluation(self.monitor.name):
             raise OptionError(
                 f"EarlyStop waits for {self.monitor.name!r}, and this run never evaluates: give "
-                "the task an eval_data and an eval_step, and leave eval_every on"
+                "the task an eval_data and an eval_step, and leave eval_every on; or name a value "
+                "that training logs, as 'train/loss:min'"
             )
         saved, self._loaded = self._loaded, {}
         self.best = saved.get("best")
@@ -80,9 +83,16 @@ class EarlyStop(Hook):
         Raises:
             MetricError: the evaluation gave no such metric.
         """
-        if run.loader is None:
-            return
-        value = self.monitor.value(metrics, "EarlyStop()")
+        if run.loader is not None and is_of_evaluation(self.monitor.name):
+            self._compare(run, self.monitor.value(metrics, "EarlyStop()"))
+
+    def on_log(self, run: Run, values: Mapping[str, float]) -> None:
+        """Compare a metric that is none of evaluations, in a row that has it."""
+        name = self.monitor.name
+        if run.loader is not None and name in values and not is_of_evaluation(name):
+            self._compare(run, values[name])
+
+    def _compare(self, run: Run, value: float) -> None:
         if self.monitor.is_better(value, self.best, min_delta=self.min_delta):
             self.best = value
             self.best_step = run.progress.step
@@ -102,7 +112,8 @@ class EarlyStop(Hook):
 
     def _reason(self) -> str:
         name = self.monitor.name
-        count = f"{self.waited} evaluation{'s' * (self.waited != 1)}"
+        what = "evaluation" if is_of_evaluation(name) else "log"
+        count = f"{self.waited} {what}{'s' * (self.waited != 1)}"
         if self.best is None:
             return f"EarlyStop: {name} was not a number in {count}"
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 from time import perf_counter
@@ -11,6 +11,7 @@ from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import DataError
 from loopkit.fit.length import update_length
 from loopkit.loops.check_finite import check_finite
+from loopkit.loops.monitors import read_evaluation, read_logged, warn_of_unlogged
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.preserve import preserved_modes
 from loopkit.run import Interrupted, Run
@@ -47,12 +48,7 @@ class EpochLoop:
         events, coordinator, step_loop = run.events, run.coordinator, run.loops.step
         distributed = coordinator.distributed
         timings, stopwatch = run.record.timings, run.stopwatch
-        if events.epoch_start is not None:
-            events.epoch_start(run)
-        groups = iter(run.train_loader.open(progress.epoch, progress.position))
-        update_length(run)  # the data may have another length in this epoch
-        triggers.update_next(progress.step)
-        coordinator.start_epoch(run)
+        groups = self.start(run)
         # Among ranks, rank 0's clock is looked at where control messages are exchanged.
         timed = not distributed and triggers.next_deadline < inf
         batches: MicroBatches | None = None
@@ -93,6 +89,19 @@ class EpochLoop:
             )
         self.between_steps(run, epoch_over=True, counted=True)
 
+    def start(self, run: Run) -> Iterator[MicroBatches]:
+        """Start the epoch, or what is left of it; return its micro-batches, step by step."""
+        progress, events = run.progress, run.events
+        if progress.epoch:
+            warn_of_unlogged(run)
+        if events.epoch_start is not None:
+            events.epoch_start(run)
+        groups = iter(run.train_loader.open(progress.epoch, progress.position))
+        update_length(run)  # the data may have another length in this epoch
+        run.triggers.update_next(progress.step)
+        run.coordinator.start_epoch(run)
+        return groups
+
     def between_steps(self, run: Run, *, epoch_over: bool, counted: bool = False) -> bool:
         """Do what is due after the last step: log, close the epoch, evaluate, commit, save.
 
@@ -123,7 +132,7 @@ class EpochLoop:
             due.log |= collected
             due.eval |= run.options.eval_every != "never"
         if due.log:
-            run.log_now()
+            read_logged(run, run.log_now())
         if due.end_epoch:
             with row_of_its_own(run):
                 if events.epoch_end is not None:
@@ -200,14 +209,12 @@ def evaluate(run: Run) -> None:
     Modes and random states are as before afterwards, whatever the loop or ``on_eval_end`` did.
 
     Raises:
-        MetricError: ``Checkpoint(best=)`` names a metric that the evaluation did not give.
+        MetricError: ``Checkpoint(best=)`` or a schedule names a metric of evaluations, and this one
+            did not give it.
     """
     with preserved_modes(run.task, run.strategy.device), measured_set(run.task, "eval"):
         metrics = run.loops.eval.run(run, run.eval_data)
-        run.record.last_eval_step = run.progress.step
-        record_best(run, metrics)
-        for schedule in run.schedules.values():
-            schedule.after_eval(metrics)
+        read_evaluation(run, metrics)
         run.publish(metrics)
         with row_of_its_own(run):
             if run.events.eval_end is not None:
@@ -215,10 +222,15 @@ def evaluate(run: Run) -> None:
 
 
 @contextmanager
-def row_of_its_own(run: Run) -> Iterator[None]:
+def row_of_its_own(run: Run, *, decides: bool = True) -> Iterator[None]:
     """Inside, logged values make a row of this step, apart from the means of the training steps.
 
-    Every rank enters this, whether it has a listener or not: the ranks exchange their values.
+    Every rank enters this, whether it has a listener or not: the ranks exchange their values. The
+    row may decide about the best checkpoint and a schedule.
+
+    Args:
+        run: the run.
+        decides: False after the last checkpoint.
     """
     training, run.accumulator = run.accumulator, MetricAccumulator()
     try:
@@ -228,20 +240,5 @@ def row_of_its_own(run: Run) -> Iterator[None]:
     values = logged.take(run.strategy.dp.all_gather_object)
     if values:
         run.publish(values)
-
-
-def record_best(run: Run, metrics: Mapping[str, float]) -> None:
-    """Request a checkpoint where the deciding metric is the best so far."""
-    saves = run.options.saves()
-    monitor = saves.monitor() if saves is not None else None
-    if monitor is None:
-        return
-    value = monitor.value(metrics, "Checkpoint(best=)")
-    if monitor.is_better(value, run.record.best.get("value")):
-        run.record.best = {
-            "metric": monitor.name,
-            "value": value,
-            "step": run.progress.step,
-            "epoch": run.progress.epoch,
-        }
-        run.coordinator.request(run, "save")
+        if decides:
+            read_logged(run, values)

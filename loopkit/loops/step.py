@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from loopkit.data.micro_batches import MicroBatches
+from loopkit.distributed.gather import dummy_batch
 from loopkit.errors import TaskError
 from loopkit.loops.loss_weighting import LossWeighting
+from loopkit.metrics.kept import without_updates
 from loopkit.rng import at_step, mix
 from loopkit.run import Progress, Run
 from loopkit.task import Logged, Task, name_of
@@ -81,7 +83,7 @@ class StepLoop:
         )
         step_fn, context = strategy.step_fn(method), strategy.forward_context
         collector, progress, timings = run.task.log_collector, run.progress, run.record.timings
-        accumulator, micro_step_end = run.accumulator, run.events.micro_step_end
+        micro_step_end = run.events.micro_step_end
         passes = progress.passes.get(method, 0)
         seed, prefix = (
             (run.seed, "train/")
@@ -95,30 +97,30 @@ class StepLoop:
                 strategy.set_seed(at_step(seed, progress.step, index * dp.size + dp.rank))
             if combined:
                 strategy.set_gradient_sync(index == len(batches) - 1)
+            size = batches.sizes[index]
+            call, within = step_fn, context
+            if not size:  # a dummy batch
+                call, within = without_updates(run.task, step_fn), dummy_batch(context)
             began = perf_counter()
             # As `with collector as logged`, without its two calls in every step.
             logged: list[Logged] = []
             outer, collector.values = collector.values, logged
             try:
-                if context is None:
-                    returned = step_fn(batch)
+                if within is None:
+                    returned = call(batch)
                 else:
-                    with context:
-                        returned = step_fn(batch)
+                    with within:
+                        returned = call(batch)
             finally:
                 collector.values = outer
             loss, weight, out = read_step(returned, run.task, method)
-            size = batches.sizes[index]
             if combined or weight is not None:
                 weighting = weighting or self._weighting(run, batches, method, combined)
                 loss = weighting.scaled(loss, weight, size)
             strategy.backward(loss, None if combined else out["loss"])
             timings.compute += perf_counter() - began
             if log and size:
-                for name, value in out.items():
-                    accumulator.add(prefix + name, value, size if weight is None else weight)
-                for name, value, reduce in logged:
-                    accumulator.add(name, value, size, reduce)
+                self._log(run, prefix, out, logged, size if weight is None else weight, size)
             if micro_step_end is not None:
                 micro_step_end(run, out)
         progress.passes[method] = passes + 1
@@ -148,6 +150,22 @@ class StepLoop:
         for name in names:
             schedules[name].after_update()
         run.record.timings.update += perf_counter() - began
+
+    @staticmethod
+    def _log(
+        run: Run,
+        prefix: str,
+        out: Mapping[str, Any],
+        logged: list[Logged],
+        weight: Tensor | float,
+        size: int,
+    ) -> None:
+        """Log what a step returned, and what it logged by itself."""
+        accumulator = run.accumulator
+        for name, value in out.items():
+            accumulator.add(prefix + name, value, weight)
+        for name, value, reduce in logged:
+            accumulator.add(name, value, size, reduce)
 
     def _weighting(
         self, run: Run, batches: MicroBatches, method: str, combined: bool

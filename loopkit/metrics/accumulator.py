@@ -51,6 +51,10 @@ class MetricAccumulator:
             for value, weight in pairs:
                 self.add(name, value, weight, reduce)
 
+    def names(self) -> set[str]:
+        """Return the names of the values collected since the last log."""
+        return {*self._pending, *self._fetched}
+
     def __len__(self) -> int:
         return len(self._pending) + len(self._fetched)
 

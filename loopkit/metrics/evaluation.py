@@ -20,6 +20,7 @@ from loopkit.metrics.sync import (
     interleave_ranks,
     is_mergeable,
     merge,
+    own_state,
     start_again,
     to_float64,
 )
@@ -158,14 +159,15 @@ class Evaluation:
             MetricError: ``compute_metrics`` did not return a mapping.
         """
         gather = self._communicator.all_gather_object
-        found: dict[str, Any] = self._means_of_scalars(gather) | self._means.take(gather)
+        found: dict[str, Any] = self._means.take(gather) | self._means_of_scalars(gather)
         for _, name, metric, _ in self._metrics:
             if self._communicator.size > 1 and not isinstance(metric, ReplayedMetric):
                 merge(metric, gather)
             if isinstance(metric, ReplayedMetric):
                 computed = metric.compute(gather)
             else:
-                computed = metric.compute()
+                with own_state(metric):
+                    computed = metric.compute()
             found |= _named_values(computed, name)
         if self._keeps_outputs:
             gathered = self._communicator.gather_object(self._outputs)

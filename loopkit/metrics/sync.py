@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loopkit.metrics.accumulator import Gather
 from loopkit.nested import map_tensors, to_cpu
@@ -87,7 +88,8 @@ class ReplayedMetric:
         """Return the metric over the batches of all ranks (collective)."""
         for positional, by_name in interleave_ranks(gather(self._updates)):
             self.metric.update(*positional, **by_name)
-        return self.metric.compute()
+        with own_state(self.metric):
+            return self.metric.compute()
 
 
 def merge(metric: Any, gather: Gather) -> None:
@@ -96,24 +98,42 @@ def merge(metric: Any, gather: Gather) -> None:
     States are reduced as torchmetrics does it. But a rank may have had no batch, and the entries of
     lists are in the order of the data.
     """
-    if isinstance(metric, Mapping) or hasattr(metric, "compute_groups"):
-        # Reading a collection's values makes metrics that share a state own one each.
-        list(metric.values())
+    unshare_states(metric)
     parts = _parts(metric)
     devices = [part.device for part in parts]
     gathered = gather([(part._update_count, to_cpu(_state(part))) for part in parts])
     for number, (part, device) in enumerate(zip(parts, devices)):
         counts = [rank[number][0] for rank in gathered]
         states = [rank[number][1] for rank in gathered if rank[number][0]]
-        part.sync_on_compute = False
-        part._to_sync = False
         if not states:
             continue
         for name, reduce in part._reductions.items():
-            value = _merged([state[name] for state in states], reduce)
+            value = merged_state([state[name] for state in states], reduce)
             setattr(part, name, map_tensors(partial(Tensor.to, device=device), value))
         part._update_count = sum(counts)
         part._computed = None
+
+
+@contextmanager
+def own_state(metric: Any) -> Iterator[None]:
+    """Inside, ``metric.compute()`` takes the states as they are: torchmetrics adds those of no rank."""
+    parts = _parts(metric) if "torchmetrics" in sys.modules and hasattr(metric, "modules") else []
+    before = [part._to_sync for part in parts]
+    for part in parts:
+        part._to_sync = False
+    try:
+        yield
+    finally:
+        for part, synced in zip(parts, before):
+            part._to_sync = synced
+
+
+def unshare_states(module: nn.Module) -> None:
+    """Have the metrics of each collection in ``module`` own a state each, which they may share."""
+    collection = sys.modules["torchmetrics"].MetricCollection
+    for part in module.modules():
+        if isinstance(part, collection):
+            list(part.values())  # reading them does it
 
 
 def _parts(metric: Any) -> list[Any]:
@@ -126,7 +146,8 @@ def _state(metric: Any) -> dict[str, Any]:
     return {name: getattr(metric, name) for name in metric._reductions}
 
 
-def _merged(values: list[Any], reduce: Any) -> Any:
+def merged_state(values: list[Any], reduce: Any) -> Any:
+    """Return one state of a metric for those of several ranks, reduced as torchmetrics does it."""
     if isinstance(values[0], list):
         return interleave_ranks(values)
     stacked = torch.stack(

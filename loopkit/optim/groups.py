@@ -229,14 +229,17 @@ def no_gradient_outside(task: nn.Module, optimizers: Iterable[Optimizer]) -> Ite
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     handles = []
     for name, parameter in task.named_parameters():
-        if id(parameter) in held or not (parameter.is_floating_point() or parameter.is_complex()):
+        # A trainable parameter is in a group (`check_complete`), also where DeepSpeed has replaced
+        # the groups' parameters by its own.
+        if parameter.requires_grad or id(parameter) in held:
+            continue
+        if not (parameter.is_floating_point() or parameter.is_complex()):
             continue
         # torch takes a hook only of a parameter that needs a gradient, and keeps it.
-        needs_gradient = parameter.requires_grad
         parameter.requires_grad_(True)
         refuse = partial(_refuse_gradient, f"{name_of(task)}.{name}")
         handles.append(parameter.register_post_accumulate_grad_hook(refuse))  # type: ignore[no-untyped-call]
-        parameter.requires_grad_(needs_gradient)
+        parameter.requires_grad_(False)
     try:
         yield
     finally:

@@ -110,6 +110,13 @@ def replica_count(tensor: Any, world_size: int) -> int:
     return world_size // parts
 
 
+def sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of the squares of all elements, a scalar in double precision on ``device``."""
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(tensors)).to(device).double().square().sum()
+
+
 def match_placements(parameters: Iterable[Any]) -> None:
     """Redistribute gradients so that each is split as its parameter is; collective.
 

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from loopkit.checks import checked_int
 from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
-from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module
+from loopkit.distributed.gather import set_tp_size
+from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module, device_mesh
 from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
 from loopkit.strategies.base import ComputeSettings
@@ -25,6 +26,7 @@ from loopkit.strategies.dtensor import (
     local_tensor,
     match_placements,
     replica_count,
+    sum_of_squares,
 )
 from loopkit.strategies.fsdp_blocks import Wrap, blocks_to_shard, set_prefetch
 from loopkit.strategies.fsdp_groups import FsdpGroups, watched_groups
@@ -126,6 +128,7 @@ class FSDP(ModuleStrategy):
                     "TensorParallel with precision='fp16': the loss scaler takes no layers that "
                     "are split: take precision='bf16'"
                 )
+        set_tp_size(self._tp_size)
         if self.dp.size % self.replicas:
             members = "ranks"
             if self._tp_size > 1:
@@ -166,7 +169,6 @@ class FSDP(ModuleStrategy):
             self._shard(task)
 
     def _shard(self, task: nn.Module) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import (
             CPUOffloadPolicy,
             MixedPrecisionPolicy,
@@ -184,7 +186,7 @@ class FSDP(ModuleStrategy):
             n for n, size in sizes.items() if size > 1 or (n == "dp_shard" and self._shards)
         )
         shape = tuple(sizes[name] for name in axes)
-        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=axes)
+        mesh = device_mesh(self.device.type, shape, axes)
         if self.tensor is not None and self._tp_size > 1:
             self.tensor.apply(task, mesh["tp"])
         if not self._shards:
@@ -338,19 +340,14 @@ class FSDP(ModuleStrategy):
             by_copies.setdefault(count, []).append(local_tensor(parameter.grad))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for count, parts in by_copies.items():
-            total = total + self._sum_of_squares(parts) / count
+            total = total + sum_of_squares(parts, self.device) / count
         # In the same message the ranks say which parameters they used.
         counts = total.new_empty(0) if self._groups is None else self._groups.counts(self.device)
         message = torch.cat((total.reshape(1), counts))
         dist.all_reduce(message)
         total, self._counts = message[0], message[1:]
-        total = total + self._sum_of_squares(whole)
+        total = total + sum_of_squares(whole, self.device)
         return total.sqrt().to((sharded or whole)[0].dtype.to_real())
-
-    def _sum_of_squares(self, tensors: list[Tensor]) -> Tensor:
-        if not tensors:
-            return torch.zeros((), dtype=torch.float64, device=self.device)
-        return torch.stack(torch._foreach_norm(tensors)).to(self.device).double().square().sum()
 
     def reshard(self) -> None:
         """Shard again what an evaluation has gathered; without a backward pass torch does not."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.distributed.communicator import Communicator
+from loopkit.distributed.gather import set_tp_size
 from loopkit.dtypes import stored_dtype
 from loopkit.module_state import is_extra, tensors_of
 from loopkit.optim.fused import step_function
@@ -51,6 +52,7 @@ class ModuleStrategy(Strategy):
         self.settings = settings or ComputeSettings()
         self.device, self.world = self._join_ranks()
         self.dp = self.world
+        set_tp_size(1)
         self.rank, self.world_size = self.world.rank, self.world.size
         self.set_seed = torch_seeder(self.device)
         self.init_context = nullcontext

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 import loopkit
 from loopkit import Fit, Loader, Task
-from loopkit.errors import OptionError
+from loopkit.errors import OptionError, RunDirError
 from loopkit.fit import agreement
 from loopkit.optim import SGD
 from tests.support import quiet
@@ -145,3 +145,37 @@ def allowed(what: str) -> str:
     fit = Fit(strategy="ddp", accelerator="cpu", batch_size=2, checkpoint=False, progress=False,
               **{"loggers": None, **options})  # fmt: skip
     return fit.run(task).status
+
+
+def apart(place: Path, strategy: str, *, held_by: int | None = None, **options: Any) -> str:
+    """Train with a directory for each rank, as on two machines; return the error.
+
+    Args:
+        held_by: the rank whose directory holds a checkpoint.
+    """
+    here, kept = Path.cwd(), agreement._DISK_DELAY
+    own = place / f"disk-{rank()}"
+    own.mkdir()
+    if held_by == rank():
+        (own / "runs/a/checkpoints/step-000000000032").mkdir(parents=True)
+    os.chdir(own)
+    agreement._DISK_DELAY = 0.1
+    steps: list[int] = []
+    try:
+        fit = quiet(**{"strategy": strategy, "batch_size": 2, "epochs": 1, "run_dir": "runs/a",
+                       "resume": "auto", "checkpoint": True, **options})  # fmt: skip
+        fit.on("step_end", lambda run, out: steps.append(run.progress.step))
+        return fit.run(Plain()).status
+    except RunDirError as error:
+        return f"{error} [{len(steps)} steps]"
+    finally:
+        os.chdir(here)
+        agreement._DISK_DELAY = kept
+
+
+def other_nodes(nodes: int) -> str:
+    """Return what is said where ``nodes`` machines are asked for and one has started ranks."""
+    try:
+        return quiet(strategy="ddp", nodes=nodes, steps=1).run(Plain()).status
+    except OptionError as error:
+        return str(error)

@@ -303,3 +303,26 @@ def dry_run() -> bool:
     before = {name: t.clone() for name, t in task.state_dict().items()}
     quiet(strategy="fsdp", batch_size=4, dry_run=True).run(task)
     return all(torch.equal(full_tensor(t), before[name]) for name, t in task.state_dict().items())
+
+
+def many_fits(strategy: Any, count: int, place: Path) -> list[tuple[int, int]]:
+    """Return the open files and the threads of this process after each of ``count`` Fits."""
+    import gc
+    import sys
+
+    from loopkit.fit import strategy_setup
+
+    found, hook = [], sys.excepthook
+    for number in range(count):
+        # As a library may do that reports errors.
+        sys.excepthook = lambda *about: None
+        quiet(
+            strategy=jobs.make(strategy), steps=2, checkpoint=True, run_dir=place / str(number)
+        ).run(TokenClassifier())
+        gc.collect()
+        status = Path("/proc/self/status").read_text()
+        threads = next(line for line in status.splitlines() if line.startswith("Threads"))
+        found.append((len(os.listdir("/proc/self/fd")), int(threads.split()[1])))
+    sys.excepthook = hook
+    assert strategy_setup._reporter.cache_info().currsize == 1
+    return found

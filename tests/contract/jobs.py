@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchmetrics
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
+from loopkit import Loader
 from loopkit.errors import LoopkitWarning
 from loopkit.strategies.dtensor import full_tensor
-from tests.contract.tasks import TASKS
+from tests.contract.tasks import TASKS, Own
 from tests.metric_tasks import Wrapped
-from tests.support import Recorder, digest, quiet
+from tests.support import Recorder, Tiny, digest, quiet
 
 # Plans that split the layers of the tests' tasks over ranks.
 WORDS = {"blocks.*.up": "colwise", "blocks.*.down": "rowwise"}
@@ -124,6 +127,59 @@ def wrapped(strategy: Any, *calls: tuple[int, int, bool]) -> list[dict[str, floa
         task, fit = Wrapped(count), quiet(strategy=make(strategy), batch_size=batch_size)
         found.append(fit.test(task, task.eval_data()) if tests else fit.evaluate(task))
     return found
+
+
+class Kept(Tiny):
+    """Keeps metrics over the training epoch; an evaluation measures by one of them too."""
+
+    def __init__(self) -> None:
+        super().__init__(count=37, dropout=0.0)
+        self.accuracy = MulticlassAccuracy(3, average="micro")
+        self.seen, self.curve = torchmetrics.SumMetric(), MulticlassAUROC(3)
+        self.epochs: list[list[float]] = []
+
+    def train_step(self, batch: Any) -> Any:
+        logits = self.net(batch[0])
+        if self.training:
+            self.accuracy.update(logits, batch[1])
+            self.curve.update(logits.detach().softmax(-1), batch[1])
+            self.seen.update(len(batch[0]))
+        return torch.nn.functional.cross_entropy(logits, batch[1])
+
+    def eval_step(self, batch: Any) -> dict[str, Any]:
+        return {"loss": self.train_step(batch), "value": batch[0]}
+
+    def on_epoch_end(self, run: Any) -> None:
+        kept = (self.accuracy, self.curve, self.seen)
+        self.epochs.append([float(metric.compute()) for metric in kept])
+        for metric in kept:
+            metric.reset()
+
+
+class KeptUneven(Kept):
+    """The same on data of which each rank has its own number of batches."""
+
+    def train_data(self) -> Any:
+        return Loader(Own(37), sharded=True)
+
+
+def kept_uneven(strategy: Any) -> list[float]:
+    """Return how many samples each epoch's metric has seen, on all ranks together."""
+    task = KeptUneven()
+    quiet(strategy=make(strategy), steps=300, epochs=3, batch_size=4, eval_every="never").run(task)
+    return [values[2] for values in task.epochs]
+
+
+def kept(strategy: Any, folder: str, stop: int | None = None, **options: Any) -> list[list[float]]:
+    """Train with metrics over the epoch; stop after a step, or resume; return their values."""
+    task = Kept()
+    fit = quiet(
+        strategy=make(strategy), run_dir=folder, resume="auto", checkpoint=True, epochs=3, **options
+    )
+    if stop is not None:
+        fit.on("step_end", lambda run, out: run.stop("x") if run.progress.step == stop else None)
+    fit.run(task)
+    return task.epochs
 
 
 def predict(

@@ -49,5 +49,32 @@ def test_ranks_with_one_value_are_listed_together(pool):
 
 
 @pytest.mark.parametrize("what", ["sharded", "device", "sets", "objects", "hooks", "loggers"])
-def test_what_a_rank_has_for_itself_may_differ(pair, what):
+def test_some_things_may_be_other_by_rank(pair, what):
     assert pair.call(agreement_jobs.allowed, what) == ["finished", "finished"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("held_by", [None, 0, 1])
+def test_run_directories_that_differ_by_machine_are_found_before_the_first_step(
+    pair, tmp_path, strategy, held_by
+):
+    first, second = pair.call(agreement_jobs.apart, tmp_path, strategy, held_by=held_by)
+    assert first == second
+    assert (
+        f"rank 1 cannot see the run directory of rank 0, {tmp_path / 'disk-0' / 'runs/a'}" in first
+    )
+    assert first.endswith("[0 steps]")
+    assert ("rank 1 holds step-000000000032 there" in first) == (held_by == 1)
+    assert not list(tmp_path.rglob(".ranks-*"))
+
+
+def test_a_run_that_saves_nothing_needs_no_common_directory(pair, tmp_path):
+    told = pair.call(agreement_jobs.apart, tmp_path, "ddp", checkpoint=False, resume=None)
+    assert told == ["finished", "finished"]
+
+
+@pytest.mark.parametrize(("nodes", "right"), [(1, True), (2, False), (3, False)])
+def test_a_number_of_machines_that_was_not_started_is_refused(pair, nodes, right):
+    for told in pair.call(agreement_jobs.other_nodes, nodes):
+        assert (told == "finished") == right
+        assert right or told.startswith(f"nodes={nodes}, and processes were started on 1 machine:")

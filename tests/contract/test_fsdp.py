@@ -204,3 +204,15 @@ def test_an_optimizer_that_needs_whole_parameters_is_refused(pair, name, strateg
     for told in pair.call(fsdp_jobs.refused_optimizer, name, strategy):
         assert "needs each parameter whole" in told
         assert "OptionError" in told
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads Linux's account of a process"
+)
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", ("FSDP", {"replicas": 2})], ids=str)
+def test_fits_one_after_another_leave_no_thread_and_no_file(pool, tmp_path, strategy):
+    for after in pool(4).call(fsdp_jobs.many_fits, strategy, 5, tmp_path):
+        # The first ones start what stays for the process.
+        files, threads = zip(*after[2:])
+        assert len(set(files)) == 1
+        assert len(set(threads)) == 1

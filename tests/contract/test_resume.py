@@ -179,3 +179,36 @@ def test_a_deepspeed_run_resumes_elsewhere_from_the_state_it_had(
         assert rest["rows"][-1] == pytest.approx(
             whole["rows"][-1], rel=1e-5
         )  # so the samples were the same
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_metrics_over_the_epoch_are_those_of_one_process_and_come_back(pool, tmp_path, strategy):
+    options = {"batch_size": 4, "eval_every": "2 steps"}
+    alone = jobs.kept("single", str(tmp_path / "alone"), batch_size=8, eval_every="2 steps")
+    assert [values[2] for values in alone] == [37, 37, 37]
+    pair = pool(2)
+
+    def called(folder, size=2, stop=None):
+        found = pool(size).call(jobs.kept, strategy, str(tmp_path / folder), stop, **options)
+        assert all(part == found[0] for part in found)
+        return found[0]
+
+    whole = pair.call(jobs.kept, strategy, str(tmp_path / "whole"), **options)[0]
+    for values, expected in zip(whole, alone, strict=True):
+        assert values == pytest.approx(expected, abs=1e-6)
+    for stop in (3, 7):
+        parts = called(str(stop), stop=stop) + called(str(stop))
+        assert parts == whole
+
+
+def test_a_rank_whose_data_has_ended_adds_nothing_to_a_metric(pair):
+    assert pair.call(jobs.kept_uneven, "ddp") == [[37 + 54] * 3] * 2
+
+
+def test_metrics_over_the_epoch_continue_on_another_number_of_ranks(pool, tmp_path):
+    alone = jobs.kept("single", str(tmp_path / "alone"), batch_size=4, accumulate=2)
+    folder, options = str(tmp_path / "parts"), {"batch_size": 4}
+    first = pool(2).call(jobs.kept, "ddp", folder, 7, **options)[0]
+    rest = jobs.kept("single", folder, batch_size=4, accumulate=2)
+    for values, expected in zip(first + rest, alone, strict=True):
+        assert values == pytest.approx(expected, abs=1e-6)

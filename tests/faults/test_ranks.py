@@ -292,6 +292,82 @@ def test_slurms_variables_give_a_rank():
     )
 
 
+@pytest.mark.parametrize(
+    "other", [{"SLURM_STEP_ID": "1"}, {"SLURM_RESTART_COUNT": "1"}, {"SLURM_JOB_ID": "5"}]
+)
+@pytest.mark.parametrize("shared", [{}, {"MASTER_PORT": "29500"}])
+def test_steps_of_one_job_do_not_meet(other, shared):
+    from loopkit.distributed.environment import find_rank_info
+
+    env = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "4711",
+        **shared,
+    }
+    one, two = find_rank_info(env), find_rank_info(env | other)
+    assert one.attempt != two.attempt, "they share no key of a store"
+    if "SLURM_STEP_ID" in other and not shared:
+        assert one.port != two.port
+
+
+@pytest.mark.parametrize(
+    ("env", "nodes"),
+    [
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"WORLD_SIZE": "4"}, 1),
+        ({"WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "2"}, None),
+        ({"WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "3"}, 3),
+    ],
+)
+def test_a_launcher_tells_the_number_of_machines(env, nodes):
+    from loopkit.distributed.environment import find_rank_info
+
+    assert find_rank_info({"RANK": "1", "MASTER_PORT": "1", **env}).nodes == nodes
+
+
+def test_a_port_that_another_process_holds_is_named():
+    import socket
+    from datetime import timedelta
+
+    from loopkit.distributed.environment import RankInfo
+    from loopkit.distributed.process_group import _connect
+    from loopkit.errors import OptionError
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        info = RankInfo(0, 2, 0, 2, "127.0.0.1", port)
+        with pytest.raises(
+            OptionError, match=f"port {port}, where the ranks are to meet, is taken"
+        ):
+            _connect(info, timedelta(seconds=2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of processes")
+@pytest.mark.parametrize("changed", [None, 0, 1, 2])
+def test_only_the_process_that_was_meant_is_killed(changed):
+    from loopkit.distributed.heartbeat import identity_of, kill_process
+
+    sleeper = subprocess.Popen(["sleep", "100"])
+    try:
+        identity = identity_of(sleeper.pid)
+        assert identity is not None
+        if changed is not None:  # another boot, another container, another start
+            identity[changed] += "0"
+        kill_process(sleeper.pid, identity)
+        if changed is None:
+            assert sleeper.wait(10) == -signal.SIGKILL
+        else:
+            kill_process(sleeper.pid, None)
+            with pytest.raises(subprocess.TimeoutExpired):
+                sleeper.wait(0.3)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
 TASK = """
 import os
 from tests.support import Tiny

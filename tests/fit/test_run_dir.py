@@ -235,7 +235,8 @@ def test_a_first_evaluation_that_is_nan_is_not_the_best(tmp_path):
         checkpoint=Checkpoint(best="eval/loss:min", every="never"),
     )
     fit.on("eval_end", lambda run, metrics: setattr(task, "evaluated", task.evaluated + 1))
-    result = fit.run(task)
+    with pytest.warns(LoopkitWarning, match="eval/loss is NaN at step 2: NaN is never the best"):
+        result = fit.run(task)
     losses = {row["step"]: row["eval/loss"] for row in result.history if "eval/loss" in row}
     assert losses[2] != losses[2]
     assert (

@@ -21,8 +21,8 @@ MODULES = {"PyYAML": "yaml", "scikit_learn": "sklearn", "mlflow_skinny": "mlflow
 TOOLS = {"docs", "dev", "bench", "examples", "all"}
 # Declared packages that no code of loopkit imports, with the reason.
 NOT_IMPORTED = {
-    "torchmetrics": "Task.metrics returns its objects; loopkit looks in sys.modules and need not import it",
     "safetensors": "loopkit writes the format itself, hashed on the way; users read their weights with it",
+    "torchmetrics": "Task.metrics returns its objects; loopkit looks in sys.modules and need not import it",
     "tokenizers": "transformers imports it, for the tokenizer that goes beside exported weights",
     "datasets": "a task returns its Datasets, of which loopkit uses only what every Dataset has",
     "accelerate": "transformers imports it to load quantised models",

@@ -121,6 +121,8 @@ class DeepSpeed(ModuleStrategy):
             self.world_size,
             pin=self.device.type == "cuda",
         )
+        # Stage 3 puts a function of its own there for good, which is wrong for complex weights.
+        self._linear = torch.nn.functional.linear
         self._deepspeed = import_deepspeed(self.device, fp16=fp16)
         # It uses the process group that torch has.
         self._deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
@@ -365,6 +367,7 @@ class DeepSpeed(ModuleStrategy):
 
         Under stage 3 this is collective. If the run ``failed``, parameters stay partitioned.
         """
+        torch.nn.functional.linear = self._linear
         if self._engine is None:
             return
         whole = {}
