@@ -122,4 +122,6 @@ def missing_extra(package: str, extra: str, use: str) -> MissingExtraError:
         extra: the extra of loopkit that installs it.
         use: what needs the package, as the subject of the message.
     """
-    return MissingExtraError(f"{use} needs the package {package!r}: pip install 'loopkit[{extra}]'")
+    return MissingExtraError(
+        f"{use} needs the package {package!r}: pip install 'loopkit-torch[{extra}]'"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,11 @@ class Hook:
         """
 
     def on_save(self, run: Run, path: Path) -> None:
-        """Listen to a save: the checkpoint at ``path`` is durable."""
+        """Listen to a save: the checkpoint at ``path`` is durable.
+
+        A background save is reported some steps later. The name of ``path`` has the step that was
+        saved, and ``run.progress.step`` is that of the moment.
+        """
 
     def on_load(self, run: Run, path: Path) -> None:
         """Listen to a resume: the state of the checkpoint at ``path`` is loaded."""
@@ -192,7 +197,7 @@ class Events:
     def __init__(self, listeners: Iterable[object] = ()) -> None:
         listeners = list(listeners)
         for listener in listeners:
-            _refuse_unknown_events(listener)
+            _check_events(listener)
         for event in EVENTS:
             found = [
                 getattr(listener, f"on_{event}")
@@ -232,7 +237,7 @@ class _LoggingTask:
 
 def logging_to_accumulator(task: object) -> object:
     """Return a listener that calls the events of ``task`` and logs what it logs in them."""
-    _refuse_unknown_events(task)
+    _check_events(task)
     return _LoggingTask(task)
 
 
@@ -249,7 +254,8 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"{foreign}." if foreign else f".{nearest(name, known)}"
 
 
-def _refuse_unknown_events(listener: object) -> None:
+def _check_events(listener: object) -> None:
+    """Refuse methods that are no event, and those that cannot take what their event passes."""
     known = {f"on_{event}" for event in EVENTS}
     for name in dir(type(listener)):
         if name.startswith("on_") and name not in known:
@@ -257,3 +263,24 @@ def _refuse_unknown_events(listener: object) -> None:
             raise OptionError(
                 f"{where} is no event{_meant(name, known)} Other methods need another name than on_*"
             )
+    for event in EVENTS:
+        if listens(listener, event):
+            _check_parameters(listener, event)
+
+
+def _check_parameters(listener: object, event: str) -> None:
+    method, where = getattr(listener, f"on_{event}"), f"{type(listener).__name__}.on_{event}"
+    if isinstance(listener, Subscription):
+        method, where = listener.function, f"the function given to fit.on({event!r})"
+    passed = list(inspect.signature(getattr(Hook, f"on_{event}")).parameters)[1:]
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # a function of C
+        return
+    try:
+        signature.bind(*passed)
+    except TypeError as error:
+        raise OptionError(
+            f"{where} takes {signature}, and the event passes ({', '.join(passed)}). What a Trainer "
+            "passes as args, state and control is in run: run.options, run.progress, run.stop(...)"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
+from numbers import Real
 from typing import Any, TypeVar
 
 from loopkit.errors import OptionError, nearest
@@ -33,12 +34,23 @@ def checks_keywords(constructor: Constructor) -> Constructor:
         for keyword in keywords:
             if keyword not in known and (not hands_on or keyword in foreign):
                 raise unknown_keyword(name, keyword, known)
+        if arguments and known[:1] == ["lr"]:
+            _check_rate(name, arguments[0], keywords)
         return function(*arguments, **keywords)
 
     if is_class:
         constructor.__init__ = checked  # type: ignore[method-assign]
         return constructor
     return checked  # type: ignore[return-value]
+
+
+def _check_rate(name: str, first: Any, keywords: Collection[str]) -> None:
+    """Refuse an optimizer's first argument if it holds parameters, as in torch."""
+    if "lr" in keywords or not isinstance(first, (Real, str)):
+        raise OptionError(
+            f"{name} got a {type(first).__name__} as its first argument, which is lr: it takes the "
+            f"parameters of the task by itself. Give {name}(lr=1e-3), or params= for some of them"
+        )
 
 
 def unknown_keyword(

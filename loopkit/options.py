@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -264,6 +264,8 @@ class Options:
             )
 
     def _check_objects(self) -> None:
+        if not isinstance(self.hooks, Iterable):
+            raise OptionError(f"hooks={self.hooks!r}: give a list, as hooks=[...]")
         for hook in self.hooks:
             if isinstance(hook, Hook):
                 continue

@@ -113,11 +113,11 @@ class Triggers:
             stop="stop" in due,
         )
 
-    def update_next(self, step: int) -> None:
-        """Compute ``next`` and ``next_deadline`` as seen from ``step``."""
+    def update_next(self, step: int, at_latest: int | None = None) -> None:
+        """Compute ``next``, which is ``at_latest`` or before, and ``next_deadline`` from ``step``."""
         cadences = self.cadences.values()
         steps = [cadence.next_step(step) for cadence in cadences if cadence.next_seconds is None]
-        steps += [self._stop_step, step + 1 if self._requests else None]
+        steps += [at_latest, self._stop_step, step + 1 if self._requests else None]
         self.next = min((at for at in steps if at is not None), default=_NEVER)
         deadlines = [*(cadence.next_seconds for cadence in cadences), self._stop_seconds]
         self.next_deadline = min((at for at in deadlines if at is not None), default=math.inf)

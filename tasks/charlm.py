@@ -185,7 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"validation loss  {result.metrics['eval/loss']:.3f} after {result.step} steps")
     print(f"weights          sha256 {fingerprint(task)}")
     print(f"checkpoint       {result.checkpoint}")
-    curves = f"{result.run_dir}/curves.png" if plots else "pip install loopkit[plots] draws them"
+    curves = (
+        f"{result.run_dir}/curves.png" if plots else "pip install loopkit-torch[plots] draws them"
+    )
     print(f"curves           {curves}")
     print(f"TensorBoard      tensorboard --logdir {result.run_dir}")
     return 0

@@ -1,6 +1,6 @@
 """Handwritten digits: scikit-learn's 1797 images of 8 x 8 pixels, learned in a few seconds.
 
-pip install 'loopkit[examples]'
+pip install 'loopkit-torch[examples]'
 python -m tasks.digits
 loopkit fit tasks/digits.py --hidden 256 --epochs 30
 """

@@ -1,6 +1,6 @@
 """Sharpness-aware minimisation, as a custom step.
 
-    pip install 'loopkit[examples]'
+    pip install 'loopkit-torch[examples]'
     python -m tasks.sam
 
 The script learns digits twice, with plain steps and with ``SamStep``. 40 % of the training labels

@@ -1,6 +1,6 @@
 """Praise or blame: a transformers encoder learns to classify sentences.
 
-    pip install 'loopkit[hf]'
+    pip install 'loopkit-torch[hf]'
     python -m tasks.sentiment
     python -m tasks.sentiment --data reviews/ --model path/to/bert
     loopkit fit tasks/sentiment.py --data reviews.csv --epochs 3

@@ -84,22 +84,25 @@ def _compiler() -> tuple[str, str]:
     return "compiler", found or f"none: --compile needs {name} for CPU code"
 
 
+_TOOLS = ("dev", "docs", "bench")  # extras for work on loopkit itself
+
+
 def _extras() -> list[tuple[str, str]]:
     """Return a row for each extra of the installed package, with the packages that it lacks."""
     wanted: dict[str, list[str]] = {}
     try:
-        requirements = metadata.requires("loopkit") or []
+        requirements = metadata.requires("loopkit-torch") or []
     except metadata.PackageNotFoundError:
         return [("extras", "unknown: loopkit runs from a directory and is not installed")]
     for line in requirements:
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", marker)
-        if extra and not requirement.startswith("loopkit"):
+        if extra and extra[1] not in _TOOLS and not requirement.startswith("loopkit"):
             wanted.setdefault(extra[1], []).append(requirement.strip())
     rows = []
     for name, needed in sorted(wanted.items()):
         lacking = [_shortage(requirement) for requirement in needed if not _is_met(requirement)]
-        install = f"pip install 'loopkit[{name}]'"
+        install = f"pip install 'loopkit-torch[{name}]'"
         state = f"missing {', '.join(lacking)}: {install}" if lacking else "installed"
         rows.append((f"[{name}]", state))
     return rows

@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure a task on its evaluation data"),
     "test": ("test", "measure a task on its test data"),
     "predict": ("predict", "write a task's predictions"),
+    "eject": ("eject.eject", "write the plain PyTorch script of a run"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
     "report": ("report", "show what a run did, from its files"),
     "bench": ("bench.bench", "measure a task's time and memory, by precision or over a grid"),

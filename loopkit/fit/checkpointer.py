@@ -55,6 +55,7 @@ class Checkpointer:
         self.newest: Path | None = None
         self._trusted: set[Path] = set()
         self._saved_step = -1
+        self._in_flight: int | None = None  # the step of a background save that is not reported
         self._world = world
         # Background writers exchange messages while training does: in a group of their own.
         self._writers = world.new_group() if sharded else None
@@ -76,12 +77,23 @@ class Checkpointer:
         snapshot = run_state(run, weights_only=self.settings.weights_only)
         self._report(run, self._on_writing_ranks(lambda: self._write(snapshot)))
         self._saved_step = run.progress.step
+        self._in_flight = self._saved_step if self.settings.background else None
 
     def poll(self, run: Run) -> None:
         """Emit ``on_save`` for each background save that is finished; raise the error of one."""
         if self._writers is not None and any(self._world.all_gather_object(self._background.busy)):
             return  # a save is finished when all ranks have written their shards
         self._report(run, self._on_writing_ranks(self._background.poll))
+
+    def next_poll(self, step: int) -> int | None:
+        """Return the step to poll after, as seen from ``step``; None if no save is in flight.
+
+        Each distance from the save is twice the last one, so a slow save costs few polls. All ranks
+        get the same step.
+        """
+        if self._in_flight is None:
+            return None
+        return step + max(1, step - self._in_flight)
 
     def finish(self, run: Run) -> None:
         """Wait for the background save."""
@@ -124,7 +136,7 @@ class Checkpointer:
 
     def _report(self, run: Run, paths: list[Path]) -> None:
         for path in paths:
-            self.newest = path
+            self.newest, self._in_flight = path, None
             if run.events.save is not None:
                 run.events.save(run, path)
 

@@ -52,7 +52,7 @@ def start_ranks(options: Options) -> int:
             than the launcher has started.
         SystemExit: this process only started the ranks, and they have ended.
     """
-    rank_info, count = find_rank_info(), _processes_wanted(options)
+    rank_info, count = find_rank_info(), processes_wanted(options)
     if rank_info is None:
         if options.nodes > 1 and _is_multi_process(options):
             raise OptionError(
@@ -102,7 +102,7 @@ def _is_multi_process(options: Options) -> bool:
     )
 
 
-def _processes_wanted(options: Options) -> int:
+def processes_wanted(options: Options) -> int:
     """Return how many processes this machine is to run."""
     if not _is_multi_process(options):
         return 1

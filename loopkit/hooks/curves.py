@@ -30,7 +30,7 @@ class Curves(Hook):
 
     The picture is drawn after evaluations and at the end, and replaced in one piece. If evaluations
     follow each other so fast that drawing would take more than a tenth of the time, some of them
-    are not drawn. matplotlib must be installed (``pip install 'loopkit[plots]'``).
+    are not drawn. matplotlib must be installed (``pip install 'loopkit-torch[plots]'``).
 
     Example:
         >>> Fit(hooks=[Curves("curves.svg")]).run(task)

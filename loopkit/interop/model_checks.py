@@ -76,8 +76,23 @@ def generated(
     inputs = {name: value for name, value in batch.items() if name not in left_out}
     if is_sharded(model):
         settings = {"synced_gpus": True, **settings}
+    _gather_to_generate(model)
     tokens: Tensor = model.generate(**inputs, **settings)
     return tokens
+
+
+def _gather_to_generate(model: nn.Module) -> None:
+    """Let FSDP gather what a module holds itself when it generates, as when it is called.
+
+    ``generate`` calls parts of a model, such as an encoder, of which the model may hold the weights.
+    """
+    if not dist.is_available():
+        return
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    for module in model.modules():
+        if hasattr(module, "generate") and "generate" not in vars(module):
+            register_fsdp_forward_method(module, "generate")
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -151,7 +151,8 @@ class EpochLoop:
             if due.save or run.finished():
                 run.checkpointer.save(run)
             run.checkpointer.poll(run)
-        triggers.update_next(progress.step)
+        saver = run.checkpointer
+        triggers.update_next(progress.step, saver and saver.next_poll(progress.step))
         return due.end_epoch or run.finished()
 
     def after_epoch(self, run: Run) -> None:

@@ -250,6 +250,6 @@ def test_matplotlib_is_imported_for_a_picture_alone(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(
         MissingExtraError,
-        match=r"--picture needs the package 'matplotlib': pip install 'loopkit\[plots\]'",
+        match=r"--picture needs the package 'matplotlib': pip install 'loopkit-torch\[plots\]'",
     ):
         plot.check(tmp_path / "p.png")

@@ -160,14 +160,15 @@ def test_doctor_names_the_command_that_installs_an_extra(monkeypatch):
         "numpy>=1 ; extra == 'have'",
         'a-package-not-there>=1; extra == "lack"',
         "numpy>=999; extra == 'old'",
-        "loopkit[have]; extra == 'all'",
+        "loopkit-torch[have]; extra == 'all'",
+        "a-tool-not-there; extra == 'dev'",
     ]
     monkeypatch.setattr(metadata, "requires", lambda name: wants)
     assert doctor._extras() == [
         ("[have]", "installed"),
-        ("[lack]", "missing a-package-not-there: pip install 'loopkit[lack]'"),
+        ("[lack]", "missing a-package-not-there: pip install 'loopkit-torch[lack]'"),
         (
             "[old]",
-            f"missing numpy>=999 (installed: {metadata.version('numpy')}): pip install 'loopkit[old]'",
+            f"missing numpy>=999 (installed: {metadata.version('numpy')}): pip install 'loopkit-torch[old]'",
         ),
     ]

@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from loopkit import Loader, StepLoop, Task
 from loopkit.optim import AdamW, cosine
+from tests.contract.measured import Measured
 from tests.support import Noisy, Tiny, points
 
 
@@ -315,4 +316,5 @@ TASKS: dict[str, Any] = {
     "scored": Scored,
     "players": Players,
     "part frozen": PartFrozen,
+    "measured": Measured,
 }

@@ -116,7 +116,7 @@ def test_the_engine_that_begins_with_a_step_of_its_own_is_refused():
 
 def test_what_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'loopkit\[deepspeed\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'loopkit-torch\[deepspeed\]'"):
         import_deepspeed(torch.device("cpu"))
 
 

@@ -281,7 +281,7 @@ def foreign() -> Any:
         (DatasetDict(train=points(4), test=points(4)), "with the splits train, test: return one"),
         (foreign(), "the CombinedLoader of lightning: give the same arguments to loopkit.data"),
     ],
-    ids=str,
+    ids=lambda part: part if isinstance(part, str) else "",
 )
 def test_what_cannot_be_read_side_by_side_is_refused(data, text):
     with pytest.raises(DataError, match=text):

@@ -117,7 +117,7 @@ def test_a_full_disk_is_warned_of_once_and_stops_nothing(tmp_path, monkeypatch):
 
 def test_a_missing_matplotlib_is_said_before_training(monkeypatch):
     monkeypatch.setattr(curves_module, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'loopkit\[plots\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'loopkit-torch\[plots\]'"):
         Curves().on_setup(made(None))
 
 

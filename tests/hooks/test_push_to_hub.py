@@ -216,7 +216,9 @@ def test_bad_input(monkeypatch):
     with pytest.raises(OptionError, match="saves nothing"):
         quiet(hooks=[PushToHub("me/tiny")], checkpoint=False).run(Tiny())
     monkeypatch.setattr("loopkit.hooks.push_to_hub.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"'huggingface_hub': pip install 'loopkit\[hf\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"'huggingface_hub': pip install 'loopkit-torch\[hf\]'"
+    ):
         go(PushToHub("me/tiny"))
 
 

@@ -519,7 +519,7 @@ def test_a_missing_package_is_an_error_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.utils", None)
     with pytest.raises(
         MissingExtraError,
-        match=r"HFTask needs the package 'transformers': pip install 'loopkit\[hf\]'",
+        match=r"HFTask needs the package 'transformers': pip install 'loopkit-torch\[hf\]'",
     ):
         HFTask(torch.nn.Linear(1, 1))
 

@@ -331,7 +331,7 @@ def test_a_missing_package_is_reported_before_anything_starts(service, monkeypat
     monkeypatch.setattr("loopkit.loggers.remote.find_spec", lambda name: None)
     with pytest.raises(
         MissingExtraError,
-        match=rf"needs the package '{package}': pip install 'loopkit\[{service}\]'",
+        match=rf"needs the package '{package}': pip install 'loopkit-torch\[{service}\]'",
     ):
         Fit(loggers=service)
 

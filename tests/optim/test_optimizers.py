@@ -152,7 +152,9 @@ def test_a_bad_value_is_an_error_that_names_it(make, said):
 def test_a_missing_package_is_an_error_with_the_remedy(make, package, extra, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     monkeypatch.setitem(__import__("sys").modules, f"{package}.optim", None)
-    with pytest.raises(MissingExtraError, match=rf"'{package}': pip install 'loopkit\[{extra}\]'"):
+    with pytest.raises(
+        MissingExtraError, match=rf"'{package}': pip install 'loopkit-torch\[{extra}\]'"
+    ):
         make()
 
 

@@ -16,12 +16,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 
 # Packages with a module of another name.
-MODULES = {"PyYAML": "yaml", "scikit_learn": "sklearn", "mlflow_skinny": "mlflow"}
+MODULES = {
+    "PyYAML": "yaml",
+    "Jinja2": "jinja2",
+    "scikit_learn": "sklearn",
+    "mlflow_skinny": "mlflow",
+}
 # Extras for work on loopkit itself, its documentation and its examples.
 TOOLS = {"docs", "dev", "bench", "examples", "all"}
 # Declared packages that no code of loopkit imports, with the reason.
 NOT_IMPORTED = {
     "safetensors": "loopkit writes the format itself, hashed on the way; users read their weights with it",
+    "tensorboard": "the program that users start to see what the logger writes",
     "tokenizers": "transformers imports it, for the tokenizer that goes beside exported weights",
     "datasets": "a task returns its Datasets, of which loopkit uses only what every Dataset has",
     "accelerate": "transformers imports it to load quantised models",
@@ -31,7 +37,7 @@ NOT_IMPORTED = {
 def required(requirements: list[str]) -> set[str]:
     """The modules of requirements such as ``"PyYAML>=6.0"``; references to loopkit's extras are left out."""
     names = {re.match(r"[\w.-]+", line)[0].replace("-", "_") for line in requirements}
-    return {MODULES.get(name, name) for name in names if name != PROJECT["name"]}
+    return {MODULES.get(name, name) for name in names if name != PROJECT["name"].replace("-", "_")}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -90,4 +96,7 @@ def test_a_reason_is_given_for_declared_packages_alone():
 
 def test_all_installs_every_extra_of_use():
     (line,) = EXTRAS["all"]
-    assert set(re.fullmatch(r"loopkit\[(.*)\]", line)[1].split(",")) == {*OPTIONAL, "examples"}
+    assert set(re.fullmatch(r"loopkit-torch\[(.*)\]", line)[1].split(",")) == {
+        *OPTIONAL,
+        "examples",
+    }

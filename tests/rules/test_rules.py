@@ -68,7 +68,7 @@ LAYERS = (
 FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")
 OPTIONAL = {
     "rich", "yaml", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle",
-    "transformers", "peft", "mlflow", "huggingface_hub", "filelock",
+    "transformers", "peft", "mlflow", "huggingface_hub", "filelock", "nltk",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from loopkit.cli.args.tokens import Token, read_tokens, take_flag, take_value, t
 from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import OptionError
 from loopkit.fit.fit import Fit
+from loopkit.rng import seed_all
 from loopkit.task import Task
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Request:
     def build(self, values: Values) -> tuple[Fit, Task]:
         """Return the Fit and the task; what was not given keeps the default of the code."""
         fit = Fit(**values.fit)
+        seed_all(fit.options.seed)  # for the weights that the constructor makes
         known = parameters_of(self.task)
         saved = {name: value for name, value in self.saved.items() if name in known}
         return fit, self.task(**{**saved, **values.task})

@@ -48,7 +48,7 @@ OWN = {
     "--limit SECONDS": "the time after which a run is stopped. [float, default 120]",
     "--json FILE": "also write the measured values to this file, as JSON",
     "--picture FILE": "also draw them to this file; its ending says the format. "
-    "Needs matplotlib: loopkit[plots]",
+    "Needs matplotlib: loopkit-torch[plots]",
 }
 Number = TypeVar("Number", int, float)
 

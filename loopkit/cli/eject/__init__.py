@@ -1,0 +1,1 @@
+"""``loopkit eject``: the plain PyTorch script of a run."""

@@ -1,0 +1,171 @@
+"""Carry over the user's code: the task's classes, and every name of their files that they use."""
+
+from __future__ import annotations
+
+import sys
+from graphlib import TopologicalSorter
+from typing import Any
+
+import loopkit
+from loopkit.cli.eject.refusals import refuse
+from loopkit.cli.eject.source import (
+    Import,
+    SourceModule,
+    SourceModules,
+    free_names,
+    is_users,
+    uses_loopkit,
+)
+from loopkit.cli.eject.task_class import TaskClasses
+from loopkit.data import Loader, Padded
+from loopkit.errors import LoopkitError
+
+_ERROR = '''class {name}(Exception):
+    """{about}"""
+'''
+_LOADER = '''class {name}:
+    """A data set, and how to read it."""
+
+    collate_fn = None
+
+    def __init__(self, dataset: Any, batch_size: int | None = None, **options: Any) -> None:
+        self.dataset = dataset
+        vars(self).update(options)
+'''
+_PADDED = '''class {name}:
+    """Makes a batch of samples that are dicts. Sequences are padded to the longest of the batch."""
+
+    def __init__(
+        self,
+        values: Mapping[str, float] | None = None,
+        *,
+        mask: str | None = "attention_mask",
+        mask_of: str = "input_ids",
+        multiple_of: int = 1,
+        padding_side: str = "right",
+    ) -> None:
+        self.values, self.mask, self.mask_of = values or {{}}, mask, mask_of
+        self.multiple_of, self.padding_side = multiple_of, padding_side
+
+    def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the batch: [batch, longest, ...] for sequences, [batch, ...] for others."""
+        first, batch = samples[0], {{}}
+        for key in first:
+            column = [as_tensor(sample[key]) for sample in samples]
+            if all(isinstance(value, Tensor) and value.ndim for value in column):
+                batch[key] = self.pad(column, self.values.get(key, 0))
+            else:
+                batch[key] = default_collate([sample[key] for sample in samples])
+        if self.mask and self.mask not in first and self.mask_of in first:
+            ones = [torch.ones(len(s[self.mask_of]), dtype=torch.long) for s in samples]
+            batch[self.mask] = self.pad(ones, 0)
+        return batch
+
+    def pad(self, column: list[Tensor], value: float) -> Tensor:
+        """Return sequences as one tensor."""
+        longest = max(map(len, column))
+        longest = -(-longest // self.multiple_of) * self.multiple_of
+        padded = column[0].new_full((len(column), longest, *column[0].shape[1:]), value)
+        for row, part in zip(padded, column):
+            if self.padding_side == "right":
+                row[: len(part)] = part
+            else:
+                row[longest - len(part) :] = part
+        return padded
+
+
+def as_tensor(value: Any) -> Any:
+    """Return lists of numbers and arrays as tensors, and anything else as it is."""
+    numbers = isinstance(value, (list, tuple)) and value and isinstance(value[0], (int, float))
+    return torch.as_tensor(value) if numbers or isinstance(value, np.ndarray) else value
+'''
+
+
+class Carrier:
+    """Collects the user's code for the script, name by name.
+
+    Attributes:
+        imports: the imports that it needs.
+        stand_ins: short classes in the place of those of loopkit that it uses, by name.
+    """
+
+    def __init__(self, classes: TaskClasses, modules: SourceModules) -> None:
+        self.imports: set[Import] = set()
+        self.stand_ins: dict[str, str] = {}
+        self._classes, self._modules = classes, modules
+        self._needs: dict[str, set[str]] = {}
+        self._seen: set[tuple[str, str]] = set()
+
+    def carry(self, source: SourceModule, name: str) -> None:
+        """Take over what ``name`` is in a module, and all that this uses in turn.
+
+        Raises:
+            OptionError: a name is loopkit's, or cannot be carried over.
+        """
+        module = source.module.__name__
+        if (module, name) in self._seen:
+            return
+        self._seen.add((module, name))
+        if module not in self._needs:
+            self._needs[module] = set()
+            for effect in source.effects:
+                self._take(source, effect.lineno, source.segment(effect))
+        own = self._classes.nodes.get(name)
+        if own is not None and own[0] is source:
+            self._take(source, own[1].lineno, self._classes.text(name))
+        elif name in source.definitions:
+            for statement in source.definitions[name]:
+                self._take(source, statement.lineno, source.segment(statement))
+        elif name in source.imports:
+            self._carry_import(source, source.imports[name])
+        elif name in vars(source.module) and not name.startswith("__"):
+            raise refuse(f"{name} in {source.file}", "import or define it by its name at the top")
+
+    def _take(self, source: SourceModule, line: int, text: str) -> None:
+        if line not in source.carried:
+            source.carried[line] = text
+            for name in sorted(free_names(text)):
+                self.carry(source, name)
+
+    def _carry_import(self, source: SourceModule, found: Import) -> None:
+        value = vars(source.module).get(found.name)
+        names = (found.module, f"{found.module}.{found.attribute}")
+        if found.module.split(".")[0] == loopkit.__name__:
+            self.stand_ins[found.name] = _stand_in(source, found, value)
+            return
+        module = sys.modules.get(found.module)
+        if module is None or not is_users(module):
+            self.imports.add(found)
+            return
+        inside = [sys.modules[name] for name in names if name in sys.modules]
+        if not any(map(uses_loopkit, inside)):
+            self.imports.add(found)
+            return
+        if found.attribute is None or len(inside) > 1 or found.name != found.attribute:
+            raise refuse(
+                f"{source.file}, which imports {found.name} from {found.module}",
+                "that module uses loopkit. Import each name from it, under its own name",
+            )
+        self._needs[source.module.__name__].add(found.module)
+        self.carry(self._modules.of(found.module), found.attribute)
+
+    def pieces(self) -> list[str]:
+        """Return the carried code: what is defined first comes first."""
+        ordered = TopologicalSorter(self._needs).static_order()
+        modules = [self._modules.of(name) for name in ordered]
+        stand_ins = [text for _, text in sorted(self.stand_ins.items())]
+        return [*stand_ins, *(m.carried[line] for m in modules for line in sorted(m.carried))]
+
+
+def _stand_in(source: SourceModule, found: Import, value: Any) -> str:
+    if isinstance(value, type) and issubclass(value, LoopkitError):
+        about = (value.__doc__ or "An error.").strip().splitlines()[0]
+        return _ERROR.format(name=found.name, about=about)
+    if value is Loader:
+        return _LOADER.format(name=found.name)
+    if value is Padded:
+        return _PADDED.format(name=found.name)
+    raise refuse(
+        f"{source.file}, which uses loopkit's {found.name} in code that training runs",
+        "take it out of there: what optimizers, eval_step and the like use does not count",
+    )

@@ -1,0 +1,273 @@
+"""``loopkit eject``: the script gives the weights of ``loopkit fit`` without loopkit, bit for bit."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from loopkit.checkpoint import load_snapshot
+from loopkit.cli.eject.schedule import schedule_context
+from loopkit.cli.eject.script import render
+from loopkit.cli.main import main
+from loopkit.durations import RunLength
+from loopkit.optim import schedules
+from tests.cli.conftest import TASKS
+
+ROOT = Path(__file__).parents[2]
+# Runs scripts one after the other, each in a process of its own that cannot import loopkit. Where
+# `until` is given, the process is killed when it prints a line that begins so.
+RUNNER = """
+import json, os, runpy, sys
+import torch, torch._dynamo, sklearn.datasets  # once, and not in each child
+assert not any(name.split(".")[0] == "loopkit" for name in sys.modules)
+sys.modules["loopkit"] = None
+for until, script, *arguments in json.load(sys.stdin):
+    reads, writes = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writes, 1)
+        sys.argv = [script, *arguments]
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as lines:
+        for line in lines:
+            if until and line.startswith(until):
+                os.kill(child, 9)
+    if os.waitpid(child, 0)[1] and not until:
+        sys.exit(f"{script} {arguments} failed")
+"""
+CHARLM, DIGITS, SAM = (str(ROOT / "tasks" / f"{name}.py") for name in ("charlm", "digits", "sam"))
+VARIED = str(TASKS / "varied.py")
+FAST = "--progress false --loggers false --eval-every never --checkpoint.every 1000"
+# For each run: its target and options.
+RUNS = {
+    "charlm": f"{CHARLM} --steps 50 --batch-size 24 --clip-norm 1.0 --width 32",
+    "charlm, bf16": f"{CHARLM} --steps 50 --batch-size 8 --precision bf16 --width 32",
+    "digits": f"{DIGITS} --steps 50",
+    "digits, accumulated": f"{DIGITS} --epochs 2 --batch-size 24 --accumulate 4 --clip-norm 0.5",
+    "digits with wrong labels": f"{SAM}:NoisyDigits --rho 0 --steps 50 --data-seed 3",
+    "dropout": f"{VARIED}:Classes --epochs 9 --batch-size 16 --seed 5",
+    "a list as argument": f"{VARIED}:Classes --words [a,b] --hidden 5 --steps 50",
+    "groups": f"{VARIED}:Groups --epochs 8 --batch-size 8 --accumulate 2 --clip-value 0.01",
+    "frozen": f"{VARIED}:Frozen --epochs 7.5 --batch-size 16",
+    "fp16": f"{VARIED}:Classes --steps 50 --precision fp16 --accumulate 2 --batch-size 20",
+    "fp64": f"{VARIED}:Classes --steps 50 --precision fp64",
+    "bf16-true": f"{VARIED}:Classes --steps 50 --precision bf16-true",
+    "tf32, deterministic": f"{VARIED}:Classes --steps 50 --precision tf32 --deterministic",
+    "limits": f"{VARIED}:Classes --steps 50 --batch-size 8 --limit-train 0.5 --on-nan skip",
+    "one batch": f"{VARIED}:Classes --steps 50 --overfit 1 --on-nan ignore",
+    "samples": f"{VARIED}:Read --how tuple --steps 50",
+    "samples in accumulated steps": f"{VARIED}:Read --steps 50 --batch-size 8 --accumulate 3",
+    "workers": f"{VARIED}:Read --how dict --steps 50",
+    "padding": f"{VARIED}:Read --how padded --steps 50 --batch-size 8",
+    "drawn by weight": f"{VARIED}:Read --how drawn --steps 50 --batch-size 8",
+    "a DataLoader": f"{VARIED}:Read --how dataloader --steps 50",
+    "weights": f"{VARIED}:Weighted --steps 50 --accumulate 3 --batch-size 10",
+    "weights as tensors": f"{VARIED}:Weighted --kind tensor --steps 50 --accumulate 3 --batch-size 10",
+    "torch's own": f"{VARIED}:Own --steps 50",
+}  # fmt: skip
+
+
+def run_scripts(*calls):
+    """Run (until, script, argument ...) in turn, isolated from PYTHONPATH and this folder."""
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", RUNNER],
+        input=json.dumps(calls),
+        text=True,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert found.returncode == 0, found.stderr
+
+
+def assert_equal(run_dir, checkpoint):
+    """Compare the weights of a run directory with those of a script's checkpoint."""
+    ours, theirs = load_snapshot(run_dir), torch.load(checkpoint, weights_only=True)
+    assert ours.meta["step"] == theirs["step"]
+    weights = ours.tensors["model"]
+    assert weights.keys() == theirs["model"].keys()
+    different = [n for n, w in weights.items() if not torch.equal(w, theirs["model"][n])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    """The scripts of all runs, and their checkpoints, in one folder."""
+    folder = tmp_path_factory.mktemp("scripts")
+    before = list(sys.path)
+    sys.path.insert(0, str(TASKS))
+    calls = []
+    for number, options in enumerate(RUNS.values()):
+        path = folder / f"{number}.py"
+        assert main(["eject", *options.split(), *FAST.split(), "--out", str(path)]) == 0
+        calls.append(["", str(path), "--checkpoint", str(folder / f"{number}.pt")])
+    sys.path[:] = before
+    run_scripts(*calls)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*BatchNorm")
+@pytest.mark.parametrize("name", RUNS)
+def test_the_script_gives_the_weights_of_fit(loopkit, scripts, tmp_path, name):
+    loopkit.ok("fit", *RUNS[name].split(), "--run-dir", "r", *FAST.split())
+    assert_equal(tmp_path / "r", scripts / f"{list(RUNS).index(name)}.pt")
+
+
+def test_scripts_are_formatted_and_lint_clean(scripts):
+    ruff = [sys.executable, "-m", "ruff"]
+    rules = "--select=E,F,W,I,UP,B,C4,SIM,RUF,PIE,RET,TID,D103 --ignore=B905,RET505,E501"
+    for command in (["format", "--diff"], ["check", *rules.split()]):
+        found = subprocess.run(
+            [*ruff, *command, "--isolated", "--line-length=100", str(scripts)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_only_what_the_run_uses_is_written(scripts):
+    plain = (scripts / f"{list(RUNS).index('digits')}.py").read_text()
+    for absent in ("loopkit.", "dist.", "scaler", "autocast", "clip_", "islice", "DataLoader"):
+        assert absent not in plain
+    for absent in (
+        "def eval_step",
+        "def optimizers",
+        "def metrics",
+        "torchmetrics",
+        "def main()\n",
+    ):
+        assert absent not in plain
+
+
+RESUMED = {
+    "in the middle of an epoch": f"{DIGITS} --steps 60 --batch-size 24 --accumulate 2",
+    "host's random numbers, workers": f"{VARIED}:Read --how dict --steps 60 --seed 7",
+    "a scheduler of torch": f"{VARIED}:Own --steps 60",
+    "a loss scaler": f"{VARIED}:Classes --steps 60 --precision fp16",
+}
+
+
+def test_a_killed_script_resumes_to_the_same_bits(loopkit, tmp_path):
+    often = ["--log-every", "1", "--checkpoint.every", "7 steps"]
+    calls = []
+    for number, options in enumerate(RESUMED.values()):
+        loopkit.ok("eject", *options.split(), *often, "--out", f"{number}.py")
+        script = str(tmp_path / f"{number}.py")
+        whole, killed = (str(tmp_path / f"{kind}{number}.pt") for kind in ("whole", "killed"))
+        calls += [
+            ["", script, "--checkpoint", whole],
+            ["step 31 ", script, "--checkpoint", killed],
+            ["", script, "--checkpoint", killed, "--resume"],
+        ]
+    run_scripts(*calls)
+    for number, name in enumerate(RESUMED):
+        whole, killed = (
+            torch.load(tmp_path / f"{kind}{number}.pt", weights_only=True)
+            for kind in ("whole", "killed")
+        )
+        assert whole["step"] == killed["step"] == 60
+        assert whole.keys() == killed.keys(), name
+        for key in ("model", "optimizer"):
+            torch.testing.assert_close(whole[key], killed[key], rtol=0, atol=0, msg=name)
+        rest = whole.keys() - {"model", "optimizer"}
+        assert {key: whole[key] for key in rest} == {key: killed[key] for key in rest}, name
+
+
+SCHEDULES = [
+    schedules.constant(),
+    schedules.constant(warmup=7),
+    schedules.linear(warmup="10%", floor=0.1),
+    schedules.cosine(warmup="0.5 epochs", floor=0.05),
+    schedules.cosine(cycles=1.5),
+    schedules.cosine_restarts(cycles=3, warmup=5, floor=0.2),
+    schedules.polynomial(power=2.5, warmup="2.5%"),
+    schedules.inverse_sqrt(warmup=9),
+    schedules.inverse_sqrt(),
+    schedules.inverse_sqrt(timescale="20%"),
+    schedules.wsd(warmup="5%", floor=0.01),
+    schedules.wsd(decay=13, shape="1-sqrt"),
+    schedules.wsd(decay="1 epoch", shape="linear", warmup=3),
+    schedules.warm_restarts(T_0=10, floor=0.1),
+    schedules.warm_restarts(T_0="1 epoch", T_mult=2, warmup=4),
+    schedules.one_cycle(),
+    schedules.one_cycle(pct_start=0.4, start=0.1, end=0.001),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+@pytest.mark.parametrize(("steps", "per_epoch"), [(100, 20), (37, 11), (1, 1), (2, 1)])
+def test_the_written_schedule_is_the_schedule_at_every_step(schedule, steps, per_epoch):
+    names = {"math": math, "Fraction": Fraction}
+    context = schedule_context(schedule)
+    exec(render("schedule", context), names)
+    expected = schedule.resolve(RunLength(steps_per_epoch=per_epoch, steps=steps))
+    extra = [per_epoch] if context["needs_epoch"] else []
+    for step in range(steps):
+        assert names["factor"](step, steps, *extra) == expected(step)
+
+
+REFUSED = {
+    f"{ROOT}/tasks/gan.py": "GanStep, a loop of your own",
+    f"{ROOT}/tasks/sam.py": "SamStep, a loop of your own",
+    f"{ROOT}/tasks/sentiment.py": "derives from loopkit's HFTask",
+    f"{DIGITS} --hooks [EMA]": "the hook EMA",
+    f"{DIGITS} --hooks [SWA]": "the hook SWA",
+    f"{DIGITS} --strategy fsdp": "strategy='fsdp'",
+    f"{DIGITS} --compile": "compile=True",
+    f"{DIGITS} --time 30": "time=30",
+    f"{DIGITS} --rng stream": "rng='stream'",
+    f"{DIGITS} --checkpoint.best eval/loss:min --checkpoint.load_best": "load_best",
+    f"{VARIED}:Several": "2 optimizers",
+    f"{VARIED}:Plateau": "a schedule that follows a metric",
+    f"{VARIED}:Streamed": "read as a stream",
+    f"{VARIED}:Listening": "Listening.on_step_end",
+    f"{VARIED}:Recalls": "use of hparams",
+    f"{VARIED}:Borrows": "uses loopkit's mix",
+    f"{VARIED}:Named": "SEED, a name of your file",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=lambda words: words.rpartition("/")[2])
+def test_what_cannot_be_written_is_refused_by_name(loopkit, words):
+    said = loopkit.refused("eject", *words.split())
+    assert REFUSED[words] in said
+    assert ": " in said.removeprefix("eject cannot write ")
+
+
+def test_an_existing_file_is_not_overwritten(loopkit, tmp_path):
+    (tmp_path / "train.py").write_text("mine")
+    assert "exists" in loopkit.refused("eject", DIGITS, "--out", "train.py")
+    assert (tmp_path / "train.py").read_text() == "mine"
+
+
+def test_without_out_the_script_is_printed(loopkit):
+    printed = loopkit.ok("eject", DIGITS, "--epochs", "1")
+    compile(printed, "printed", "exec")
+    assert "loopkit fit" in printed
+
+
+def test_what_is_left_out_is_named(loopkit):
+    printed = loopkit.ok("eject", DIGITS, "--hooks", "[LRMonitor]")
+    assert "Left out, because no weight depends on it: evaluation, loggers, LRMonitor." in printed
+
+
+def test_the_same_command_makes_the_same_weights(loopkit, tmp_path):
+    for name in ("a", "b"):
+        torch.manual_seed(1 if name == "a" else 2)
+        loopkit.ok("fit", DIGITS, "--steps", "2", "--run-dir", name, *FAST.split())
+    first, second = (load_snapshot(tmp_path / name).tensors["model"] for name in ("a", "b"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
