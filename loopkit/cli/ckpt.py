@@ -1,8 +1,10 @@
-"""``loopkit ckpt ls | verify | diff | export``: look at checkpoints."""
+"""``loopkit ckpt ls | verify | diff | export | import``: look at checkpoints, and bring in others."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,8 @@ USAGE = """usage: loopkit ckpt COMMAND [...]
                          exit code 1 if anything did
   export CHECKPOINT DIR  write the weights as model.safetensors, and the
                          task's arguments as loopkit.json
+  import FILE RUN_DIR    write the weights of a file of torch.save, such as
+                         Lightning's .ckpt, as a checkpoint
 
 loopkit ckpt COMMAND --help shows the options of a command.
 """
@@ -32,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("--help", "-h"):
         print(USAGE, end="")
         return 0 if argv else 2
-    commands = {"ls": ls, "verify": verify, "diff": diff, "export": export}
+    commands = {"ls": ls, "verify": verify, "diff": diff, "export": export, "import": import_file}
     name = argv[0]
     if name not in commands:
         known = ", ".join(commands)
@@ -175,3 +179,24 @@ def export(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     print(tools.export_model(resolve_checkpoint(given.checkpoint), given.dir))
     return 0
+
+
+def import_file(argv: Sequence[str]) -> int:
+    """Write the weights of a file of ``torch.save`` as a checkpoint, in a process of its own."""
+    parser = CommandParser(
+        "ckpt import",
+        "Write the weights of a file of torch.save, such as Lightning's .ckpt, as a checkpoint.",
+    )
+    parser.add_argument("file", type=Path, help="a state_dict, or a dict with one as state_dict")
+    parser.add_argument("run_dir", type=Path, help="the directory of the run to write it under")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="read all of the file, which runs code that it names: only if you trust its author",
+    )
+    given = parser.parse_args(argv)
+    if not given.file.is_file():
+        raise CheckpointError(f"there is no file {given.file}")
+    flags = ["--trust"] if given.trust else []
+    command = [sys.executable, "-m", "loopkit.cli.torch_file", given.file, given.run_dir, *flags]
+    return subprocess.run(command, check=False).returncode

@@ -140,21 +140,26 @@ class EpochLoop:
         if due.eval and run.eval_data:
             evaluate(run)
         if due.end_epoch:
-            for schedule in run.schedules.values():
-                schedule.after_epoch()
+            self.after_epoch(run)
         if events.commit is not None and not counted:
             events.commit(run)
         run.coordinator.sync(run)
         # The evaluation may have requested a save, and a hook the end of the run.
         due.save |= triggers.pop("save")
         run.outcome.ending |= triggers.is_requested("stop")
+        at_latest = None
         if run.checkpointer is not None:
             if due.save or run.finished():
                 run.checkpointer.save(run)
             run.checkpointer.poll(run)
-        saver = run.checkpointer
-        triggers.update_next(progress.step, saver and saver.next_poll(progress.step))
+            at_latest = run.checkpointer.next_poll(progress.step)
+        triggers.update_next(progress.step, at_latest)
         return due.end_epoch or run.finished()
+
+    def after_epoch(self, run: Run) -> None:
+        """Step the schedules that count epochs: the epoch is closed, and its evaluation is done."""
+        for schedule in run.schedules.values():
+            schedule.after_epoch()
 
     def meet_requests(self, run: Run, *, stepped: bool) -> bool:
         """Do what was requested since the last step, by a signal or by other ranks.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,12 @@ class MetricAccumulator:
         for name, (reduce, pairs) in other._pending.items():
             for value, weight in pairs:
                 self.add(name, value, weight, reduce)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop the values of ``names``."""
+        for name in names:
+            self._pending.pop(name, None)
+            self._fetched.pop(name, None)
 
     def names(self) -> set[str]:
         """Return the names of the values collected since the last log."""

@@ -16,14 +16,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 
 # Packages with a module of another name.
-MODULES = {"PyYAML": "yaml", "Jinja2": "jinja2", "scikit_learn": "sklearn", "mlflow_skinny": "mlflow"}
+MODULES = {
+    "PyYAML": "yaml",
+    "Jinja2": "jinja2",
+    "scikit_learn": "sklearn",
+    "mlflow_skinny": "mlflow",
+}
 # Extras for work on loopkit itself, its documentation and its examples.
 TOOLS = {"docs", "dev", "bench", "examples", "all"}
 # Declared packages that no code of loopkit imports, with the reason.
 NOT_IMPORTED = {
     "safetensors": "loopkit writes the format itself, hashed on the way; users read their weights with it",
     "tensorboard": "the program that users start to see what the logger writes",
-    "torchmetrics": "Task.metrics returns its objects; loopkit looks in sys.modules and need not import it",
     "tokenizers": "transformers imports it, for the tokenizer that goes beside exported weights",
     "datasets": "a task returns its Datasets, of which loopkit uses only what every Dataset has",
     "accelerate": "transformers imports it to load quantised models",

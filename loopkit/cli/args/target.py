@@ -33,6 +33,8 @@ def find_task(target: str) -> type[Task]:
     listed = f"Tasks there: {', '.join(tasks)}" if tasks else "It defines no Task"
     if found is None:
         raise OptionError(f"{source} has no {class_name!r}.{nearest(class_name, tasks)} {listed}")
+    if isinstance(found, type) and is_lightning(found):
+        return _wrapped(found, module)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise OptionError(f"{target} is not a Task: derive the class from loopkit.Task. {listed}")
     return found
@@ -103,10 +105,42 @@ def _tasks(module: ModuleType) -> list[type[Task]]:
 
 
 def _only_task(module: ModuleType, source: str) -> type[Task]:
-    tasks = _tasks(module)
+    tasks: list[type] = [*_tasks(module)] or _own(module, "LightningModule")
     if len(tasks) == 1:
-        return tasks[0]
+        return tasks[0] if issubclass(tasks[0], Task) else _wrapped(tasks[0], module)
     if not tasks:
         raise OptionError(f"{source} defines no Task: derive a class from loopkit.Task")
     names = ", ".join(f"{source}:{each.__name__}" for each in tasks)
     raise OptionError(f"{source} defines {len(tasks)} tasks: say which one, {names}")
+
+
+def is_lightning(found: type, kind: str = "LightningModule") -> bool:
+    """Return whether a class is derived from a class of Lightning's, which need not be installed."""
+    packages = ("lightning", "pytorch_lightning")
+    return any(
+        each.__name__ == kind and each.__module__.partition(".")[0] in packages
+        for each in found.__mro__
+    )
+
+
+def _own(module: ModuleType, kind: str) -> list[type]:
+    """Return the classes of Lightning's ``kind`` that ``module`` itself defines."""
+    classes = dict.fromkeys(filter(inspect.isclass, vars(module).values()))
+    return [c for c in classes if c.__module__ == module.__name__ and is_lightning(c, kind)]
+
+
+def _wrapped(found: type, module: ModuleType) -> type[Task]:
+    """Return a LightningModule's class as a task, with the data module of its file if it has one.
+
+    Raises:
+        OptionError: the file defines several data modules.
+    """
+    data = _own(module, "LightningDataModule")
+    if len(data) > 1:
+        raise OptionError(
+            f"{module.__name__} defines {len(data)} data modules, {', '.join(d.__name__ for d in data)}: "
+            "write a Task that says which, class T(LightningTask) with super().__init__(module, data)"
+        )
+    from loopkit.interop.lightning.wrapped import as_task
+
+    return as_task(found, data[0] if data else None)

@@ -1,0 +1,1 @@
+"""LightningModules as tasks: the module, its data module and its callbacks run unmodified."""
