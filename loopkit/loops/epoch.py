@@ -152,8 +152,9 @@ class EpochLoop:
             if due.save or run.finished():
                 run.checkpointer.save(run)
             run.checkpointer.poll(run)
-        saver = run.checkpointer
-        triggers.update_next(progress.step, saver and saver.next_poll(progress.step))
+            triggers.update_next(progress.step, run.checkpointer.next_poll(progress.step))
+        else:
+            triggers.update_next(progress.step)
         return due.end_epoch or run.finished()
 
     def meet_requests(self, run: Run, *, stepped: bool) -> bool:
