@@ -147,12 +147,13 @@ class EpochLoop:
         # The evaluation may have requested a save, and a hook the end of the run.
         due.save |= triggers.pop("save")
         run.outcome.ending |= triggers.is_requested("stop")
+        at_latest = None
         if run.checkpointer is not None:
             if due.save or run.finished():
                 run.checkpointer.save(run)
             run.checkpointer.poll(run)
-        saver = run.checkpointer
-        triggers.update_next(progress.step, saver and saver.next_poll(progress.step))
+            at_latest = run.checkpointer.next_poll(progress.step)
+        triggers.update_next(progress.step, at_latest)
         return due.end_epoch or run.finished()
 
     def after_epoch(self, run: Run) -> None:

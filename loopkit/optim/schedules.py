@@ -313,7 +313,7 @@ def one_cycle(pct_start: float = 0.3, start: float = 1 / 25, end: float = 1 / 25
     def shape(step: int, total: int) -> float:
         peak = pct_start * total - 1.0
         if step <= peak:
-            return _between(start, 1.0, step / peak)
+            return _between(start, 1.0, step / peak if peak else 1.0)
         return _between(1.0, end, min(1.0, (step - peak) / max(1e-9, total - 1.0 - peak)))
 
     return Schedule("one_cycle", shape)

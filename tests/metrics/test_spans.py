@@ -22,7 +22,7 @@ PREFIXES = {
 
 
 def seqeval_scores(wanted, found, scheme, average):
-    reason = "seqeval is not installed: pip install 'loopkit[dev]'"
+    reason = "seqeval is not installed: pip install 'loopkit-torch[dev]'"
     v0 = pytest.importorskip("seqeval.metrics.sequence_labeling", reason=reason)
     from seqeval import scheme as schemes
     from seqeval.metrics import v1

@@ -46,7 +46,7 @@ def texts(count=80, seed=0):
 def rouge_scorer():
     return pytest.importorskip(
         "rouge_score.rouge_scorer",
-        reason="rouge_score is not installed: pip install 'loopkit[dev]'",
+        reason="rouge_score is not installed: pip install 'loopkit-torch[dev]'",
     )
 
 
