@@ -106,6 +106,8 @@ class DeepSpeed(ModuleStrategy):
             OptionError: DeepSpeed does not support a setting, or its configuration contradicts one.
             MissingExtraError: deepspeed is not installed.
         """
+        # Stage 3 puts a function of its own there for good, which is wrong for complex weights.
+        self._linear = torch.nn.functional.linear
         settings = settings or ComputeSettings()
         check_settings(settings, self.stage)
         fp16 = settings.precision.name == "fp16"
@@ -121,8 +123,6 @@ class DeepSpeed(ModuleStrategy):
             self.world_size,
             pin=self.device.type == "cuda",
         )
-        # Stage 3 puts a function of its own there for good, which is wrong for complex weights.
-        self._linear = torch.nn.functional.linear
         self._deepspeed = import_deepspeed(self.device, fp16=fp16)
         # It uses the process group that torch has.
         self._deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
