@@ -88,7 +88,7 @@ def test_an_abbreviation_is_no_option(loopkit, shapes):
     ("words", "says"),
     [
         ("--epochs x", "epochs: 'x' is not accepted: give int or float or null."),
-        ("--epochs -1", "epochs=-1: give a number above 0"),
+        ("--epochs -1", "epochs=-1: here that is steps=<number> without epochs"),
         ("--epochs", "--epochs needs a value"),
         ("--run_dir", "--run_dir needs a value"),
         ("--steps 1.5", "steps: '1.5' is not accepted: give int or null."),
