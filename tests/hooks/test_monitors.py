@@ -22,7 +22,8 @@ class Scheduled(Tiny):
             {"params": self.net[3].parameters(), "lr": 0.5, "name": "head"},
         ]
         optimizer = torch.optim.SGD(groups, lr=0.1)
-        return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.1)
+        return optimizer, {"scheduler": scheduler, "interval": "step"}
 
 
 class Pair(Tiny):
