@@ -208,7 +208,8 @@ class Strategy(ABC):
         """Compare a saved ``optimizer_state``, of any strategy, with these optimizers.
 
         Args:
-            tensors, plain: what ``optimizer_state`` returned.
+            tensors: the tensors that ``optimizer_state`` returned.
+            plain: the plain values that it returned.
             path: the checkpoint, for messages.
 
         Returns:

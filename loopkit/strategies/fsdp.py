@@ -56,9 +56,10 @@ class FSDP(ModuleStrategy):
         reshard_after_forward: free a block's whole parameters after its forward pass, and gather
             them again in the backward pass. False keeps them; a number keeps them whole within
             groups of that many ranks.
-        param_dtype, reduce_dtype: the dtypes in which parameters are gathered and gradients are
-            summed. None takes bfloat16 or float16 and float32 under ``precision="bf16"`` or
-            ``"fp16"``, else the dtype of the parameters.
+        param_dtype: the dtype in which parameters are gathered. None takes bfloat16 or float16
+            under ``precision="bf16"`` or ``"fp16"``, else the dtype of the parameters.
+        reduce_dtype: the dtype in which gradients are summed. None takes float32 under these two
+            precisions, else the dtype of the parameters.
         offload: keep parameters, gradients and optimizer state in the CPU's memory.
         prefetch: how many blocks ahead parameters are gathered, forward and backward; None leaves
             that to torch.

@@ -163,16 +163,17 @@ def test_any_matrix_makes_a_picture(tmp_path, matrix):
 
 def test_a_vector_is_a_histogram_of_its_finite_values(tmp_path):
     logger = opened(tmp_path)
-    logger.log_arrays(
-        {
-            "f1": np.array([0.0, 0.5, 1.0, np.nan]),
-            "none": np.array([np.nan]),
-            "empty": np.zeros(0),
-            "text": "words",
-            "cube": np.zeros((2, 2, 2)),
-        },
-        2,
-    )
+    with pytest.warns(LoopkitWarning, match=r"'cube' has the shape \(2, 2, 2\)"):
+        logger.log_arrays(
+            {
+                "f1": np.array([0.0, 0.5, 1.0, np.nan]),
+                "none": np.array([np.nan]),
+                "empty": np.zeros(0),
+                "text": "words",
+                "cube": np.zeros((2, 2, 2)),
+            },
+            2,
+        )
     (value,) = [v for _, v in values_of(tmp_path / "tensorboard") if v.HasField("histo")]
     histogram = value.histo
     assert (value.tag, histogram.num, histogram.min, histogram.max, histogram.sum) == (

@@ -43,8 +43,10 @@ class LightningTask(Task):
     Args:
         module: the LightningModule.
         datamodule: a LightningDataModule; None takes the loaders of the module.
-        train_dataloaders, val_dataloaders, test_dataloaders, predict_dataloaders: loaders, as
-            ``Trainer.fit`` takes them; each wins over that of the data module.
+        train_dataloaders: loaders, as ``Trainer.fit`` takes them, in place of the data module's.
+        val_dataloaders: the same for the evaluation.
+        test_dataloaders: the same for the test.
+        predict_dataloaders: the same for predictions.
         callbacks: Lightning's callbacks, whose events are called with those of the module.
 
     Attributes:
