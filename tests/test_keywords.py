@@ -32,6 +32,7 @@ NOT_CALLED = {
     "Progress",
     "Result",
     "Run",
+    "all_gather",
     "StepLoop",
     "Strategy",
     "Task",

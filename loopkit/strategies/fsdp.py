@@ -98,6 +98,7 @@ class FSDP(ModuleStrategy):
         checked_int(replicas, "FSDP(replicas=)")
         checked_int(prefetch, "FSDP(prefetch=)", or_none=True)
         self._process_group = ProcessGroupSetup(accelerator, timeout, always=True)
+        self._groups: FsdpGroups | None = None
         self.wrap = wrap
         self.reshard_after_forward = reshard_after_forward
         self.param_dtype = param_dtype
@@ -118,8 +119,7 @@ class FSDP(ModuleStrategy):
                 layers are split under a loss scaler.
         """
         super().setup_environment(settings)
-        self._groups: FsdpGroups | None = None
-        self._last = True
+        self._groups, self._last = None, True
         self._tp_size = 1
         if self.tensor is not None:
             self._tp_size = self.tensor.tp_size(self.world_size, self._process_group.local_size)
