@@ -72,7 +72,10 @@ def run_console(block: Block, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_examples_of_a_page_run_and_print_what_it_shows(page, capsys):
+def test_the_examples_of_a_page_run_and_print_what_it_shows(page, capsys, monkeypatch):
+    # A page's file may have the name of a module of tasks/ that an earlier test has imported.
+    for path in (ROOT / "tasks").glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
     namespace = {"__name__": "__main__"}
     printed, spent = "", 0.0
     for block in blocks(page):

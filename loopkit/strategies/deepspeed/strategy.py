@@ -92,7 +92,6 @@ class DeepSpeed(ModuleStrategy):
         self.stage = choose_stage(self._given_config, self._zero_settings)
         self.collective_forward = self.stage == 3
         self._engine: Any = None
-        self._linear: Any = None  # torch's own function, while the strategy is set up
         self._order: CollectiveOrder | None = None
         self._last = True
         self._state: ZeroState | None = None
@@ -368,8 +367,7 @@ class DeepSpeed(ModuleStrategy):
 
         Under stage 3 this is collective. If the run ``failed``, parameters stay partitioned.
         """
-        if self._linear is not None:
-            torch.nn.functional.linear = self._linear
+        torch.nn.functional.linear = getattr(self, "_linear", torch.nn.functional.linear)
         if self._engine is None:
             return
         whole = {}
