@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from loopkit.lazy import lazy_names
 from loopkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -35,42 +35,29 @@ __all__ = [
 
 # Imported when first asked for: `import loopkit` and `loopkit --help` do without torch.
 _HOMES = {
-    "loopkit.data.loader": ("Loader",),
-    "loopkit.distributed.environment": ("is_rank_zero",),
-    "loopkit.distributed.gather": ("all_gather",),
-    "loopkit.distributed.rank_zero": ("rank_zero_first", "rank_zero_only"),
-    "loopkit.events": ("Hook",),
-    "loopkit.fit.fit": ("Fit",),
-    "loopkit.loops": ("ClosureStep", "EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),
-    "loopkit.options": ("Checkpoint",),
-    "loopkit.result": ("Result",),
-    "loopkit.run": ("Progress", "Run"),
-    "loopkit.strategies.base": ("Strategy",),
-    "loopkit.strategies.compile": ("Compile",),
-    "loopkit.strategies.ddp": ("DDP",),
-    "loopkit.strategies.deepspeed.strategy": ("DeepSpeed",),
-    "loopkit.strategies.fsdp": ("FSDP",),
-    "loopkit.strategies.single": ("SingleDevice",),
-    "loopkit.strategies.tensor_parallel": ("TensorParallel",),
-    "loopkit.task": ("Task",),
+    "data.loader": ("Loader",),
+    "distributed.environment": ("is_rank_zero",),
+    "distributed.gather": ("all_gather",),
+    "distributed.rank_zero": ("rank_zero_first", "rank_zero_only"),
+    "events": ("Hook",),
+    "fit.fit": ("Fit",),
+    "loops": ("ClosureStep", "EpochLoop", "EvalLoop", "PredictLoop", "StepLoop"),
+    "options": ("Checkpoint",),
+    "result": ("Result",),
+    "run": ("Progress", "Run"),
+    "strategies.base": ("Strategy",),
+    "strategies.compile": ("Compile",),
+    "strategies.ddp": ("DDP",),
+    "strategies.deepspeed.strategy": ("DeepSpeed",),
+    "strategies.fsdp": ("FSDP",),
+    "strategies.single": ("SingleDevice",),
+    "strategies.tensor_parallel": ("TensorParallel",),
+    "task": ("Task",),
 }
 _ROOMS = (
     "checkpoint", "console", "data", "distributed", "errors", "hooks", "interop", "loggers", "loops",
     "metrics", "optim", "strategies",
 )  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"loopkit.{name}")
-    for home, names in _HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(importlib.import_module(home), name)
-            return value
-    from loopkit.foreign_values import missing_attribute
-
-    raise missing_attribute("loopkit", name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__getattr__, __dir__ = lazy_names("loopkit", _HOME_OF | dict.fromkeys(_ROOMS, ""))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from loopkit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from loopkit.checkpoint.async_writer import BackgroundWriter
@@ -52,15 +53,5 @@ __all__ = [
     "write_sharded",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    # Imported when first asked for: to define a Task, nothing of this is needed.
-    if name in _HOME_OF:
-        home = importlib.import_module(f"loopkit.checkpoint.{_HOME_OF[name]}")
-        value = globals()[name] = getattr(home, name)
-        return value
-    raise AttributeError(f"module 'loopkit.checkpoint' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# To define a Task, nothing of this is needed.
+__getattr__, __dir__ = lazy_names("loopkit.checkpoint", _HOME_OF)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from loopkit.foreign_values import missing_attribute
+from loopkit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from loopkit.hooks.curves import Curves
@@ -33,15 +32,4 @@ _HOMES = {
     "PushToHub": "push_to_hub", "SWA": "swa", "Throughput": "throughput", "Unfreeze": "unfreeze",
 }  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = globals()[name] = getattr(
-            importlib.import_module(f"loopkit.hooks.{_HOMES[name]}"), name
-        )
-        return value
-    raise missing_attribute("loopkit.hooks", name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names("loopkit.hooks", _HOMES)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from loopkit.foreign_values import missing_attribute
+from loopkit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from loopkit.metrics.classification import Confidence, PerClassAccuracy
@@ -24,15 +23,4 @@ _HOMES = {
     "SpanF1": "spans",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = globals()[name] = getattr(
-            importlib.import_module(f"loopkit.metrics.{_HOMES[name]}"), name
-        )
-        return value
-    raise missing_attribute("loopkit.metrics", name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names("loopkit.metrics", _HOMES)

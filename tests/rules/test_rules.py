@@ -34,6 +34,7 @@ LAYERS = (
         "foreign_names",
         "foreign_values",
         "keywords",
+        "lazy",
         "nested",
         "devices",
         "dtypes",

@@ -1,0 +1,37 @@
+"""Public names of a package that are imported when they are first asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy_names(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the ``__getattr__`` and the ``__dir__`` of a package.
+
+    Args:
+        package: its full name.
+        homes: the module inside the package that defines each name. A name whose home is "" is a
+            module of the package itself.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in homes:
+            # Imported here: `import loopkit` does without these tables.
+            from loopkit.foreign_values import missing_attribute
+
+            raise missing_attribute(package, name)
+        if not homes[name]:
+            return importlib.import_module(f"{package}.{name}")
+        value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        vars(sys.modules[package])[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return __getattr__, __dir__
