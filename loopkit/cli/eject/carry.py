@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from graphlib import TopologicalSorter
 from typing import Any
@@ -18,6 +19,7 @@ from loopkit.cli.eject.source import (
 )
 from loopkit.cli.eject.task_class import TaskClasses
 from loopkit.data import Loader, Padded
+from loopkit.data.collate import _as_tensor
 from loopkit.errors import LoopkitError
 
 _ERROR = '''class {name}(Exception):
@@ -51,33 +53,15 @@ _PADDED = '''class {name}:
         """Return the batch: [batch, longest, ...] for sequences, [batch, ...] for others."""
         first, batch = samples[0], {{}}
         for key in first:
-            column = [as_tensor(sample[key]) for sample in samples]
+            column = [_as_tensor(sample[key]) for sample in samples]
             if all(isinstance(value, Tensor) and value.ndim for value in column):
-                batch[key] = self.pad(column, self.values.get(key, 0))
+                batch[key] = self._pad(column, self.values.get(key, 0))
             else:
                 batch[key] = default_collate([sample[key] for sample in samples])
         if self.mask and self.mask not in first and self.mask_of in first:
             ones = [torch.ones(len(s[self.mask_of]), dtype=torch.long) for s in samples]
-            batch[self.mask] = self.pad(ones, 0)
+            batch[self.mask] = self._pad(ones, 0)
         return batch
-
-    def pad(self, column: list[Tensor], value: float) -> Tensor:
-        """Return sequences as one tensor."""
-        longest = max(map(len, column))
-        longest = -(-longest // self.multiple_of) * self.multiple_of
-        padded = column[0].new_full((len(column), longest, *column[0].shape[1:]), value)
-        for row, part in zip(padded, column):
-            if self.padding_side == "right":
-                row[: len(part)] = part
-            else:
-                row[longest - len(part) :] = part
-        return padded
-
-
-def as_tensor(value: Any) -> Any:
-    """Return lists of numbers and arrays as tensors, and anything else as it is."""
-    numbers = isinstance(value, (list, tuple)) and value and isinstance(value[0], (int, float))
-    return torch.as_tensor(value) if numbers or isinstance(value, np.ndarray) else value
 '''
 
 
@@ -164,7 +148,8 @@ def _stand_in(source: SourceModule, found: Import, value: Any) -> str:
     if value is Loader:
         return _LOADER.format(name=found.name)
     if value is Padded:
-        return _PADDED.format(name=found.name)
+        shared = (inspect.getsource(part) for part in (Padded._pad, _as_tensor))
+        return _PADDED.format(name=found.name) + "\n" + "\n\n".join(shared)
     raise refuse(
         f"{source.file}, which uses loopkit's {found.name} in code that training runs",
         "take it out of there: what optimizers, eval_step and the like use does not count",
