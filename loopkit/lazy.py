@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from loopkit.foreign_values import missing_attribute
+
 
 def lazy_names(
     package: str, homes: Mapping[str, str]
@@ -21,9 +23,6 @@ def lazy_names(
 
     def __getattr__(name: str) -> Any:
         if name not in homes:
-            # Imported here: `import loopkit` does without these tables.
-            from loopkit.foreign_values import missing_attribute
-
             raise missing_attribute(package, name)
         if not homes[name]:
             return importlib.import_module(f"{package}.{name}")

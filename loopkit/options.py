@@ -291,6 +291,11 @@ class Options:
             return self.checkpoint
         return Checkpoint() if self.checkpoint else None
 
+    def monitor(self) -> Monitor | None:
+        """Return the metric that decides about the best checkpoint; None without one."""
+        saves = self.saves()
+        return None if saves is None else saves.monitor()
+
     def seconds(self) -> float | None:
         """Return the time limit in seconds; None without one."""
         if self.time is None or isinstance(self.time, (int, float)):

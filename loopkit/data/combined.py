@@ -10,7 +10,7 @@ from loopkit.checks import checked_choice
 from loopkit.data.indexed import IndexedSource
 from loopkit.data.parts import IndexedTrack, Part, Slot, StreamTrack
 from loopkit.data.sampler import WorkItem
-from loopkit.data.stream import StreamSource
+from loopkit.data.stream import BatchCounting, StreamSource
 from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
 
@@ -47,7 +47,7 @@ class CombinedLoader:
         self.mode = checked_choice(mode, "CombinedLoader(mode=)", MODES)
 
 
-class CombinedSource:
+class CombinedSource(BatchCounting):
     """The batches of several sources, one of each for every batch. The position counts batches.
 
     On several ranks, each takes every n-th batch, as in a StreamSource. A state tells where each
@@ -62,7 +62,6 @@ class CombinedSource:
         seeded: whether reading is a function of the seed.
     """
 
-    unit = "Batches"
     uneven = False
     keeps_state = True
     limit: int | None = None
@@ -122,21 +121,8 @@ class CombinedSource:
             total = min(known) if shortest else sum(known)
         return total if self.limit is None else min(total, self.limit * self.num_replicas)
 
-    def batches_per_epoch(self) -> int | None:
-        """Return how many micro-batches this rank takes in an epoch; None without a length."""
-        promised = self.promised()
-        return None if promised is None else -(-promised // self.num_replicas)
-
-    def stride(self) -> int:
-        """Return by how much one micro-batch on every rank moves the position."""
-        return self.num_replicas
-
     def end(self) -> None:
         """Return None: only reading on tells the end."""
-
-    def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
-        """Return batch numbers."""
-        return list(range(start, end))
 
     def open(self, epoch: int, start: int) -> Iterator[WorkItem]:
         """Yield this rank's micro-batches from ``start`` of ``epoch``, in batches.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,7 +20,32 @@ from loopkit.errors import DataError, LoopkitWarning
 LONG_REPLAY = 1000
 
 
-class StreamSource:
+class BatchCounting(ABC):
+    """A source whose position counts the batches of all ranks; each rank takes every n-th one."""
+
+    unit = "Batches"
+    num_replicas: int
+    limit: int | None
+
+    @abstractmethod
+    def promised(self) -> int | None:
+        """Return the position at the end of an epoch by the data's lengths, which may be guesses."""
+
+    def batches_per_epoch(self) -> int | None:
+        """Return how many micro-batches this rank takes in an epoch; None without a length."""
+        promised = self.promised()
+        return None if promised is None else -(-promised // self.num_replicas)
+
+    def stride(self) -> int:
+        """Return by how much one micro-batch on every rank moves the position."""
+        return self.num_replicas
+
+    def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
+        """Return batch numbers: such a source does not tell the indices of its samples."""
+        return list(range(start, end))
+
+
+class StreamSource(BatchCounting):
     """An iterable of batches, which every rank reads whole; each rank takes every n-th batch.
 
     To continue at a position, the source loads the iterable's own state, or reads it again from the
@@ -43,8 +69,6 @@ class StreamSource:
         keeps_state: whether a state is needed besides the position.
         keeps_streams: whether that state has torch's random streams.
     """
-
-    unit = "Batches"
 
     def __init__(
         self,
@@ -87,15 +111,6 @@ class StreamSource:
             return None
         return length if self.limit is None else min(length, self.limit * self.num_replicas)
 
-    def batches_per_epoch(self) -> int | None:
-        """Return how many micro-batches this rank takes in an epoch; None without a length."""
-        promised = self.promised()
-        return None if promised is None else -(-promised // self.num_replicas)
-
-    def stride(self) -> int:
-        """Return by how much one micro-batch on every rank moves the position."""
-        return self.num_replicas
-
     def end(self) -> int | None:
         """Return the position at the end of an epoch; None where only reading on can tell.
 
@@ -104,10 +119,6 @@ class StreamSource:
         data of their own, no rank knows the lengths of the others.
         """
         return self.promised() if self._is_exact else None
-
-    def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
-        """Return batch numbers: an iterable does not tell the indices of its samples."""
-        return list(range(start, end))
 
     def open(self, epoch: int, start: int, again: int = 0) -> Iterator[WorkItem]:
         """Yield this rank's micro-batches from ``start`` of ``epoch``, in batches.

@@ -110,11 +110,11 @@ class Fit:
             on_fit_end
             close everything, also after an error (which on_error sees first)
 
-        Returns:
-            The result, of a run that also may have been stopped or interrupted.
-
         Args:
             task: the task. It returns its own data, and ``data`` takes none.
+
+        Returns:
+            The result, of a run that also may have been stopped or interrupted.
 
         Raises:
             LoopkitError: by kind, see ``loopkit.errors``.

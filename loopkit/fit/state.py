@@ -114,8 +114,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
 
 def _metrics_of_step(run: Run) -> dict[str, float]:
     """Return the evaluation's metrics, and the value that decides about the best, of this step."""
-    saves, logged_at = run.options.saves(), run.record.logged_at
-    monitor = None if saves is None else saves.monitor()
+    monitor, logged_at = run.options.monitor(), run.record.logged_at
     return {
         name: value
         for name, value in run.metrics.items()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from loopkit.errors import LoopkitWarning, OptionError, nearest
 from loopkit.monitor import Monitor, is_of_evaluation
+from loopkit.optim.lr_schedulers import BoundSchedule
 from loopkit.run import Run
 
 
@@ -19,27 +20,20 @@ def check_monitors(run: Run) -> None:
     """
     if run.eval_data:
         return
-    monitor = best_monitor(run)
+    monitor = run.options.monitor()
     if monitor is not None and is_of_evaluation(monitor.name):
         raise OptionError(
             f"Checkpoint(best={str(monitor)!r}) waits for an evaluation, and this run has none: "
             "give the task an eval_data and an eval_step, and leave eval_every on; or name a value "
             "that training logs, as 'train/loss:min'"
         )
-    for schedule in run.schedules.values():
-        watched = getattr(schedule, "metric", None)
-        if watched and is_of_evaluation(watched):
+    for _, watched in _watching(run):
+        if is_of_evaluation(watched):
             raise OptionError(
                 f"a schedule watches {watched!r} and nothing is evaluated: define eval_data and "
                 "eval_step, and give eval_every= a cadence; or let it watch a value that training "
                 "logs"
             )
-
-
-def best_monitor(run: Run) -> Monitor | None:
-    """Return the metric that decides about the best checkpoint; None without one."""
-    saves = run.options.saves()
-    return None if saves is None else saves.monitor()
 
 
 def read_evaluation(run: Run, metrics: Mapping[str, float]) -> None:
@@ -48,7 +42,7 @@ def read_evaluation(run: Run, metrics: Mapping[str, float]) -> None:
     Raises:
         MetricError: a metric of evaluations is asked for, and this one did not give it.
     """
-    monitor = best_monitor(run)
+    monitor = run.options.monitor()
     if monitor is not None and (is_of_evaluation(monitor.name) or monitor.name in metrics):
         record_best(run, monitor, monitor.value(metrics, "Checkpoint(best=)"))
     for schedule in run.schedules.values():
@@ -59,12 +53,11 @@ def read_evaluation(run: Run, metrics: Mapping[str, float]) -> None:
 
 def read_logged(run: Run, values: Mapping[str, float]) -> None:
     """Let a row of values that training logged decide, about what no evaluation gives."""
-    monitor = best_monitor(run)
+    monitor = run.options.monitor()
     if monitor is not None and monitor.name in values and not is_of_evaluation(monitor.name):
         record_best(run, monitor, values[monitor.name])
-    for schedule in run.schedules.values():
-        watched = getattr(schedule, "metric", None)
-        if watched and watched in values and not is_of_evaluation(watched):
+    for schedule, watched in _watching(run):
+        if watched in values and not is_of_evaluation(watched):
             schedule.after_eval(values)
 
 
@@ -104,7 +97,7 @@ def warn_of_unlogged(run: Run) -> None:
 
 def warn_of_no_best(run: Run) -> None:
     """Warn where the best weights are to be loaded, and no value was ever the best."""
-    saves, monitor = run.options.saves(), best_monitor(run)
+    saves, monitor = run.options.saves(), run.options.monitor()
     if saves is not None and saves.load_best and monitor is not None and not run.record.best:
         warn_once(
             run,
@@ -122,15 +115,21 @@ def warn_once(run: Run, message: str, *, about: str) -> None:
             warnings.warn(message, LoopkitWarning, stacklevel=3)
 
 
-def _watched(run: Run) -> Iterator[tuple[str, str]]:
-    """Yield the names that something of this run waits for, each with its owner."""
-    monitor = best_monitor(run)
-    if monitor is not None:
-        yield monitor.name, f"Checkpoint(best={str(monitor)!r})"
+def _watching(run: Run) -> Iterator[tuple[BoundSchedule, str]]:
+    """Yield the schedules that watch a metric, each with its name."""
     for schedule in run.schedules.values():
         watched = getattr(schedule, "metric", None)
         if watched:
-            yield watched, "a schedule"
+            yield schedule, watched
+
+
+def _watched(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield the names that something of this run waits for, each with its owner."""
+    monitor = run.options.monitor()
+    if monitor is not None:
+        yield monitor.name, f"Checkpoint(best={str(monitor)!r})"
+    for _, watched in _watching(run):
+        yield watched, "a schedule"
     for hook in run.hooks:
         own = getattr(hook, "monitor", None)
         if isinstance(own, Monitor):
