@@ -168,6 +168,4 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     kept = ("scheduler", "frequency", "monitor")
     settings = {key: given[key] for key in kept if given.get(key) is not None}
-    return {"interval": "epoch", **settings} | (
-        {"interval": given["interval"]} if "interval" in given else {}
-    )
+    return {"interval": given.get("interval", "epoch"), **settings}
