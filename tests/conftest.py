@@ -79,3 +79,15 @@ def pytest_collection_modifyitems(items):
         if "pool" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("ranks"))
     items.sort(key=lambda item: "pool" not in item.fixturenames)
+
+
+def pytest_collection_finish(session):
+    """Say so if the groups are lost: two sets of ranks on two cores take the suite far longer."""
+    if getattr(session.config.option, "loadgroup", False):
+        lost = [item.nodeid for item in session.items if "pool" in item.fixturenames]
+        lost = [nodeid for nodeid in lost if not nodeid.endswith("@ranks")]
+        if lost:
+            raise pytest.UsageError(
+                f"pytest {pytest.__version__} and pytest-xdist do not agree on groups: {lost[0]} has none. "
+                "Install the versions that pyproject.toml names."
+            )
