@@ -40,9 +40,13 @@ class Hook:
     Attributes:
         may_request: whether the hook may call ``run.stop`` or ``run.request`` within a step. With
             False for all hooks, several ranks exchange control messages only once a second.
+        per_rank_state: whether a checkpoint holds the ``state_dict`` of every rank, and each rank
+            gets its own back. Only as many ranks as before can resume it. With False it holds that
+            of rank 0 for all, and a warning says where another rank's differs.
     """
 
     may_request = True
+    per_rank_state = False
 
     def on_setup(self, run: Run) -> None:
         """Listen to the end of the set-up; no step has run."""

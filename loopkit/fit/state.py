@@ -21,6 +21,7 @@ from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
 from loopkit.events import Events
 from loopkit.fit.length import update_length
 from loopkit.hooks.state_keys import state_keys
+from loopkit.hooks.states import hook_states, own_states
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.metrics.kept import kept_state, load_kept_state, preserved_metrics
 from loopkit.module_state import (
@@ -94,7 +95,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
             "accumulator": run.accumulator.state_dict(run.strategy.dp.all_gather_object),
             "schedules": {name: schedule.state_dict() for name, schedule in run.schedules.items()},
             "scaler": run.strategy.scaler.state_dict() if run.strategy.scaler else {},
-            "hooks": {key: hook.state_dict() for key, hook in state_keys(run.hooks).items()},
+            **hook_states(run.hooks, world),
             "triggers": run.triggers.state_dict(),
             "metrics": run.record.metrics,
             "best": run.record.best,
@@ -137,6 +138,7 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
             f"{path} holds weights alone and cannot be resumed: train on from it with "
             f"{name_of(run.task)}.load({str(path)!r})"
         )
+    of_hooks = own_states(run.hooks, state, run.strategy.world, path)
     load_model = prepare_model_load(run, snapshot, path)
     load = run.strategy.load_optimizer_state(
         snapshot.tensors.get("optimizer", {}), state["optimizers"], path
@@ -165,8 +167,8 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     if run.strategy.scaler is not None and state["scaler"]:
         run.strategy.scaler.load_state_dict(dict(state["scaler"]))
     for key, hook in state_keys(run.hooks).items():
-        if key in state["hooks"]:
-            hook.load_state_dict(state["hooks"][key])
+        if key in of_hooks:
+            hook.load_state_dict(of_hooks[key])
     run.triggers.load_state_dict(state["triggers"])
     run.loops.load_state_dict(state["loops"])
     run.record.metrics = dict(state["metrics"])
