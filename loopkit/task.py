@@ -242,7 +242,7 @@ class Task(LogsMedia, nn.Module):
         if lost:
             raise CheckpointError(
                 f"{checkpoint} could not keep {cls.__name__}'s argument(s) {', '.join(lost)}: "
-                f"give them to load, as {cls.__name__}.load(path, {lost[0]}=...)"
+                f"give them to load, as {cls.__name__}.load(path, {'=..., '.join(lost)}=...)"
             )
         given = saved | arguments
         old = [name for name in hparams.unknown(cls, given) if name not in arguments]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loopkit.data.micro_batches import MicroBatches
 from loopkit.errors import LoopkitWarning, OptionError
 from loopkit.loops.step import StepLoop
 from loopkit.metrics.accumulator import MetricAccumulator
+from loopkit.metrics.kept import metrics_snapshot
 from loopkit.run import Run
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ class AutoMicroBatchStep(StepLoop):
     """An optimizer step that starts again with smaller micro-batches when memory runs out.
 
     The gradient is that of the same samples, weighted as in any accumulation. The update is outside
-    of the part that is repeated. The number of splits is kept for later steps and saved, so that a
+    of the part that is repeated. A failed attempt leaves nothing in the log, in buffers and in the
+    metrics that the task keeps. The number of splits is kept for later steps and saved, so that a
     resumed run splits in the same way.
     """
 
@@ -46,6 +48,7 @@ class AutoMicroBatchStep(StepLoop):
         self.splits = state["splits"]
 
     def _backward_that_fits(self, run: Run, batches: MicroBatches) -> Mapping[str, Any]:
+        undo = _forward_snapshot(run.task)
         while True:
             split = split_batches(batches, self.splits)
             collected, run.accumulator = run.accumulator, MetricAccumulator()
@@ -68,6 +71,7 @@ class AutoMicroBatchStep(StepLoop):
                 run.accumulator = collected
                 return out
             # Only here is the error gone, and with it the frames that hold the activations.
+            undo()
             self._halve(run, problem)
 
     def _halve(self, run: Run, problem: str) -> None:
@@ -81,6 +85,24 @@ class AutoMicroBatchStep(StepLoop):
         )
         logger.debug(message)
         warnings.warn(message, LoopkitWarning, stacklevel=3)
+
+
+def _forward_snapshot(task: nn.Module) -> Callable[[], None]:
+    """Return a function that undoes what forward passes change: buffers and kept metrics."""
+    undo_metrics = metrics_snapshot(task)
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in task.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+
+    def undo() -> None:
+        undo_metrics()
+        for module, name, buffer, saved in buffers:
+            buffer.copy_(saved)
+            setattr(module, name, buffer)
+
+    return undo
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -76,11 +77,33 @@ def load_kept_state(
 @contextmanager
 def preserved_metrics(task: nn.Module) -> Iterator[None]:
     """Inside, updates of the metrics that ``task`` keeps do not last."""
-    saved = map_tensors(Tensor.clone, kept_state(task, lambda own: [own]))
+    undo = metrics_snapshot(task)
     try:
         yield
     finally:
-        load_kept_state(task, saved, 0, 1)
+        undo()
+
+
+def metrics_snapshot(task: nn.Module) -> Callable[[], None]:
+    """Return a function that gives the metrics that ``task`` keeps the states of now back.
+
+    The copies stay on the metrics' devices. Of a list of tensors only the list is copied, because
+    an update appends to it.
+    """
+    saved = []
+    for _, metric in kept_metrics(task):
+        state = _live_state(metric)
+        copies = {
+            name: value.clone() if isinstance(value, Tensor) else copy.copy(value)
+            for name, value in state["states"].items()
+        }
+        saved.append((metric, {**state, "states": copies}))
+
+    def undo() -> None:
+        for metric, state in saved:
+            _load(metric, state)
+
+    return undo
 
 
 def without_updates(task: nn.Module, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -94,9 +117,13 @@ def without_updates(task: nn.Module, step: Callable[[Any], Any]) -> Callable[[An
 
 
 def _state_of(metric: Any) -> dict[str, Any]:
+    return to_cpu(_live_state(metric))  # type: ignore[no-any-return]
+
+
+def _live_state(metric: Any) -> dict[str, Any]:
     states = {name: getattr(metric, name) for name in metric._defaults}
     counters = {name: getattr(metric, name) for name in _COUNTERS if hasattr(metric, name)}
-    return to_cpu({"states": states, "counters": counters})  # type: ignore[no-any-return]
+    return {"states": states, "counters": counters}
 
 
 def _load(metric: Any, saved: Mapping[str, Any] | None) -> None:

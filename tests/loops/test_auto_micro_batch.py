@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torchmetrics import CatMetric
+from torchmetrics.classification import MulticlassAccuracy
 
 from loopkit import Checkpoint, Loader, StepLoop
 from loopkit.errors import LoopkitWarning, OptionError
@@ -90,6 +92,37 @@ def test_the_run_is_that_of_a_larger_memory(weights):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-12), name
     assert task.taken[:4] == [8, 8, 4, 4]
     assert max(task.taken[2:]) == 4
+
+
+def test_a_failed_attempt_leaves_nothing_in_buffers_and_metrics():
+    class Counting(Hungry):
+        def __init__(self, most):
+            super().__init__(most)
+            self.accuracy = MulticlassAccuracy(3, average="micro")
+            self.answers = CatMetric()
+            self.register_buffer("seen_so_far", torch.zeros(()))
+            self.register_buffer("last", torch.zeros(8))
+
+        def train_step(self, batch):
+            x, y = batch
+            self.accuracy.update(self.net(x), y)
+            self.answers.update(y)
+            self.seen_so_far += len(x)
+            self.last = x[-1]
+            return super().train_step(batch)
+
+    def run(most):
+        task = Counting(most)
+        quiet(batch_size=8, accumulate=2, epochs=1, micro_batch="auto").run(task)
+        return task
+
+    with pytest.warns(LoopkitWarning, match="into 2 parts"):
+        cut = run(4)
+    whole = run(1000)
+    assert cut.seen_so_far == whole.seen_so_far == 60
+    assert cut.last.tolist() == whole.last.tolist()
+    assert cut.accuracy.tp.tolist() == whole.accuracy.tp.tolist()
+    assert cut.answers.compute().tolist() == whole.answers.compute().tolist()
 
 
 def test_what_fits_is_kept_by_a_resume(tmp_path):
