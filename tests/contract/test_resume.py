@@ -37,7 +37,7 @@ CASES += [
 
 @pytest.mark.parametrize(("strategy", "task", "stops"), CASES)
 def test_resume_from_every_step_is_identical(pair, tmp_path, strategy, task, stops):
-    options = {"task": task, "checkpoint": SAVE, **OPTIONS, **RUNS[task]}
+    options = {"task": task, **OPTIONS, **RUNS[task]}
     assert pair.call(jobs.resume_everywhere, strategy, tmp_path, stops, **options) == [[], []]
 
 
@@ -61,7 +61,6 @@ def test_resume_is_identical_on_every_kind_of_data(pair, tmp_path, kind, rng):
         tmp_path,
         range(1, 8),
         task="kinds",
-        checkpoint=SAVE,
         **options,
     ) == [[], []]
 

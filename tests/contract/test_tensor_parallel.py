@@ -65,12 +65,12 @@ def test_each_rank_holds_its_part(pair, pool):
 
 @pytest.mark.parametrize("strategy", ["tensor", WHOLE])
 def test_resume_from_every_step_is_identical(pair, tmp_path, strategy):
-    options = {**OPTIONS, "checkpoint": SAVE, "loggers": "jsonl", "task": "words"}
+    options = {**OPTIONS, "loggers": "jsonl", "task": "words"}
     assert pair.call(jobs.resume_everywhere, strategy, tmp_path, range(1, 8), **options) == [[], []]
 
 
 def test_two_tensor_parallel_groups_resume_where_they_were(pool, tmp_path):
-    options = {**OPTIONS, "accumulate": 1, "checkpoint": SAVE, "loggers": "jsonl", "task": "words"}
+    options = {**OPTIONS, "accumulate": 1, "loggers": "jsonl", "task": "words"}
     assert pool(4).call(jobs.resume_everywhere, MIXED, tmp_path, (2, 7), **options) == [[]] * 4
 
 
