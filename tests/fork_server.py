@@ -101,9 +101,9 @@ class Popen(ExecutingPopen):
         self._close_pipe_fds(*(given[end] for end in ends))
 
 
-def run(*args: Any, **kwargs: Any) -> subprocess.CompletedProcess[Any]:
-    """``subprocess.run`` by way of ``Popen``."""
-    with mock.patch.object(subprocess, "Popen", Popen):
+def run(*args: Any, popen: type[Popen] = Popen, **kwargs: Any) -> subprocess.CompletedProcess[Any]:
+    """``subprocess.run`` by way of ``popen``."""
+    with mock.patch.object(subprocess, "Popen", popen):
         return subprocess.run(*args, **kwargs)
 
 

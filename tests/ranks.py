@@ -28,6 +28,11 @@ class Popen(fork_server.Popen):
     )
 
 
+def run(*args: Any, **kwargs: Any) -> subprocess.CompletedProcess[Any]:
+    """``subprocess.run`` by way of ``Popen``."""
+    return fork_server.run(*args, popen=Popen, **kwargs)
+
+
 class Ranks:
     """``size`` processes with torchrun's environment, which call functions of the tests together."""
 

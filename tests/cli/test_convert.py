@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from loopkit.cli.convert_optim import OPTIMIZERS, SCHEDULES
 from loopkit.cli.main import main
 from loopkit.errors import OptionError
 from loopkit.foreign_names import TRAINER_NAMES
+from tests import ranks
 from tests.cli.trainer_fields import BESIDE, VERSION_4, VERSION_5
 
 GUIDE = {
@@ -359,8 +359,8 @@ def test_each_script_runs_as_it_is_printed(tmp_path):
         (folder / "script.py").write_text(convert({**given, "use_cpu": True}).source())
     runner = tmp_path / "runner.py"
     runner.write_text(_RUNNER)
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", str(runner)],
+    ran = ranks.run(
+        [sys.executable, str(runner)],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip

@@ -10,16 +10,19 @@ from tests.contract import evaluation_jobs, jobs
 STRATEGIES = ["ddp", "fsdp", "zero2", "zero3"]
 
 
-SWEEPS = [(1, range(1, 8)), (2, range(1, 8)), (3, (1, 4)), (4, (3, 7))]
-REST = [
-    pytest.param(3, (2, 3, 5, 6, 7), marks=pytest.mark.long),
-    pytest.param(4, (1, 2, 4, 5, 6), marks=pytest.mark.long),
+# Each remainder of a share of the ranks comes up, and so does a second round of batches.
+SWEEPS = [
+    (1, range(1, 8), range(17)),
+    (2, range(1, 8), range(23)),
+    (3, (1, 4), range(26)),
+    (4, (3,), range(26)),
 ]
+ALL = [pytest.param(size, range(1, 8), range(51), marks=pytest.mark.long) for size in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize(("size", "batches"), [*SWEEPS, *REST])
-def test_every_sample_is_scored_and_predicted_once_whatever_the_sizes(pool, size, batches):
-    wrong = pool(size).call(evaluation_jobs.sweep, range(51), batches)
+@pytest.mark.parametrize(("size", "batches", "counts"), [*SWEEPS, *ALL])
+def test_every_sample_is_scored_and_predicted_once_whatever_the_sizes(pool, size, batches, counts):
+    wrong = pool(size).call(evaluation_jobs.sweep, counts, batches)
     assert wrong == [[]] * size
 
 

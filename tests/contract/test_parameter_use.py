@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import ranks
 from tests.contract import use_jobs
 from tests.contract.test_training import distance
 
@@ -89,11 +89,13 @@ def test_a_rank_that_leaves_the_order_later_ends_all_with_the_names(tmp_path, st
     script.write_text(
         "from tests.contract import jobs, use_jobs\n"
         "from loopkit import Fit\n"
+        "from loopkit.strategies import collective_order\n"
+        "collective_order._PATIENCE = 1.0  # the others stay: there is nothing to wait for\n"
         f"Fit(strategy=jobs.make({strategy!r}), devices=2, accelerator='cpu', epochs=2, progress=False,\n"
         "    loggers=None, checkpoint=False).run(use_jobs.Parts('later', scalars=False))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = ranks.run(
         [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1

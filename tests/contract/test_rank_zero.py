@@ -13,6 +13,7 @@ import pytest
 
 from loopkit import is_rank_zero, rank_zero_first, rank_zero_only
 from loopkit.errors import HungError, OptionError
+from tests import ranks
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -82,7 +83,7 @@ def environments(launcher: str, tmp_path: Path) -> list[dict[str, str]]:
 
 def started(launcher: str, tmp_path: Path, *options: str) -> list[subprocess.CompletedProcess[str]]:
     processes = [
-        subprocess.Popen(
+        ranks.Popen(
             [sys.executable, "-c", SCRIPT, str(tmp_path), *options],
             env=env,
             cwd=tmp_path,
