@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from typing import Any
 
 import torch
@@ -109,3 +110,10 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 def quiet(**options: Any) -> Fit:
     """A Fit with nothing to see: no console, no loggers; no checkpoints unless asked for."""
     return Fit(**{"progress": False, "loggers": None, "checkpoint": False, **options})
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import pytest
 from loopkit import is_rank_zero, rank_zero_first, rank_zero_only
 from loopkit.errors import HungError, OptionError
 from tests import ranks
+from tests.support import free_port
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -59,13 +59,10 @@ print(seen, flush=True)
 
 def environments(launcher: str, tmp_path: Path) -> list[dict[str, str]]:
     """The environment of each of two processes, as torchrun without an agent's store or srun sets it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM_", "RANK", "WORLD_"))}
     common = kept | {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }

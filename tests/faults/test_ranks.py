@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests import fork_server
+from tests import fork_server, ranks
 from tests.faults.rank_run import TIMEOUT
+from tests.support import free_port
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -240,12 +241,13 @@ def test_deepspeeds_launcher_gives_a_rank(tmp_path, whole):
         "--num_accelerators",
         "2",
         "--no_local_rank",
+        f"--master_port={free_port()}",  # its own default is the same for every run on a machine
         "--module",
     )
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     words = [*launcher, "tests.faults.rank_run", str(run_dir), "none", "none", "0"]
-    done = fork_server.run(
+    done = ranks.run(
         words,
         cwd=ROOT,
         env={
@@ -401,7 +403,7 @@ def test_the_command_line_starts_ranks_and_reports_the_cause(tmp_path):
         "4",
     ]
     env = {**ENV, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    done = fork_server.run(
         [*words, "--run-dir", "one"],
         cwd=tmp_path,
         env=env,
