@@ -24,7 +24,14 @@ class Popen(fork_server.Popen):
     """Forks with what the ranks of the contract tests import."""
 
     server = fork_server.Server(
-        "deepspeed", "peft", "sklearn.datasets", "torch._inductor.compile_fx", "transformers"
+        "accelerate",
+        "deepspeed",
+        "lightning.pytorch",
+        "peft",
+        "sklearn.datasets",
+        "torch._inductor.compile_fx",
+        "torchmetrics",
+        "transformers",
     )
 
 

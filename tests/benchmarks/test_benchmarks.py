@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import by_hand, checkpoint, ours, overhead, page
 from benchmarks.job import Job
-from tests import fork_server
+from tests import ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +99,7 @@ def test_the_page_shows_what_was_measured():
 def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights():
     words = [sys.executable, "benchmarks/strategies.py", "--rounds", "2", "--kind", "DDP"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = fork_server.run(
+    done = ranks.run(
         words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
