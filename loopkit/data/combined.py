@@ -100,15 +100,13 @@ class CombinedSource(BatchCounting):
         Raises:
             OptionError: the number is not known.
         """
-        sources = [part.source for part in self._parts.values()]
-        sizes = [s.stride() for s in sources if isinstance(s, IndexedSource)]
-        if len(sizes) < len(sources) or self.mode not in ("min_size", "max_size_cycle"):
+        if self.mode not in ("min_size", "max_size_cycle"):
             raise OptionError(
                 "global_batch_size needs the number of samples that all devices take at once, and "
-                "that of several data sets is known for Datasets and Loaders alone, in the modes "
-                "min_size and max_size_cycle: give accumulate="
+                "that of several data sets is the same for each batch only in the modes min_size "
+                "and max_size_cycle: give accumulate="
             )
-        return sum(sizes) * self.num_replicas
+        return sum(p.source.samples_at_once() for p in self._parts.values()) * self.num_replicas
 
     def promised(self) -> int | None:
         """Return the position at the end of an epoch, by the lengths of the sources."""

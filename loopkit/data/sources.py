@@ -115,6 +115,7 @@ def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> 
             f"{what} returned {kind}, whose order may depend on torch's random streams: on several "
             "ranks rng='stream' takes a Dataset or a Loader over one, or pass rng='counter'"
         )
+    size = data.batch_size if isinstance(data, DataLoader) else None
     source = StreamSource(
         data,
         seed=config.seed,
@@ -122,6 +123,7 @@ def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> 
         rank=0 if sharded else config.rank,
         num_replicas=1 if sharded else config.num_replicas,
         counter=SampleCounter(config.count_samples, what),
+        at_once=size * config.num_replicas if size else None,
     )
     source.uneven = sharded and several
     source.limit = _batch_limit(source.batches_per_epoch(), config.limit, what)

@@ -15,7 +15,7 @@ from loopkit.data.batches import SampleCounter
 from loopkit.data.iterable_state import IterableState
 from loopkit.data.loader import Loader, announce_epoch
 from loopkit.data.sampler import WorkItem
-from loopkit.errors import DataError, LoopkitWarning
+from loopkit.errors import DataError, LoopkitWarning, OptionError
 
 LONG_REPLAY = 1000
 
@@ -62,6 +62,7 @@ class StreamSource(BatchCounting):
         rank: the data-parallel rank.
         num_replicas: the number of data-parallel ranks that share the batches.
         counter: counts the samples in a batch; None reads the number off.
+        at_once: the samples of one batch on every rank; None where the batches are not made here.
 
     Attributes:
         limit: the most batches of an epoch that each rank takes; None for all.
@@ -80,8 +81,10 @@ class StreamSource(BatchCounting):
         rank: int = 0,
         num_replicas: int = 1,
         counter: SampleCounter | None = None,
+        at_once: int | None = None,
     ) -> None:
         self.batches = batches
+        self._at_once = at_once
         self._counter = counter or SampleCounter(None, type(batches).__name__)
         self.seed = seed
         self.seeded = seeded
@@ -100,6 +103,19 @@ class StreamSource(BatchCounting):
         self._state = IterableState(batches, keeps_streams=not seeded)
         self.keeps_state = self._state.is_kept
         self.keeps_streams = not seeded and not isinstance(batches, (list, tuple))
+
+    def samples_at_once(self) -> int:
+        """Return the samples of one micro-batch on all ranks.
+
+        Raises:
+            OptionError: the batches are the data's own, of a size that only they know.
+        """
+        if self._at_once is None:
+            raise OptionError(
+                "global_batch_size needs the number of samples that all devices take at once, and "
+                f"{type(self.batches).__name__} gives batches of its own: give accumulate="
+            )
+        return self._at_once
 
     def promised(self) -> int | None:
         """Return the position at the end of an epoch by ``len()``, which may be a guess."""

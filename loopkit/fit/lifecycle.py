@@ -55,7 +55,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
         locks = resources.enter_context(ExitStack())  # released last
         _close_with(resources, run)
         prepare_training(run)
-        resources.enter_context(no_gradient_outside(run.task, run.optimizers.values()))
+        resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
         _open_run_dir(run, locks)
         open_checkpointer(run)
         _open_loggers(run)

@@ -17,7 +17,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from loopkit import rng
 from loopkit.data.micro_batches import MicroBatchLoader
 from loopkit.data.sources import DataConfig, Source, is_source, open_source
-from loopkit.data.stream import StreamSource
 from loopkit.data.transfer import group_transfer_fn
 from loopkit.durations import RunLength
 from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
@@ -272,15 +271,14 @@ def open_train_loader(task: Task, options: Options, strategy: Strategy) -> Micro
     """Open the training data, grouped into the micro-batches of each optimizer step.
 
     Raises:
-        OptionError: ``global_batch_size`` is not a multiple of one micro-batch on all ranks.
+        OptionError: ``global_batch_size`` is not a multiple of one micro-batch on all ranks, or
+            the size of a micro-batch is not known.
     """
     config = data_config(task, options, strategy, training=True)
     source = open_source(task.train_data(), config, f"{name_of(task)}.train_data()")
     accumulate = options.accumulate
     if options.global_batch_size is not None:
-        at_once = options.batch_size * strategy.dp.size
-        if not isinstance(source, StreamSource):
-            at_once = source.samples_at_once()
+        at_once = source.samples_at_once()
         accumulate, rest = divmod(options.global_batch_size, at_once)
         if rest or not accumulate:
             raise OptionError(

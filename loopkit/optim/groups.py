@@ -216,7 +216,7 @@ def check_complete(task: nn.Module, optimizers: Mapping[str, Optimizer]) -> None
 
 
 @contextmanager
-def no_gradient_outside(task: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[None]:
+def no_gradient_outside(task: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[None]:
     """Inside, a gradient of a parameter that no optimizer holds raises an error.
 
     Such a parameter was frozen when the optimizers were made. If something frees it later, it would
@@ -237,7 +237,7 @@ def no_gradient_outside(task: nn.Module, optimizers: Iterable[Optimizer]) -> Ite
             continue
         # torch takes a hook only of a parameter that needs a gradient, and keeps it.
         parameter.requires_grad_(True)
-        refuse = partial(_refuse_gradient, f"{name_of(task)}.{name}")
+        refuse = partial(_refuse_gradient, f"{name_of(task)}.{name}", optimizers)
         handles.append(parameter.register_post_accumulate_grad_hook(refuse))  # type: ignore[no-untyped-call]
         parameter.requires_grad_(False)
     try:
@@ -247,7 +247,14 @@ def no_gradient_outside(task: nn.Module, optimizers: Iterable[Optimizer]) -> Ite
             handle.remove()
 
 
-def _refuse_gradient(name: str, parameter: nn.Parameter) -> None:
+def _refuse_gradient(name: str, optimizers: Sequence[Optimizer], parameter: nn.Parameter) -> None:
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    if any(parameter is each for group in groups for each in group["params"]):
+        raise TaskError(
+            f"{name} came into a parameter group after the optimizers were made: a resume makes the "
+            "groups that optimizers() returns, and could not restore this one. Put it into a group "
+            f"there, and free it later with the hook Unfreeze({{'2 epochs': {name.split('.', 1)[1]!r}}})"
+        )
     raise TaskError(
         f"{name} has a gradient and is in no parameter group, so it would never learn: it was "
         "frozen when the optimizers were made. Leave its requires_grad on in __init__, and free it "

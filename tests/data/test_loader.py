@@ -423,3 +423,34 @@ def test_global_batch_size_keeps_the_maths_whatever_the_batch_size():
         OptionError, match="global_batch_size=20 is not a multiple of the 8 samples"
     ):
         quiet(batch_size=8, global_batch_size=20).run(Tiny())
+
+
+class _Rows(IterableDataset):
+    def __iter__(self):
+        return iter(points(48))
+
+    def __len__(self):
+        return 48
+
+
+@pytest.mark.parametrize(
+    ("data", "steps"),
+    [
+        (lambda: Loader(_Rows(), batch_size=4), 3),
+        (lambda: DataLoader(_Rows(), batch_size=8), 3),
+        (lambda: DataLoader(points(48), batch_size=4, sampler=list(range(48))), 3),
+        (lambda: _Rows(), 3),
+        (lambda: list(DataLoader(points(48), 4)), None),
+        (lambda: (batch for batch in DataLoader(points(48), 4)), None),
+        (lambda: DataLoader(points(48), batch_sampler=[[0, 1], [2, 3]]), None),
+    ],
+)
+def test_global_batch_size_counts_the_samples_of_every_kind_of_data(data, steps):
+    task = Tiny()
+    task.train_data = data
+    fit = quiet(batch_size=2, global_batch_size=16, eval_every="never", epochs=1)
+    if steps is None:
+        with pytest.raises(OptionError, match=r"gives batches of its own: give accumulate="):
+            fit.run(task)
+    else:
+        assert fit.run(task).step == steps

@@ -58,6 +58,18 @@ def test_a_parameter_that_is_freed_and_in_no_group_is_named_at_that_step(make):
     assert task.net[0].weight.grad is not None
 
 
+def test_a_group_that_comes_during_the_run_is_refused_as_no_resume_has_it():
+    def add(run, batches):
+        if run.progress.step == 2:
+            layer = run.task.net[0].requires_grad_(True)
+            run.optimizers["main"].add_param_group({"params": list(layer.parameters())})
+
+    fit = quiet(epochs=2, batch_size=8)
+    fit.on("step_start", add)
+    with pytest.raises(TaskError, match=r"net\.0\.\w+ came into a parameter group after"):
+        fit.run(Freezing(over_free, at=None))
+
+
 def test_a_frozen_parameter_without_a_gradient_costs_nothing_and_is_left_alone():
     task = Freezing(lambda task: AdamW(lr=0.05), at=None)
     before = copy.deepcopy(task.net[0].state_dict())
