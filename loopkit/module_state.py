@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from loopkit.errors import CheckpointError
 
@@ -45,26 +46,51 @@ def load_extra_state(module: nn.Module, saved: Mapping[str, Any], where: str | P
 
 
 @torch.no_grad()
-def resize_buffers(module: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Resize buffers to their saved shapes, in place. Their values are loaded afterwards.
+def make_room(module: nn.Module, saved: Mapping[str, Any], new_buffers: Collection[str]) -> None:
+    """Give ``module`` what saved values need a place in: shapes and buffers. Values follow later.
 
-    Observers of quantisation-aware training, memory banks and queues change the shape of their
-    buffers while they train, so a new module starts with other shapes than a trained one.
+    Lazy parameters get their shapes. Observers of quantisation-aware training, memory banks and
+    queues change the shape of their buffers while they train, so a new module starts with other
+    shapes than a trained one.
+
+    Args:
+        module: the module.
+        saved: tensors by name.
+        new_buffers: the buffers that steps of the saved run had registered.
     """
+    for name in new_buffers:
+        owner, leaf = _owner(module, name)
+        if name in saved and owner is not None and owner._buffers.get(leaf) is None:
+            shape, dtype = tuple(saved[name].shape), saved[name].dtype
+            owner.register_buffer(leaf, torch.zeros(shape, dtype=dtype, device=_device(module)))
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name in saved and is_lazy(tensor):
+            tensor.materialize(tuple(saved[name].shape), dtype=saved[name].dtype)
     for name, buffer in module.named_buffers():
         if name in saved and buffer.shape != saved[name].shape:
             buffer.resize_(tuple(saved[name].shape))
 
 
-def differences(module: nn.Module, own: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+def differences(
+    module: nn.Module,
+    own: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    new_buffers: Collection[str],
+) -> str:
     """Return how saved tensors differ in names and shapes from a module's own; "" if they fit.
 
-    A buffer may have another shape, see ``resize_buffers``.
+    What ``make_room`` makes to fit is no difference.
     """
     wrong = [f"{name} is missing in the checkpoint" for name in own if name not in saved]
-    wrong += [f"{name} is not in the task" for name in saved if name not in own]
+    for name in [name for name in saved if name not in own]:
+        owner, leaf = _owner(module, name)
+        free = owner is not None and (leaf in owner._buffers or not hasattr(owner, leaf))
+        if name not in new_buffers or not free:
+            wrong.append(f"{name} is not in the task")
     buffers = {name for name, _ in module.named_buffers()}
     for name in [name for name in own if name in saved and name not in buffers]:
+        if is_lazy(own[name]):
+            continue
         shape, saved_shape = tuple(own[name].shape), tuple(saved[name].shape)
         if shape != saved_shape:
             wrong.append(f"{name} has shape {saved_shape}, the task's has {shape}")
@@ -72,19 +98,15 @@ def differences(module: nn.Module, own: Mapping[str, Any], saved: Mapping[str, A
     return "; ".join(wrong[:6]) + more
 
 
-def changed_requires_grad(
-    module: nn.Module, before: Mapping[str, bool], ignored: Container[str]
-) -> dict[str, bool]:
-    """Return ``requires_grad`` of each parameter where it is not as ``before``, by name.
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module | None, str]:
+    """Return the submodule that a buffer of this name belongs to, if there is one; and its leaf."""
+    path, _, leaf = name.rpartition(".")
+    return dict(module.named_modules()).get(path), leaf
 
-    Args:
-        ignored: the names of parameters to leave out.
-    """
-    return {
-        name: parameter.requires_grad
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad != before.get(name, True) and name not in ignored
-    }
+
+def _device(module: nn.Module) -> torch.device | None:
+    first = next(iter([*module.parameters(), *module.buffers()]), None)
+    return None if first is None else first.device
 
 
 def _keepers(module: nn.Module) -> Iterator[tuple[str, Any]]:

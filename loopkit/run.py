@@ -21,6 +21,7 @@ from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.options import Options
 from loopkit.strategies.base import Strategy
 from loopkit.task import Task
+from loopkit.task_changes import TaskAtStart
 from loopkit.triggers import Triggers
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class Run(LogsMedia):
         loader: the training data; None in a run that only evaluates or predicts.
         eval_data: the evaluation sets by name; the only one may be called "".
         optimizers, schedules: by name.
-        requires_grad: whether each parameter was to be trained when the optimizers were made.
+        at_start: the task as it was when the optimizers were made.
         checkpointer: saves checkpoints; None where nothing is saved.
         run_dir: the directory of the run; None in a run that only evaluates or predicts.
         seed: the seed under ``rng="counter"``; None under ``rng="stream"``.
@@ -259,7 +260,7 @@ class Run(LogsMedia):
     eval_data: Mapping[str, Source] = field(default_factory=dict)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
     schedules: dict[str, BoundSchedule] = field(default_factory=dict)
-    requires_grad: dict[str, bool] = field(default_factory=dict)
+    at_start: TaskAtStart = field(default_factory=TaskAtStart)
     checkpointer: Checkpointer | None = None
     run_dir: Path | None = None
     seed: int | None = None

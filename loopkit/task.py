@@ -257,10 +257,12 @@ class Task(LogsMedia, nn.Module):
         task.check_files(snapshot.files, Path(checkpoint))
         weights = snapshot.tensors["model"]
         own = module_state.tensors_of(task.state_dict())
-        wrong = module_state.differences(task, own, weights)
-        module_state.resize_buffers(task, weights)
+        new_buffers = snapshot.state.get("new_buffers", ())
+        wrong = module_state.differences(task, own, weights, new_buffers)
+        module_state.make_room(task, weights, new_buffers)
         if wrong:
             _report(f"the weights of {checkpoint} do not fit {cls.__name__}: {wrong}", strict)
+            own = module_state.tensors_of(task.state_dict())
             weights = {n: t for n, t in weights.items() if n in own and t.shape == own[n].shape}
         try:
             task.load_state_dict(weights, strict=False)

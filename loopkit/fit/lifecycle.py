@@ -36,6 +36,7 @@ from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options
 from loopkit.run import Run
 from loopkit.task import Task, name_of
+from loopkit.task_changes import fixed_parameters
 
 logger = logging.getLogger(__name__)
 _RUNNING = threading.RLock()
@@ -56,6 +57,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
         _close_with(resources, run)
         prepare_training(run)
         resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
+        resources.enter_context(fixed_parameters(run.task, name_of(run.task)))
         _open_run_dir(run, locks)
         open_checkpointer(run)
         _open_loggers(run)
@@ -126,6 +128,7 @@ def start(run: Run) -> None:
         events.load(run, run.record.resumed_from)
     if events.fit_start is not None:
         events.fit_start(run)
+    run.at_start.watch_attributes(run.task)
     run.stopwatch.start()
     first = run.options.eval_first and run.progress.step == 0
     if run.eval_data and (first or run.triggers.pop("eval")):

@@ -36,6 +36,7 @@ from loopkit.strategies.base import ComputeSettings, Strategy
 from loopkit.strategies.compile import Compile
 from loopkit.strategies.precision import matmul_precision, parse_precision
 from loopkit.task import Task, configure, name_of, overrides
+from loopkit.task_changes import TaskAtStart
 from loopkit.triggers import Triggers
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def prepare_training(run: Run) -> None:
     run.length = run_length(options, run.loader, run.progress)
     run.eval_data = open_eval_data(task, options, strategy)
     run.optimizers, run.schedules = build_optimizers(run)
-    run.requires_grad = {name: p.requires_grad for name, p in task.named_parameters()}
+    run.at_start = TaskAtStart.of(task)
     check_monitors(run)
     check_closures(run)
     check_training(run)

@@ -25,11 +25,10 @@ from loopkit.hooks.states import hook_states, own_states
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.metrics.kept import kept_state, load_kept_state, preserved_metrics
 from loopkit.module_state import (
-    changed_requires_grad,
     differences,
     extra_state,
     load_extra_state,
-    resize_buffers,
+    make_room,
     tensors_of,
 )
 from loopkit.monitor import is_of_evaluation
@@ -37,6 +36,7 @@ from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.run import Progress, Record, Run
 from loopkit.strategies import dtensor
 from loopkit.task import name_of
+from loopkit.task_changes import describe_lost
 from loopkit.version import __version__
 
 
@@ -68,6 +68,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
         "task": about,
         "progress": progress.state_dict(),
         "extra_state": extra_state(task),
+        "new_buffers": run.at_start.new_buffers(task),
     }
     with evaluation_weights(run.optimizers.values()) as training:
         model = run.strategy.model_state()
@@ -77,12 +78,12 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
     if not weights_only:
         tensors["optimizer"], state["optimizers"] = run.strategy.optimizer_state()
         state |= {
-            "requires_grad": changed_requires_grad(
+            "requires_grad": run.at_start.changed_requires_grad(
                 # A hook that freezes by the step alone does so again.
                 task,
-                run.requires_grad,
                 {n for h in run.hooks for n in getattr(h, "frozen", ())},
             ),
+            "unsaved_attributes": run.at_start.changed_attributes(task),
             "options": run.options.to_dict(),
             "seed": {
                 "seed": run.options.seed,
@@ -149,6 +150,9 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
         dtensor.copy_into(run.task.get_parameter(name), weight)
     for name, needed in state.get("requires_grad", {}).items():
         run.task.get_parameter(name).requires_grad_(needed)
+    run.at_start.lost = lost = state.get("unsaved_attributes", ())
+    if lost:
+        warnings.warn(describe_lost(name_of(run.task), lost), LoopkitWarning, stacklevel=2)
     dp = run.strategy.dp
     load_kept_state(run.task, state.get("kept_metrics", {}), dp.rank, dp.size, path)
     run.progress.load_state_dict(state["progress"])
@@ -263,12 +267,13 @@ def prepare_model_load(run: Run, snapshot: Snapshot, path: Path) -> Callable[[],
     """
     run.task.check_files(snapshot.files, path)
     saved = snapshot.tensors.get("model", {})
-    wrong = differences(run.task, run.strategy.model_state(), saved)
+    new_buffers = snapshot.state.get("new_buffers", ())
+    wrong = differences(run.task, run.strategy.model_state(), saved, new_buffers)
     if wrong:
         raise CheckpointError(f"{path} does not fit the task: {wrong}")
 
     def load() -> None:
-        resize_buffers(run.task, saved)
+        make_room(run.task, saved, new_buffers)
         run.strategy.load_model_state(saved)
         load_extra_state(run.task, snapshot.state.get("extra_state", {}), path)
 

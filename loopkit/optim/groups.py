@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from loopkit.checks import checked_number, shown
@@ -137,7 +138,18 @@ def _undecayed(task: nn.Module, no_decay: str | Sequence[str]) -> set[str]:
 
 
 def biases_and_norms(task: nn.Module) -> set[str]:
-    """Return the names of parameters of less than two dimensions, and of those of norm layers."""
+    """Return the names of parameters of less than two dimensions, and of those of norm layers.
+
+    Raises:
+        TaskError: a parameter is lazy, so that its shape is not known.
+    """
+    for name, parameter in task.named_parameters():
+        if is_lazy(parameter):
+            raise TaskError(
+                f"{name_of(task)}.{name} has no shape before the first batch, and which parameters "
+                "decay follows from the shapes: call the model on an example in configure_model(), "
+                "or pass no_decay=() or a pattern, or return a torch optimizer"
+            )
     found = {name for name, parameter in task.named_parameters() if dimensions(parameter) < 2}
     for prefix, module in task.named_modules():
         if isinstance(module, _NORMS) or "norm" in type(module).__name__.lower():

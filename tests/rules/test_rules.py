@@ -27,6 +27,7 @@ LAYERS = (
         "errors",
         "hparams",
         "module_state",
+        "task_changes",
         "checks",
         "monitor",
         "durations",
