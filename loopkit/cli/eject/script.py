@@ -17,7 +17,7 @@ from loopkit.cli.eject.source import Import
 _OFFERED = (
     *(
         Import(module, None, module)
-        for module in ("argparse", "math", "os", "random", "re", "torch")
+        for module in ("argparse", "gc", "math", "os", "random", "re", "torch")
     ),
     Import("torch.distributed", None, "dist"),
     Import("numpy", None, "np"),
@@ -29,6 +29,7 @@ _OFFERED = (
     Import("itertools", "islice", "islice"),
     Import("pathlib", "Path", "Path"),
     Import("typing", "Any", "Any"),
+    Import("zlib", "crc32", "crc32"),
     Import("torch", "Tensor", "Tensor"),
     Import("torch", "nn", "nn"),
     Import("torch.nn.parallel", "DistributedDataParallel", "DistributedDataParallel"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loopkit.data.micro_batches import MicroBatches
-from loopkit.errors import TaskError
+from loopkit.errors import LoopkitWarning, TaskError
 from loopkit.interop.lightning.loaders import LightningData
 from loopkit.interop.lightning.log import TRAIN, unmeasured
 from loopkit.interop.lightning.trainer import TrainerView, accepted, arguments_of
@@ -31,12 +32,15 @@ class ModuleCalls:
     Attributes:
         returned: what the last ``training_step`` returned.
         outputs: the same, detached, as ``on_train_batch_end`` gets it.
+        skipped: how many batches of the present step ``training_step`` has left out.
     """
 
     def __init__(self, module: Any, view: TrainerView, data: LightningData) -> None:
         self.module, self.view, self.data = module, view, data
         self.returned: Any = None
         self.outputs: dict[str, Any] = {}
+        self.skipped = 0
+        self._has_skipped = False
         # Read once: a strategy may put wrappers around the steps.
         self._taken = {name: arguments_of(getattr(module, name)) for name in _STEPS}
         self._batches = MicroBatches()
@@ -65,7 +69,7 @@ class ModuleCalls:
                     accepted(getattr(callback, hook), view, module, *arguments)
             return accepted(getattr(module, hook), *arguments) if hasattr(module, hook) else None
 
-    def step(self, name: str, *arguments: Any) -> Any:
+    def _step(self, name: str, *arguments: Any) -> Any:
         """Call a step of the module; return what it returns."""
         with self._named(name):
             return getattr(self.module, name)(*arguments[: self._taken[name]])
@@ -81,7 +85,7 @@ class ModuleCalls:
 
     def start_step(self, run: Run, batches: MicroBatches) -> None:
         """Start an optimizer step."""
-        self._batches, self._micro = batches, -1
+        self._batches, self._micro, self.skipped = batches, -1, 0
         self.view.stage = self.view.log.phase = TRAIN
         self.view.batch = run.progress.step_in_epoch * run.train_loader.accumulate
         self.view.log.start_step(run.accumulator)
@@ -105,12 +109,57 @@ class ModuleCalls:
                     "on_train_batch_start returned -1, which ends an epoch in Lightning: set "
                     "self.trainer.should_stop = True, or give fewer batches"
                 )
-            self.returned = self.step("training_step", batch, view.batch)
+            self.returned = self._step("training_step", batch, view.batch)
         self.outputs = _detached(self.returned)
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss of ``training_step``; for None, which skips a batch, one of 0.
+
+        Raises:
+            TaskError: it returned no loss, or skips a batch of a model that is sharded.
+        """
+        self.training_step(batch)
+        out = self.returned
+        if out is None:
+            return self._skip_batch()
+        loss = out.get("loss") if isinstance(out, Mapping) else out
+        if not isinstance(loss, Tensor):
+            raise TaskError(
+                f"{type(self.module).__name__}.training_step returned {out!r}, with no loss: "
+                "return a scalar tensor, a dict with it as 'loss', or None to skip the batch"
+            )
+        if not self._micro:
+            self.emit("on_before_zero_grad", self.view.optimizers[0])
+        self.emit("on_before_backward", loss)
+        return loss
+
+    def _skip_batch(self) -> Tensor:
+        run = self.view.run
+        assert run is not None
+        if run.strategy.sharded:
+            raise TaskError(
+                f"{type(self.module).__name__}.training_step returned None, which skips a batch, and "
+                f"{run.strategy.name} needs the backward pass of every rank: return the loss times 0"
+            )
+        if not self._has_skipped:
+            warnings.warn(
+                f"{type(self.module).__name__}.training_step returned None: the batch is skipped",
+                LoopkitWarning,
+                stacklevel=2,
+            )
+        self._has_skipped = True
+        self.skipped += 1
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return torch.stack([p.sum() * 0.0 for p in trained]).sum()
+
+    def is_skipped(self, run: Run) -> bool:
+        """Return whether a step on one rank has no batch left, so that nothing is to be updated."""
+        return self.skipped == len(self._batches) and run.strategy.dp.size == 1
 
     def end_micro_step(self) -> None:
         """Emit the end of a backward pass, and that of a batch before the last one of a step."""
-        self.emit("on_after_backward")
+        if self.returned is not None:
+            self.emit("on_after_backward")
         if self._micro < len(self._batches) - 1:
             self._end_batch()
 
@@ -170,14 +219,14 @@ class ModuleCalls:
     def evaluate(self, name: str, batch: Any) -> Any:
         """Call ``validation_step`` or ``test_step`` with the numbers of batch and data loader."""
         batch = self.data.transferred(batch, self._loader)
-        return self.step(name, batch, self.view.batch, self._loader)
+        return self._step(name, batch, self.view.batch, self._loader)
 
     def predict(self, batch: Any) -> Any:
         """Call ``predict_step`` and the events around it."""
         index, self.view.batch = self.view.batch, self.view.batch + 1
         batch = self.data.transferred(batch, 0)
         self.emit("on_predict_batch_start", batch, index, 0)
-        made = self.step("predict_step", batch, index, 0)
+        made = self._step("predict_step", batch, index, 0)
         self.emit("on_predict_batch_end", made, batch, index, 0)
         return made
 

@@ -24,14 +24,27 @@ _LEFT_OUT = {
     "configure_sharded_model": "Lightning 2 has configure_model",
     "transfer_batch_to_device": "a batch that has a method .to is moved by it",
     "on_before_batch_transfer": "do it in the data set, or in on_after_batch_transfer",
+    **dict.fromkeys(
+        (
+            "on_validation_model_eval",
+            "on_validation_model_train",
+            "on_validation_model_zero_grad",
+            "on_test_model_eval",
+            "on_test_model_train",
+            "on_predict_model_eval",
+        ),
+        "evaluation puts the module into eval mode, and back: switch parts of it in "
+        "on_validation_start, on_test_start or on_predict_start",
+    ),
 }
+_DATA_LEFT_OUT = ("transfer_batch_to_device", "on_before_batch_transfer")
 _ARGUMENTS = {
     "optimizer_idx": "Lightning 2 has manual optimization for several optimizers",
     "hiddens": "Lightning 2 has no truncated backpropagation",
     "dataloader_iter": "take batch and batch_idx",
 }
 # Callbacks that reach into Lightning's own loops, with what to do instead.
-_CALLBACKS = {
+CALLBACKS = {
     "ModelCheckpoint": "pass Fit(checkpoint=Checkpoint(best='val_loss:min'))",
     "OnExceptionCheckpoint": "loopkit saves at every end of a run",
     "EarlyStopping": "pass Fit(hooks=[EarlyStop('val_loss:min')])",
@@ -53,6 +66,7 @@ _CALLBACKS = {
     "ModelPruning": "prune in on_train_epoch_end",
     "BatchSizeFinder": "pass Fit(micro_batch='auto')",
     "LearningRateFinder": "pass Fit(hooks=[FindLR()])",
+    "SpikeDetection": "pass Fit(on_nan='skip'), or compare losses in on_train_batch_end",
     "BasePredictionWriter": "pass Fit.predict(task, writer=)",
 }
 
@@ -116,11 +130,40 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
     """
     for callback in callbacks:
         for kind in type(callback).__mro__:
-            if kind.__name__ in _CALLBACKS and kind.__module__.partition(".")[0] != "__main__":
+            if kind.__name__ in CALLBACKS and kind.__module__.partition(".")[0] != "__main__":
                 raise TaskError(
                     f"{type(callback).__name__} works inside Lightning's own loops: "
-                    f"{_CALLBACKS[kind.__name__]}"
+                    f"{CALLBACKS[kind.__name__]}"
                 )
+
+
+def check_datamodule(data: Any) -> None:
+    """Refuse a data module with methods that a LightningTask never calls.
+
+    Raises:
+        TaskError: naming the method.
+    """
+    base = next((k for k in type(data).__mro__ if k.__name__ == "LightningDataModule"), type(data))
+    for method in _DATA_LEFT_OUT:
+        if data is not None and overridden(data, base, method):
+            raise TaskError(
+                f"{type(data).__name__}.{method} is never called by a LightningTask: {_LEFT_OUT[method]}"
+            )
+
+
+def check_optimizers(optimizers: Sequence[Any], where: str) -> None:
+    """Refuse optimizers that compute gradients inside their step, as LBFGS does.
+
+    Raises:
+        TaskError: naming the optimizer.
+    """
+    for optimizer in optimizers:
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise TaskError(
+                f"{where} returned {type(optimizer).__name__}, which computes gradients several times "
+                "in one step: write a Task whose loops() return {'step': ClosureStep()}"
+            )
 
 
 def check_run(run: Run, *, manual: bool) -> None:
@@ -156,8 +199,14 @@ def check_run(run: Run, *, manual: bool) -> None:
 
 def optimizer_wrapper(base: type) -> Any:
     """Return the LightningOptimizer of the package that a module is made with."""
+    return import_module(f"{_package(base)}.core.optimizer").LightningOptimizer
+
+
+def lightning_package(module: Any) -> str:
+    """Return the package of a module's LightningModule, "lightning.pytorch" or "pytorch_lightning"."""
+    return _package(lightning_module(module) or object)
+
+
+def _package(base: type) -> str:
     package = base.__module__.rpartition(".core")[0]
-    name = "lightning.pytorch.core.optimizer"
-    if package != "lightning.pytorch":
-        name = f"{package}.core.optimizer"
-    return import_module(name).LightningOptimizer
+    return package if package == "pytorch_lightning" else "lightning.pytorch"

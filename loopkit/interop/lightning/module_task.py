@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from loopkit.errors import LoopkitWarning, TaskError
+from loopkit.errors import LoopkitWarning
 from loopkit.interop.lightning import left_out
 from loopkit.interop.lightning.calls import ModuleCalls
 from loopkit.interop.lightning.loaders import LightningData
@@ -74,6 +74,7 @@ class LightningTask(Task):
         super().__init__()
         self._base = left_out.check_module(module)
         left_out.check_callbacks(callbacks)
+        left_out.check_datamodule(datamodule)
         self.module = module
         self.view = TrainerView(module, datamodule, list(callbacks))
         given = (train_dataloaders, val_dataloaders, test_dataloaders, predict_dataloaders)
@@ -150,6 +151,7 @@ class LightningTask(Task):
         optimizers, configs = parse_optimizers(
             self.module.configure_optimizers(), where, manual=manual
         )
+        left_out.check_optimizers(optimizers, where)
         self.view.schedulers = LightningSchedulers(configs)
         self.view.strategy.wrap(optimizers, left_out.optimizer_wrapper(self._base))
         _freeze_the_rest(self.module, optimizers, where)
@@ -179,21 +181,12 @@ class LightningTask(Task):
         return self._data.prediction()
 
     def train_step(self, batch: Any) -> Tensor:
-        """Return the loss of ``training_step``.
+        """Return the loss of ``training_step``; for None, which skips a batch, one of 0.
 
         Raises:
-            TaskError: it returned none.
+            TaskError: it returned no loss, or skips a batch of a model that is sharded.
         """
-        self.calls.training_step(batch)
-        out = self.calls.returned
-        loss = out.get("loss") if isinstance(out, Mapping) else out
-        if not isinstance(loss, Tensor):
-            raise TaskError(
-                f"{type(self.module).__name__}.training_step returned {out!r}, with no loss: "
-                "return a scalar tensor, or a dict with it as 'loss'. A batch cannot be left out "
-                "by returning None: return the loss times 0"
-            )
-        return loss
+        return self.calls.loss(batch)
 
     def eval_step(self, batch: Any) -> Any:
         """Return what ``validation_step`` returns."""
