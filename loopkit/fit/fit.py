@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -139,8 +139,7 @@ class Fit:
             raise SystemExit(PREEMPTED)
         return Result.of(run)
 
-    @contextmanager
-    def prepare(self, task: Task) -> Iterator[Prepared]:
+    def prepare(self, task: Task, *others: Any) -> AbstractContextManager[Prepared]:
         """Prepare a task for a loop written by hand: processes, devices, data and optimizers.
 
         The loop computes what ``run`` computes, to the bit, on any number of ranks. It has no
@@ -154,17 +153,24 @@ class Fit:
                         prepared.backward(prepared.forward(batch))
                         prepared.step()
 
+        Args:
+            task: the task. It makes its own data and optimizers, and ``others`` takes none.
+
         Raises:
             OptionError: an option, or an event of the task, that a loop by hand would pass over.
             SystemExit: this process only started the ranks, and they have ended.
         """
+        if others:
+            raise OptionError(
+                f"Fit.prepare takes the task alone, and got a {type(others[0]).__name__} too: the "
+                "methods optimizers and train_data of the task return them"
+            )
         if start_ranks(self.options):
             raise OptionError(
                 "Fit.prepare starts ranks that run a script, and this session has none: put the loop "
                 "into a file, or give devices=1"
             )
-        with prepared(task, self.options) as ready:
-            yield ready
+        return prepared(task, self.options)
 
     def evaluate(
         self, task: Task, data: Any = None, checkpoint: str | Path | None = None

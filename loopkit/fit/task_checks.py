@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 
@@ -67,4 +68,9 @@ def explain(error: BaseException, task: Task) -> None:
         error.add_note(
             "loopkit: self.log takes name, value and reduce. Values are averaged over steps, "
             "micro-batches and ranks by themselves"
+        )
+    elif isinstance(error, TypeError) and re.search(r"unsupported operand.*'dict'", str(error)):
+        error.add_note(
+            "loopkit: a train_step that weights its loss, as that of HFTask, returns a dict. Change "
+            'the loss in it: out = super().train_step(batch); return {**out, "loss": out["loss"] + ...}'
         )

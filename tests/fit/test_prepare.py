@@ -99,6 +99,13 @@ def test_what_a_loop_by_hand_would_pass_over_is_refused(task, options, told):
         pass
 
 
+def test_objects_of_a_loop_elsewhere_are_answered():
+    with pytest.raises(
+        OptionError, match="takes the task alone, and got a SGD too: the methods opt"
+    ):
+        quiet().prepare(Tiny(), torch.optim.SGD(Tiny().parameters(), lr=1.0))
+
+
 def test_a_loss_that_is_not_finite_reaches_no_parameter():
     task = Tiny()
     before = digest(task.state_dict())
