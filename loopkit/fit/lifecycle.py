@@ -112,7 +112,7 @@ def errors_reported(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         logger.info("the run ends by %s at step %d", type(error).__name__, run.progress.step)
-        explain(error, run.task)
+        explain(error, run)
         if run.events.error is not None:
             run.events.error(run, error)
         raise
