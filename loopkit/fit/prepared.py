@@ -166,7 +166,7 @@ def prepared(task: Task, options: Options) -> Iterator[Prepared]:
                 "Loader(sharded=True) lets ranks run out of data at different times, which a loop by "
                 "hand cannot meet: leave sharded out, or train with Fit.run"
             )
-        resources.enter_context(no_gradient_outside(run.task, run.optimizers.values()))
+        resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
         with torch_settings(options):
             if run.events.setup is not None:
                 run.events.setup(run)

@@ -60,7 +60,7 @@ def _check_arguments(task: Task, step: str) -> None:
 def explain(error: BaseException, run: Run) -> None:
     """Add a note to an error that comes from another library's attribute or argument.
 
-    An index that a layer or a loss does not have is told with the samples of its step. Python
+    The error of an index out of range gets a note with the samples of its step. Python
     before 3.11 has no notes: the error stays as it is.
     """
     if sys.version_info < (3, 11):

@@ -411,7 +411,7 @@ def test_a_strategy_object_used_again_keeps_nothing_of_the_run_before():
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have notes since Python 3.11")
-def test_a_label_that_the_model_does_not_have_is_told_with_the_samples_of_its_step():
+def test_an_error_of_a_label_out_of_range_names_the_samples_of_its_step():
     class Wrong(Tiny):
         def train_data(self):
             x, y = points(60).tensors
