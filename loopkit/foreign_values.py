@@ -133,7 +133,6 @@ FIT_METHODS: Mapping[str, str] = {
     "push_to_hub": 'Fit(hooks=[PushToHub("me/model")])',
     "create_optimizer": "Task.optimizers",
     "compute_loss": "Task.train_step",
-    "prepare": Reason("Fit(...).run(task) prepares the model, the optimizers and the data"),
     "backward": "Task.train_step, which returns the loss",
 }
 

@@ -141,6 +141,7 @@ def test_a_constructor_that_sets_hparams_is_refused():
         ("self.log('a', 1.0, prog_bar=True)", "self.log takes name, value and reduce"),
         ("self.log_dict({'a': 1.0})", "a task has no log_dict"),
         ("self.current_epoch + 1", "run.progress.epoch in an event"),
+        ("return {'loss': 1.0} + 0.1", 'return {**out, "loss": out["loss"] + ...}'),
     ],
 )
 def test_an_error_by_anothers_attribute_has_a_note(line, note):

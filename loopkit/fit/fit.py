@@ -6,6 +6,7 @@ import copy
 import inspect
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -18,6 +19,7 @@ from loopkit.fit import setup
 from loopkit.fit.given_data import like_data_of
 from loopkit.fit.lifecycle import finish, inference, training
 from loopkit.fit.notebook import on_ranks
+from loopkit.fit.prepared import Prepared, prepared
 from loopkit.fit.signals import PREEMPTED
 from loopkit.fit.strategy_setup import start_ranks
 from loopkit.foreign_values import FIT_METHODS, answer
@@ -136,6 +138,39 @@ class Fit:
         if run.outcome.reason == "SIGTERM":
             raise SystemExit(PREEMPTED)
         return Result.of(run)
+
+    def prepare(self, task: Task, *others: Any) -> AbstractContextManager[Prepared]:
+        """Prepare a task for a loop written by hand: processes, devices, data and optimizers.
+
+        The loop computes what ``run`` computes, to the bit, on any number of ranks. It has no
+        events, logs and checkpoints. ``epochs`` and ``steps`` tell schedules how long it will be.
+
+        Example::
+
+            with Fit(strategy="ddp", devices=2, epochs=3).prepare(task) as prepared:
+                for epoch in range(3):
+                    for batch in prepared.batches():
+                        prepared.backward(prepared.forward(batch))
+                        prepared.step()
+
+        Args:
+            task: the task. It makes its own data and optimizers, and ``others`` takes none.
+
+        Raises:
+            OptionError: an option, or an event of the task, that a loop by hand would pass over.
+            SystemExit: this process only started the ranks, and they have ended.
+        """
+        if others:
+            raise OptionError(
+                f"Fit.prepare takes the task alone, and got a {type(others[0]).__name__} too: the "
+                "methods optimizers and train_data of the task return them"
+            )
+        if start_ranks(self.options):
+            raise OptionError(
+                "Fit.prepare starts ranks that run a script, and this session has none: put the loop "
+                "into a file, or give devices=1"
+            )
+        return prepared(task, self.options)
 
     def evaluate(
         self, task: Task, data: Any = None, checkpoint: str | Path | None = None

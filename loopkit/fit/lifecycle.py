@@ -54,7 +54,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
     run = new_run(task, options, [*hooks, *subscriptions, *([console] if console else [])])
     with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         locks = resources.enter_context(ExitStack())  # released last
-        _close_with(resources, run)
+        close_with(resources, run)
         prepare_training(run)
         resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
         resources.enter_context(fixed_parameters(run.task, name_of(run.task)))
@@ -76,7 +76,7 @@ def inference(
     """
     run = new_run(task, options, subscriptions)
     with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
-        _close_with(resources, run)
+        close_with(resources, run)
         open_strategy(run)
         with torch_settings(options):
             if checkpoint is not None:
@@ -112,7 +112,7 @@ def errors_reported(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         logger.info("the run ends by %s at step %d", type(error).__name__, run.progress.step)
-        explain(error, run.task)
+        explain(error, run)
         if run.events.error is not None:
             run.events.error(run, error)
         raise
@@ -159,7 +159,7 @@ def finish(run: Run) -> None:
     logger.info("%s at step %d %s", run.outcome.status, run.progress.step, run.outcome.reason)
 
 
-def _close_with(resources: ExitStack, run: Run) -> None:
+def close_with(resources: ExitStack, run: Run) -> None:
     """Have ``resources`` close the parts of ``run`` in reverse order, those that are open then."""
 
     def teardown(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
+import traceback
 from collections.abc import Mapping
 
 from loopkit.errors import TaskError
 from loopkit.foreign_values import ATTRIBUTES, METHODS, answer
+from loopkit.loops.check_finite import place_of
+from loopkit.run import Run
 from loopkit.task import Task, name_of, overrides
 
 _STEPS = ("train_step", "eval_step", "test_step", "predict_step")
@@ -53,13 +57,15 @@ def _check_arguments(task: Task, step: str) -> None:
         )
 
 
-def explain(error: BaseException, task: Task) -> None:
+def explain(error: BaseException, run: Run) -> None:
     """Add a note to an error that comes from another library's attribute or argument.
 
-    Python before 3.11 has no notes: the error stays as it is.
+    The error of an index out of range gets a note with the samples of its step. Python
+    before 3.11 has no notes: the error stays as it is.
     """
     if sys.version_info < (3, 11):
         return
+    task = run.task
     owner, name = getattr(error, "obj", None), getattr(error, "name", None)
     if isinstance(error, AttributeError) and owner is task and name in ATTRIBUTES:
         error.add_note(f"loopkit: a task has no {name}{answer(ATTRIBUTES, name)}")
@@ -67,4 +73,17 @@ def explain(error: BaseException, task: Task) -> None:
         error.add_note(
             "loopkit: self.log takes name, value and reduce. Values are averaged over steps, "
             "micro-batches and ranks by themselves"
+        )
+    elif isinstance(error, IndexError) and re.search(r"out of (bounds|range)", str(error)):
+        names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if run.loader is not None and "train_step" in names and "eval_step" not in names:
+            step, samples = place_of(run, 0)
+            error.add_note(
+                f"loopkit: {step}. {samples}. One of them may have a label, or the number of a word, "
+                "that is not below the number that the model has"
+            )
+    elif isinstance(error, TypeError) and re.search(r"unsupported operand.*'dict'", str(error)):
+        error.add_note(
+            "loopkit: a train_step that weights its loss, as that of HFTask, returns a dict. Change "
+            'the loss in it: out = super().train_step(batch); return {**out, "loss": out["loss"] + ...}'
         )

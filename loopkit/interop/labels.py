@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loopkit.errors import missing_extra
+from loopkit.errors import DataError, missing_extra
 
 IGNORED = -100
 """The label of positions that the loss ignores."""
@@ -59,10 +59,18 @@ class Labels:
 
         Whole numbers and booleans become int64. They become float32 for a regression and for
         several labels per sample.
+
+        Raises:
+            DataError: labels are texts.
         """
         changed = {}
         for name in self.names:
             value = batch.get(name)
+            if isinstance(value, (list, tuple)) and value and isinstance(value[0], str):
+                raise DataError(
+                    f"the column {name} holds texts, such as {value[0]!r}: give each class a number "
+                    "from 0 on, and the model the names, as id2label"
+                )
             if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
                 continue
             wanted = torch.float32 if self._are_values(value) else torch.int64

@@ -23,20 +23,33 @@ def check_finite(run: Run) -> None:
         if run.strategy.rank == 0:  # all ranks skipped the same steps
             run.accumulator.add("train/skipped_steps", count, reduce="sum")
         return
+    step, samples = place_of(run, count)
+    # With several optimizers, one may have stepped before the loss of the next one went bad.
+    since = "before that step" if len(run.optimizers) < 2 else "the last update that was finite"
+    raise NotFiniteError(
+        f"{step}: {_problem(run, count)}. {samples}. No parameter has changed since {since}. "
+        "Look at these samples, lower the learning rate, clip gradients, or pass on_nan='skip' to "
+        "leave such steps out"
+    )
+
+
+def place_of(run: Run, back: int) -> tuple[str, str]:
+    """Return the number of a step and the samples of all ranks in it, for messages.
+
+    Args:
+        run: the run.
+        back: how many completed steps ago it began; 0 for the step in work.
+    """
     progress, loader = run.progress, run.train_loader
-    first = progress.step_in_epoch - count
+    first = progress.step_in_epoch - back
     start, end = first * loader.stride(), (first + 1) * loader.stride()
     ids = loader.source.samples_at(progress.epoch, start, end)
     shown = ", ".join(map(str, ids[:_SHOWN]))
     if len(ids) > _SHOWN:
         shown += f" and {len(ids) - _SHOWN} more"
-    # With several optimizers, one may have stepped before the loss of the next one went bad.
-    since = "before that step" if len(run.optimizers) < 2 else "the last update that was finite"
-    raise NotFiniteError(
-        f"step {progress.step - count + 1} (epoch {progress.epoch}): {_problem(run, count)}. "
-        f"{loader.source.unit}: {shown}. No parameter has changed since {since}. "
-        "Look at these samples, lower the learning rate, clip gradients, or pass on_nan='skip' to "
-        "leave such steps out"
+    return (
+        f"step {progress.step - back + 1} (epoch {progress.epoch})",
+        f"{loader.source.unit}: {shown}",
     )
 
 

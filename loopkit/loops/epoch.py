@@ -208,10 +208,13 @@ def fetch(run: Run, groups: Iterator[MicroBatches]) -> MicroBatches | None:
     return batches
 
 
-def evaluate(run: Run) -> None:
+def evaluate(run: Run) -> dict[str, float]:
     """Evaluate during training: publish the metrics, and record the best. Training is not changed.
 
     Modes and random states are as before afterwards, whatever the loop or ``on_eval_end`` did.
+
+    Returns:
+        The metrics, by full name.
 
     Raises:
         MetricError: ``Checkpoint(best=)`` or a schedule names a metric of evaluations, and this one
@@ -224,6 +227,7 @@ def evaluate(run: Run) -> None:
         with row_of_its_own(run):
             if run.events.eval_end is not None:
                 run.events.eval_end(run, metrics)
+    return metrics
 
 
 @contextmanager

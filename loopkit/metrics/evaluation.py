@@ -156,7 +156,7 @@ class Evaluation:
         Collective: every rank calls it.
 
         Raises:
-            MetricError: ``compute_metrics`` did not return a mapping.
+            MetricError: ``compute_metrics`` did not return a mapping of numbers and arrays.
         """
         gather = self._communicator.all_gather_object
         found: dict[str, Any] = self._means.take(gather) | self._means_of_scalars(gather)
@@ -190,8 +190,18 @@ class Evaluation:
                 f"{name_of(self._task)}.compute_metrics returned {type(computed).__name__}: "
                 "return a dict of names to numbers"
             )
+        if "loss" in computed and self._has_loss:
+            raise MetricError(
+                f"{name_of(self._task)}.compute_metrics returned a 'loss', and so did {self._step}: "
+                "give one of them another name"
+            )
         found: dict[str, Any] = {}
         for name, value in computed.items():
+            if isinstance(value, (str, bytes, type(None))):
+                raise MetricError(
+                    f"{name_of(self._task)}.compute_metrics returned {value!r} as {name!r}: give a "
+                    "number or an array, and print texts yourself"
+                )
             found |= _named_values(value, name)
         return found
 

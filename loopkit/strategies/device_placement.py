@@ -21,19 +21,16 @@ def by_hand(
     """Return the device of every module that holds tensors, by its name.
 
     Args:
-        devices: the device of each prefix of module names; the longest that fits decides.
+        devices: the device of each prefix of module names; the longest that fits decides. The start
+            of a name may be left out where one module alone fits, as in a map of the model that a
+            task holds.
         first: the device of the task's own tensors if no prefix fits.
 
     Raises:
         OptionError: no module has a prefix, a module has no device, or a shared parameter has two.
     """
     modules = dict(task.named_modules())
-    for prefix in devices:
-        if prefix not in modules:
-            raise OptionError(
-                f"device_map names {prefix!r}, and {type(task).__name__} has no module of that "
-                f"name.{nearest(prefix, modules)} It has {', '.join(list(modules)[1:13])}"
-            )
+    devices = {_whole_name(task, prefix, modules): device for prefix, device in devices.items()}
     device_of: dict[str, torch.device] = {}
     for name, module in modules.items():
         if _own_tensors(module):
@@ -51,6 +48,28 @@ def by_hand(
                 "and they share a parameter: give both the same device"
             )
     return device_of
+
+
+def _whole_name(task: nn.Module, prefix: str, modules: Mapping[str, nn.Module]) -> str:
+    """Return the name of the module that a prefix means.
+
+    Raises:
+        OptionError: no module has that name, or several end with it.
+    """
+    if prefix in modules:
+        return prefix
+    found = [name for name in modules if name.endswith(f".{prefix}")]
+    if len(found) == 1:
+        return found[0]
+    several = f"several: {', '.join(found[:3])}. Give the whole name" if found else ""
+    raise OptionError(
+        f"device_map names {prefix!r}, and {type(task).__name__} has "
+        + (
+            several
+            or f"no module of that name.{nearest(prefix, modules)} It has "
+            f"{', '.join(list(modules)[1:13])}"
+        )
+    )
 
 
 def balanced(task: nn.Module, devices: Sequence[torch.device]) -> dict[str, torch.device]:

@@ -312,7 +312,13 @@ def test_resume_is_from_the_newest_or_a_path():
 
 # Groups of arguments as guides give them.
 SCRIPTS = {
-    "least": {"output_dir": "out", "num_train_epochs": 1, "per_device_train_batch_size": 16},
+    "the whole case": {
+        "output_dir": "out", "num_train_epochs": 1, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 64,
+        "warmup_steps": 2, "weight_decay": 0.01, "logging_dir": "logs", "logging_steps": 2, "save_total_limit": 2,
+        "evaluation_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "fp16": False,
+        "load_best_model_at_end": True, "metric_for_best_model": "f1", "greater_is_better": True,
+        "dataloader_num_workers": 1, "report_to": "tensorboard", "optim": "adamw_torch", "learning_rate": 2e-5,
+    },
     "basics": {
         "max_steps": 3, "learning_rate": 2e-5, "weight_decay": 0.01, "adam_beta2": 0.98, "adam_epsilon": 1e-6,
         "warmup_ratio": 0.1, "lr_scheduler_type": "cosine", "max_grad_norm": 0.5,
@@ -329,6 +335,10 @@ SCRIPTS = {
     "compiled": {
         "max_steps": 1, "torch_compile": True, "torch_compile_backend": "eager",
         "dataloader_drop_last": True, "dataloader_prefetch_factor": 2,
+    },
+    "fsdp": {
+        "max_steps": 1, "fsdp": "full_shard auto_wrap",
+        "fsdp_config": {"min_num_params": 2000, "backward_prefetch": "backward_pre", "forward_prefetch": True},
     },
     "ddp": {"max_steps": 1, "ddp_find_unused_parameters": False, "ddp_bucket_cap_mb": 25},
     "seeds": {

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.contract import jobs, training_jobs
+from tests.support import digest
 
 # How far the weights of each strategy may be from those of one process, after 8 steps in fp32 with
 # clipping. FSDP and DeepSpeed sum a norm from the parts of each tensor, which rounds otherwise than
@@ -178,6 +179,17 @@ def test_a_parameter_that_the_loss_does_not_reach_is_explained(pair):
 def test_a_strategy_alone_serves_a_loop_written_by_hand(pair, strategy):
     first, second = pair.call(training_jobs.by_hand, strategy)
     assert first == second == training_jobs.by_hand("single")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "task"), [("ddp", "tiny"), ("ddp", "words"), ("fsdp", "words")]
+)
+def test_a_prepared_loop_ends_with_the_bits_of_fit_run(pair, strategy, task):
+    """On 60 samples in batches of 8 a rank ends with a short batch, and one with a dummy batch."""
+    options = {"epochs": 2, "batch_size": 8, "accumulate": 2, "clip_norm": 0.5}
+    first, second = pair.call(training_jobs.prepared_loop, task, strategy=strategy, **options)
+    assert first["digest"] == second["digest"]
+    assert first["digest"] == digest(pair.call(jobs.train, strategy, task, **options)[0]["model"])
 
 
 def test_auto_is_one_process_here_and_ddp_among_several(pair):

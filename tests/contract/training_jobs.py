@@ -12,6 +12,7 @@ from loopkit import DDP, FSDP, ClosureStep, Hook, Loader, SingleDevice, Task
 from loopkit.hooks import Unfreeze
 from loopkit.optim import SGD, AdamW
 from loopkit.strategies.dtensor import full_tensor
+from tests.contract.tasks import TASKS
 from tests.support import Tiny, digest, points, quiet
 
 
@@ -64,6 +65,19 @@ def by_hand(strategy: str) -> str:
     weights = {name: full_tensor(t) for name, t in made.model_state().items()}
     made.teardown()
     return digest(weights)
+
+
+def prepared_loop(name: str, epochs: int, **options: Any) -> dict[str, Any]:
+    """Run a loop by hand over a prepared task; return its evaluation and the weights' digest."""
+    task = TASKS[name]()
+    with quiet(epochs=epochs, **options).prepare(task) as ready:
+        for _ in range(epochs):
+            for batch in ready.batches():
+                ready.backward(ready.forward(batch))
+                ready.step()
+        metrics = ready.evaluate() if ready.run.eval_data else {}
+        weights = {name: full_tensor(t) for name, t in ready.run.strategy.model_state().items()}
+    return {"digest": digest(weights), **metrics}
 
 
 def strategy_of(name: str) -> tuple[str, int]:

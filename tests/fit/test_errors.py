@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from loopkit import Checkpoint, Fit, Hook, Loader, SingleDevice, Task
 from loopkit.errors import (
@@ -406,3 +408,16 @@ def test_a_strategy_object_used_again_keeps_nothing_of_the_run_before():
     task = Poisoned(5, "loss")
     quiet(strategy=strategy, batch_size=4, on_nan="ignore", eval_every="never").run(task)
     assert all(p.isnan().any() for p in task.parameters())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have notes since Python 3.11")
+def test_an_error_of_a_label_out_of_range_names_the_samples_of_its_step():
+    class Wrong(Tiny):
+        def train_data(self):
+            x, y = points(60).tensors
+            return TensorDataset(x, torch.where(torch.arange(60) == 7, 9, y))
+
+    with pytest.raises(IndexError) as caught:
+        quiet(batch_size=4, progress=False).run(Wrong())
+    (note,) = caught.value.__notes__
+    assert re.search(r"step \d+ \(epoch 0\)\. Samples: .*\b7\b", note)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from loopkit.errors import DataError
 from loopkit.optim import SGD
 from tests.support import quiet
 
@@ -138,3 +139,9 @@ def test_generated_tokens_are_predictions_and_reach_the_metrics():
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
     alone = model.eval().generate(**inputs, max_new_tokens=4)[0]
     assert predicted[0][: len(alone)].tolist() == alone.tolist()
+
+
+def test_labels_that_are_texts_are_refused():
+    rows = [{**row, "labels": "good"} for row in samples(BERT, 4)]
+    with pytest.raises(DataError, match="the column labels holds texts, such as 'good': give each"):
+        quiet(steps=1).run(HFTask(made(BERT), rows))

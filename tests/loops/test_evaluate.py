@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from loopkit.errors import MetricError
 from tests.support import Tiny, digest, points, quiet
 
 
@@ -160,3 +161,19 @@ def test_evaluate_and_predict_with_a_checkpoints_weights(tmp_path):
         found = quiet().evaluate(Tiny(), checkpoint=where)
         assert found["eval/loss"] == result.metrics["eval/loss"]
     assert torch.equal(quiet().predict(Tiny(), checkpoint=tmp_path), quiet().predict(trained))
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"kind": "good"}, "returned 'good' as 'kind': give a number or an array"),
+        ({"loss": 5.0}, "returned a 'loss', and so did .*eval_step: give one of them another name"),
+    ],
+)
+def test_what_compute_metrics_may_not_return_is_named(found, told):
+    class Own(Tiny):
+        def compute_metrics(self, outputs):
+            return found
+
+    with pytest.raises(MetricError, match=told):
+        quiet().evaluate(Own())

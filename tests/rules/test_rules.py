@@ -63,7 +63,7 @@ LAYERS = (
         "fit.task_checks",
         "fit.strategy_setup",
     },
-    {"fit.setup", "fit.lifecycle", "result", "fit.notebook"},
+    {"fit.setup", "fit.lifecycle", "result", "fit.notebook", "fit.prepared"},
     {"fit"},
     {"cli", "__main__", "__init__"},
 )

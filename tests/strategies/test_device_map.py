@@ -200,6 +200,16 @@ def test_by_hand_the_longest_prefix_counts():
     assert places["model.blocks.1.up"] == GPUS[1]
 
 
+def test_the_start_of_a_name_may_be_left_out_where_one_module_fits():
+    task = Deep()
+    whole = by_hand(task, {"": CPU, "model.blocks": GPUS[0], "model.blocks.1": GPUS[1]}, CPU)
+    assert by_hand(task, {"": CPU, "blocks": GPUS[0], "blocks.1": GPUS[1]}, CPU) == whole
+    with pytest.raises(
+        OptionError, match=r"'norm', and Deep has several: model\.blocks\.0\.norm, "
+    ):
+        by_hand(task, {"": CPU, "norm": GPUS[0]}, CPU)
+
+
 def test_inputs_come_to_the_layer_and_outputs_back_to_the_task():
     """No tensor comes back from meta, so all that follows the blocks is there, and the outputs too."""
     task, seen = Deep(), {}
