@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from loopkit import Checkpoint, Fit
 from loopkit.errors import LoopkitError, OptionError
-from tasks.language_model import CausalTask, LanguageModel, read_texts
+from tasks.causal_text import CausalTask, read_texts
+from tasks.language_model import LanguageModel
 
 
 class FinetuneLora(CausalTask):

@@ -48,7 +48,9 @@ for until, script, *arguments in json.load(sys.stdin):
     if os.waitpid(child, 0)[1] and not until:
         sys.exit(f"{script} {arguments} failed")
 """
-CHARLM, DIGITS, SAM = (str(ROOT / "tasks" / f"{name}.py") for name in ("charlm", "digits", "sam"))
+CHARLM, DIGITS, PPO, SAM = (
+    str(ROOT / "tasks" / f"{name}.py") for name in ("charlm", "digits", "ppo", "sam")
+)
 VARIED = str(TASKS / "varied.py")
 FAST = "--progress false --loggers false --eval-every never --checkpoint.every 1000"
 # For each run: its target and options.
@@ -58,6 +60,7 @@ RUNS = {
     "digits": f"{DIGITS} --steps 50",
     "digits, accumulated": f"{DIGITS} --epochs 2 --batch-size 24 --accumulate 4 --clip-norm 0.5",
     "digits with wrong labels": f"{SAM}:NoisyDigits --rho 0 --steps 50 --data-seed 3",
+    "data that the task makes": f"{PPO} --games 8 --moves 8 --passes 2 --hidden 8 --steps 50 --batch-size 2",
     "dropout": f"{VARIED}:Classes --epochs 9 --batch-size 16 --seed 5",
     "a list as argument": f"{VARIED}:Classes --words [a,b] --hidden 5 --steps 50",
     "groups": f"{VARIED}:Groups --epochs 8 --batch-size 8 --accumulate 2 --clip-value 0.01",
