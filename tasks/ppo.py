@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from loopkit import Checkpoint, Fit, Task
+from loopkit import Checkpoint, Fit, Loader, Task
 from loopkit.errors import LoopkitError
 from loopkit.optim import Adam, OptimizerSpec, linear
 
@@ -246,8 +246,8 @@ class PPO(Task):
     def train_data(self) -> Rollouts:
         return Rollouts(self)
 
-    def eval_data(self) -> TensorDataset:
-        return TensorDataset(self.make_games(100, seed=1).state)
+    def eval_data(self) -> Loader:
+        return Loader(TensorDataset(self.make_games(100, seed=1).state), batch_size=50)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -271,7 +271,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = Fit(
             epochs=args.rollouts * task.passes,
             batch_size=4,
-            eval_batch_size=100,
             eval_every=f"{5 * task.passes} epochs",
             checkpoint=Checkpoint(every="100 steps", best="eval/return:max", load_best=True),
             resume=args.resume or None,
@@ -280,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoopkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    (starts,) = task.eval_data().tensors
+    (starts,) = task.eval_data().dataset[:]
     random = task.returns(starts, lambda state: torch.randint(task.world.actions, (len(state),)))
     found = result.best["value"]
     print(
