@@ -66,7 +66,9 @@ class TaskClasses:
         waiting: list[ast.AST] = [part for _, part in parts if not _is_method(part)]
         kept: set[tuple[str, str]] = set()
         inherited: set[str] = set()
+        seen: set[str] = set()
         while True:
+            waiting += self._helpers(waiting, seen)
             wanted |= {name for part in waiting for name in _attributes(part) if name in names}
             inherited |= {name for part in waiting for name in _super_calls(part)}
             found = {key for key in self._first(methods, wanted, inherited) if key not in kept}
@@ -74,6 +76,27 @@ class TaskClasses:
                 return kept
             kept |= found
             waiting = [methods[key] for key in found]
+
+    def _helpers(self, parts: Iterable[ast.AST], seen: set[str]) -> list[ast.AST]:
+        """Return what else of the tasks' files ``parts`` use, and what that uses.
+
+        A data set that is made with the task may call methods of it.
+
+        Args:
+            parts: parts of the task.
+            seen: names that were looked up before; new ones are added.
+        """
+        found: list[ast.AST] = []
+        waiting = list(parts)
+        while waiting:
+            names = {node.id for node in ast.walk(waiting.pop()) if isinstance(node, ast.Name)}
+            new = names - seen - self.nodes.keys()
+            seen |= new
+            for source, _ in self.nodes.values():
+                more = [part for name in new for part in source.definitions.get(name, [])]
+                found += more
+                waiting += more
+        return found
 
     def _first(
         self, methods: Mapping[tuple[str, str], ast.AST], wanted: set[str], inherited: set[str]
