@@ -48,7 +48,10 @@ for until, script, *arguments in json.load(sys.stdin):
     if os.waitpid(child, 0)[1] and not until:
         sys.exit(f"{script} {arguments} failed")
 """
-CHARLM, DIGITS, SAM = (str(ROOT / "tasks" / f"{name}.py") for name in ("charlm", "digits", "sam"))
+CHARLM, DIFFUSION, DIGITS, DISTILL, SAM = (
+    str(ROOT / "tasks" / f"{name}.py")
+    for name in ("charlm", "diffusion", "digits", "distill", "sam")
+)
 VARIED = str(TASKS / "varied.py")
 FAST = "--progress false --loggers false --eval-every never --checkpoint.every 1000"
 # For each run: its target and options.
@@ -57,6 +60,8 @@ RUNS = {
     "charlm, bf16": f"{CHARLM} --steps 50 --batch-size 8 --precision bf16 --width 32",
     "digits": f"{DIGITS} --steps 50",
     "digits, accumulated": f"{DIGITS} --epochs 2 --batch-size 24 --accumulate 4 --clip-norm 0.5",
+    "diffusion": f"{DIFFUSION} --steps 50 --batch-size 8 --width 16 --clip-norm 1.0",
+    "distillation": f"{DISTILL} --steps 50 --width 4",
     "digits with wrong labels": f"{SAM}:NoisyDigits --rho 0 --steps 50 --data-seed 3",
     "dropout": f"{VARIED}:Classes --epochs 9 --batch-size 16 --seed 5",
     "a list as argument": f"{VARIED}:Classes --words [a,b] --hidden 5 --steps 50",
@@ -221,7 +226,9 @@ def test_the_written_schedule_is_the_schedule_at_every_step(schedule, steps, per
 
 
 REFUSED = {
+    f"{ROOT}/tasks/contrastive.py": "Contrastive.on_step_end",
     f"{ROOT}/tasks/gan.py": "GanStep, a loop of your own",
+    f"{ROOT}/tasks/images.py": "derives from loopkit's HFTask",
     f"{ROOT}/tasks/sam.py": "SamStep, a loop of your own",
     f"{ROOT}/tasks/sentiment.py": "derives from loopkit's HFTask",
     f"{DIGITS} --hooks [EMA]": "the hook EMA",

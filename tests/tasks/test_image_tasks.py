@@ -44,11 +44,13 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(name, tmp_path):
     assert train(name, tmp_path / "killed") == whole
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_two_ranks_have_the_metrics_of_one_process(pair, name):
+@pytest.mark.parametrize(
+    ("name", "strategy"), [*((name, "ddp") for name in NAMES), ("contrastive", "fsdp")]
+)
+def test_two_ranks_have_the_metrics_of_one_process(pair, name, strategy):
     # A contrastive loss is of a batch: that of both ranks is one. Others accumulate.
     parts = {"batch_size": 16} if name == "contrastive" else {"batch_size": 8, "accumulate": 2}
-    (first, weights), (second, same) = pair.call(train_on_ranks, name, "ddp", batch_size=8)
+    (first, weights), (second, same) = pair.call(train_on_ranks, name, strategy, batch_size=8)
     alone, expected = train_on_ranks(name, "single", **parts)
     assert first == second == pytest.approx(alone, abs=0.01)
     for key, weight in expected.items():
@@ -58,11 +60,11 @@ def test_two_ranks_have_the_metrics_of_one_process(pair, name):
 
 def test_images_learn_and_a_pretrained_body_waits_for_its_time(tmp_path):
     torch.manual_seed(0)
-    first = images.Images(augment="none", width=32, layers=1, lr=5e-3)
-    fit = quiet(epochs=5, batch_size=32, eval_every="5 epochs", run_dir=tmp_path / "first",
+    first = images.Images(augment="none", width=32, layers=1, most=30, lr=1e-2)
+    fit = quiet(epochs=10, batch_size=16, eval_every="10 epochs", run_dir=tmp_path / "first",
                 checkpoint=True)  # fmt: skip
     result = fit.run(first)
-    assert result.metrics["eval/accuracy"] > 0.7  # one class for all: 0.1
+    assert result.metrics["eval/accuracy"] > 0.4  # one class for all: 0.1
     folder = result.export(tmp_path / "model")
     opened = transformers.AutoModelForImageClassification.from_pretrained(folder)
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
@@ -128,14 +130,13 @@ def test_a_folder_is_a_teacher_if_it_knows_the_classes(tmp_path):
 
 def test_diffusion_makes_images_of_the_class_that_is_asked_for():
     torch.manual_seed(0)
-    task = diffusion.Diffusion(width=16, steps=8)
-    fit = quiet(epochs=6, batch_size=64, eval_every="6 epochs", hooks=[EMA(0.95, warmup=True)])
-    before = fit.evaluate(task)
-    after = fit.run(task).metrics
-    assert before["eval/accuracy"] < 0.2
-    assert after["eval/accuracy"] > 0.4
-    assert after["eval/loss"] < 0.25 < 0.9 < before["eval/loss"]
-    assert after["eval/distance"] < 0.5 * before["eval/distance"]
+    task = diffusion.Diffusion(width=16, steps=8, lr=6e-3)
+    fit = quiet(epochs=8, batch_size=64, eval_every="8 epochs", hooks=[EMA(0.95, warmup=True)])
+    noise = fit.evaluate(task)
+    made = fit.run(task).metrics
+    assert made["eval/accuracy"] > 0.2 > 2 * noise["eval/accuracy"]
+    assert made["eval/loss"] < 0.25 < 0.9 < noise["eval/loss"]
+    assert made["eval/distance"] < 0.5 * noise["eval/distance"]
 
 
 def test_cuts_of_one_photo_are_found_again():
