@@ -34,7 +34,7 @@ from loopkit.errors import LoopkitError, OptionError
 from loopkit.hooks import Unfreeze
 from loopkit.interop import HFTask
 from loopkit.optim import AdamW, cosine
-from tasks.image_data import class_names, labelled_images, recut, warped
+from tasks.image_data import class_names, labelled_images, recut, save_grid, warped
 
 AUGMENT = {"none": None, "warp": warped, "cut": recut}
 
@@ -48,7 +48,8 @@ class Images(HFTask):
             if it has other classes; None makes a small vision transformer.
         augment: what is done to each image in training: "none", "warp" (turned, scaled and moved a little), or "cut"
             (cut and mirrored at random, for photos).
-        size: height and width of the images of the small model.
+        size: height and width that images get for the small model, a multiple of 4; 8 for digits, 32
+            for a folder if None.
         width: size of the vectors of the small model.
         layers: number of layers of the small model.
         most: images of each class to train on; None for all.
@@ -61,7 +62,7 @@ class Images(HFTask):
         data: str | None = None,
         model: str | None = None,
         augment: str = "warp",
-        size: int = 8,
+        size: int | None = None,
         width: int = 64,
         layers: int = 3,
         most: int | None = None,
@@ -76,9 +77,10 @@ class Images(HFTask):
             "label2id": {name: i for i, name in enumerate(names)},
         }
         if model is None:
+            size = size or (8 if data is None else 32)
             config = ViTConfig(
                 image_size=size,
-                patch_size=size // 4,
+                patch_size=2 if size < 32 else 4,
                 hidden_size=width,
                 num_hidden_layers=layers,
                 num_attention_heads=4,
@@ -141,26 +143,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frozen", type=float, default=1, help="epochs of the head alone (1)")
     parser.add_argument("--lr", type=float, help="peak rate (default: 5e-5; of a new model 1e-3)")
     parser.add_argument("--epochs", type=float, default=20, help="passes over the data (20)")
-    parser.add_argument("--picture", type=Path, help="a PNG file: what it takes for each class")
+    parser.add_argument("--picture", type=Path, help="a PNG file: a row of images that it names so")
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
     try:
         rate = args.lr or (5e-5 if args.model else 1e-3)
         task = Images(args.data, args.model, args.augment, most=args.most, lr=rate)
         freezes = args.model and args.frozen
-        result = Fit(
+        fit = Fit(
             epochs=args.epochs,
             clip_norm=1.0,
             hooks=[Unfreeze({f"{args.frozen:g} epochs": task.body})] if freezes else [],
             checkpoint=Checkpoint(best="eval/accuracy:max", load_best=True),
-        ).run(task)
+        )
+        result = fit.run(task)
         exported = export_model(result.best["checkpoint"], Path(str(result.run_dir), "best"))
     except LoopkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"accuracy {result.best['value']:.3f} after {result.best['step']} steps")
     print(f"opens with from_pretrained: {exported}")
+    if args.picture:
+        draw(fit.predict(task).argmax(-1), args.data, args.picture)
     return 0
+
+
+def draw(named: Tensor, data: str | None, path: Path, columns: int = 12) -> None:
+    """Draw a row for each class, with held-out images that the model ``named`` so, wrong ones first."""
+    images, labels = labelled_images(data, held_out=True, size=32).stacked()
+    rows = []
+    for label in range(len(class_names(data))):
+        wrong, right = ((named == label) & (labels.eq(label) == is_so) for is_so in (False, True))
+        row = torch.cat([images[wrong], images[right]])[:columns]
+        rows.append(torch.cat([row, torch.ones(columns - len(row), *images.shape[1:])]))
+    save_grid(rows, path)
 
 
 if __name__ == "__main__":
