@@ -185,7 +185,7 @@ class Distill(Task):
         return TensorDataset(*self._images(held_out=True))
 
     def checkpoint_files(self) -> Mapping[str, bytes]:
-        """Return the hash of the teacher, which stands in the place of its weights."""
+        """Return the hash of the teacher, whose weights are not saved."""
         sha = hashlib.sha256()
         for name, value in self.teachers[0].state_dict().items():
             sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())

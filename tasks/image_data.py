@@ -176,7 +176,7 @@ def read_image(path: Path, size: int | None, channels: int) -> Tensor:
         raise DataError(f"{path} is no image that Pillow reads: {error}") from error
     if size is not None:
         edge = min(image.size)
-        left, top = ((side - edge) // 2 for side in image.size)
+        left, top = ((length - edge) // 2 for length in image.size)
         image = image.resize(
             (size, size), Image.Resampling.BILINEAR, (left, top, left + edge, top + edge)
         )
@@ -210,10 +210,10 @@ def recut(image: Tensor, size: int | None = None, smallest: float = 0.4) -> Tens
     """
     height, width = image.shape[-2:]
     part = smallest + (1 - smallest) * torch.rand(()).item()
-    side = max(1, round(part * min(height, width)))
-    top = int(torch.randint(height - side + 1, ()))
-    left = int(torch.randint(width - side + 1, ()))
-    cut = image[:, top : top + side, left : left + side]
+    edge = max(1, round(part * min(height, width)))
+    top = int(torch.randint(height - edge + 1, ()))
+    left = int(torch.randint(width - edge + 1, ()))
+    cut = image[:, top : top + edge, left : left + edge]
     shape = (height, width) if size is None else (size, size)
     cut = F.interpolate(cut[None], shape, mode="bilinear", align_corners=False)[0]
     return cut.flip(-1) if torch.rand(()) < 0.5 else cut
@@ -231,4 +231,4 @@ def save_grid(rows: Sequence[Tensor], path: Path, scale: int = 4) -> None:
     grid = torch.cat(lines, dim=-2).clamp(0, 1).permute(1, 2, 0).mul(255).round().byte().numpy()
     image = Image.fromarray(grid if grid.shape[2] == 3 else grid[:, :, 0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.resize([scale * side for side in image.size], Image.Resampling.NEAREST).save(path)
+    image.resize([scale * length for length in image.size], Image.Resampling.NEAREST).save(path)

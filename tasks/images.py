@@ -46,8 +46,8 @@ class Images(HFTask):
         data: a folder with a folder of images for each class; None for scikit-learn's digits.
         model: a folder with an image classifier of transformers to fine-tune, whose head is replaced
             if it has other classes; None makes a small vision transformer.
-        augment: what is done to each image in training: "none", "warp" (turned, scaled and moved a little), or "cut"
-            (cut and mirrored at random, for photos).
+        augment: what is done to each image in training: "none", "warp" (turned, scaled and moved a
+            little), or "cut" (cut and mirrored at random, for photos).
         size: height and width that images get for the small model, a multiple of 4; 8 for digits, 32
             for a folder if None.
         width: size of the vectors of the small model.
@@ -139,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="a folder of images by class (default: digits)")
     parser.add_argument("--model", help="a folder with a classifier (default: a small new one)")
     parser.add_argument("--augment", default="warp", choices=AUGMENT, help="default: warp")
+    parser.add_argument("--size", type=int, help="height of a new model's images (8, or 32)")
     parser.add_argument("--most", type=int, help="images of each class to train on (default: all)")
     parser.add_argument("--frozen", type=float, default=1, help="epochs of the head alone (1)")
     parser.add_argument("--lr", type=float, help="peak rate (default: 5e-5; of a new model 1e-3)")
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     try:
         rate = args.lr or (5e-5 if args.model else 1e-3)
-        task = Images(args.data, args.model, args.augment, most=args.most, lr=rate)
+        task = Images(args.data, args.model, args.augment, args.size, most=args.most, lr=rate)
         freezes = args.model and args.frozen
         fit = Fit(
             epochs=args.epochs,

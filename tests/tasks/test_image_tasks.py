@@ -112,7 +112,7 @@ def test_the_teacher_makes_the_student_better_and_is_not_saved(tmp_path):
 
 def test_a_folder_is_a_teacher_if_it_knows_the_classes(tmp_path):
     data = write_digits(tmp_path / "data", [3, 7], 10)
-    teacher = images.Images(data, width=16, layers=1)
+    teacher = images.Images(data, size=8, width=16, layers=1)
     teacher.model.save_pretrained(tmp_path / "model")
     teacher.tokenizer.save_pretrained(tmp_path / "model")
     task = distill.Distill(data, str(tmp_path / "model"), size=8, labelled=2)
@@ -245,11 +245,14 @@ def test_a_pretrained_model_needs_fewer_images(tmp_path, capsys):
         write_digits(tmp_path / name, digits, 200)
         for name, digits in (("few", range(5, 10)), ("many", range(5)))
     )
-    assert images.main(["--data", many, "--epochs", "25"]) == 0
+    assert images.main(["--data", many, "--size", "8", "--epochs", "25"]) == 0
     capsys.readouterr()
     tuned = ["--model", "runs/images/1/best", "--lr", "1e-3", "--frozen", "5"]
     accuracy = []
     for more in ([], tuned):
-        assert images.main(["--data", few, "--most", "10", "--epochs", "40", *more]) == 0
+        assert (
+            images.main(["--data", few, "--most", "10", "--epochs", "40", "--size", "8", *more])
+            == 0
+        )
         accuracy += said(capsys, r"accuracy (0\.\d+) after")
     assert accuracy[1] > accuracy[0] + 0.05
