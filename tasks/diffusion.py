@@ -77,7 +77,7 @@ class Diffusion(Task):
         size: height and width that the images of a folder get; even.
         width: channels of the hidden layers; a multiple of 8.
         lr: peak learning rate.
-        steps: steps in which noise is removed when an image is made.
+        sampling_steps: steps in which noise is removed when an image is made.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Diffusion(Task):
         size: int = 16,
         width: int = 32,
         lr: float = 2e-3,
-        steps: int = 20,
+        sampling_steps: int = 20,
     ) -> None:
         super().__init__()
         if size % 2 or width % 8:
@@ -94,7 +94,8 @@ class Diffusion(Task):
                 f"Diffusion(size={size}, width={width}): the size must be even, as the network halves "
                 "it, and the width a multiple of 8"
             )
-        self.data, self.size, self.lr, self.steps = data, size, lr, steps
+        self.data, self.size, self.lr = data, size, lr
+        self.sampling_steps = sampling_steps
         self.channels = 1 if data is None else 3
         self.net = UNet(self.channels, len(class_names(data)), width)
 
@@ -120,9 +121,9 @@ class Diffusion(Task):
     def make(self, labels: Tensor, noise: Tensor) -> Tensor:
         """Return images of classes ``labels`` [n], made from ``noise`` [n, channels, height, width]."""
         image = noise
-        for step in range(self.steps, 0, -1):
+        for step in range(self.sampling_steps, 0, -1):
             now, then = (
-                torch.full((len(noise),), at / self.steps, device=noise.device)
+                torch.full((len(noise),), at / self.sampling_steps, device=noise.device)
                 for at in (step, step - 1)
             )
             signal, sigma = (part[:, None, None, None] for part in levels(now))

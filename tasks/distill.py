@@ -117,6 +117,8 @@ class Distill(Task):
         lr: float = 1e-2,
     ) -> None:
         super().__init__()
+        if temperature <= 0:
+            raise OptionError(f"temperature={temperature}: give a number above 0")
         self.data, self.size, self.labelled = data, size, labelled
         self.alpha, self.temperature, self.lr = alpha, temperature, lr
         names = class_names(data)

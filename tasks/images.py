@@ -127,7 +127,8 @@ class Prepared(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, label = self.images[index]
-        pixels = self.processor(image, do_rescale=False, return_tensors="pt")["pixel_values"][0]
+        image = (image.clamp(0, 1) * 255).round().byte()  # as it was in the file
+        pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels, "labels": label}
 
 

@@ -34,7 +34,7 @@ def made(name: str) -> Task:
     if name == "diffusion":
         from tasks.diffusion import Diffusion
 
-        return Diffusion(width=16, steps=4)
+        return Diffusion(width=16, sampling_steps=4)
     if name == "distill":
         from tasks.distill import Distill
 

@@ -69,7 +69,7 @@ def test_images_learn_and_a_pretrained_body_waits_for_its_time(tmp_path):
     opened = transformers.AutoModelForImageClassification.from_pretrained(folder)
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     image, label = labelled_images(None, held_out=True)[0]
-    pixels = processor(image, do_rescale=False, return_tensors="pt")["pixel_values"]
+    pixels = processor((image * 255).byte(), return_tensors="pt")["pixel_values"]
     assert torch.equal(opened.eval()(pixels).logits, first.eval().model(pixels).logits)
     assert opened.config.id2label[label] == class_names(None)[label]
 
@@ -130,7 +130,7 @@ def test_a_folder_is_a_teacher_if_it_knows_the_classes(tmp_path):
 
 def test_diffusion_makes_images_of_the_class_that_is_asked_for():
     torch.manual_seed(0)
-    task = diffusion.Diffusion(width=16, steps=8, lr=6e-3)
+    task = diffusion.Diffusion(width=16, sampling_steps=8, lr=6e-3)
     fit = quiet(epochs=8, batch_size=64, eval_every="8 epochs", hooks=[EMA(0.95, warmup=True)])
     noise = fit.evaluate(task)
     made = fit.run(task).metrics
@@ -177,6 +177,8 @@ def test_folders_are_read_and_what_is_wrong_with_them_is_named(tmp_path):
         images.Images(augment="wrap")
     with pytest.raises(OptionError, match="must be even"):
         diffusion.Diffusion(size=7)
+    with pytest.raises(OptionError, match="temperature=0: give a number above 0"):
+        distill.Distill(temperature=0)
 
 
 def test_patches_for_evaluation_share_no_pixel_with_the_others(tmp_path):
