@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         task.cpu().eval()
         with torch.no_grad():
             nearest = torch.cdist(task.encoder(views), task.encoder(others)).topk(5, largest=False)
-        clear = views.flatten(1).std(1).argsort(descending=True)[: 8 * 4 : 4]
+        clear = views.std((2, 3)).mean(1).argsort(descending=True)[: 8 * 4 : 4]
         rows = [torch.cat([views[i, None], others[nearest.indices[i]]]) for i in clear]
         save_grid([(row + 1) / 2 for row in rows], args.picture, scale=2)
     return 0
