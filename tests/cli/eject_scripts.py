@@ -14,9 +14,35 @@ from tests import fork_server
 from tests.cli.conftest import TASKS
 
 ROOT = Path(__file__).parents[2]
-CHARLM, DIGITS, GAN, PPO, SAM, SENTIMENT, TAGGING = (
+(
+    CHARLM,
+    CONTRASTIVE,
+    DIFFUSION,
+    DIGITS,
+    DISTILL,
+    GAN,
+    IMAGES,
+    PPO,
+    SAM,
+    SENTIMENT,
+    TAGGING,
+) = (
     str(ROOT / "tasks" / f"{name}.py")
-    for name in ("charlm", "digits", "gan", "ppo", "sam", "sentiment", "tagging")
+    for name in (
+        [
+            "charlm",
+            "contrastive",
+            "diffusion",
+            "digits",
+            "distill",
+            "gan",
+            "images",
+            "ppo",
+            "sam",
+            "sentiment",
+            "tagging",
+        ]
+    )
 )
 VARIED, WRAPPED = str(TASKS / "varied.py"), str(TASKS / "wrapped.py")
 FAST = "--progress false --loggers false --eval-every never --checkpoint.every 1000"

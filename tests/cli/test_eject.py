@@ -17,7 +17,10 @@ from loopkit.optim import schedules
 from tests.cli.conftest import TASKS
 from tests.cli.eject_scripts import (
     CHARLM,
+    CONTRASTIVE,
+    DIFFUSION,
     DIGITS,
+    DISTILL,
     FAST,
     GAN,
     PPO,
@@ -49,6 +52,8 @@ RUNS = {
     "digits, accumulated": f"{DIGITS} --epochs 1.2 --batch-size 24 --accumulate 4 --clip-norm 0.5",
     "digits with wrong labels": f"{SAM}:NoisyDigits --rho 0 --steps 6 --data-seed 3",
     "data that the task makes": f"{PPO} --games 8 --moves 8 --passes 2 --hidden 8 --steps 50 --batch-size 2",
+    "diffusion": f"{DIFFUSION} --steps 50 --batch-size 8 --width 16 --clip-norm 1.0",
+    "distillation": f"{DISTILL} --steps 50 --width 4",
     "dropout": f"{VARIED}:Classes --epochs 2 --batch-size 16 --seed 5",
     "a list as argument": f"{VARIED}:Classes --words [a,b] --hidden 5 --steps 6",
     "groups": f"{VARIED}:Groups --epochs 2 --batch-size 8 --accumulate 2 --clip-value 0.01",
@@ -195,6 +200,7 @@ def test_the_written_schedule_is_the_schedule_at_every_step(schedule, steps, per
 REFUSED = {
     f"{GAN} --strategy ddp": "GanStep, a step of your own, under strategy='ddp'",
     f"{GAN} --precision fp16": "GanStep, a step of your own, with precision='fp16'",
+    CONTRASTIVE: "Contrastive.on_step_end",
     f"{SAM} --on-nan skip": "SamStep, a step of your own, with on_nan='skip'",
     f"{VARIED}:Several --strategy ddp": "several optimizers under strategy='ddp'",
     f"{VARIED}:Repeated --weighted true": "the weight that Repeated.train_step returns",

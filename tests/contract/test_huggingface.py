@@ -71,6 +71,28 @@ def train(
     }
 
 
+def test_an_image_classifier_on_shards_resumes_and_opens(pair, tmp_path):
+    import transformers
+
+    from loopkit.checkpoint.tools import export_model
+
+    vit = {"kind": "ViTForImageClassification", "settings": {}}
+    alone = train("single", tmp_path / "alone", False, batch_size=2, accumulate=2, **vit)
+    first, _ = pair.call(train, "fsdp", tmp_path / "two", False, batch_size=2, **vit)
+    pair.call(train, "fsdp", tmp_path / "part", False, 2, batch_size=2, **vit)
+    again, _ = pair.call(train, "fsdp", tmp_path / "part", False, batch_size=2, **vit)
+    opened = transformers.AutoModelForImageClassification.from_pretrained(
+        export_model(Path(first["checkpoint"]), tmp_path / "out")
+    )
+    assert type(opened) is transformers.ViTForImageClassification
+    found = opened.state_dict()
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(first["weights"][name], weight, rtol=0, atol=2e-5)
+        assert torch.equal(again["weights"][name], first["weights"][name])
+        assert torch.equal(found[name], first["weights"][name])
+    assert first["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+
+
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("zero2", marks=pytest.mark.long)])
 def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, adapters, tmp_path):

@@ -29,6 +29,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "T5ForConditionalGeneration": (
         "T5Config", {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0},
     ),
+    "ViTForImageClassification": (
+        "ViTConfig", SMALL | {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 3},
+    ),
 }  # fmt: skip
 
 
@@ -43,9 +46,16 @@ def made(kind: str, seed: int = 0, **settings: Any) -> Any:
 
 def samples(kind: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Texts of different lengths with labels as the class wants them, and a column that no model
-    takes.
+    takes; images for ViT.
     """
     generator = torch.Generator().manual_seed(seed)
+    if kind.startswith("ViT"):
+        images = torch.randn(count, 1, 8, 8, generator=generator)
+        labels = images[:, 0, :3, 0].argmax(1).tolist()
+        return [
+            {"pixel_values": image, "text": "…", "labels": label}
+            for image, label in zip(images, labels)
+        ]
 
     def number(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=generator))

@@ -187,7 +187,9 @@ def test_the_class_is_chosen_by_auto_model(tmp_path):
     assert torch.equal(opened.eval()(**batch).logits, task.model.eval()(**batch).logits)
 
 
-@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "GPT2LMHeadModel"])
+@pytest.mark.parametrize(
+    "kind", ["BertForSequenceClassification", "GPT2LMHeadModel", "ViTForImageClassification"]
+)
 def test_stopped_and_resumed_is_bit_identical(kind, tmp_path):
     def run(run_dir, stop_at=None):
         task = task_of(kind)
