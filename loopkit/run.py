@@ -33,6 +33,16 @@ Request = Literal["eval", "save", "log", "end_epoch"]
 REQUESTS = ("eval", "save", "log", "end_epoch")
 
 
+class Screen:
+    """What a person who watches the run is told at once. This one tells nobody."""
+
+    def say(self, text: str) -> None:
+        """Show a line that stays. A signal handler may call this."""
+
+    def doing(self, text: str) -> None:
+        """Show what is done at the moment, beside the progress; "" if it is over."""
+
+
 class Interrupted(BaseException):
     """Raised by a signal while the run waits for data; all state is that of the last commit."""
 
@@ -170,6 +180,8 @@ class Record:
         metrics: the latest value of every name that was logged.
         history: one row of values per log and evaluation, each with its "step".
         best: metric, value, step and epoch of the best evaluation; empty before the first.
+        since_eval: the means of training values from one evaluation to the next; in
+            ``on_eval_end``, those of the steps before this evaluation.
         logged_at: the step at which each name was logged last.
         timings: host seconds of the steps.
         resumed_from: the checkpoint that the run was resumed from.
@@ -179,6 +191,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
+    since_eval: dict[str, float] = field(default_factory=dict)
     logged_at: dict[str, int] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
     resumed_from: Path | None = None
@@ -243,6 +256,7 @@ class Run(LogsMedia):
         record: everything measured.
         committed: the state as of the last commit that the counters do not tell.
         outcome: the end of the run.
+        screen: shows a line at once, as a signal handler needs it; the progress display, if any.
     """
 
     task: Task
@@ -269,6 +283,7 @@ class Run(LogsMedia):
     record: Record = field(default_factory=Record)
     committed: Committed = field(default_factory=Committed)
     outcome: Outcome = field(default_factory=Outcome)
+    screen: Screen = field(default_factory=Screen)
 
     @property
     def train_loader(self) -> MicroBatchLoader:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loopkit.checkpoint import Entry, checkpoints_dir, resolve_checkpoint, tools
 from loopkit.cli.args.command_parser import CommandParser
-from loopkit.console.text import columns, cut, number
+from loopkit.console.text import byte_size, columns, cut, number
 from loopkit.errors import CheckpointError, NoValidCheckpointError, OptionError, nearest
 
 USAGE = """usage: loopkit ckpt COMMAND [...]
@@ -69,7 +69,7 @@ def checkpoint_table(entries: Sequence[Entry]) -> list[str]:
     names = sorted({name for entry in entries for name in entry.metrics if name not in SPEED})
     rows = [["checkpoint", "step", "kind", "size", *names, ""]]
     for entry in entries:
-        size = _size_text(_size(entry)) if entry.manifest else "-"
+        size = byte_size(_size(entry)) if entry.manifest else "-"
         metrics = [number(entry.metrics[name]) if name in entry.metrics else "-" for name in names]
         head = [entry.path.name, f"{entry.step:,}", entry.kind, size]
         rows.append([*head, *metrics, entry.problem or ""])
@@ -78,13 +78,6 @@ def checkpoint_table(entries: Sequence[Entry]) -> list[str]:
 
 def _size(entry: Entry) -> int:
     return sum(record.size for record in entry.manifest.files.values()) if entry.manifest else 0
-
-
-def _size_text(size: int) -> str:
-    for unit, scale in (("kB", 1e3), ("MB", 1e6)):
-        if size < 1000 * scale:
-            return f"{size / scale:,.1f} {unit}"
-    return f"{size / 1e9:,.2f} GB"
 
 
 def _facts(entry: Entry) -> dict[str, object]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from loopkit.console.eta import total_steps
 from loopkit.console.layer_table import count_parameters
+from loopkit.console.next_lines import continue_line
 from loopkit.console.text import duration
 from loopkit.console.text import number as shown
 from loopkit.task import name_of
@@ -44,8 +45,8 @@ def start_banner(run: Run) -> list[str]:
     return lines
 
 
-def end_banner(run: Run) -> str:
-    """Return one line that says how the run ended."""
+def end_banner(run: Run) -> list[str]:
+    """Return lines that say how the run ended, and how to continue it if it was interrupted."""
     progress, best = run.progress, run.record.best
     reason = f" ({run.outcome.reason})" if run.outcome.reason else ""
     steps = f"{progress.step:,} step{'s' * (progress.step != 1)}"
@@ -54,4 +55,5 @@ def end_banner(run: Run) -> str:
     if isinstance(value, (int, float)):
         text += f", best {name or 'metric'} {shown(value)}"
         text += f" at step {best['step']:,}" if "step" in best else ""
-    return text
+    continues = run.outcome.status == "interrupted" and run.checkpointer is not None
+    return [text, *([continue_line(run.run_dir)] if continues and run.run_dir else [])]

@@ -7,8 +7,8 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 
+from loopkit.console.display import Display
 from loopkit.errors import OptionError, nearest
-from loopkit.events import Hook
 
 KINDS = {
     "rich": ("loopkit.console.rich_progress", "RichProgress"),
@@ -16,7 +16,7 @@ KINDS = {
 }
 
 
-def build_progress(option: object) -> Hook | None:
+def build_progress(option: object) -> Display | None:
     """Return the hook for ``Fit(progress=option)``.
 
     Args:
@@ -37,7 +37,7 @@ def build_progress(option: object) -> Hook | None:
             f"progress={option!r} is not known: give one of {', '.join(known)} or False.{hint}"
         )
     module, name = KINDS[option]
-    hook: Hook = getattr(import_module(module), name)()
+    hook: Display = getattr(import_module(module), name)()
     return hook
 
 
