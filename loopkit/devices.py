@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ def peak_bytes() -> int | None:
     with suppress(OSError):
         return process_bytes("VmHWM")
     try:
-        import resource
+        resource = import_module("resource")
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loopkit.checkpoint.tools import export_model
+from loopkit.console.html import result_html
 from loopkit.console.next_lines import next_lines
 from loopkit.console.summary import result_summary
 from loopkit.devices import peak_memory
@@ -50,10 +51,10 @@ class Result:
     epoch: int
     metrics: dict[str, float]
     best: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]] = field(repr=False)
     checkpoint: Path | None
     run_dir: Path | None
-    timings: dict[str, float]
+    timings: dict[str, float] = field(repr=False)
     progress: Progress = field(repr=False, default_factory=Progress)
     peak_memory: int | None = field(repr=False, default=None)
     loaded: Path | None = field(repr=False, default=None)
@@ -82,6 +83,10 @@ class Result:
             loaded=record.best.get("checkpoint") if loads_best else None,
             _ranks=run.strategy.world_size,
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: status, metrics, curves, and the next lines to type."""
+        return result_html(self)
 
     def summary(self) -> str:
         """Return the outcome as text: status, times, metrics, the best one, and what to type next."""

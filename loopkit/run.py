@@ -14,7 +14,7 @@ from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader
 from loopkit.data.sources import Source
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError
-from loopkit.events import Events, Hook
+from loopkit.events import Announcer, Events, Hook
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.media import LogsMedia, Media
 from loopkit.metrics.accumulator import MetricAccumulator
@@ -31,16 +31,6 @@ if TYPE_CHECKING:
 
 Request = Literal["eval", "save", "log", "end_epoch"]
 REQUESTS = ("eval", "save", "log", "end_epoch")
-
-
-class Screen:
-    """What a person who watches the run is told at once. This one tells nobody."""
-
-    def say(self, text: str) -> None:
-        """Show a line that stays. A signal handler may call this."""
-
-    def doing(self, text: str) -> None:
-        """Show what is done at the moment, beside the progress; "" if it is over."""
 
 
 class Interrupted(BaseException):
@@ -283,7 +273,7 @@ class Run(LogsMedia):
     record: Record = field(default_factory=Record)
     committed: Committed = field(default_factory=Committed)
     outcome: Outcome = field(default_factory=Outcome)
-    screen: Screen = field(default_factory=Screen)
+    screen: Announcer = field(default_factory=Announcer)
 
     @property
     def train_loader(self) -> MicroBatchLoader:

@@ -12,8 +12,7 @@ from loopkit.console.banner import end_banner, start_banner
 from loopkit.console.epoch_table import EpochTable
 from loopkit.console.eta import SpeedEstimate
 from loopkit.console.next_lines import where_it_is_left
-from loopkit.events import Hook
-from loopkit.run import Screen
+from loopkit.events import Announcer, Hook
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -23,7 +22,7 @@ _NEVER = float("inf")
 _SHARE = 0.002
 
 
-class Display(Hook, Screen):
+class Display(Hook, Announcer):
     """Show the start of a run, its progress now and then, a row per evaluation, and its end.
 
     Rank 0 alone shows anything. Between two drawings, a step only reads the clock. Drawings become

@@ -22,7 +22,7 @@ MARK = " *"
 
 
 @dataclass(frozen=True)
-class Row:
+class EvaluationRow:
     """One evaluation.
 
     Attributes:
@@ -75,7 +75,7 @@ class EpochTable:
             lines.insert(0, f"(* is the best {best_by(run)} so far)")
         return lines
 
-    def row(self, run: Run, metrics: Mapping[str, float]) -> Row:
+    def row(self, run: Run, metrics: Mapping[str, float]) -> EvaluationRow:
         """Return the row of an evaluation with all its columns."""
         epoch = epoch_now(run)
         trained = run.record.since_eval.get("train/loss")
@@ -93,7 +93,7 @@ class EpochTable:
             for name, title in speed.items()
             if name in metrics
         }
-        return Row(cells | found | last, tuple(found), self._is_best(run, metrics))
+        return EvaluationRow(cells | found | last, tuple(found), self._is_best(run, metrics))
 
     def _is_best(self, run: Run, metrics: Mapping[str, float]) -> bool:
         monitor = monitor_of(run)
@@ -110,7 +110,7 @@ class EpochTable:
         self._best = value
         return True
 
-    def _fitted(self, row: Row, steps: int | None) -> dict[str, str]:
+    def _fitted(self, row: EvaluationRow, steps: int | None) -> dict[str, str]:
         """Return the cells that fit: metrics go before the speed, and a count says what is left."""
         speed = [name for name in ("Runtime", "Samples/s") if name in row.cells]
         base = {n: t for n, t in row.cells.items() if n not in row.metrics and n not in speed}

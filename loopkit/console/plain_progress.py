@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from loopkit.console.display import Display
 from loopkit.console.eta import epoch_text, estimate
+from loopkit.console.latest_values import shown_values
 from loopkit.console.text import duration, rate
-from loopkit.console.values import shown_values
 
 if TYPE_CHECKING:
     from loopkit.run import Run

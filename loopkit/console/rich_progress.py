@@ -18,8 +18,8 @@ from rich.text import Text
 from loopkit.console.display import Display
 from loopkit.console.epoch_table import MARK
 from loopkit.console.eta import epoch_text, estimate
+from loopkit.console.latest_values import shown_values, values_line
 from loopkit.console.text import cut, duration, pad, rate, width
-from loopkit.console.values import shown_values, values_line
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -38,8 +38,8 @@ class Screen(Console):
         raise BrokenPipeError("nobody reads the progress any more")
 
 
-class Lines:
-    """Lines of styled text for rich, ready to write: they need no measuring and no layout."""
+class BarLines:
+    """BarLines of styled text for rich, ready to write: they need no measuring and no layout."""
 
     def __init__(self, lines: list[list[Segment]]) -> None:
         self.lines = lines
@@ -123,7 +123,7 @@ class RichProgress(Display):
             text.append(("\n" if number else "") + line, style="bold green" if best else "")
         self._screen().print(text, soft_wrap=True)
 
-    def _lines(self, run: Run) -> Lines:
+    def _lines(self, run: Run) -> BarLines:
         """Return the bar, the last values or what is being done, and the bar of an evaluation."""
         cells, fancy = self._screen().width, self._screen().encoding.startswith("utf")
         eta = estimate(run, self._speed.rate)
@@ -142,7 +142,7 @@ class RichProgress(Display):
             lines.append([Segment(" " * _LABEL + cut(self._activity, cells - _LABEL), _BOLD)])
         else:
             lines.append(self._values(run, cells))
-        return Lines([line for line in lines if line])
+        return BarLines([line for line in lines if line])
 
     def _values(self, run: Run, cells: int) -> list[Segment]:
         values = shown_values(run, self._tokens.rate)

@@ -68,6 +68,11 @@ class Fit:
         self.options = Options(**options)
         self._subscriptions: list[Subscription] = []
 
+    def __repr__(self) -> str:
+        given = vars(self.options).items()
+        changed = [f"{name}={value!r}" for name, value in given if value != getattr(Options, name)]
+        return f"Fit({', '.join(changed)})"
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"Fit has no {name!r}{answer(FIT_METHODS, name)}")
 

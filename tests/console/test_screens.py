@@ -80,16 +80,16 @@ def test_without_a_terminal_that_moves_its_cursor_there_are_plain_lines(where, t
 def test_ctrl_c_is_answered_within_the_step_and_again_leaves_at_once(tmp_path):
     once = watched(tmp_path / "once", "interrupt")
     heard = "Ctrl-C: finishing step 7, its state is saved then. Ctrl-C again leaves at once"
-    assert once.index(heard) < once.index("the step goes on")
+    assert once.index(heard) < once.index("the step continues")
     assert f"saved {tmp_path}/once/checkpoints/step-000000000007" in once
-    goes_on = f"To continue: the same with Fit(run_dir='{tmp_path}/once', resume='auto')"
-    assert once.index("Interrupted (SIGINT): 7 steps in 0:00") + 1 == once.index(goes_on)
+    continues = f"To continue: the same with Fit(run_dir='{tmp_path}/once', resume='auto')"
+    assert once.index("Interrupted (SIGINT): 7 steps in 0:00") + 1 == once.index(continues)
     twice = watched(tmp_path / "once", "again")
     assert f"  resumed  {tmp_path}/once/checkpoints/step-000000000007, at step 7" in twice
     left = watched(tmp_path / "left", "leave", columns=120)
     assert heard in left
     assert "Left in step 7, which is not saved; the newest checkpoint is" in "".join(left)
-    assert "the step goes on" not in left
+    assert "the step continues" not in left
 
 
 def test_a_save_that_takes_long_is_on_the_screen(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from loopkit import Fit
+from loopkit import Checkpoint, Fit
 from tests.support import Tiny
 
 
@@ -27,7 +27,7 @@ class Watched(Tiny):
             os.kill(os.getpid(), signal.SIGINT)
             if self.ending == "leave":
                 os.kill(os.getpid(), signal.SIGINT)
-            print("the step goes on")
+            print("the step continues")
         logits = self.net(batch[0])
         accuracy = (logits.argmax(-1) == batch[1]).float().mean()
         loss = torch.nn.functional.cross_entropy(logits, batch[1])
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     run_dir, ending = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
     fit = Fit(
         epochs=2, batch_size=8, run_dir=run_dir, eval_every="4 steps", seed=1,
-        checkpoint=True, loggers=("jsonl",), resume="auto",
+        checkpoint=Checkpoint(background=False), loggers=("jsonl",), resume="auto",
     )  # fmt: skip
     if ending == "leave":
         fit.on("step_start", lambda run, batches: run.progress.step == 2 and run.request("save"))
