@@ -47,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
     interrupted = result.status == "interrupted"
     if is_rank_zero():
         print(result.summary())
-        if interrupted and result.run_dir is not None and result.checkpoint is not None:
+        shown = fit.options.progress not in (False, None)  # then the display has said it
+        if interrupted and not shown and result.run_dir is not None and result.checkpoint:
             line = continue_line(result.run_dir)
             print(f"loopkit: interrupted at step {result.step}. {line}", file=sys.stderr)
     return INTERRUPTED if interrupted else 0

@@ -29,13 +29,7 @@ def start_banner(run: Run) -> list[str]:
     if length.seconds is not None:
         lengths.append(f"at most {duration(length.seconds)}")
     lines = [f"{name_of(run.task)}: {count_parameters(run.task)}", f"  on       {hardware}"]
-    groups = [
-        f"{group.get('name', index)} {sum(p.numel() for p in group['params']):,}"
-        for optimizer in run.optimizers.values()
-        for index, group in enumerate(optimizer.param_groups)
-    ]
-    if len(groups) > 1:
-        lines.append(f"  groups   {', '.join(groups)}")
+    lines += _groups_line(run)
     if lengths:
         lines.append(f"  for      {', '.join(lengths)}")
     if run.run_dir is not None:
@@ -43,6 +37,22 @@ def start_banner(run: Run) -> list[str]:
     if run.record.resumed_from is not None:
         lines.append(f"  resumed  {run.record.resumed_from}, at step {run.progress.step:,}")
     return lines
+
+
+def _groups_line(run: Run) -> list[str]:
+    """Return a line about the parameter groups; nothing if there is one group."""
+    counts = {
+        str(group.get("name", index)): sum(p.numel() for p in group["params"])
+        for optimizer in run.optimizers.values()
+        for index, group in enumerate(optimizer.param_groups)
+    }
+    if counts.keys() == {"decay", "no_decay"}:
+        return [
+            f"  decay    of {counts['decay']:,} weights; {counts['no_decay']:,} in biases and norms "
+            "have none"
+        ]
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return [f"  groups   {shown}"] if len(counts) > 1 else []
 
 
 def end_banner(run: Run) -> list[str]:

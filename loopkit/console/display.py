@@ -135,6 +135,10 @@ class Display(Hook, Announcer):
         with suppress(RuntimeError):  # the signal came while the program wrote to the same stream
             self._shown(lambda: None)
 
+    def note(self, text: str) -> None:
+        """Show a line outside of a run."""
+        self._shown(lambda: self._print(text))
+
     def doing(self, text: str) -> None:
         """Show what is done at the moment; "" if it is over."""
         if self._run is not None and text != self._activity:

@@ -43,6 +43,10 @@ class HtmlProgress(Display):
         self._lines: list[str] = []
         self._bars = ""
 
+    def note(self, text: str) -> None:
+        """Show a line outside of a run."""
+        self._show(block(text_lines([text])))
+
     def _print(self, *lines: str) -> None:
         (self._lines if self._bars else self._head).extend(lines)
         if self._bars:

@@ -25,6 +25,7 @@ def shown_values(run: Run, tokens_per_second: float | None = None) -> dict[str, 
     metrics = {**run.metrics, **run.accumulator.newest()}
     training = {name.removeprefix("train/"): v for name, v in metrics.items() if _of_training(name)}
     rates = {name: v for name, v in metrics.items() if name == "lr" or name.startswith("lr/")}
+    rates |= _rates_now(run)
     measured = {n: v for n, v in metrics.items() if n.startswith("eval/") and not is_speed(n)}
     late = {name: training.pop(name) for name in _LATE if name in training}
     if "loss" in training:
@@ -38,6 +39,13 @@ def shown_values(run: Run, tokens_per_second: float | None = None) -> dict[str, 
     if memory is not None:
         found["memory"] = byte_size(memory)
     return found
+
+
+def _rates_now(run: Run) -> dict[str, float]:
+    """Return the learning rates of this moment, under the names of the log."""
+    found = {name: each.param_groups[0]["lr"] for name, each in run.optimizers.items()}
+    named = {"lr" if len(found) == 1 else f"lr/{name}": rate for name, rate in found.items()}
+    return {name: rate for name, rate in named.items() if isinstance(rate, (int, float))}
 
 
 def _of_training(name: str) -> bool:

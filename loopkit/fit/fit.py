@@ -10,7 +10,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from loopkit.console import build_progress
 from loopkit.data.sources import open_source
+from loopkit.distributed.environment import is_rank_zero
 from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Subscription
@@ -272,6 +274,7 @@ def _dry_run(fit: Fit, task: Task) -> Result:
             "eval_first": False,
             "eval_after": None,
             "log_every": 1,
+            "progress": False,
             "hooks": hooks,
         }
         if options.eval_every != "never":
@@ -281,4 +284,11 @@ def _dry_run(fit: Fit, task: Task) -> Result:
         first.run(copy.deepcopy(task))
         result = fit.with_options(**changes, resume="auto").run(task)
         result.run_dir = result.checkpoint = None
+        result._next = {}
+    console = build_progress(options.progress)
+    if console is not None and is_rank_zero():
+        measured = ", an evaluation" if any(n.startswith("eval/") for n in result.metrics) else ""
+        console.note(
+            f"dry run: a step{measured}, a save, a resume and another step were done. Nothing is kept"
+        )
     return result

@@ -178,7 +178,7 @@ def test_an_epoch_in_part_is_a_fraction_and_a_loss_not_logged_yet_a_dash():
 
 
 @pytest.mark.parametrize(
-    ("option", "says"), [("rch", "Did you mean 'rich'"), (3, "auto, rich, plain or False")]
+    ("option", "says"), [("rch", "Did you mean 'rich'"), (3, "auto, rich, html, plain or False")]
 )
 def test_an_unknown_kind_of_progress_is_refused(option, says):
     with pytest.raises(OptionError, match=says):

@@ -84,9 +84,9 @@ def run(argv: Sequence[str]) -> int:
         trials = _listed(sweep, combinations)
     interrupted = _run_all(sweep, trials, request)
     if as_json:
-        print(json.dumps([asdict(trial) for trial in sweep.trials], indent=2))
+        print(json.dumps([asdict(trial) for trial in sweep.trials], indent=2), flush=True)
     else:
-        print("\n".join(sweep.table()))
+        print("\n".join(sweep.table()), flush=True)
     _say_how_to_continue(sweep, request.target, interrupted)
     return INTERRUPTED if interrupted else 0 if sweep.best() is not None else 1
 
