@@ -178,6 +178,16 @@ class Subscription(Hook):
             self.function(run, *rest)
 
 
+class Announcer:
+    """Shows a person who watches the run what happens, at once. This one shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Show a line that stays. A signal handler may call this."""
+
+    def doing(self, text: str) -> None:
+        """Show what is done at the moment, beside the progress; "" if it is over."""
+
+
 def _fan_out(calls: Sequence[Callable[..., None]]) -> Callable[..., None] | None:
     if len(calls) <= 1:
         return calls[0] if calls else None

@@ -118,7 +118,8 @@ class Options:
         hooks: the hooks to call, in this order.
         loggers: where to log: names ("jsonl", "csv", "tensorboard", "wandb", "mlflow", "comet",
             "clearml", "trackio") or Logger objects.
-        progress: how to show progress: "auto", "rich", "plain" or False.
+        progress: how to show progress: "auto", "rich" (a terminal), "html" (a notebook), "plain" or
+            False.
         compile: compiles the task with torch.compile: True, or a Compile with its settings.
         activation_checkpointing: recomputes activations in the backward pass to save memory: "full"
             (every block), "every:2", "select:<regular expression>" or "class:<name>"; "offload"
@@ -209,7 +210,7 @@ class Options:
     def _check_choices(self) -> None:
         checked_choice(self.rng, "rng", RNGS)
         checked_choice(self.on_nan, "on_nan", ON_NAN)
-        checked_choice(self.progress, "progress", ("auto", "rich", "plain", True, False))
+        checked_choice(self.progress, "progress", ("auto", "rich", "html", "plain", True, False))
         checked_choice(self.debug, "debug", (None, "numerics"))
         checked_choice(self.micro_batch, "micro_batch", (None, "auto"))
         if ":" not in self.accelerator:

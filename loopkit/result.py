@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from loopkit.checkpoint.tools import export_model
+from loopkit.console.html import result_html
+from loopkit.console.next_lines import next_lines
 from loopkit.console.summary import result_summary
+from loopkit.devices import peak_memory
 from loopkit.distributed.once import once
 from loopkit.errors import CheckpointError
 from loopkit.run import Progress, Run
@@ -36,6 +39,8 @@ class Result:
             backward), "update", "framework" (everything outside the user's code, the data and the
             optimizer) and "step", their sum.
         progress: all counters of the run.
+        peak_memory: the most bytes that torch held on this rank's GPU, or that the process held in
+            memory on the CPU; None if that is not known.
         loaded: the checkpoint whose weights the task has after ``Checkpoint(load_best=True)``; None
             if it has those of the last step.
     """
@@ -46,12 +51,14 @@ class Result:
     epoch: int
     metrics: dict[str, float]
     best: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]] = field(repr=False)
     checkpoint: Path | None
     run_dir: Path | None
-    timings: dict[str, float]
+    timings: dict[str, float] = field(repr=False)
     progress: Progress = field(repr=False, default_factory=Progress)
+    peak_memory: int | None = field(repr=False, default=None)
     loaded: Path | None = field(repr=False, default=None)
+    _next: dict[str, str] = field(repr=False, default_factory=dict)
     _ranks: int = field(repr=False, default=1)
 
     @classmethod
@@ -71,13 +78,24 @@ class Result:
             run_dir=run.run_dir,
             timings=record.timings.per_step(),
             progress=run.progress,
+            peak_memory=peak_memory(run.strategy.device),
+            _next=next_lines(run),
             loaded=record.best.get("checkpoint") if loads_best else None,
             _ranks=run.strategy.world_size,
         )
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: status, metrics, curves, and the next lines to type."""
+        return result_html(self)
+
     def summary(self) -> str:
-        """Return the outcome as text: status, metrics, files, and the time of a step by part."""
+        """Return the outcome as text: status, times, metrics, the best one, and what to type next."""
         return result_summary(self)
+
+    @property
+    def next_lines(self) -> dict[str, str]:
+        """Lines to type next: "evaluate", "predict" and "load". Empty if nothing was saved."""
+        return dict(self._next)
 
     def export(self, directory: str | Path) -> Path:
         """Write weights as ``model.safetensors`` into a new directory.

@@ -14,7 +14,7 @@ from loopkit.data.micro_batches import MicroBatches, MicroBatchLoader
 from loopkit.data.sources import Source
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError
-from loopkit.events import Events, Hook
+from loopkit.events import Announcer, Events, Hook
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.media import LogsMedia, Media
 from loopkit.metrics.accumulator import MetricAccumulator
@@ -171,6 +171,8 @@ class Record:
         metrics: the latest value of every name that was logged.
         history: one row of values per log and evaluation, each with its "step".
         best: metric, value, step and epoch of the best evaluation; empty before the first.
+        since_eval: the means of training values from one evaluation to the next; in
+            ``on_eval_end``, those of the steps before this evaluation.
         logged_at: the step at which each name was logged last.
         timings: host seconds of the steps.
         resumed_from: the checkpoint that the run was resumed from.
@@ -180,6 +182,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
+    since_eval: dict[str, float] = field(default_factory=dict)
     logged_at: dict[str, int] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
     resumed_from: Path | None = None
@@ -244,6 +247,7 @@ class Run(LogsMedia):
         record: everything measured.
         committed: the state as of the last commit that the counters do not tell.
         outcome: the end of the run.
+        screen: shows a line at once, as a signal handler needs it; the progress display, if any.
     """
 
     task: Task
@@ -270,6 +274,7 @@ class Run(LogsMedia):
     record: Record = field(default_factory=Record)
     committed: Committed = field(default_factory=Committed)
     outcome: Outcome = field(default_factory=Outcome)
+    screen: Announcer = field(default_factory=Announcer)
 
     @property
     def train_loader(self) -> MicroBatchLoader:

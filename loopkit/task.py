@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -87,6 +88,14 @@ class Task(LogsMedia, nn.Module):
         self.__dict__["hparams"] = hparams.record(cls, args, kwargs)
         self.__dict__["log_collector"] = LogCollector()
         return self
+
+    def __repr__(self) -> str:
+        said = {name: reprlib.repr(value) for name, value in self.hparams.items()}
+        given = ", ".join(f"{name}={text}" for name, text in said.items() if text != "()")
+        _, _, modules = super().__repr__().removesuffix(")").rstrip().partition("(")
+        return f"{type(self).__name__}({given})" + (
+            f"\n{modules.strip(chr(10))}" if modules else ""
+        )
 
     def train_step(self, batch: Any) -> Any:
         """Return the loss of one micro-batch.

@@ -23,6 +23,7 @@ from loopkit.checkpoint.reader import (
     read_manifest,
     verify_checkpoint,
 )
+from loopkit.checkpoint.run_dirs import no_run_in
 from loopkit.checkpoint.snapshot import Snapshot
 from loopkit.checkpoint.store import Store
 from loopkit.errors import (
@@ -148,6 +149,8 @@ def _resolve(
         return found
     if not path.is_dir():
         raise CheckpointError(f"{option}{path}: there is no such checkpoint or run directory")
+    if problem := no_run_in(path):
+        raise CheckpointError(f"{option}{problem}")
     return path, read_checkpoint(store, path) if load else None
 
 

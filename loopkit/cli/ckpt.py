@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopkit.checkpoint import Entry, checkpoints_dir, resolve_checkpoint, tools
+from loopkit.checkpoint import Entry, resolve_checkpoint, tools
+from loopkit.checkpoint.run_dirs import no_run_in
 from loopkit.cli.args.command_parser import CommandParser
-from loopkit.console.text import columns, cut, number
+from loopkit.console.text import byte_size, columns, cut, number
 from loopkit.errors import CheckpointError, NoValidCheckpointError, OptionError, nearest
 
 USAGE = """usage: loopkit ckpt COMMAND [...]
@@ -18,8 +19,8 @@ USAGE = """usage: loopkit ckpt COMMAND [...]
   ls RUN_DIR             list the checkpoints of a run: step, size, metrics
   verify PATH            compare every byte with what was written;
                          exit code 65 if any differs
-  diff A B               show what changed between two checkpoints;
-                         exit code 1 if anything did
+  diff A B               show what changed between two checkpoints, or the
+                         newest ones of two runs; exit code 1 if anything did
   export CHECKPOINT DIR  write the weights as model.safetensors, and the
                          task's arguments as loopkit.json
   import FILE RUN_DIR    write the weights of a file of torch.save, such as
@@ -54,6 +55,8 @@ def ls(argv: Sequence[str]) -> int:
     if not given.run_dir.is_dir():
         raise CheckpointError(f"there is no run directory {given.run_dir}")
     entries = tools.list_checkpoints(given.run_dir)
+    if not entries and (problem := no_run_in(given.run_dir)):
+        raise CheckpointError(problem)
     if given.json:
         lines = [json.dumps(_facts(entry)) for entry in entries]
     else:
@@ -69,7 +72,7 @@ def checkpoint_table(entries: Sequence[Entry]) -> list[str]:
     names = sorted({name for entry in entries for name in entry.metrics if name not in SPEED})
     rows = [["checkpoint", "step", "kind", "size", *names, ""]]
     for entry in entries:
-        size = _size_text(_size(entry)) if entry.manifest else "-"
+        size = byte_size(_size(entry)) if entry.manifest else "-"
         metrics = [number(entry.metrics[name]) if name in entry.metrics else "-" for name in names]
         head = [entry.path.name, f"{entry.step:,}", entry.kind, size]
         rows.append([*head, *metrics, entry.problem or ""])
@@ -78,13 +81,6 @@ def checkpoint_table(entries: Sequence[Entry]) -> list[str]:
 
 def _size(entry: Entry) -> int:
     return sum(record.size for record in entry.manifest.files.values()) if entry.manifest else 0
-
-
-def _size_text(size: int) -> str:
-    for unit, scale in (("kB", 1e3), ("MB", 1e6)):
-        if size < 1000 * scale:
-            return f"{size / scale:,.1f} {unit}"
-    return f"{size / 1e9:,.2f} GB"
 
 
 def _facts(entry: Entry) -> dict[str, object]:
@@ -121,23 +117,24 @@ def diff(argv: Sequence[str]) -> int:
     parser = CommandParser(
         "ckpt diff", "Show what changed from checkpoint A to B. Exit code 1 if anything did."
     )
-    parser.add_argument("a", type=Path, metavar="A")
-    parser.add_argument("b", type=Path, metavar="B")
+    what = "a checkpoint, or a run directory for its newest valid checkpoint"
+    parser.add_argument("a", type=Path, metavar="A", help=what)
+    parser.add_argument("b", type=Path, metavar="B", help=what)
     parser.add_argument(
         "--all", action="store_true", help=f"show more than {MOST_CHANGES} changes of a kind"
     )
     given = parser.parse_args(argv)
-    for path in (given.a, given.b):
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is no checkpoint: there is no such directory")
-        if checkpoints_dir(path).is_dir():
-            raise CheckpointError(
-                f"{path} is a run directory: name one of its checkpoints. "
-                f"loopkit ckpt ls {path} lists them"
-            )
-    found = tools.diff_checkpoints(given.a, given.b)
+    chosen = [resolve_checkpoint(path) for path in (given.a, given.b)]
+    for name, path, typed in zip("AB", chosen, (given.a, given.b)):
+        if path != typed:
+            print(f"{name} is {path}")
+    found = tools.diff_checkpoints(chosen[0], chosen[1])
     gaps = {
-        name: "other dtype or shape" if gap is None else number(gap)
+        name: "other dtype or shape"
+        if gap is None
+        else f"{gap:,.0f}"
+        if gap.is_integer()
+        else number(gap)
         for name, gap in found.changed.items()
     }
     states = {path: (cut(repr(a), 40), cut(repr(b), 40)) for path, (a, b) in found.state.items()}

@@ -21,6 +21,7 @@ EVALUATE = Command(
     "Measure a task on its evaluation data and print the metrics.",
     OPTIONS,
     hidden=("checkpoint",),
+    examples=("--checkpoint runs/first", "--checkpoint runs/first --json"),
 )
 
 

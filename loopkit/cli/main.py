@@ -21,16 +21,21 @@ INTERRUPTED = 130
 # The module of each command below loopkit.cli, and what the command does. A module is imported when
 # its command runs, so that help does not wait for torch.
 COMMANDS = {
+    "init": ("init", "write a first file, which trains as it is"),
     "fit": ("fit", "train a task"),
+    "resume": ("resume", "continue a run that loopkit fit started"),
     "evaluate": ("evaluate", "measure a task on its evaluation data"),
     "test": ("test", "measure a task on its test data"),
     "predict": ("predict", "write a task's predictions"),
     "eject": ("eject.eject", "write the plain PyTorch script of a run"),
+    "lr-find": ("lr_find", "find a learning rate in a short test"),
+    "sweep": ("sweep.sweep", "train with several values of some options, and compare"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
     "report": ("report", "show what a run did, from its files"),
     "bench": ("bench.bench", "measure a task's time and memory, by precision or over a grid"),
     "convert-args": ("convert_args", "turn a Trainer's arguments into a Fit"),
     "doctor": ("doctor", "show what this machine has: versions, devices, extras"),
+    "completion": ("completion", "print the shell's completion of commands and options"),
 }
 ALIASES = {
     "train": "fit",
@@ -40,6 +45,9 @@ ALIASES = {
     "checkpoint": "ckpt",
     "checkpoints": "ckpt",
     "benchmark": "bench",
+    "continue": "resume",
+    "new": "init",
+    "tune": "lr-find",
 }
 USAGE = """usage: loopkit COMMAND [...]
 
@@ -73,6 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except BrokenPipeError:  # the reader of stdout has gone, as with `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except SyntaxError as error:
+            lines = "".join(traceback.format_exception_only(error)).rstrip()
+            exit_failed_rank(error, lines)
+            print(f"{lines}\nloopkit: {error.filename} is not valid Python", file=sys.stderr)
             return 1
         except Exception as error:
             shown = error.with_traceback(_without_cli(error.__traceback__))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from loopkit.console.eta import total_steps
 from loopkit.console.layer_table import count_parameters
+from loopkit.console.next_lines import continue_line
 from loopkit.console.text import duration
 from loopkit.console.text import number as shown
 from loopkit.task import name_of
@@ -28,13 +29,7 @@ def start_banner(run: Run) -> list[str]:
     if length.seconds is not None:
         lengths.append(f"at most {duration(length.seconds)}")
     lines = [f"{name_of(run.task)}: {count_parameters(run.task)}", f"  on       {hardware}"]
-    groups = [
-        f"{group.get('name', index)} {sum(p.numel() for p in group['params']):,}"
-        for optimizer in run.optimizers.values()
-        for index, group in enumerate(optimizer.param_groups)
-    ]
-    if len(groups) > 1:
-        lines.append(f"  groups   {', '.join(groups)}")
+    lines += _groups_line(run)
     if lengths:
         lines.append(f"  for      {', '.join(lengths)}")
     if run.run_dir is not None:
@@ -44,8 +39,24 @@ def start_banner(run: Run) -> list[str]:
     return lines
 
 
-def end_banner(run: Run) -> str:
-    """Return one line that says how the run ended."""
+def _groups_line(run: Run) -> list[str]:
+    """Return a line about the parameter groups; nothing if there is one group."""
+    counts = {
+        str(group.get("name", index)): sum(p.numel() for p in group["params"])
+        for optimizer in run.optimizers.values()
+        for index, group in enumerate(optimizer.param_groups)
+    }
+    if counts.keys() == {"decay", "no_decay"}:
+        return [
+            f"  decay    of {counts['decay']:,} weights; {counts['no_decay']:,} in biases and norms "
+            "have none"
+        ]
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return [f"  groups   {shown}"] if len(counts) > 1 else []
+
+
+def end_banner(run: Run) -> list[str]:
+    """Return lines that say how the run ended, and how to continue it if it was interrupted."""
     progress, best = run.progress, run.record.best
     reason = f" ({run.outcome.reason})" if run.outcome.reason else ""
     steps = f"{progress.step:,} step{'s' * (progress.step != 1)}"
@@ -54,4 +65,5 @@ def end_banner(run: Run) -> str:
     if isinstance(value, (int, float)):
         text += f", best {name or 'metric'} {shown(value)}"
         text += f" at step {best['step']:,}" if "step" in best else ""
-    return text
+    continues = run.outcome.status == "interrupted" and run.checkpointer is not None
+    return [text, *([continue_line(run.run_dir)] if continues and run.run_dir else [])]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from loopkit.console.text import columns, cut, megabytes, width
+from loopkit.console.text import byte_size, columns, cut, width
 from loopkit.nested import map_tensors
 from loopkit.preserve import preserved_modes
 
@@ -36,7 +36,7 @@ class ParameterCount:
     def __str__(self) -> str:
         """Return the counts as one line."""
         trained = "all" if self.trainable == self.total else f"{self.trainable:,}"
-        text = f"{self.total:,} parameters, {trained} trainable, {megabytes(self.size)}"
+        text = f"{self.total:,} parameters, {trained} trainable, {byte_size(self.size)}"
         return text + (f"; {self.lazy} more without a shape yet" if self.lazy else "")
 
 

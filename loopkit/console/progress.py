@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 
+from loopkit.console.display import Display
 from loopkit.errors import OptionError, nearest
-from loopkit.events import Hook
 
 KINDS = {
     "rich": ("loopkit.console.rich_progress", "RichProgress"),
+    "html": ("loopkit.console.html_progress", "HtmlProgress"),
     "plain": ("loopkit.console.plain_progress", "PlainProgress"),
 }
 
 
-def build_progress(option: object) -> Hook | None:
+def build_progress(option: object) -> Display | None:
     """Return the hook for ``Fit(progress=option)``.
 
     Args:
-        option: "rich", "plain", "auto" or True for a bar on a terminal and in a notebook and plain
-            lines elsewhere, False or None for no hook.
+        option: "rich", "html", "plain", "auto" or True for the one that suits: a bar on a terminal,
+            a bar and a table in a notebook, plain lines elsewhere. False or None for no hook.
 
     Raises:
         OptionError: the option is none of these.
@@ -29,7 +29,7 @@ def build_progress(option: object) -> Hook | None:
     if option is None or option is False:
         return None
     if option is True or option == "auto":
-        option = "rich" if on_terminal() or in_notebook() else "plain"
+        option = "html" if in_notebook() else "rich" if on_terminal() else "plain"
     if not isinstance(option, str) or option not in KINDS:
         known = ("auto", *KINDS)
         hint = nearest(str(option), known)
@@ -37,7 +37,7 @@ def build_progress(option: object) -> Hook | None:
             f"progress={option!r} is not known: give one of {', '.join(known)} or False.{hint}"
         )
     module, name = KINDS[option]
-    hook: Hook = getattr(import_module(module), name)()
+    hook: Display = getattr(import_module(module), name)()
     return hook
 
 
@@ -51,5 +51,7 @@ def on_terminal() -> bool:
 
 
 def in_notebook() -> bool:
-    """Return whether this is a Jupyter kernel that can redraw its output."""
-    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
+    """Return whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return hasattr(shell, "kernel")

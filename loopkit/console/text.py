@@ -59,9 +59,31 @@ def rate(per_second: float | None) -> str:
     return f"{per_second:.1f} it/s" if per_second < 1000 else f"{per_second:,.0f} it/s"
 
 
-def megabytes(size: int) -> str:
-    """Return bytes in MB."""
-    return f"{size / 1e6:,.2f} MB" if size < 1e8 else f"{size / 1e6:,.0f} MB"
+def byte_size(size: int) -> str:
+    """Return bytes as ``456 B``, ``38.4 kB``, ``12.3 MB``, ``269 MB`` or ``1.20 GB``."""
+    if size < 1000:
+        return f"{size} B"
+    for unit, scale in (("kB", 1e3), ("MB", 1e6)):
+        if size < 999.5 * scale:
+            return (
+                f"{size / scale:.1f} {unit}" if size < 100 * scale else f"{size / scale:.0f} {unit}"
+            )
+    return f"{size / 1e9:,.2f} GB"
+
+
+def amount(name: str, value: float) -> str:
+    """Return the value of a metric with its unit, where the name tells the unit."""
+    if name.endswith("runtime"):
+        return f"{value:.2f} s" if value < 100 else duration(value)
+    if name.endswith("_per_second"):
+        per_second = f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+        return f"{per_second} {name.rpartition('/')[2].removesuffix('_per_second')}/s"
+    return number(value)
+
+
+def is_speed(name: str) -> bool:
+    """Return whether a metric of an evaluation measures its time, and not the model."""
+    return name.endswith(("/runtime", "/samples_per_second"))
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[bool], gap: int = 2) -> list[str]:

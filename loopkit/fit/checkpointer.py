@@ -71,6 +71,7 @@ class Checkpointer:
         """
         if self._saved_step == run.progress.step and not run.triggers.is_requested("eval"):
             return
+        run.screen.doing(f"saving the state of step {run.progress.step:,} …")
         if self.settings.background:
             # Retention of the next save may delete the last one: listeners get it before.
             self._report(run, self._on_writing_ranks(self._background.wait))
@@ -78,6 +79,7 @@ class Checkpointer:
         self._report(run, self._on_writing_ranks(lambda: self._write(snapshot)))
         self._saved_step = run.progress.step
         self._in_flight = self._saved_step if self.settings.background else None
+        run.screen.doing("")
 
     def poll(self, run: Run) -> None:
         """Emit ``on_save`` for each background save that is finished; raise the error of one."""
@@ -97,7 +99,10 @@ class Checkpointer:
 
     def finish(self, run: Run) -> None:
         """Wait for the background save."""
+        if self._in_flight is not None:
+            run.screen.doing(f"waiting for the save of step {self._in_flight:,} …")
         self._report(run, self._on_writing_ranks(self._background.close))
+        run.screen.doing("")
 
     def close(self) -> None:
         """Destroy the process group of the background writers, however the run ended."""

@@ -11,7 +11,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from loopkit.console import build_progress
 from loopkit.data.sources import open_source
+from loopkit.distributed.environment import is_rank_zero
 from loopkit.durations import Duration
 from loopkit.errors import OptionError
 from loopkit.events import Subscription
@@ -69,6 +71,11 @@ class Fit:
             )
         self.options = Options(**options)
         self._subscriptions: list[Subscription] = []
+
+    def __repr__(self) -> str:
+        given = vars(self.options).items()
+        changed = [f"{name}={value!r}" for name, value in given if value != getattr(Options, name)]
+        return f"Fit({', '.join(changed)})"
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"Fit has no {name!r}{answer(FIT_METHODS, name)}")
@@ -302,6 +309,7 @@ def _dry_run(fit: Fit, task: Task) -> Result:
             "eval_first": False,
             "eval_after": None,
             "log_every": 1,
+            "progress": False,
             "hooks": hooks,
         }
         if options.eval_every != "never":
@@ -311,4 +319,11 @@ def _dry_run(fit: Fit, task: Task) -> Result:
         first.run(copy.deepcopy(task))
         result = fit.with_options(**changes, resume="auto").run(task)
         result.run_dir = result.checkpoint = None
+        result._next = {}
+    console = build_progress(options.progress)
+    if console is not None and is_rank_zero():
+        measured = ", an evaluation" if any(n.startswith("eval/") for n in result.metrics) else ""
+        console.note(
+            f"dry run: a step{measured}, a save, a resume and another step were done. Nothing is kept"
+        )
     return result

@@ -52,6 +52,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
     console = build_progress(options.progress)
     hooks = [Numerics()] if options.debug == "numerics" else []
     run = new_run(task, options, [*hooks, *subscriptions, *([console] if console else [])])
+    run.screen = console or run.screen
     with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         locks = resources.enter_context(ExitStack())  # released last
         close_with(resources, run)

@@ -14,6 +14,14 @@ from loopkit.run import Interrupted, Run
 PREEMPTED = 143
 
 
+def _heard(run: Run, number: int) -> str:
+    """Return a line that says what a signal starts."""
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    saves = "its state is saved then" if run.checkpointer is not None else "nothing is saved"
+    again = ". Ctrl-C again leaves at once" if number == signal.SIGINT else ""
+    return f"{name}: finishing step {run.progress.step + 1:,}, {saves}{again}"
+
+
 @contextmanager
 def signals(run: Run) -> Iterator[None]:
     """Inside, SIGINT and SIGTERM save and end the run after the current step; SIGUSR1 only saves.
@@ -30,6 +38,7 @@ def signals(run: Run) -> Iterator[None]:
         if number == signal.SIGINT and requested is not None and requested[0] == "interrupted":
             raise KeyboardInterrupt
         run.end("interrupted", signal.Signals(number).name)
+        run.screen.say(_heard(run, number))
         if run.committed.waiting_for_data:  # no step is half done, and the data may never come
             raise Interrupted
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from loopkit.hooks.lr_monitor import LRMonitor
     from loopkit.hooks.model_summary import ModelSummary
     from loopkit.hooks.numerics import Numerics
+    from loopkit.hooks.optuna_prune import OptunaPrune
     from loopkit.hooks.profiler import Profiler
     from loopkit.hooks.push_to_hub import PushToHub
     from loopkit.hooks.swa import SWA
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from loopkit.hooks.unfreeze import Unfreeze
 
 __all__ = [
-    "EMA", "SWA", "Curves", "EarlyStop", "FindLR", "GradMonitor", "LRMonitor", "ModelSummary", "Numerics", "Profiler",
-    "PushToHub", "Throughput", "Unfreeze",
+    "EMA", "SWA", "Curves", "EarlyStop", "FindLR", "GradMonitor", "LRMonitor", "ModelSummary", "Numerics",
+    "OptunaPrune", "Profiler", "PushToHub", "Throughput", "Unfreeze",
 ]  # fmt: skip
 
 _HOMES = {
     "Curves": "curves", "EarlyStop": "early_stop", "EMA": "ema", "FindLR": "find_lr", "GradMonitor": "grad_monitor",
-    "LRMonitor": "lr_monitor", "ModelSummary": "model_summary", "Numerics": "numerics", "Profiler": "profiler",
+    "LRMonitor": "lr_monitor", "ModelSummary": "model_summary", "Numerics": "numerics",
+    "OptunaPrune": "optuna_prune", "Profiler": "profiler",
     "PushToHub": "push_to_hub", "SWA": "swa", "Throughput": "throughput", "Unfreeze": "unfreeze",
 }  # fmt: skip
 

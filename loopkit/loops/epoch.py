@@ -220,6 +220,7 @@ def evaluate(run: Run) -> dict[str, float]:
         MetricError: ``Checkpoint(best=)`` or a schedule names a metric of evaluations, and this one
             did not give it.
     """
+    run.record.since_eval = run.accumulator.take_means(run.strategy.dp.all_gather_object)
     with preserved_modes(run.task, run.strategy.device), measured_set(run.task, "eval"):
         metrics = run.loops.eval.run(run, run.eval_data)
         read_evaluation(run, metrics)

@@ -23,13 +23,17 @@ def _single_rank(value: Any) -> list[Any]:
 class MetricAccumulator:
     """Named scalars since the last log. Adding a scalar keeps a reference and reads nothing.
 
+    Besides, sums are kept from one evaluation to the next, for ``take_means``.
+
     ``math.fsum`` sums the values themselves, so an average depends neither on when the values were
     read from the device nor on a checkpoint in between.
     """
 
-    __slots__ = ("_fetched", "_pending")
+    __slots__ = ("_fetched", "_pending", "_sums")
 
     def __init__(self) -> None:
+        # Σ value · weight and Σ weight of what was read since the last take_means
+        self._sums: dict[str, tuple[float, float]] = {}
         self._pending: dict[str, tuple[str, list[Any]]] = {}
         self._fetched: dict[str, tuple[str, list[tuple[float, float]]]] = {}
 
@@ -81,6 +85,39 @@ class MetricAccumulator:
         self._fetched = {}
         return {name: _reduced(reduce, pairs) for name, (reduce, pairs) in gathered.items()}
 
+    def take_means(self, gather: Gather = _single_rank) -> dict[str, float]:
+        """Return the mean of each averaged name since the last call, over all ranks.
+
+        Values that a log took are included, and the next log still gets those that none took.
+        Values of a checkpoint are not: after a resume, the means begin at the resume.
+        """
+        self._fetch()
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        for part in gather(self._sums):
+            for name, (total, weight) in part.items():
+                pairs.setdefault(name, []).append((total, weight))
+        self._sums = {}
+        sums = {
+            name: (sum(t for t, _ in each), sum(w for _, w in each)) for name, each in pairs.items()
+        }
+        return {name: total / weight for name, (total, weight) in sums.items() if weight}
+
+    def newest(self, most: int = 20) -> dict[str, float]:
+        """Return the mean of the ``most`` last values of each averaged name since the last log.
+
+        It reads this rank's memory alone: a name whose values are on another device is left out.
+        """
+        found = {}
+        for name, (reduce, pairs) in self._pending.items():
+            last = pairs[-most:]
+            if reduce == "mean" and not any(
+                _elsewhere(value) or _elsewhere(w) for value, w in last
+            ):
+                total, weight = _sum([(float(value), float(w)) for value, w in last])
+                if weight:
+                    found[name] = total / weight
+        return found
+
     def _gathered(self, gather: Gather) -> dict[str, Any]:
         self._fetch()
         merged: dict[str, Any] = {}
@@ -112,7 +149,12 @@ class MetricAccumulator:
         for name, (reduce, pairs) in self._pending.items():
             values = _numbers(name, [value for value, _ in pairs])
             weights = _numbers(f"{name}'s weight", [weight for _, weight in pairs])
-            self._fetched.setdefault(name, (reduce, []))[1].extend(zip(values, weights))
+            read = list(zip(values, weights))
+            self._fetched.setdefault(name, (reduce, []))[1].extend(read)
+            if reduce == "mean":
+                total, weight = self._sums.get(name, (0.0, 0.0))
+                more, its_weight = _sum(read)
+                self._sums[name] = (total + more, weight + its_weight)
         self._pending = {}
 
 
@@ -122,6 +164,19 @@ def as_float(value: Any) -> float:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+
+
+def _sum(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Return Σ value · weight and Σ weight; a value of weight zero may be NaN."""
+    pairs = [(value, weight) for value, weight in pairs if weight]
+    return math.fsum(v * w for v, w in pairs), math.fsum(w for _, w in pairs)
+
+
+def _elsewhere(value: Any) -> bool:
+    """Return whether a value is on a device for which the CPU would have to wait, or no scalar."""
+    if isinstance(value, Tensor):
+        return value.device.type != "cpu" or value.numel() != 1
+    return not isinstance(value, (int, float))
 
 
 def _numbers(name: str, values: list[Any]) -> list[float]:

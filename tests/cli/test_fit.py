@@ -276,7 +276,8 @@ def test_help_shows_every_option_with_type_default_and_meaning(loopkit, shapes):
     from loopkit.options import Options
 
     out = loopkit.ok("fit", shapes, "--help")
-    assert all(re.search(rf"^  --{f.name}( |$)", out, re.MULTILINE) for f in fields(Options))
+    names = [f.name.replace("_", "-") for f in fields(Options)]
+    assert all(re.search(rf"^  --{name}( |$)", out, re.MULTILINE) for name in names)
     assert "  --hidden                width of the hidden layer. [int, default 8]\n" in out
     assert "  --task.seed             of the weights. [int, default 3]\n" in out
     assert "  --checkpoint.keep       how many of the newest checkpoints to keep" in out

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,8 +87,11 @@ def test_ctrl_c_saves_and_ends_with_130_saying_how_to_continue(tmp_path):
     code, _, err = _interrupted(tmp_path, signal.SIGINT)
     assert code == 130, err
     step = list_checkpoints(tmp_path / "r")[-1].step
-    assert f"interrupted at step {step}. To continue, add: --run-dir r --resume auto" in err
-    words = ["fit", SHAPES, "--steps", step + 2, "--run-dir", "r", "--resume", "auto"]
+    assert re.search(
+        rf"^Interrupted \(SIGINT\): {step} steps? in .*\nTo continue: loopkit resume r$", err, re.M
+    )
+    assert "saved r/checkpoints/step-" in err
+    words = ["resume", "r", "--steps", step + 2, "--pause", "0"]
     done = program(*words, cwd=tmp_path, run=fork_server.run)
     assert done.returncode == 0, done.stderr
     assert list_checkpoints(tmp_path / "r")[-1].step == step + 2

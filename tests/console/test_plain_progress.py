@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from made_runs import Clock, evaluate, made_run, take_step
 
+from loopkit import Checkpoint
 from loopkit.console import build_progress
 from loopkit.console.epoch_table import EpochTable
 from loopkit.console.plain_progress import PlainProgress
 from loopkit.durations import RunLength
 from loopkit.errors import OptionError
+from loopkit.options import Options
 
 
 def shown(clock: Clock, **fields: object) -> tuple[object, io.StringIO]:
@@ -25,23 +28,25 @@ def test_a_run_reads_as_a_log(tmp_path):
     clock = Clock()
     run, file = shown(clock, metrics={"train/loss": 0.75, "lr": 3e-4})
     run.events.fit_start(run)
-    for _ in range(200):
-        take_step(run, clock, 0.0625)
-        if run.progress.step_in_epoch == 0:
-            evaluate(run, clock, loss=0.5, accuracy=0.9)
+    for loss, accuracy in ((0.5, 0.9), (0.6, 0.91)):
+        for _ in range(100):
+            take_step(run, clock, 0.0625)
+        run.record.since_eval = {"train/loss": loss + 0.1}
+        evaluate(run, clock, loss=loss, accuracy=accuracy)
     run.record.best = {"metric": "eval/accuracy", "value": 0.9, "step": 100}
     run.events.fit_end(run)
     assert (
         file.getvalue()
         == """\
-Digits: 9,610 parameters, all trainable, 0.04 MB
+Digits: 9,610 parameters, all trainable, 38.4 kB
   on       cpu, fp32, SingleDevice
   for      4 epochs, 400 steps
   in       runs/digits/3
-     Epoch        Step  Training Loss  Validation Loss    Accuracy     Runtime   Samples/s
-------------------------------------------------------------------------------------------
-         1         100         0.7500           0.5000      0.9000      0.40 s     2,500.0
-         2         200         0.7500           0.5000      0.9000      0.40 s     2,500.0
+(* is the best validation loss so far)
+Epoch    Step  Training Loss  Validation Loss   Accuracy    Runtime  Samples/s
+------------------------------------------------------------------------------
+    1     100         0.6000           0.5000     0.9000     0.40 s      2,500 *
+    2     200         0.7000           0.6000     0.9100     0.40 s      2,500
 step 200/400 (50%) | epoch 3/4 | loss 0.7500 | lr 3.00e-04 | 16.0 it/s | 0:12 elapsed | 0:12 left
 Finished: 200 steps in 0:12, best eval/accuracy 0.9000 at step 100
 """
@@ -125,43 +130,55 @@ def test_a_pipe_nobody_reads_any_more_stops_the_printing_and_nothing_else():
 
 def test_the_header_comes_again_when_the_columns_change():
     table, run = EpochTable(), made_run()
-    assert len(table.lines(run, {"eval/loss": 1.0})) == 3
+    assert len(table.lines(run, {"eval/loss": 1.0})) == 4  # with what the star means
     assert len(table.lines(run, {"eval/loss": 2.0})) == 1
     header, _, row = table.lines(run, {"eval/loss": 2.0, "eval/val_a/mIoU": 0.5})
-    assert header.split() == [
-        "Epoch",
-        "Step",
-        "Training",
-        "Loss",
-        "Validation",
-        "Loss",
-        "val_a/mIoU",
-    ]
+    assert re.split("  +", header.strip()) == ["Epoch", "Step", "Training Loss", "Validation Loss", "val_a/mIoU"]  # fmt: skip
     assert len(header) == len(row)
 
 
-def test_the_table_keeps_to_six_metrics_and_to_the_width_of_the_screen():
-    metrics = {
-        "eval/loss": 1.0,
-        **{f"eval/metric_{n}": n / 10 for n in range(20)},
-        "eval/runtime": 123.0,
-    }
-    wide = EpochTable().lines(made_run(), metrics)
-    assert wide[0].count("Metric") == 6
-    assert wide[2].split()[-1] == "2:03"
-    narrow = EpochTable(100).lines(made_run(), metrics)
-    assert narrow[0].count("Metric") == 2
-    assert max(map(len, narrow)) <= 100
+@pytest.mark.parametrize(
+    ("cells", "shown", "more", "speed"),
+    [
+        (None, 6, "+14 more", 1),
+        (200, 6, "+14 more", 1),
+        (100, 3, "+17 more", 0),
+        (80, 2, "+18 more", 0),
+        (60, 0, "+20 more", 0),
+    ],
+)
+def test_metrics_go_before_the_speed_and_those_that_do_not_fit_are_counted(
+    cells, shown, more, speed
+):
+    metrics = {f"eval/metric_{n}": n / 10 for n in range(20)}
+    run = made_run(since_eval={"train/loss": 0.5})
+    lines = EpochTable(cells).lines(
+        run, {"eval/loss": 1.0, **metrics, "eval/runtime": 123.0, "eval/samples_per_second": 10.0}
+    )
+    assert lines[1].count("Metric") == shown
+    assert more in lines[1]
+    assert lines[1].count("Samples/s") == speed
+    assert max(map(len, lines)) <= (cells or 1000)
+
+
+def test_the_best_row_is_that_of_the_monitor_of_the_run_and_of_earlier_attempts():
+    run = made_run(history=[{"step": 1, "eval/f1": 0.5}, {"step": 1, "train/loss": 0.1}])
+    run.options, run.progress.step = Options(checkpoint=Checkpoint(best="eval/f1:max")), 2
+    table = EpochTable()
+    marks = [table.lines(run, {"eval/f1": f1})[-1].endswith(" *") for f1 in (0.4, 0.6, 0.5, 0.7)]
+    assert marks == [False, True, False, True]
+    assert not table.lines(run, {"eval/f1": float("nan")})[-1].endswith("*")
 
 
 def test_an_epoch_in_part_is_a_fraction_and_a_loss_not_logged_yet_a_dash():
     run = made_run(length=RunLength(100, 400, 4))
     run.progress.step = run.progress.step_in_epoch = 25
-    assert EpochTable().lines(run, {"eval/loss": 1.0})[2].split() == ["0.25", "25", "-", "1.0000"]
+    row = EpochTable().lines(run, {"eval/loss": 1.0})[3]
+    assert row.split() == ["0.25", "25", "-", "1.0000", "*"]
 
 
 @pytest.mark.parametrize(
-    ("option", "says"), [("rch", "Did you mean 'rich'"), (3, "auto, rich, plain or False")]
+    ("option", "says"), [("rch", "Did you mean 'rich'"), (3, "auto, rich, html, plain or False")]
 )
 def test_an_unknown_kind_of_progress_is_refused(option, says):
     with pytest.raises(OptionError, match=says):

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
 import textwrap
@@ -13,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from made_runs import Clock, evaluate, made_run, take_step
+from terminals import in_terminal, screen_of
 
 import loopkit
 from loopkit.console.rich_progress import RichProgress, Screen
 from loopkit.durations import RunLength
-from tests import fork_server
 
 
 def shown(clock: Clock, width: int = 100, **fields: object) -> tuple[object, io.StringIO]:
@@ -47,7 +44,10 @@ def test_the_bar_shows_epoch_step_speed_time_and_the_last_values():
         take_step(run, clock, 0.125)
     run.events.fit_end(run)
     last = frames(file.getvalue())[-1].splitlines()
-    assert re.fullmatch(r"Epoch 2/4  ━+╸ +150/400  8.0 it/s  0:18 < 0:31", last[0])
+    assert re.fullmatch(r"Epoch 2/4  ━+─+ 150/400  8.0 it/s  0:18 < 0:31", last[0])
+    assert last[0].count("━") / len(re.findall("[━─]", last[0])) == pytest.approx(
+        150 / 400, abs=0.02
+    )
     assert last[1] == "           loss 0.7500   lr 3.00e-04   eval/accuracy 0.9000"
     assert last[2] == "Finished: 150 steps in 0:18"
 
@@ -64,8 +64,8 @@ def test_redraws_are_bounded_by_the_clock_and_a_step_in_between_costs_one_look_a
     before = clock.reads
     for _ in range(10_000):
         take_step(run, clock, 0.001)
-    assert 90 <= len(drawn) <= 100
-    assert clock.reads - before == 10_000
+    assert 36 <= len(drawn) <= 40  # four a second
+    assert clock.reads - before == 10_000 + len(drawn)  # which measures what a drawing takes
     run.events.fit_end(run)
 
 
@@ -77,20 +77,10 @@ def test_an_evaluation_has_a_bar_of_its_own_and_leaves_a_row():
     evaluate(run, clock, loss=0.5, accuracy=0.25)
     run.events.fit_end(run)
     text = "\n".join(frames(file.getvalue()))
-    assert re.search(r"Evaluating ━+.* 3/8 batches", text)
+    assert re.search(r"Evaluating +━+─+ [56]/8 batches", text)
     assert text.count("Validation Loss") == 1
-    assert re.search(r"^ +0.01 +1 +- +0.5000 +0.2500 +0.40 s +2,500.0 *$", text, re.MULTILINE)
+    assert re.search(r"^ +0.01 +1 +- +0.5000 +0.2500 +0.40 s +2,500 \* *$", text, re.MULTILINE)
     assert "Evaluating" not in text[text.rindex("Epoch 1/4") :]
-
-
-def test_an_evaluation_outside_training_cleans_up_after_itself():
-    clock = Clock()
-    run, file = shown(clock)
-    stdout, stderr = sys.stdout, sys.stderr
-    evaluate(run, clock, loss=0.5)
-    assert (sys.stdout, sys.stderr) == (stdout, stderr)
-    assert "Epoch 1/4" not in file.getvalue()
-    assert "0.5000" in file.getvalue()
 
 
 def test_no_frame_is_wider_than_the_screen():
@@ -153,7 +143,10 @@ def test_an_error_stops_the_bar_and_gives_the_streams_back():
     take_step(run, clock, 1.0)
     run.events.error(run, KeyboardInterrupt())
     assert (sys.stdout, sys.stderr) == (stdout, stderr)
-    assert file.getvalue().endswith("\x1b[?25h")
+    assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("─")
+    assert file.getvalue().endswith(
+        "\x1b[?25hLeft in step 2, which is not saved; there is no checkpoint\n"
+    )
     length = len(file.getvalue())
     take_step(run, clock, 1.0)
     assert len(file.getvalue()) == length
@@ -214,49 +207,6 @@ def script(folder: Path, kind: str, ending: str = "run.events.fit_end(run)") -> 
     """
     path.write_text(textwrap.dedent(body))
     return path
-
-
-def in_terminal(command: list[str], stdout: int | None = None) -> tuple[str, int]:
-    """What a program writes to a pseudo-terminal, and its exit code."""
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    process = fork_server.Popen(
-        command, stdin=follower, stdout=stdout or follower, stderr=follower, env=environment
-    )
-    os.close(follower)
-    received = b""
-    while True:
-        ready, _, _ = select.select([leader], [], [], 60)
-        try:
-            part = os.read(leader, 65536) if ready else b""
-        except OSError:
-            break
-        if not part:
-            break
-        received += part
-    os.close(leader)
-    return received.decode(), process.wait(timeout=60)
-
-
-def screen_of(text: str) -> list[str]:
-    """The lines a terminal ends up with: cursor up, erase line, carriage return, newline, text."""
-    lines, row, column = [""], 0, 0
-    for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", text):
-        if token == "\r":
-            column = 0
-        elif token == "\n":
-            row += 1
-            lines += [""] * (row + 1 - len(lines))
-        elif token.endswith("A") and token.startswith("\x1b"):
-            row -= int(token[2:-1] or 1)
-        elif token == "\x1b[2K":
-            lines[row] = ""
-        elif not token.startswith("\x1b"):
-            lines[row] = (
-                lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
-            )
-            column += len(token)
-    return [line.rstrip() for line in lines]
 
 
 def test_on_a_real_terminal_prints_and_warnings_stand_above_one_bar(tmp_path):

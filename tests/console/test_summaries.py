@@ -40,7 +40,7 @@ def test_parameters_are_counted_once_however_often_they_are_used():
         2 * 88,
         4 * (400 + 2 * 88),
     )
-    assert str(counts) == "576 parameters, 176 trainable, 0.00 MB"
+    assert str(counts) == "576 parameters, 176 trainable, 2.3 kB"
 
 
 def test_rows_add_up_and_the_second_use_of_a_weight_says_so():
@@ -65,7 +65,7 @@ Layer     Class       Parameters  Trainable
     1     Sequential          88        yes
   head    Linear          shared
 -------------------------------------------
-576 parameters, 176 trainable, 0.00 MB"""
+576 parameters, 176 trainable, 2.3 kB"""
     )
 
 
@@ -129,7 +129,7 @@ def test_lazy_parameters_are_said_to_be_and_stay_lazy():
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
     assert (
         str(count_parameters(model))
-        == "10 parameters, all trainable, 0.00 MB; 2 more without a shape yet"
+        == "10 parameters, all trainable, 40 B; 2 more without a shape yet"
     )
     assert layer_table(model).cells()[1][:3] == ["  0", "LazyLinear", "lazy"]
     known = layer_table(model, torch.zeros(3, 7))
@@ -143,12 +143,18 @@ def test_rich_prints_it_as_a_table():
     console.print(layer_table(Tied(), torch.zeros(1, 1, dtype=torch.long)))
     text = console.file.getvalue()
     assert "Output shape" in text
-    assert text.splitlines()[-1].strip() == "576 parameters, 176 trainable, 0.00 MB"
+    assert text.splitlines()[-1].strip() == "576 parameters, 176 trainable, 2.3 kB"
 
 
 def test_the_end_of_a_run_reads_in_aligned_blocks():
-    progress = Progress(epoch=4, step=400, samples=12800, seconds=65.0)
-    metrics = {"train/loss": 0.1895, "lr": 1e-3, "eval/loss": 0.3476, "eval/accuracy": 0.8737}
+    progress = Progress(epoch=4, step=400, samples=12800, seconds=125.0)
+    metrics = {
+        "train/loss": 0.1895,
+        "lr": 1e-3,
+        "eval/loss": 0.3476,
+        "eval/accuracy": 0.8737,
+        "eval/runtime": 5.0,
+    }
     best = {
         "metric": "eval/accuracy",
         "value": 0.9,
@@ -163,11 +169,18 @@ def test_the_end_of_a_run_reads_in_aligned_blocks():
         epoch=4,
         metrics=metrics,
         best=best,
-        history=[],
-        checkpoint=Path("runs/1/checkpoints/step-400"),
+        history=[
+            {"step": 300, "eval/loss": 0.3, "eval/runtime": 3.0},
+            {"step": 350, "train/loss": 0.2},
+            {"step": 400, "train/loss": 0.1895},
+            {"step": 400, "eval/loss": 0.3476, "eval/runtime": 5.0},
+        ],
+        checkpoint=Path("runs/1/checkpoints/step-000000000400"),
         run_dir=Path("runs/1"),
         timings=timings,
         progress=progress,
+        peak_memory=1_200_000_000,
+        _next={"load": "Digits.load('runs/1')"},
     )
     text = result_summary(result)
     assert (
@@ -175,25 +188,43 @@ def test_the_end_of_a_run_reads_in_aligned_blocks():
         == """\
 ***** finished *****
   steps            = 400 (4 epochs)
-  time             = 1:05 (6.2 steps/s)
+  training         = 1:57 (3.4 steps/s)
+  evaluation       = 8.00 s (2 evaluations)
   samples          = 12,800
+  peak memory      = 1.20 GB
   run              = runs/1
-  checkpoint       = runs/1/checkpoints/step-400
-***** eval metrics *****
+  checkpoint       = runs/1/checkpoints/step-000000000400
+***** eval metrics, of the last evaluation *****
   eval/accuracy    = 0.8737
   eval/loss        = 0.3476
-***** train metrics *****
+  eval/runtime     = 5.00 s
+***** train metrics, mean of steps 351 to 400 *****
   train/loss       = 0.1895
 ***** best *****
-  eval/accuracy    = 0.9000 at step 300
+  eval/accuracy    = 0.9000 at step 300 of 400
   best checkpoint  = runs/1/checkpoints/step-300
 ***** time per step *****
   data             =    62 µs    3.1%
   forward+backward = 1,494 µs   74.7%
   update           =   332 µs   16.6%
   framework        =   112 µs    5.6%
-  in all           = 2,000 µs  100.0%"""
+  in all           = 2,000 µs  100.0%
+***** next *****
+  load             = Digits.load('runs/1')"""
     )
+
+
+def test_without_a_monitor_the_lowest_loss_is_the_best_and_its_checkpoint_is_named_if_kept(
+    tmp_path,
+):
+    history = [{"step": n, "eval/loss": loss} for n, loss in ((1, 2.0), (2, 1.0), (3, 1.5))]
+    history += [{"step": 4, "eval/loss": float("nan")}]
+    newest = tmp_path / "step-000000000004"
+    result = Result("finished", "", 4, 1, {}, {}, history, newest, tmp_path, {})
+    assert "eval/loss       = 1.0000 at step 2 of 4" in result.summary()
+    assert "not kept: Checkpoint(best='eval/loss:min') keeps it" in result.summary()
+    newest.with_name("step-000000000002").mkdir()
+    assert f"best checkpoint = {tmp_path}/step-000000000002" in result.summary()
 
 
 def test_a_run_of_which_nothing_is_known_has_a_summary():

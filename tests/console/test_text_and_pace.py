@@ -6,7 +6,7 @@ import pytest
 from made_runs import made_run
 
 from loopkit.console.eta import SpeedEstimate, epoch_text, estimate
-from loopkit.console.text import columns, cut, duration, megabytes, number, pad, rate, width
+from loopkit.console.text import byte_size, columns, cut, duration, number, pad, rate, width
 from loopkit.durations import RunLength
 
 
@@ -58,11 +58,15 @@ def test_rates_turn_over_where_steps_are_slow(per_second, text):
     assert rate(per_second) == text
 
 
-def test_sizes_are_in_megabytes():
-    assert [megabytes(size) for size in (38_440, 12_345_678, 512_000_000_000)] == [
-        "0.04 MB",
-        "12.35 MB",
-        "512,000 MB",
+def test_sizes_have_the_unit_that_fits():
+    sizes = (456, 38_440, 999_600, 12_345_678, 268_900_000, 1_204_000_000)
+    assert [byte_size(size) for size in sizes] == [
+        "456 B",
+        "38.4 kB",
+        "1.0 MB",
+        "12.3 MB",
+        "269 MB",
+        "1.20 GB",
     ]
 
 

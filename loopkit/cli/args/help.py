@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loopkit.cli.args.classes import BASES, choices, find_class, path_of, summary
@@ -14,30 +15,69 @@ from loopkit.errors import OptionError, nearest
 
 INDENT = 26
 
+# The options of Fit by what they are for. A test compares with the options that there are.
+GROUPS = {
+    "How long": ("epochs", "steps", "time"),
+    "Data and batches": (
+        "batch_size", "eval_batch_size", "global_batch_size", "accumulate", "micro_batch", "limit_train",
+        "limit_eval",
+    ),
+    "Numbers": (
+        "precision", "clip_norm", "clip_value", "on_nan", "seed", "data_seed", "rng", "deterministic",
+    ),
+    "Evaluate and log": ("eval_every", "eval_after", "eval_first", "log_every", "loggers", "progress"),
+    "Save and resume": ("run_dir", "resume", "checkpoint"),
+    "Devices, speed and memory": (
+        "strategy", "devices", "nodes", "accelerator", "device_map", "compile", "activation_checkpointing",
+    ),
+    "Find mistakes": ("dry_run", "overfit", "debug"),
+    "Hooks and loops": ("hooks", "step", "epoch", "eval", "predict"),
+}  # fmt: skip
+# How an option is typed whose value is an object.
+TYPED = {
+    "hooks": "Add one with --hooks+=EarlyStop, and its arguments with --hooks.patience 3. "
+    "--hooks.help lists the classes, --hooks.help EarlyStop the arguments of one",
+    "loggers": "Add one with --loggers+=csv. --loggers.help lists the classes",
+    "strategy": "An object's arguments follow, as in --strategy DDP --strategy.bucket_cap_mb 50. "
+    "--strategy.help lists the classes",
+    "checkpoint": "Set one field with --checkpoint.every '100 steps'",
+    "step": "Give the class by its path, as in --step=package.module.MyStep",
+}
+
 
 def width() -> int:
-    """Return the width of the terminal, within limits; 80 if there is none."""
-    return max(60, min(100, shutil.get_terminal_size().columns))
+    """Return the width of the terminal, but at least 60; 80 if there is none."""
+    return max(60, shutil.get_terminal_size().columns)
 
 
 def help_text(
-    usage: str, about: str, command: Mapping[str, str], table: OptionTable, task_about: str = ""
+    usage: str,
+    about: str,
+    command: Mapping[str, str],
+    table: OptionTable,
+    task_about: str = "",
+    examples: Sequence[str] = (),
 ) -> str:
     """Return the help of a command that runs a task.
 
     Args:
         command: the command's own options with their descriptions.
         task_about: a line about the task.
+        examples: command lines to show.
     """
-    blocks = [f"usage: loopkit {usage}", textwrap.fill(about, width()), "Options of the command:"]
-    blocks.append(lines(command.items()))
+    blocks = [f"usage: loopkit {usage}", textwrap.fill(about, width())]
+    if examples:
+        blocks += ["Examples:", "\n".join(f"  {line}" for line in examples)]
+    blocks += ["Options of the command:", lines(command.items())]
     if table.task:
-        blocks.append(f"Arguments of {table.title}{f': {task_about}' if task_about else ''}")
+        title = f"Arguments of {table.title}{f': {task_about}' if task_about else ''}"
+        blocks.append(textwrap.fill(title, width()))
         blocks.append(lines((table.typed_name(n), describe(one)) for n, one in table.task.items()))
-    blocks += [
-        "Options of Fit (- and _ in a name are the same):",
-        lines(entry for one in table.fit.values() for entry in _with_fields(one)),
-    ]
+    blocks.append("Options of Fit (- and _ in a name are the same):")
+    for title, names in GROUPS.items():
+        found = [table.fit[name] for name in names if name in table.fit]
+        if found:
+            blocks.append(f"{title}\n" + lines(e for one in found for e in _with_fields(one)))
     return "\n\n".join(blocks)
 
 
@@ -89,8 +129,17 @@ def lines(entries: Iterable[tuple[str, str]]) -> str:
 
 
 def _with_fields(one: Parameter) -> list[tuple[str, str]]:
-    fields = [(f"--{one.name}.{name}", describe(field)) for name, field in one.fields().items()]
-    return [(f"--{one.name}", describe(one)), *fields]
+    typed = _dashed(one.name)
+    fields = [
+        (f"--{typed}.{_dashed(name)}", describe(field)) for name, field in one.fields().items()
+    ]
+    more = f". {TYPED[one.name]}" if one.name in TYPED else ""
+    about = f"{one.about.rstrip('.')}{more}"
+    return [(f"--{typed}", describe(replace(one, about=about))), *fields]
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _shown(value: Any) -> str:

@@ -48,12 +48,14 @@ class Command:
         about: what the command does, in one line.
         options: its own options with their descriptions.
         hidden: options of Fit that it does not take.
+        examples: what may stand after TARGET, each in a line of the help.
     """
 
     name: str
     about: str
     options: Mapping[str, str]
     hidden: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
 
     def own_names(self) -> tuple[str, ...]:
         """Return the names of its own options."""
@@ -173,7 +175,9 @@ def _help(request: Request) -> str:
     about = summary(task) if request.target else ""
     usage = f"{command.name} {request.target or 'TARGET'} [--option value ...]"
     own = {**command.options, **COMMON}
-    return help_text(usage, command.about, own, _option_table(request), about)
+    typed = f"loopkit {command.name} {request.target or 'task.py'}"
+    examples = [f"{typed} {each}".rstrip() for each in command.examples]
+    return help_text(usage, command.about, own, _option_table(request), about, examples)
 
 
 def _note(text: str) -> None:

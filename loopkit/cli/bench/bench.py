@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loopkit.cli.args.axes import take_axes
 from loopkit.cli.args.config import Values
 from loopkit.cli.args.request import Command, Request, read_request
 from loopkit.cli.args.signature import parameters_of
@@ -121,7 +122,7 @@ def run(argv: Sequence[str]) -> int:
             f"there is no command 'bench {kind}'.{nearest(kind, KINDS)} Commands: {known}"
         )
     precisions = PRECISIONS if kind == "precision" else STORED
-    axes = take_axes(rest) if kind == "grid" else {"precision": list(precisions)}
+    axes = take_axes(rest, "bench grid") if kind == "grid" else {"precision": list(precisions)}
     about = f"Train for a few steps in each of several ways, and show {KINDS[kind][1]}."
     request = read_request(Command(f"bench {kind}", about, OWN, hidden=HIDDEN), rest)
     if request is None:
@@ -154,30 +155,6 @@ def run(argv: Sequence[str]) -> int:
     if picture_path is not None:
         plot.draw(kind, name, rows, picture_path)
     return 0 if any(row.measured for row in rows) else 1
-
-
-def take_axes(argv: list[str]) -> dict[str, list[str]]:
-    """Remove the ``name=a,b`` arguments after the target; return the values to try by name.
-
-    ``none`` and an empty value mean null. A value cannot hold a comma.
-
-    Raises:
-        OptionError: an argument is no ``name=a,b``, or a name comes twice.
-    """
-    axes: dict[str, list[str]] = {}
-    while len(argv) > 1 and not argv[1].startswith("-"):
-        name, equals, values = argv.pop(1).partition("=")
-        name = name.replace("-", "_")
-        if not equals or not name:
-            raise OptionError(
-                f"bench grid: {name!r} is no name=a,b: say what to vary as in accumulate=2,4,8"
-            )
-        if name in axes:
-            raise OptionError(
-                f"bench grid: {name} is given twice: give its values at once, as in {name}=a,b"
-            )
-        axes[name] = ["null" if value in ("none", "") else value for value in values.split(",")]
-    return axes
 
 
 def run_worker(argv: Sequence[str], steps: int, limit: float) -> dict[str, Any]:

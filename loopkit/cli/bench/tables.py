@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from loopkit.cli.evaluate import to_json
-from loopkit.console.text import columns, cut, megabytes, number
+from loopkit.console.text import byte_size, columns, cut, number
 from loopkit.version import __version__
 
 # Bits of a parameter. Quantisation to 8 or 4 bits also keeps a scale for each block, not counted.
@@ -109,7 +109,7 @@ def _size(size: int | None) -> str:
         return "-"
     if size < 1e4:
         return f"{size:,} B"
-    return f"{size / 1e3:,.1f} kB" if size < 1e6 else megabytes(size)
+    return byte_size(size)
 
 
 def _remarks(rows: Sequence[Row]) -> list[str]:

@@ -1,0 +1,74 @@
+"""``loopkit resume RUN``: continue a run that ``loopkit fit`` started, with the options it had."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loopkit.checkpoint.run_dirs import no_run_in
+from loopkit.cli import fit
+from loopkit.cli.args.tokens import Token, read_tokens
+from loopkit.console.next_lines import COMMAND_FILE
+from loopkit.distributed.environment import is_rank_zero
+from loopkit.errors import OptionError, RunDirError
+
+USAGE = """usage: loopkit resume RUN [--option value ...]
+
+Continue a run from its newest valid checkpoint, with the command that
+started it. Typed options replace its own:
+
+  loopkit resume runs/digits/3
+  loopkit resume runs/digits/3 --epochs 20
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Continue a run; return the exit code."""
+    if not argv or argv[0] in ("--help", "-h"):
+        print(USAGE, end="")
+        return 0 if argv else 2
+    run_dir, typed = Path(argv[0]), read_tokens(argv[1:])
+    command = _read_command(run_dir)
+    taken = {"run_dir", "resume", *(token.name for token in typed if not token.append)}
+    kept = [token for token in read_tokens(command["options"]) if token.name not in taken]
+    target = _target(command)
+    words = [target, *(token.argument for token in (*kept, *typed))]
+    words += [Token("run_dir", str(run_dir)).argument, Token("resume", "auto").argument]
+    if is_rank_zero():
+        print(f"loopkit: fit {' '.join(words)}", file=sys.stderr)
+    return fit.run(words)
+
+
+def _read_command(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / COMMAND_FILE
+    if not run_dir.is_dir():
+        raise RunDirError(f"there is no run directory {run_dir}")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunDirError(
+            no_run_in(run_dir)
+            or f"{run_dir} was not started by loopkit fit: run its program again, with "
+            f"Fit(run_dir={str(run_dir)!r}, resume='auto')"
+        ) from None
+    except ValueError as error:
+        raise RunDirError(f"{path} is not JSON: {error}") from error
+    return found
+
+
+def _target(command: dict[str, Any]) -> str:
+    """Return the target, seen from here.
+
+    Raises:
+        OptionError: it is a file that is not here.
+    """
+    target = str(command["target"])
+    source = target.rpartition(":")[0] or target
+    if source.endswith(".py") and not Path(source).is_file():
+        raise OptionError(
+            f"there is no file {source} here: the run was started in {command['directory']}"
+        )
+    return target

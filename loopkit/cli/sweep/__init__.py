@@ -1,0 +1,1 @@
+"""Train with several values of some options, and compare."""
