@@ -35,6 +35,25 @@ def write_file(path: Path, parts: Iterable[bytes], *, durable: bool = False) -> 
         file.writelines(parts)
 
 
+def sync_entry(directory: Path) -> None:
+    """Make the entry of a directory durable, and those of the directories above on its file system.
+
+    Stops where this user may not write: what lies above cannot be new.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    device = directory.stat().st_dev
+    for folder in directory.absolute().parents:
+        if folder.stat().st_dev != device or not os.access(folder, os.R_OK | os.W_OK):
+            return
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):  # some network file systems cannot sync a directory
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def rename_aside(path: Path) -> None:
     """Free the name ``path``: a file that has it gets a number, such as ``metrics.1.jsonl``."""
     if not path.exists():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loopkit.checkpoint.snapshot import Shard, ShardedTensor, Snapshot
     from loopkit.checkpoint.staging import clean
     from loopkit.checkpoint.store import Store
-    from loopkit.checkpoint.writer import write_checkpoint
+    from loopkit.checkpoint.writer import sync_logs, write_checkpoint
 
 _HOMES = {
     "async_writer": ("BackgroundWriter",),
@@ -42,14 +42,14 @@ _HOMES = {
     "snapshot": ("Shard", "ShardedTensor", "Snapshot"),
     "store": ("Store",),
     "staging": ("clean",),
-    "writer": ("write_checkpoint",),
+    "writer": ("sync_logs", "write_checkpoint"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BackgroundWriter", "Entry", "RunLock", "Shard", "ShardedTensor", "Snapshot", "Store", "apply_retention",
     "checkpoints_dir", "clean", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid",
-    "read_checkpoint", "resolve_checkpoint", "scan", "to_delete", "verify_checkpoint", "write_checkpoint",
+    "read_checkpoint", "resolve_checkpoint", "scan", "sync_logs", "to_delete", "verify_checkpoint", "write_checkpoint",
     "write_sharded",
 ]  # fmt: skip
 

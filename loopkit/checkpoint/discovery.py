@@ -213,8 +213,8 @@ def detach_after(store: Store, run_dir: Path, since: Path) -> list[Path]:
     for _, name in newer:
         detached.append(parent / aside_name(name, "left", names))
         store.rename(parent / name, detached[-1])
-    if detached:
-        store.sync_dir(parent)
+    # Even without a rename: a process that was killed may have left ``since`` itself not durable.
+    store.sync_dir(parent)
     return detached
 
 

@@ -19,6 +19,7 @@ from loopkit.checkpoint.writer import (
     point_latest,
     prepare,
     publish,
+    sync_logs,
     write_files,
 )
 from loopkit.errors import LoopkitError
@@ -60,8 +61,7 @@ def write_sharded(
     parent = checkpoints_dir(run_dir)
 
     def stage() -> Path:
-        if store.mkdir(parent):
-            store.sync_dir(parent.parent)
+        store.mkdir(parent)
         staging = parent / staging_name()
         store.mkdir(staging)
         store.mkdir(staging / SHARDS)
@@ -75,7 +75,13 @@ def write_sharded(
     except (LoopkitError, OSError) as error:
         written = RankFiles(error=error)
     gathered = communicator.all_gather_object(written)
-    path: Path = communicator.run_on_rank_zero(lambda: _finish(store, staging, gathered))
+
+    def finish() -> Path:
+        with removed_on_error(store, staging):
+            sync_logs(store, run_dir, pending.logs)
+        return _finish(store, staging, gathered)
+
+    path: Path = communicator.run_on_rank_zero(finish)
     return path
 
 

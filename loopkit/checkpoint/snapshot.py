@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,9 +67,12 @@ class Snapshot:
         state: Python values of the types that :mod:`loopkit.checkpoint.codecs` lists.
         meta: facts for the manifest, among them ``step``, an int from 0. Their order is not kept.
         files: the content of extra files by relative name.
+        logs: files of the run's loggers. They become durable before the checkpoint does; they are
+            no part of it.
     """
 
     tensors: dict[str, dict[str, Any]]
     state: dict[str, Any]
     meta: dict[str, Any]
     files: dict[str, bytes] = field(default_factory=dict)
+    logs: tuple[Path, ...] = ()

@@ -15,6 +15,7 @@ from typing import Any
 
 from loopkit.checkpoint.format import DELETING, STAGING, checkpoints_dir
 from loopkit.checkpoint.store import Store
+from loopkit.checkpoint.streams import FileWriter
 from loopkit.errors import LoopkitError
 
 _OWNER = re.compile(r"\.staging-(?P<host>[\w.]+)-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]+")
@@ -35,6 +36,20 @@ def removed_on_error(store: Store, staging: Path) -> Iterator[None]:
         with suppress(LoopkitError, OSError):
             store.remove_tree(staging)
         raise
+
+
+def write_below(store: Store, directory: Path, name: str, data: bytes) -> FileWriter:
+    """Write a new durable file, and make the folders in ``name`` that do not exist.
+
+    The entries of ``directory`` itself are not synced.
+    """
+    folders = [directory / folder for folder in reversed(Path(name).parents[:-1])]
+    for folder in folders:
+        store.mkdir(folder)
+    file = store.write_bytes(directory / name, data)
+    for folder in folders:
+        store.sync_dir(folder)
+    return file
 
 
 def clean(store: Store, run_dir: Path) -> list[str]:

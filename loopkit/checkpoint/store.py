@@ -38,6 +38,8 @@ _READ = _flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", 
 _CREATE = _flags(
     "O_WRONLY", "O_CREAT", "O_EXCL", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"
 )
+# Windows syncs a file only by a handle that may write.
+_SYNC = _flags("O_RDWR", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT")
 _LOCK = _flags("O_RDWR", "O_CREAT", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT")
 
 
@@ -86,19 +88,6 @@ class Store:
             file.write(data)
         return file
 
-    def write_below(self, directory: Path, name: str, data: bytes) -> FileWriter:
-        """Write a new durable file, and make the folders in ``name`` that do not exist.
-
-        The entries of ``directory`` itself are not synced.
-        """
-        folders = [directory / folder for folder in reversed(Path(name).parents[:-1])]
-        for folder in folders:
-            self.mkdir(folder)
-        file = self.write_bytes(directory / name, data)
-        for folder in folders:
-            self.sync_dir(folder)
-        return file
-
     def open(self, directory: Path, name: str, hashed: bool = True) -> FileReader:
         """Open a file below ``directory`` for reading; no symbolic link below it is followed.
 
@@ -140,6 +129,18 @@ class Store:
                 # Some network file systems cannot sync a directory, and keep its entries safe.
                 if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                     raise
+            finally:
+                os.close(handle)
+
+    def sync_file(self, path: Path) -> None:
+        """Make the content of a file durable that another part of the program writes, if it exists."""
+        with self._writing("sync", path):
+            try:
+                handle = os.open(path, _SYNC)
+            except FileNotFoundError:
+                return
+            try:
+                os.fsync(handle)
             finally:
                 os.close(handle)
 

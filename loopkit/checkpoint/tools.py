@@ -23,7 +23,7 @@ from loopkit.checkpoint.format import (
 )
 from loopkit.checkpoint.reader import read_checkpoint, verify_checkpoint
 from loopkit.checkpoint.snapshot import Snapshot
-from loopkit.checkpoint.staging import removed_on_error
+from loopkit.checkpoint.staging import removed_on_error, write_below
 from loopkit.checkpoint.store import Store
 from loopkit.errors import CheckpointError, OptionError
 
@@ -186,7 +186,7 @@ def export_model(checkpoint: Path, out_dir: Path, store: Store | None = None) ->
     with removed_on_error(store, staging):
         store.mkdir(staging)
         for name, data in {**snapshot.files, ABOUT: about}.items():
-            store.write_below(staging, name, data)
+            write_below(store, staging, name, data)
         for name, tensors in {**weights, **({ABOUT_TENSORS: values} if values else {})}.items():
             aliases = safetensors_io.find_aliases(tensors)
             stored = {name: tensor for name, tensor in tensors.items() if name not in aliases}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +33,9 @@ from loopkit.checkpoint.manifest import (
     meta_json,
 )
 from loopkit.checkpoint.snapshot import Snapshot
-from loopkit.checkpoint.staging import removed_on_error, staging_name
+from loopkit.checkpoint.staging import removed_on_error, staging_name, write_below
 from loopkit.checkpoint.store import Store
-from loopkit.errors import CheckpointError, LoopkitError
+from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class PendingCheckpoint:
     state: bytes
     meta: dict[str, object]
     files: dict[str, bytes] = field(default_factory=dict)
+    logs: tuple[Path, ...] = ()
 
 
 def prepare(snapshot: Snapshot) -> PendingCheckpoint:
@@ -75,13 +78,16 @@ def prepare(snapshot: Snapshot) -> PendingCheckpoint:
             raise ValueError(f"{name!r} cannot be the name of an extra file")
         if len(snapshot.files[name]) > MAX_EXTRA:
             raise ValueError(f"{name!r} has more than {MAX_EXTRA} bytes")
-    return PendingCheckpoint(tensors, state, dict(snapshot.meta), dict(snapshot.files))
+    return PendingCheckpoint(
+        tensors, state, dict(snapshot.meta), dict(snapshot.files), snapshot.logs
+    )
 
 
 def write_checkpoint(store: Store, run_dir: Path, snapshot: Snapshot | PendingCheckpoint) -> Path:
     """Save one checkpoint under ``run_dir`` and return its directory, which is durable.
 
-    A step that is there already gets the next generation. On any failure the staging directory is
+    What the snapshot's ``logs`` hold now is durable first: no log may lack what a checkpoint has
+    passed. A step that is there already gets the next generation. On any failure the staging directory is
     removed, and earlier checkpoints are intact.
 
     Raises:
@@ -90,15 +96,36 @@ def write_checkpoint(store: Store, run_dir: Path, snapshot: Snapshot | PendingCh
     """
     pending = snapshot if isinstance(snapshot, PendingCheckpoint) else prepare(snapshot)
     parent = checkpoints_dir(run_dir)
-    if store.mkdir(parent):
-        store.sync_dir(parent.parent)
+    store.mkdir(parent)
     staging = parent / staging_name()
     with removed_on_error(store, staging):
         store.mkdir(staging)
         manifest = write_files(store, staging, pending)
+        sync_logs(store, run_dir, pending.logs)
         final, digest = publish(store, staging, manifest)
     point_latest(store, final, manifest, digest)
     return final
+
+
+def sync_logs(store: Store, run_dir: Path, logs: Iterable[Path]) -> None:
+    """Make log files durable, and the entries of ``run_dir`` and of the folders that they lie in.
+
+    Warns where a log cannot be made durable. An error of the run directory itself is raised.
+    """
+    folders = {run_dir}
+    for log in logs:
+        try:
+            store.sync_file(log)
+            inside = [folder for folder in log.parents if folder.is_relative_to(run_dir)]
+            folders.update(inside or [log.parent])
+        except LoopkitError as error:
+            warnings.warn(
+                f"{error} Rows of this log can be lost in a power loss.",
+                LoopkitWarning,
+                stacklevel=2,
+            )
+    for folder in sorted(folders, reverse=True):
+        store.sync_dir(folder)
 
 
 def publish(store: Store, staging: Path, manifest: Manifest) -> tuple[Path, str]:
@@ -136,7 +163,7 @@ def write_files(store: Store, staging: Path, pending: PendingCheckpoint) -> Mani
         }
         manifest.aliases.update({prefix: aliases} if aliases else {})
     for name, data in {STATE: pending.state, **pending.files}.items():
-        file = store.write_below(staging, name, data)
+        file = write_below(store, staging, name, data)
         manifest.files[name] = FileRecord(name, file.size, file.sha256)
     return manifest
 

@@ -190,9 +190,20 @@ def open_checkpointer(run: Run) -> None:
     logger.info("resumed from %s at step %d", path, run.progress.step)
     if path.resolve().parent == checkpoints_dir(run_dir).resolve():
         # Later checkpoints do not belong to this run any more; one would be the newest next time.
-        world.run_on_rank_zero(lambda: detach_after(store, run_dir, path))
+        world.run_on_rank_zero(lambda: _detach_after(store, run_dir, path))
         if run.checkpointer is not None:
             run.checkpointer.resumed(path, run.progress.step)
+
+
+def _detach_after(store: Store, run_dir: Path, path: Path) -> None:
+    detached = detach_after(store, run_dir, path)
+    if detached:
+        logger.warning(
+            "the run continues from %s, so the later checkpoints are set aside, whole: %s. Resume "
+            "from the path of one to return to it",
+            path.name,
+            ", ".join(each.name for each in detached),
+        )
 
 
 def _find_on_all_ranks(run: Run, store: Store, run_dir: Path) -> tuple[Path, Snapshot] | None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from loopkit.checkpoint import RunLock, Store, load_snapshot
+from loopkit.checkpoint import RunLock, Store, load_snapshot, sync_logs
 from loopkit.console import build_progress
-from loopkit.errors import OptionError
+from loopkit.errors import LoopkitError, OptionError
 from loopkit.events import Subscription
+from loopkit.files import sync_entry
 from loopkit.fit.agreement import check_run_dir
 from loopkit.fit.checkpointer import open_checkpointer
 from loopkit.fit.setup import (
@@ -181,7 +182,11 @@ def close_with(resources: ExitStack, run: Run) -> None:
     def close_loggers(
         kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        logs = run.loggers.files()
         run.loggers.close("failed" if kind is not None else run.outcome.status)
+        if run.run_dir is not None and logs:
+            with suppress(LoopkitError):  # the directory is gone: the error of the run says so
+                sync_logs(Store(), run.run_dir, logs)
 
     resources.push(teardown)
     resources.callback(close_checkpointer)
@@ -197,7 +202,12 @@ def _open_run_dir(run: Run, locks: ExitStack) -> None:
         held = RunLock(run_dir, str(run_dir))
         locks.callback(held.release)
 
-    run_dir = world.run_on_rank_zero(lambda: choose_run_dir(run.options, run.task))
+    def choose() -> Path:
+        run_dir = choose_run_dir(run.options, run.task)
+        sync_entry(run_dir)
+        return run_dir
+
+    run_dir = world.run_on_rank_zero(choose)
     world.run_on_rank_zero(lambda: lock(run_dir))
     check_run_dir(run, run_dir)
     run.run_dir = run_dir

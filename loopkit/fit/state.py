@@ -111,6 +111,7 @@ def run_state(run: Run, *, weights_only: bool = False) -> Snapshot:
         dtensor.local_shards(state),
         meta,
         dict(task.checkpoint_files()),
+        run.loggers.files(),
     )
 
 

@@ -47,6 +47,10 @@ class Logger:
     def flush(self) -> None:
         """Write everything that is buffered."""
 
+    def files(self) -> Sequence[Path]:
+        """Return the files that hold the rows. A checkpoint waits until the disk has their rows."""
+        return ()
+
     def end(self, status: str) -> None:
         """Note how the run ended: "finished", "stopped", "interrupted" or "failed"."""
 
@@ -127,6 +131,13 @@ class Loggers:
     def flush(self) -> None:
         """Flush all loggers."""
         self._each("flush", lambda logger: logger.flush())
+
+    def files(self) -> tuple[Path, ...]:
+        """Write everything that is buffered, and return the files that hold what was logged."""
+        found: list[Path] = []
+        self.flush()
+        self._each("files", lambda logger: found.extend(logger.files()))
+        return tuple(found)
 
     def close(self, status: str = "finished") -> None:
         """Close all loggers, and let them note how the run ended."""

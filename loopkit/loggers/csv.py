@@ -71,6 +71,10 @@ class CsvLogger(Logger):
         if self._waiting:
             self._rewrite()
 
+    def files(self) -> list[Path]:
+        """Return the table."""
+        return [self.path]
+
     def close(self) -> None:
         """Write the rows that wait, and close the file."""
         if self._file is not None:

@@ -62,6 +62,10 @@ class JsonlLogger(Logger):
             self._arrays = open(self._arrays_path, "ab")  # noqa: SIM115 - closed by close()
         _append(self._arrays, arrays, step)
 
+    def files(self) -> list[Path]:
+        """Return the file of rows, and that of arrays if there is one."""
+        return [self.path] if self._arrays is None else [self.path, self._arrays_path]
+
     def close(self) -> None:
         """Close the files."""
         for file in (self._file, self._arrays):

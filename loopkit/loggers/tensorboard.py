@@ -149,6 +149,10 @@ class TensorBoardLogger(Logger):
             return
         self._write(Event(step=step, summary=Summary(value=[made])))
 
+    def files(self) -> list[Path]:
+        """Return the event file of this session."""
+        return [self.path]
+
     def end(self, status: str) -> None:
         """Note how the run ended; ``close`` writes it."""
         self._status = status

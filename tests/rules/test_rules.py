@@ -65,6 +65,7 @@ LAYERS = (
     },
     {"fit.setup", "fit.lifecycle", "result", "fit.notebook", "fit.prepared"},
     {"fit"},
+    {"testing"},
     {"cli", "__main__", "__init__"},
 )
 FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")

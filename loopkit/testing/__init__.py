@@ -1,0 +1,1 @@
+"""Tests of a task: does it resume exactly, on any number of ranks, and after any fault?"""
