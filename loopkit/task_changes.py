@@ -1,4 +1,4 @@
-"""What a task changes about itself during a run: a checkpoint holds it, or the user is told.
+"""What a task changes about itself during a run: a checkpoint holds it, or a message names it.
 
 Buffers that a step registers are saved, and a resume registers them again. Parameters cannot come
 during a run: no optimizer would hold them. Numbers, tensors and generators that are plain attributes

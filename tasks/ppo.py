@@ -201,15 +201,15 @@ class PPO(Task):
         later = self.value(torch.stack(after, 1)).squeeze(-1)
         advantage = torch.zeros_like(values[:, 0])
         for move in reversed(range(self.moves)):
-            # A game that fell gives nothing later. One that was cut would have gone on.
+            # A game that fell gives nothing later. One that was cut would have continued.
             hoped = self.discount * later[:, move] * ~fell[move]
             surprise = reward[move] + hoped - values[:, move]
             advantage = surprise + self.discount * self.trace * advantage * ~over[move]
             kept["advantage"][:, move] = advantage
         kept["target"].copy_(kept["advantage"] + values)
         # Over the whole rollout, so that it does not depend on batches and ranks.
-        spread = kept["advantage"].std() + 1e-8
-        kept["advantage"].sub_(kept["advantage"].mean()).div_(spread)
+        deviation = kept["advantage"].std() + 1e-8
+        kept["advantage"].sub_(kept["advantage"].mean()).div_(deviation)
         self.played.fill_(number)
 
     def train_step(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

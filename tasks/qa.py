@@ -47,7 +47,7 @@ MEASURED = ("example_id", "offset_mapping")
 class QuestionAnswering(HFTask):
     """Finds the words of a text that answer a question.
 
-    The small encoder is told which words of the text are in the question, by a third token type
+    The small encoder sees which words of the text are in the question, by a third token type
     (the exact match of Chen et al. 2017, DrQA). A few thousand questions cannot teach it that.
 
     Args:
@@ -243,8 +243,8 @@ def read_squad(path: Path, no_answer: bool = False) -> list[Example]:
         ]  # fmt: skip
         starts = [(each, a["answer_start"], a["text"]) for each in found for a in each["answers"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} is not a SQuAD JSON file ({why})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} is not a SQuAD JSON file ({reason})") from error
     for each, start, text in starts:
         if not text or not each["context"].startswith(text, start):
             raise DataError(

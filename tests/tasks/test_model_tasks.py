@@ -61,7 +61,7 @@ def test_two_ranks_have_the_metrics_of_one_process(pair, name, strategy, folder)
         assert torch.equal(first[1][key], second[1][key])
 
 
-def test_the_games_go_on_after_a_stop_at_any_step(tmp_path):
+def test_the_games_continue_after_a_stop_at_any_step(tmp_path):
     """The fourth step ends a pass, the eighth the last pass over a rollout."""
     whole = train("ppo", tmp_path, tmp_path / "whole")
     for stop in (1, 4, 8, 9):
