@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from loopkit.cli.convert_loggers import hub_source, logger_sources
 from loopkit.cli.convert_optim import optimizer_source
 from loopkit.cli.convert_script import Conversion
 from loopkit.cli.convert_strategy import strategy_source
+from loopkit.cli.lightning_args.convert import convert_lightning
+from loopkit.cli.lightning_args.reading import holds_trainer, read_python, read_yaml
+from loopkit.cli.lightning_args.script import Script
 from loopkit.cli.trainer_arguments import OFF, TrainerArguments
 from loopkit.errors import OptionError, nearest
 from loopkit.foreign_names import TRAINER_NAMES, Reason
@@ -184,40 +188,56 @@ def _convert_objects(args: TrainerArguments, found: Conversion) -> None:
         found.imports.append("from loopkit.hooks import PushToHub")
 
 
-def read_arguments(path: Path) -> dict[str, Any]:
-    """Read the arguments in a file, without running it: only literal values are taken.
+def converted(text: str, kind: str) -> Conversion | Script:
+    """Convert what a file holds, without running it: only literal values are taken.
 
     Args:
-        path: JSON, or a Python file with ``TrainingArguments(...)`` or a dict.
+        text: its content.
+        kind: ".py", ".json", ".yaml" or ".yml".
 
     Raises:
-        OptionError: the file cannot be read, or holds no arguments.
+        ValueError, SyntaxError: the text cannot be read.
+        OptionError: it holds no arguments of a Trainer, or some that no Trainer has.
     """
+    if kind in (".yaml", ".yml"):
+        return convert_lightning(read_yaml(text))
+    if kind != ".py":
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return convert(found)
+        raise ValueError("it holds no object")
+    tree = ast.parse(text)
+    if holds_trainer(tree):
+        return convert_lightning(read_python(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("TrainingArguments"):
+            named = [keyword for keyword in node.keywords if keyword.arg is not None]
+            return convert({str(each.arg): ast.literal_eval(each.value) for each in named})
+        if isinstance(node, ast.Dict) and node.keys:
+            return convert(dict(ast.literal_eval(node)))
+    raise ValueError("it holds no TrainingArguments(...), no Trainer(...) and no dict")
+
+
+def _read(given: str) -> Conversion | Script:
+    """Convert a file, a pasted call, or standard input."""
     try:
-        text = path.read_text()
-        if path.suffix != ".py":
-            found = json.loads(text)
-            if isinstance(found, dict):
-                return found
-            raise ValueError("it holds no object")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("TrainingArguments"):
-                named = [keyword for keyword in node.keywords if keyword.arg is not None]
-                return {str(each.arg): ast.literal_eval(each.value) for each in named}
-            if isinstance(node, ast.Dict) and node.keys:
-                return dict(ast.literal_eval(node))
-        raise ValueError("it holds no TrainingArguments(...) and no dict")
+        if given == "-" or "Trainer(" in given or "TrainingArguments(" in given:
+            return converted(sys.stdin.read() if given == "-" else given, ".py")
+        return converted(Path(given).read_text(), Path(given).suffix)
     except (OSError, ValueError, SyntaxError) as error:
-        raise OptionError(f"convert-args cannot read {path}: {error}") from error
+        raise OptionError(f"convert-args cannot read {given}: {error}") from error
 
 
 def run(argv: Sequence[str]) -> int:
     """Print the conversion of a file; return the exit code."""
     parser = CommandParser(
-        "convert-args", "Print the Fit for the arguments of a Hugging Face Trainer."
+        "convert-args",
+        "Print the Fit for the arguments of a Hugging Face Trainer or of Lightning's Trainer.",
     )
     parser.add_argument(
-        "file", type=Path, help="JSON, or a Python file with TrainingArguments(...) or a dict"
+        "file",
+        help="JSON, a Python file with TrainingArguments(...), a dict or Lightning's Trainer(...), "
+        "the YAML of a LightningCLI, the call itself, or - for Python on standard input",
     )
-    print(convert(read_arguments(parser.parse_args(argv).file)).source())
+    print(_read(parser.parse_args(argv).file).source())
     return 0

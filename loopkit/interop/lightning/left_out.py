@@ -31,7 +31,7 @@ _ARGUMENTS = {
     "dataloader_iter": "take batch and batch_idx",
 }
 # Callbacks that reach into Lightning's own loops, with what to do instead.
-_CALLBACKS = {
+CALLBACKS = {
     "ModelCheckpoint": "pass Fit(checkpoint=Checkpoint(best='val_loss:min'))",
     "OnExceptionCheckpoint": "loopkit saves at every end of a run",
     "EarlyStopping": "pass Fit(hooks=[EarlyStop('val_loss:min')])",
@@ -53,6 +53,7 @@ _CALLBACKS = {
     "ModelPruning": "prune in on_train_epoch_end",
     "BatchSizeFinder": "pass Fit(micro_batch='auto')",
     "LearningRateFinder": "pass Fit(hooks=[FindLR()])",
+    "SpikeDetection": "pass Fit(on_nan='skip'), or compare losses in on_train_batch_end",
     "BasePredictionWriter": "pass Fit.predict(task, writer=)",
 }
 
@@ -116,10 +117,10 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
     """
     for callback in callbacks:
         for kind in type(callback).__mro__:
-            if kind.__name__ in _CALLBACKS and kind.__module__.partition(".")[0] != "__main__":
+            if kind.__name__ in CALLBACKS and kind.__module__.partition(".")[0] != "__main__":
                 raise TaskError(
                     f"{type(callback).__name__} works inside Lightning's own loops: "
-                    f"{_CALLBACKS[kind.__name__]}"
+                    f"{CALLBACKS[kind.__name__]}"
                 )
 
 

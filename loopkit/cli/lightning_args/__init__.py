@@ -1,0 +1,1 @@
+"""``loopkit convert-args`` for Lightning: a ``Trainer(...)`` call, or the YAML of a LightningCLI."""
