@@ -14,12 +14,30 @@ from tests.interop import lightning_modules as public
 from tests.support import quiet
 
 
+class Skips(public.AutoEncoder):
+    """Leaves out some batches, each rank others; without momentum, so that a gradient of 0 moves nothing."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch[0][0, 0] > 0.5 else super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SkipsAll(Skips):
+    """Leaves out all batches."""
+
+    def training_step(self, batch, batch_idx):
+        return None
+
+
 def modules(name: str) -> Any:
     """Modules whose result does not depend on how a batch is split."""
     if name == "classifier":
         net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 3))
         return public.Classifier(net)
-    return {"by hand": public.ByHand, "autoencoder": public.AutoEncoder, "gan": public.GAN}[name]()
+    kinds = {"by hand": public.ByHand, "autoencoder": public.AutoEncoder, "gan": public.GAN}
+    return {**kinds, "skips": Skips, "skips all": SkipsAll}[name]()
 
 
 def train(

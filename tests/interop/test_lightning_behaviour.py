@@ -221,8 +221,8 @@ def test_other_objects_callbacks_options_and_states_are_refused(tmp_path):
         LightningTask(nn.Linear(2, 2))
     with pytest.raises(TaskError, match="EarlyStop"):
         LightningTask(Bare(), callbacks=[pl.callbacks.EarlyStopping("val_loss")])
-    with pytest.raises(TaskError, match="returned None, with no loss"):
-        fit(tmp_path / "a").run(LightningTask(subclass(training_step=lambda self, batch: None)))
+    with pytest.raises(TaskError, match="returned {}, with no loss"):
+        fit(tmp_path / "a").run(LightningTask(subclass(training_step=lambda self, batch: {})))
     by_hand = LightningTask(public.made("by hand")[0])
     with pytest.raises(OptionError, match="leave accumulate"):
         fit(tmp_path / "b", accumulate=2).run(by_hand)

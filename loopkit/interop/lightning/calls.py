@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loopkit.data.micro_batches import MicroBatches
-from loopkit.errors import TaskError
+from loopkit.errors import LoopkitWarning, TaskError
 from loopkit.interop.lightning.loaders import LightningData
 from loopkit.interop.lightning.log import TRAIN, unmeasured
 from loopkit.interop.lightning.trainer import TrainerView, accepted, arguments_of
@@ -31,12 +32,15 @@ class ModuleCalls:
     Attributes:
         returned: what the last ``training_step`` returned.
         outputs: the same, detached, as ``on_train_batch_end`` gets it.
+        skipped: how many batches of the present step ``training_step`` has left out.
     """
 
     def __init__(self, module: Any, view: TrainerView, data: LightningData) -> None:
         self.module, self.view, self.data = module, view, data
         self.returned: Any = None
         self.outputs: dict[str, Any] = {}
+        self.skipped = 0
+        self._has_skipped = False
         # Read once: a strategy may put wrappers around the steps.
         self._taken = {name: arguments_of(getattr(module, name)) for name in _STEPS}
         self._batches = MicroBatches()
@@ -81,7 +85,7 @@ class ModuleCalls:
 
     def start_step(self, run: Run, batches: MicroBatches) -> None:
         """Start an optimizer step."""
-        self._batches, self._micro = batches, -1
+        self._batches, self._micro, self.skipped = batches, -1, 0
         self.view.stage = self.view.log.phase = TRAIN
         self.view.batch = run.progress.step_in_epoch * run.train_loader.accumulate
         self.view.log.start_step(run.accumulator)
@@ -108,9 +112,44 @@ class ModuleCalls:
             self.returned = self.step("training_step", batch, view.batch)
         self.outputs = _detached(self.returned)
 
+    def skip_batch(self) -> Tensor:
+        """Return a loss of 0 for a batch that ``training_step`` leaves out.
+
+        Raises:
+            TaskError: the model is sharded, so that the other ranks need this one's gradients.
+        """
+        run = self.view.run
+        assert run is not None
+        if run.strategy.sharded:
+            raise TaskError(
+                f"{type(self.module).__name__}.training_step returned None, which skips a batch, and "
+                f"{run.strategy.name} needs the backward pass of every rank: return the loss times 0"
+            )
+        if not self._has_skipped:
+            warnings.warn(
+                f"{type(self.module).__name__}.training_step returned None: the batch is skipped",
+                LoopkitWarning,
+                stacklevel=2,
+            )
+        self._has_skipped = True
+        self.skipped += 1
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return torch.stack([p.sum() * 0.0 for p in trained]).sum()
+
+    def is_skipped(self, run: Run) -> bool:
+        """Return whether a step on one rank has no batch left, so that nothing is to be updated."""
+        return self.skipped == len(self._batches) and run.strategy.dp.size == 1
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Emit what comes between ``training_step`` and the backward pass."""
+        if not self._micro:
+            self.emit("on_before_zero_grad", self.view.optimizers[0])
+        self.emit("on_before_backward", loss)
+
     def end_micro_step(self) -> None:
         """Emit the end of a backward pass, and that of a batch before the last one of a step."""
-        self.emit("on_after_backward")
+        if self.returned is not None:
+            self.emit("on_after_backward")
         if self._micro < len(self._batches) - 1:
             self._end_batch()
 

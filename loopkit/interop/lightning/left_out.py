@@ -24,7 +24,20 @@ _LEFT_OUT = {
     "configure_sharded_model": "Lightning 2 has configure_model",
     "transfer_batch_to_device": "a batch that has a method .to is moved by it",
     "on_before_batch_transfer": "do it in the data set, or in on_after_batch_transfer",
+    **dict.fromkeys(
+        (
+            "on_validation_model_eval",
+            "on_validation_model_train",
+            "on_validation_model_zero_grad",
+            "on_test_model_eval",
+            "on_test_model_train",
+            "on_predict_model_eval",
+        ),
+        "evaluation puts the module into eval mode, and back: switch parts of it in "
+        "on_validation_start, on_test_start or on_predict_start",
+    ),
 }
+_DATA_LEFT_OUT = ("transfer_batch_to_device", "on_before_batch_transfer")
 _ARGUMENTS = {
     "optimizer_idx": "Lightning 2 has manual optimization for several optimizers",
     "hiddens": "Lightning 2 has no truncated backpropagation",
@@ -122,6 +135,35 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
                     f"{type(callback).__name__} works inside Lightning's own loops: "
                     f"{CALLBACKS[kind.__name__]}"
                 )
+
+
+def check_datamodule(data: Any) -> None:
+    """Refuse a data module with methods that a LightningTask never calls.
+
+    Raises:
+        TaskError: naming the method.
+    """
+    base = next((k for k in type(data).__mro__ if k.__name__ == "LightningDataModule"), type(data))
+    for method in _DATA_LEFT_OUT:
+        if data is not None and overridden(data, base, method):
+            raise TaskError(
+                f"{type(data).__name__}.{method} is never called by a LightningTask: {_LEFT_OUT[method]}"
+            )
+
+
+def check_optimizers(optimizers: Sequence[Any], where: str) -> None:
+    """Refuse optimizers that compute gradients inside their step, as LBFGS does.
+
+    Raises:
+        TaskError: naming the optimizer.
+    """
+    for optimizer in optimizers:
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise TaskError(
+                f"{where} returned {type(optimizer).__name__}, which computes gradients several times "
+                "in one step: write a Task whose loops() return {'step': ClosureStep()}"
+            )
 
 
 def check_run(run: Run, *, manual: bool) -> None:

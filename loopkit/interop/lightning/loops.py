@@ -56,7 +56,10 @@ class LightningStep(StepLoop):
             task.module.optimizer_step(view.current_epoch, view.batch, wrapped, closure)
         else:
             self.backward(run, batches, log=False)
-            self.update(run)
+            if task.calls.is_skipped(run):
+                task.zero_grad()  # torch's optimizers leave parameters without a gradient alone
+            else:
+                self.update(run)
         task.calls.step_schedulers(run, "step")
         return task.calls.outputs
 
@@ -111,6 +114,8 @@ class ManualGradients:
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Add the gradients of a loss; ``options`` are those of ``Tensor.backward``."""
         self._reduced.clear()
+        task: Any = self._run.task
+        task.calls.emit("on_before_backward", loss)
         if self._share is not None:
             loss = loss * self._share
         if options:
@@ -141,6 +146,9 @@ class ManualGradients:
         self.reduce(optimizer)
         name = next(name for name, each in run.optimizers.items() if each is optimizer)
         task: Any = run.task
+        if not self._by_hand and task.calls.is_skipped(run):
+            task.zero_grad()
+            return
         task.view.stepping = optimizer
         self._step.update(run, [name])
         task.view.optimizer_steps += 1

@@ -74,6 +74,7 @@ class LightningTask(Task):
         super().__init__()
         self._base = left_out.check_module(module)
         left_out.check_callbacks(callbacks)
+        left_out.check_datamodule(datamodule)
         self.module = module
         self.view = TrainerView(module, datamodule, list(callbacks))
         given = (train_dataloaders, val_dataloaders, test_dataloaders, predict_dataloaders)
@@ -150,6 +151,7 @@ class LightningTask(Task):
         optimizers, configs = parse_optimizers(
             self.module.configure_optimizers(), where, manual=manual
         )
+        left_out.check_optimizers(optimizers, where)
         self.view.schedulers = LightningSchedulers(configs)
         self.view.strategy.wrap(optimizers, left_out.optimizer_wrapper(self._base))
         _freeze_the_rest(self.module, optimizers, where)
@@ -179,20 +181,23 @@ class LightningTask(Task):
         return self._data.prediction()
 
     def train_step(self, batch: Any) -> Tensor:
-        """Return the loss of ``training_step``.
+        """Return the loss of ``training_step``; for None, which skips a batch, one of 0.
 
         Raises:
-            TaskError: it returned none.
+            TaskError: it returned no loss, or skips a batch of a model that is sharded.
         """
         self.calls.training_step(batch)
         out = self.calls.returned
         loss = out.get("loss") if isinstance(out, Mapping) else out
+        if out is None:
+            loss = self.calls.skip_batch()
         if not isinstance(loss, Tensor):
             raise TaskError(
                 f"{type(self.module).__name__}.training_step returned {out!r}, with no loss: "
-                "return a scalar tensor, or a dict with it as 'loss'. A batch cannot be left out "
-                "by returning None: return the loss times 0"
+                "return a scalar tensor, a dict with it as 'loss', or None to skip the batch"
             )
+        if out is not None:
+            self.calls.before_backward(loss)
         return loss
 
     def eval_step(self, batch: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch.optim import Optimizer
 
+from loopkit.interop.lightning.ckpt_file import save_ckpt
 from loopkit.interop.lightning.log import LightningLog
 from loopkit.interop.lightning.optimizers import LightningSchedulers
 from loopkit.interop.lightning.views import LoggerView, StrategyView
@@ -94,6 +95,15 @@ class TrainerView:
         if wanted and self.run is not None:
             self.run.stop("the module set trainer.should_stop")
 
+    def save_checkpoint(self, filepath: str | os.PathLike[str], *_: Any, **__: Any) -> None:
+        """Write a ``.ckpt`` file, which ``load_from_checkpoint`` opens; see ``save_ckpt``."""
+        save_ckpt(self, filepath)
+
+    def print(self, *values: Any, **options: Any) -> None:
+        """Print on rank 0."""
+        if self.is_global_zero:
+            print(*values, **options)
+
     def __getattr__(self, name: str) -> Any:
         if name in _VALUES:
             return _VALUES[name](self)
@@ -116,7 +126,16 @@ def _no_run() -> None:
 
 def known_names() -> list[str]:
     """Return the public names that a module may use of its trainer."""
-    own = ("datamodule", "callbacks", "optimizers", "strategy", "model", "lightning_module")
+    own = (
+        "datamodule",
+        "callbacks",
+        "optimizers",
+        "strategy",
+        "model",
+        "lightning_module",
+        "should_stop",
+    )
+    own += ("save_checkpoint", "print", "train_dataloader", "val_dataloaders", "test_dataloaders")
     return sorted({*own, *(name for name in _VALUES if not name.startswith("_"))})
 
 
@@ -192,6 +211,13 @@ _VALUES: Mapping[str, Callable[[TrainerView], Any]] = {
     "num_val_batches": _evaluation_batches,
     "num_test_batches": _evaluation_batches,
     "num_sanity_val_steps": lambda view: 0,
+    "num_sanity_val_batches": lambda view: [],
+    "enable_validation": lambda view: bool(view.run is not None and view.run.eval_data),
+    "limit_train_batches": _option("limit_train", 1.0),
+    "limit_val_batches": _option("limit_eval", 1.0),
+    "limit_test_batches": _option("limit_eval", 1.0),
+    "overfit_batches": _option("overfit", 0.0),
+    "distributed_sampler_kwargs": lambda view: dict(zip(("rank", "num_replicas"), _ranks())),
     "sanity_checking": lambda view: False,
     "fast_dev_run": lambda view: False,
     "barebones": lambda view: False,
