@@ -221,7 +221,7 @@ def test_other_objects_callbacks_options_and_states_are_refused(tmp_path):
         LightningTask(nn.Linear(2, 2))
     with pytest.raises(TaskError, match="EarlyStop"):
         LightningTask(Bare(), callbacks=[pl.callbacks.EarlyStopping("val_loss")])
-    with pytest.raises(TaskError, match="returned {}, with no loss"):
+    with pytest.raises(TaskError, match=r"returned \{\}, with no loss"):
         fit(tmp_path / "a").run(LightningTask(subclass(training_step=lambda self, batch: {})))
     by_hand = LightningTask(public.made("by hand")[0])
     with pytest.raises(OptionError, match="leave accumulate"):

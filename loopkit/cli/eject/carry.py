@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from graphlib import TopologicalSorter
 from typing import Any
 
 import loopkit
+from loopkit.cli.eject.loop import check_carried
 from loopkit.cli.eject.refusals import refuse
 from loopkit.cli.eject.source import (
     Import,
@@ -71,11 +73,19 @@ class Carrier:
     Attributes:
         imports: the imports that it needs.
         stand_ins: short classes in the place of those of loopkit that it uses, by name.
+
+    Args:
+        classes: the classes of the task.
+        modules: the modules of the user.
+        provided: stand-ins that the script has in any case; "" where another one brings it.
     """
 
-    def __init__(self, classes: TaskClasses, modules: SourceModules) -> None:
+    def __init__(
+        self, classes: TaskClasses, modules: SourceModules, provided: Mapping[str, str]
+    ) -> None:
         self.imports: set[Import] = set()
-        self.stand_ins: dict[str, str] = {}
+        self.stand_ins: dict[str, str] = {name: text for name, text in provided.items() if text}
+        self._provided = provided
         self._classes, self._modules = classes, modules
         self._needs: dict[str, set[str]] = {}
         self._seen: set[tuple[str, str]] = set()
@@ -107,6 +117,7 @@ class Carrier:
 
     def _take(self, source: SourceModule, line: int, text: str) -> None:
         if line not in source.carried:
+            check_carried(source, text)
             source.carried[line] = text
             for name in sorted(free_names(text)):
                 self.carry(source, name)
@@ -115,6 +126,8 @@ class Carrier:
         value = vars(source.module).get(found.name)
         names = (found.module, f"{found.module}.{found.attribute}")
         if found.module.split(".")[0] == loopkit.__name__:
+            if found.name in self._provided and value is not None:
+                return
             self.stand_ins[found.name] = _stand_in(source, found, value)
             return
         module = sys.modules.get(found.module)
@@ -148,9 +161,14 @@ def _stand_in(source: SourceModule, found: Import, value: Any) -> str:
     if value is Loader:
         return _LOADER.format(name=found.name)
     if value is Padded:
-        shared = (inspect.getsource(part) for part in (Padded._pad, _as_tensor))
-        return _PADDED.format(name=found.name) + "\n" + "\n\n".join(shared)
+        return padded_text(found.name)
     raise refuse(
         f"{source.file}, which uses loopkit's {found.name} in code that training runs",
         "take it out of there: what optimizers, eval_step and the like use does not count",
     )
+
+
+def padded_text(name: str) -> str:
+    """Return the class that stands for ``Padded``."""
+    shared = (inspect.getsource(part) for part in (Padded._pad, _as_tensor))
+    return _PADDED.format(name=name) + "\n" + "\n\n".join(shared)

@@ -10,25 +10,32 @@ from typing import Any
 
 import torch
 
-from loopkit.cli.eject.carry import Carrier
+from loopkit.cli.eject.carry import Carrier, padded_text
+from loopkit.cli.eject.hf_task import hf_task_text
 from loopkit.cli.eject.inspection import Inspected, inspected
 from loopkit.cli.eject.layout import WIDTH, fold, literal
+from loopkit.cli.eject.loop import loop_names, needs_loop, optimizers_text
 from loopkit.cli.eject.optimizer import optimizer_text
 from loopkit.cli.eject.reading import reading_context
 from loopkit.cli.eject.refusals import left_out, refuse, uses_ddp
 from loopkit.cli.eject.schedule import schedule_context
 from loopkit.cli.eject.script import join, render
-from loopkit.cli.eject.source import SourceModules
+from loopkit.cli.eject.source import Import, SourceModules
 from loopkit.cli.eject.task_class import TaskClasses
 from loopkit.cli.eject.training import constants, training_context
 from loopkit.data.indexed import IndexedSource
 from loopkit.fit.strategy_setup import processes_wanted
+from loopkit.interop.huggingface import HFTask
+from loopkit.loops import StepLoop
 from loopkit.optim.lr_schedulers import RateSchedule
 from loopkit.optim.specs import OptimizerSpec
 from loopkit.optim.torch_scheduler import TorchSchedule
 from loopkit.options import Options
+from loopkit.run import Run
 from loopkit.task import Task
 from loopkit.version import __version__
+
+OWN_STEP = 'model.loops()["step"]'
 
 
 def generate(
@@ -54,22 +61,22 @@ def generate(
     kind = type(task)
     model = _constructor(kind.__name__, arguments)
     with inspected(task, options) as found:
-        spec = _spec(found.optimizers)
+        specs = _specs(found)
+        keeps = not any(isinstance(spec, OptimizerSpec) for spec in specs.values())
+        context = _context(found, options, keeps_optimizers=keeps) | {"model": model}
+        optimizers, needed = _optimizers(found, specs, context)
         modules = SourceModules()
-        classes = TaskClasses(kind, modules, keeps_optimizers=spec is None)
-        carrier = Carrier(classes, modules)
+        called = [*found.methods, *loop_names(found.run)]
+        if context["loop"] == OWN_STEP:
+            called.append("loops")
+        classes = TaskClasses(kind, modules, keeps_optimizers=keeps, called=called)
+        carrier = Carrier(classes, modules, _provided(found, context))
         carrier.carry(modules.of(kind.__module__), kind.__name__)
-        context = _context(found, options, keeps_optimizers=spec is None) | {"model": model}
+        carrier.imports |= needed
         context["host_random"] = _draws_on_host(carrier)
-        pieces = [render("seeds", context), render("data", context)]
-        if spec is not None:
-            (optimizer,) = found.run.optimizers.values()
-            text, needed = optimizer_text(task, optimizer, spec, scheduled=context["scheduled"])
-            pieces.append(text)
-            carrier.imports |= needed
-        if context["scheduled"]:
-            pieces.append(render("schedule", context))
-        pieces += [render(name, context) for name in ("device", "step", "checkpoint", "main")]
+        pieces = [render("seeds", context), render("data", context), *optimizers]
+        rest = ["device", "step", "checkpoint", "main"]
+        pieces += [render(name, context) for name in rest if name != "step" or not context["loop"]]
         skipped = list(left_out(options, found.run))
     start = f"torchrun --nproc-per-node 2 {name}" if context["ddp"] else f"python {name}"
     header = _header(kind.__name__, start, command, skipped)
@@ -86,15 +93,45 @@ def _draws_on_host(carrier: Carrier) -> bool:
     )
 
 
-def _spec(described: Any) -> OptimizerSpec | None:
-    """Return the spec of the optimizer; None where the task makes torch's own."""
-    if isinstance(described, Mapping):
-        (described,) = described.values()
-        if not isinstance(described, OptimizerSpec):
+def _specs(found: Inspected) -> dict[str, Any]:
+    """Return what describes each optimizer: a spec, or torch's own optimizer."""
+    described = found.optimizers
+    if not isinstance(described, Mapping):
+        described = {"main": described}
+    return {name: each[0] if isinstance(each, tuple) else each for name, each in described.items()}
+
+
+def _optimizers(
+    found: Inspected, specs: Mapping[str, Any], context: dict[str, Any]
+) -> tuple[list[str], set[Import]]:
+    """Return the code that makes optimizers and schedules, and its imports; complete ``context``."""
+    if context["loop"]:
+        pieces, needed, more = optimizers_text(found.run, specs)
+        context |= more
+        return pieces, needed
+    ((name, spec),) = specs.items()
+    if not isinstance(spec, OptimizerSpec):
+        if isinstance(found.optimizers, Mapping):
             raise refuse("a dict of torch optimizers", "return the optimizer itself")
-    if isinstance(described, tuple):
-        described = described[0]
-    return described if isinstance(described, OptimizerSpec) else None
+        return [], set()
+    optimizer = found.run.optimizers[name]
+    text, needed = optimizer_text(found.run.task, optimizer, spec, scheduled=context["scheduled"])
+    return [text, *[render("schedule", context)] * context["scheduled"]], needed
+
+
+def _provided(found: Inspected, context: dict[str, Any]) -> dict[str, str]:
+    """Return the classes that stand for loopkit's StepLoop and HFTask, by name."""
+    provided: dict[str, str] = {}
+    if context["loop"]:
+        provided |= {"StepLoop": render("loop", context), "Run": "", "MicroBatches": ""}
+    if isinstance(found.run.task, HFTask):
+        source = found.run.train_loader.source
+        assert isinstance(source, IndexedSource)
+        text = hf_task_text(found.run.task, source.loader.dataset, found.batch)
+        provided |= {"HFTask": text, "Loader": ""}
+        if "Padded(" in text:
+            provided["Padded"] = padded_text("Padded")
+    return provided
 
 
 def _context(found: Inspected, options: Options, *, keeps_optimizers: bool) -> dict[str, Any]:
@@ -104,7 +141,8 @@ def _context(found: Inspected, options: Options, *, keeps_optimizers: bool) -> d
     accumulate = run.train_loader.accumulate
     global_batch = options.global_batch_size if ddp else None
     several = global_batch is not None or accumulate > 1
-    schedule = next(iter(run.schedules.values()), None)
+    loop = needs_loop(run)
+    schedule = None if loop else next(iter(run.schedules.values()), None)
     scheduled = isinstance(schedule, RateSchedule)
     context: dict[str, Any] = {
         "ddp": ddp,
@@ -112,6 +150,8 @@ def _context(found: Inspected, options: Options, *, keeps_optimizers: bool) -> d
         "global_batch": global_batch,
         "accumulate": "ACCUMULATE" if global_batch is None else "accumulate",
         "accumulation": accumulate if several and global_batch is None else None,
+        "loop": _loop(run) if loop else None,
+        "made": [],
         "scheduled": scheduled,
         "needs_epoch": False,
         "scheduler": isinstance(schedule, TorchSchedule),
@@ -124,6 +164,10 @@ def _context(found: Inspected, options: Options, *, keeps_optimizers: bool) -> d
     assert isinstance(source, IndexedSource)  # check_run refuses others
     context |= reading_context(source, found.data, options, context)
     return context | training_context(found, options, context)
+
+
+def _loop(run: Run) -> str:
+    return "StepLoop()" if type(run.loops.step) is StepLoop else OWN_STEP
 
 
 def _constructor(name: str, arguments: Mapping[str, Any]) -> str:

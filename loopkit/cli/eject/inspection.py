@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loopkit import rng
-from loopkit.cli.eject.refusals import check_options, check_run
+from loopkit.cli.eject.loop import check_loop, needs_loop, try_step
+from loopkit.cli.eject.refusals import check_options, check_run, uses_ddp
 from loopkit.fit.setup import new_run, prepare_training
+from loopkit.fit.strategy_setup import processes_wanted
 from loopkit.loops.step import read_step
 from loopkit.options import Options
 from loopkit.run import Run
@@ -24,6 +26,8 @@ class Inspected:
         run: the run.
         data: what ``train_data`` returned.
         optimizers: what ``optimizers`` returned.
+        batch: the first micro-batch.
+        methods: the methods of the task that a step of the user's own calls.
         mapping: whether ``train_step`` returns a mapping, and not the loss alone.
         weight: the weight of the first micro-batch; None without one.
     """
@@ -31,13 +35,15 @@ class Inspected:
     run: Run
     data: Any
     optimizers: Any
-    mapping: bool
-    weight: Any
+    batch: Any
+    methods: Sequence[str] = ("train_step",)
+    mapping: bool = False
+    weight: Any = None
 
 
 @contextmanager
 def inspected(task: Task, options: Options) -> Iterator[Inspected]:
-    """Prepare the run as Fit does, and call ``train_step`` on the first micro-batch.
+    """Prepare the run as Fit does, and take its first step, or call ``train_step`` once.
 
     Raises:
         OptionError: the run has what the script cannot hold.
@@ -51,11 +57,16 @@ def inspected(task: Task, options: Options) -> Iterator[Inspected]:
     try:
         prepare_training(run)
         check_run(run, seen["optimizers"])
-        returned = _first_step(run)
-        _, weight, _ = read_step(returned, task, "train_step")
-        yield Inspected(
-            run, seen["train_data"], seen["optimizers"], isinstance(returned, Mapping), weight
-        )
+        batches = next(iter(run.train_loader.open(0, 0)))
+        found = Inspected(run, seen["train_data"], seen["optimizers"], batches[0])
+        if needs_loop(run):
+            ddp = uses_ddp(options.strategy, processes_wanted(options))
+            check_loop(run, options, ddp=ddp)
+            yield replace(found, methods=try_step(run, batches))
+        else:
+            returned = _first_step(run, found.batch)
+            _, weight, _ = read_step(returned, task, "train_step")
+            yield replace(found, mapping=isinstance(returned, Mapping), weight=weight)
     finally:
         if run.loader is not None:
             run.loader.source.close()
@@ -70,10 +81,9 @@ def _recording(seen: dict[str, Any], name: str, method: Any) -> Any:
     return call
 
 
-def _first_step(run: Run) -> Any:
+def _first_step(run: Run, batch: Any) -> Any:
     strategy = run.strategy
-    batches = next(iter(run.train_loader.open(0, 0)))
     strategy.set_seed(rng.at_step(run.options.seed, 0, 0))
     with strategy.forward_context or nullcontext():
-        returned: Any = strategy.step_fn("train_step")(batches[0])
+        returned: Any = strategy.step_fn("train_step")(batch)
     return returned

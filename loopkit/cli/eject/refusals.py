@@ -9,7 +9,7 @@ from loopkit.data.indexed import IndexedSource
 from loopkit.data.loader import announce_epoch
 from loopkit.errors import OptionError
 from loopkit.events import EVENTS, Hook, listens
-from loopkit.fit.setup import LOOPS
+from loopkit.interop.huggingface import HFTask
 from loopkit.optim.lr_schedulers import PlateauSchedule
 from loopkit.optim.torch_scheduler import TorchSchedule
 from loopkit.options import Checkpoint, Options
@@ -99,22 +99,23 @@ def _check_strategy(strategy: Any) -> None:
 
 def _check_task(options: Options, task: Task) -> None:
     for kind in type(task).__mro__[: type(task).__mro__.index(Task)]:
-        if kind.__module__.startswith("loopkit."):
+        if kind.__module__.startswith("loopkit.") and kind is not HFTask:
             raise refuse(
                 f"{name_of(task)}, which derives from loopkit's {kind.__name__}",
                 "derive it from Task, with its own train_step and train_data",
             )
-    own = task.loops()
-    for name in LOOPS:
-        loop = getattr(options, name) or own.get(name)
-        if loop is not None and name in ("step", "epoch"):
-            raise refuse(
-                f"{type(loop).__name__}, a loop of your own",
-                f"the script has the plain {name}. Eject the task without it, and put what its "
-                "run() does in the place of backward() and optimizer.step() in main()",
-            )
+    if options.step is not None:
+        raise refuse("Fit(step=)", "return the step from the task's loops()")
+    loop = options.epoch or task.loops().get("epoch")
+    if loop is not None:
+        raise refuse(
+            f"{type(loop).__name__}, an epoch of your own",
+            "the script has the plain epoch. Eject the task without it, and put what its run() does "
+            "in the place of the loop in main()",
+        )
     for event in EVENTS:
-        if event not in _QUIET and listens(task, event):
+        inherited = getattr(type(task), f"on_{event}", None) is getattr(HFTask, f"on_{event}", 0)
+        if event not in _QUIET and listens(task, event) and not inherited:
             raise refuse(
                 f"{name_of(task)}.on_{event}",
                 "the script emits no events. Eject a task without it, and call it in main()",
@@ -143,13 +144,10 @@ def check_run(run: Run, described: Any) -> None:
             f"set_epoch inside {type(source.loader.dataset).__name__}",
             "give the data set itself set_epoch(epoch)",
         )
-    if len(run.optimizers) != 1:
-        raise refuse(
-            f"{name}.optimizers() with {len(run.optimizers)} optimizers",
-            "return one; in the script, add the others beside it",
-        )
     schedule = next(iter(run.schedules.values()), None)
-    if isinstance(schedule, PlateauSchedule) or getattr(schedule, "metric", None):
+    if any(
+        isinstance(s, PlateauSchedule) or getattr(s, "metric", None) for s in run.schedules.values()
+    ):
         raise refuse(
             "a schedule that follows a metric", "the script does not evaluate. Take another one"
         )

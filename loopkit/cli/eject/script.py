@@ -29,6 +29,7 @@ _OFFERED = (
     Import("itertools", "islice", "islice"),
     Import("pathlib", "Path", "Path"),
     Import("typing", "Any", "Any"),
+    Import("zlib", "crc32", "crc32"),
     Import("torch", "Tensor", "Tensor"),
     Import("torch", "nn", "nn"),
     Import("torch.nn.parallel", "DistributedDataParallel", "DistributedDataParallel"),

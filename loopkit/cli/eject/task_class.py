@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from torch import nn
 
 from loopkit.cli.eject.refusals import refuse
 from loopkit.cli.eject.source import SourceModule, SourceModules, extent
+from loopkit.interop.huggingface import HFTask
 from loopkit.task import Task
 
-_STARTS = ("train_step", "train_data", "configure_model", "forward")
+_STARTS = ("train_step", "train_data", "configure_model", "forward", "weight")
+# What a class derived from HFTask may use of it in code that training runs.
+KEPT = ("model", "tokenizer", "weight", "train_step", "train_data", "log")
 _LOG = '''
     def log(self, name: str, value: Any, reduce: str = "mean") -> None:
         """Drop the value; print or record it here."""
@@ -26,23 +29,30 @@ class TaskClasses:
         task: the class of the task.
         modules: the modules of the user.
         keeps_optimizers: whether ``optimizers`` makes torch's own optimizer.
+        called: further methods that training calls.
 
     Raises:
         OptionError: a class is not at the top of its file.
     """
 
-    def __init__(self, task: type[Task], modules: SourceModules, *, keeps_optimizers: bool) -> None:
+    def __init__(
+        self,
+        task: type[Task],
+        modules: SourceModules,
+        *,
+        keeps_optimizers: bool,
+        called: Iterable[str] = (),
+    ) -> None:
         self.nodes: dict[str, tuple[SourceModule, ast.ClassDef]] = {}
         for kind in task.__mro__[: task.__mro__.index(Task)]:
-            if not issubclass(kind, Task):
+            if not issubclass(kind, Task) or kind is HFTask:
                 continue  # a base beside Task is carried over as any class
             source = modules.of(kind.__module__)
             node = source.definitions.get(kind.__name__, [None])[-1]
             if not isinstance(node, ast.ClassDef):
                 raise refuse(kind.__qualname__, "define the class at the top of its file")
             self.nodes[kind.__name__] = source, node
-        starts = (*_STARTS, "optimizers") if keeps_optimizers else _STARTS
-        self.kept = self._reachable(starts)
+        self.kept = self._reachable([*_STARTS, *called, *["optimizers"] * keeps_optimizers])
 
     def _reachable(self, starts: Iterable[str]) -> set[tuple[str, str]]:
         """Return the methods that training may call, by class and name.
@@ -96,6 +106,8 @@ class TaskClasses:
         attributes = set(_attributes(ast.parse(body)))
         if "hparams" in attributes:
             raise refuse(f"{name}'s use of hparams", "keep the arguments as attributes of your own")
+        if issubclass(_value_of(name, source), HFTask):
+            self._check_inherited(source, attributes)
         if "log" in attributes and self._is_lowest(source, node):
             body += f"\n{_LOG.rstrip()}"
         return body
@@ -104,7 +116,17 @@ class TaskClasses:
         return _is_method(part) and (owner, part.name) not in self.kept
 
     def _is_lowest(self, source: SourceModule, node: ast.ClassDef) -> bool:
-        return any(_value(base, source) is Task for base in node.bases)
+        return any(_value(base, source) in (Task, HFTask) for base in node.bases)
+
+    def _check_inherited(self, source: SourceModule, attributes: set[str]) -> None:
+        own = {
+            part.name for _, node in self.nodes.values() for part in node.body if _is_method(part)
+        }
+        for name in sorted(attributes - own - {*KEPT}):
+            if name in vars(HFTask) and not name.startswith("__"):
+                raise refuse(
+                    f"HFTask.{name} in {source.file}", f"the script's HFTask has {', '.join(KEPT)}"
+                )
 
     def _with_base(self, body: str, source: SourceModule, node: ast.ClassDef) -> str:
         """Replace the base Task in the class's header."""
@@ -115,6 +137,10 @@ class TaskClasses:
                 head, colon, rest = body.partition(f"class {node.name}")
                 body = head + colon + rest.replace(old, module, 1)
         return body
+
+
+def _value_of(name: str, source: SourceModule) -> Any:
+    return vars(source.module)[name]
 
 
 def _value(node: ast.expr, source: SourceModule) -> object:

@@ -51,7 +51,7 @@ def training_context(found: Inspected, options: Options, reading: dict[str, Any]
     }
     context |= {"scale": _scale(found.weight), "per_epoch": _per_epoch(reading)}
     context |= {"checked": _checked(reading | context), "call": _call(reading | context)}
-    names = ["args.checkpoint", "model", "optimizer"]
+    names = ["args.checkpoint", "model", "optimizers" if reading["loop"] else "optimizer"]
     rest = ["scheduler"] * reading["scheduler"] + ["scaler"] * precision.scaled
     return context | {"saved": [*names, "step", *rest], "loaded": [*names, *rest]}
 
