@@ -116,7 +116,8 @@ def _optimizers(
         return [], set()
     optimizer = found.run.optimizers[name]
     text, needed = optimizer_text(found.run.task, optimizer, spec, scheduled=context["scheduled"])
-    return [text, *[render("schedule", context)] * context["scheduled"]], needed
+    schedules = [render("schedule", context)] if context["scheduled"] else []
+    return [text, *schedules], needed
 
 
 def _provided(found: Inspected, context: dict[str, Any]) -> dict[str, str]:

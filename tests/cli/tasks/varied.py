@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from loopkit import Task
+from loopkit import StepLoop, Task
 from loopkit.data import Loader, Padded
 from loopkit.errors import DataError
 from loopkit.optim import SGD, AdamW, ParamGroup, cosine, linear, reduce_on_plateau
@@ -154,10 +154,51 @@ class Own(Classes):
 
 
 class Several(Classes):
-    """Has two optimizers."""
+    """Has two optimizers, of which one follows a schedule in epochs."""
 
     def optimizers(self):
-        return {"a": SGD(lr=0.1, params="weight"), "b": SGD(lr=0.1, params="bias")}
+        slow = AdamW(lr=0.1, params="bias", schedule=cosine(warmup="0.5 epochs"))
+        return {"a": SGD(lr=0.1, params="weight", schedule=linear()), "b": slow}
+
+
+class Twice(StepLoop):
+    """Updates twice in a step, with new random numbers, and the second time with those of the first."""
+
+    def run(self, run, batches):
+        self.backward(run, batches, log=False)
+        self.update(run)
+        out = self.backward(run, batches, reuse_rng=len(batches) > 1)
+        self.update(run)
+        return out
+
+
+class Repeated(Weighted):
+    """Has a step of its own, in which batches weigh as many samples as they have."""
+
+    def __init__(self, weighted: bool = False):
+        super().__init__()
+        self.weighted = weighted
+
+    def loops(self):
+        return {"step": Twice()}
+
+    def train_step(self, batch):
+        out = super().train_step(batch)
+        return out if self.weighted else {"loss": out["loss"], "more": 1}
+
+
+class Watches(StepLoop):
+    """Asks the run for more than the script's has."""
+
+    def run(self, run, batches):
+        return super().run(run, batches) if run.progress.step else {}
+
+
+class Watching(Classes):
+    """Has that step."""
+
+    def loops(self):
+        return {"step": Watches()}
 
 
 class Plateau(Classes):
