@@ -16,8 +16,8 @@ from loopkit.cli.convert_optim import optimizer_source
 from loopkit.cli.convert_script import Conversion
 from loopkit.cli.convert_strategy import strategy_source
 from loopkit.cli.lightning_args.convert import convert_lightning
-from loopkit.cli.lightning_args.reading import holds_trainer, read_python, read_yaml
-from loopkit.cli.lightning_args.script import Script
+from loopkit.cli.lightning_args.lightning_script import Script
+from loopkit.cli.lightning_args.trainer_source import holds_trainer, read_python, read_yaml
 from loopkit.cli.trainer_arguments import OFF, TrainerArguments
 from loopkit.errors import OptionError, nearest
 from loopkit.foreign_names import TRAINER_NAMES, Reason

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loopkit.cli.lightning_args.options import in_seconds
-from loopkit.cli.lightning_args.script import Script
-from loopkit.cli.lightning_args.values import Arguments, Call, Unknown
+from loopkit.cli.lightning_args.call_arguments import Arguments, Unknown, WrittenCall
+from loopkit.cli.lightning_args.lightning_script import Script
+from loopkit.cli.lightning_args.plain_options import in_seconds
 from loopkit.foreign_names import FOREIGN_NAMES, Reason
 from loopkit.interop.lightning.left_out import CALLBACKS
 
@@ -21,7 +21,7 @@ def convert_callbacks(args: Arguments, found: Script) -> None:
             found.notes[f"callbacks: {each.text}"] = (
                 "known only when your file runs. Give it to LightningTask(callbacks=[...])"
             )
-        elif not isinstance(each, Call):
+        elif not isinstance(each, WrittenCall):
             found.notes[f"callbacks: {each!r}"] = "it is no callback"
         elif each.name in _KINDS:
             own = Arguments(each, found.notes)
@@ -166,10 +166,10 @@ def _convert_profiler(args: Arguments, found: Script) -> None:
     profiler = args["profiler"]
     if profiler is None:
         return
-    name = profiler.name if isinstance(profiler, Call) else str(profiler)
+    name = profiler.name if isinstance(profiler, WrittenCall) else str(profiler)
     if name in ("pytorch", "PyTorchProfiler"):
         found.hook("Profiler()")
-        if isinstance(profiler, Call):
+        if isinstance(profiler, WrittenCall):
             Arguments(profiler, found.notes).note_rest({}, "give Profiler(path=, memory=, stacks=)")
     elif name != "PassThroughProfiler":
         args.note("profiler", f"{name} measures Lightning's hooks: result.timings has the seconds "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from loopkit.cli.lightning_args.call_arguments import Arguments, Unknown
 from loopkit.cli.lightning_args.callbacks import convert_callbacks
-from loopkit.cli.lightning_args.options import convert_options, reason_of
+from loopkit.cli.lightning_args.lightning_script import Script
 from loopkit.cli.lightning_args.places import convert_loggers, convert_strategy
-from loopkit.cli.lightning_args.reading import Given
-from loopkit.cli.lightning_args.script import Script
+from loopkit.cli.lightning_args.plain_options import convert_options, reason_of
 from loopkit.cli.lightning_args.signatures import SIGNATURES
-from loopkit.cli.lightning_args.values import Arguments, Unknown
+from loopkit.cli.lightning_args.trainer_source import Given
 from loopkit.errors import OptionError, nearest
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from loopkit.cli.lightning_args.options import in_seconds, set_precision, translated
-from loopkit.cli.lightning_args.script import Script
-from loopkit.cli.lightning_args.values import Arguments, Call
+from loopkit.cli.lightning_args.call_arguments import Arguments, WrittenCall
+from loopkit.cli.lightning_args.lightning_script import Script
+from loopkit.cli.lightning_args.plain_options import in_seconds, set_precision, translated
 from loopkit.foreign_names import FOREIGN_NAMES, Reason
 
 _NO_ARGUMENT = "loopkit's counterpart has no such argument"
@@ -30,7 +30,7 @@ _PRECISIONS = ("MixedPrecision", "HalfPrecision", "DeepSpeedPrecision", "FSDPPre
 def convert_strategy(args: Arguments, found: Script) -> None:
     """Convert ``strategy`` and ``plugins``."""
     given = args["strategy"]
-    if isinstance(given, Call):
+    if isinstance(given, WrittenCall):
         _convert_object(args, given, found)
     elif str(given).startswith("deepspeed") or given == "model_parallel":
         args.note(
@@ -51,7 +51,7 @@ def _named(given: str) -> str:
     return translated("strategy", given)
 
 
-def _convert_object(args: Arguments, given: Call, found: Script) -> None:
+def _convert_object(args: Arguments, given: WrittenCall, found: Script) -> None:
     own = Arguments(given, found.notes)
     if given.name == "DDPStrategy":
         settings = {name: own[name] for name in _DDP if own.is_set(name)}
@@ -95,7 +95,7 @@ _FSDP_REASONS = {
 
 def _fsdp(own: Arguments, found: Script) -> str:
     shown, offload = [], own["cpu_offload"]
-    if isinstance(offload, Call):
+    if isinstance(offload, WrittenCall):
         offload = offload.named.get("offload_params", next(iter(offload.positional), False))
     if offload is True:
         shown.append("offload=True")
@@ -125,11 +125,11 @@ def _timeout(own: Arguments) -> float | int | None:
 
 
 def _convert_plugin(args: Arguments, each: Any, found: Script) -> None:
-    name = each.name if isinstance(each, Call) else str(getattr(each, "text", each))
+    name = each.name if isinstance(each, WrittenCall) else str(getattr(each, "text", each))
     where = f"plugins: {name}"
     if name == "DoublePrecision":
         found.fit["precision"] = "'fp64'"
-    elif isinstance(each, Call) and name in _PRECISIONS:
+    elif isinstance(each, WrittenCall) and name in _PRECISIONS:
         own = Arguments(each, found.notes)
         set_precision(own, found, own["precision"])
         own.note_rest({"device": "give Fit(accelerator=)"}, _NO_ARGUMENT)
@@ -171,12 +171,12 @@ def convert_loggers(args: Arguments, found: Script) -> None:
     given = args["logger"]
     if given is False or given == []:
         found.fit["loggers"] = "None"
-    if not isinstance(given, (Call, list)) or not given:
+    if not isinstance(given, (WrittenCall, list)) or not given:
         return
     sources: list[str] = ["'jsonl'"]
     for each in given if isinstance(given, list) else [given]:
-        name = each.name if isinstance(each, Call) else str(getattr(each, "text", each))
-        if not isinstance(each, Call) or name not in _LOGGERS:
+        name = each.name if isinstance(each, WrittenCall) else str(getattr(each, "text", each))
+        if not isinstance(each, WrittenCall) or name not in _LOGGERS:
             found.notes[f"logger: {name}"] = (
                 "derive a logger of your own from loopkit.loggers.base.Logger"
             )

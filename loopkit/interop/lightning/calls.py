@@ -69,7 +69,7 @@ class ModuleCalls:
                     accepted(getattr(callback, hook), view, module, *arguments)
             return accepted(getattr(module, hook), *arguments) if hasattr(module, hook) else None
 
-    def step(self, name: str, *arguments: Any) -> Any:
+    def _step(self, name: str, *arguments: Any) -> Any:
         """Call a step of the module; return what it returns."""
         with self._named(name):
             return getattr(self.module, name)(*arguments[: self._taken[name]])
@@ -109,15 +109,31 @@ class ModuleCalls:
                     "on_train_batch_start returned -1, which ends an epoch in Lightning: set "
                     "self.trainer.should_stop = True, or give fewer batches"
                 )
-            self.returned = self.step("training_step", batch, view.batch)
+            self.returned = self._step("training_step", batch, view.batch)
         self.outputs = _detached(self.returned)
 
-    def skip_batch(self) -> Tensor:
-        """Return a loss of 0 for a batch that ``training_step`` leaves out.
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss of ``training_step``; for None, which skips a batch, one of 0.
 
         Raises:
-            TaskError: the model is sharded, so that the other ranks need this one's gradients.
+            TaskError: it returned no loss, or skips a batch of a model that is sharded.
         """
+        self.training_step(batch)
+        out = self.returned
+        if out is None:
+            return self._skip_batch()
+        loss = out.get("loss") if isinstance(out, Mapping) else out
+        if not isinstance(loss, Tensor):
+            raise TaskError(
+                f"{type(self.module).__name__}.training_step returned {out!r}, with no loss: "
+                "return a scalar tensor, a dict with it as 'loss', or None to skip the batch"
+            )
+        if not self._micro:
+            self.emit("on_before_zero_grad", self.view.optimizers[0])
+        self.emit("on_before_backward", loss)
+        return loss
+
+    def _skip_batch(self) -> Tensor:
         run = self.view.run
         assert run is not None
         if run.strategy.sharded:
@@ -139,12 +155,6 @@ class ModuleCalls:
     def is_skipped(self, run: Run) -> bool:
         """Return whether a step on one rank has no batch left, so that nothing is to be updated."""
         return self.skipped == len(self._batches) and run.strategy.dp.size == 1
-
-    def before_backward(self, loss: Tensor) -> None:
-        """Emit what comes between ``training_step`` and the backward pass."""
-        if not self._micro:
-            self.emit("on_before_zero_grad", self.view.optimizers[0])
-        self.emit("on_before_backward", loss)
 
     def end_micro_step(self) -> None:
         """Emit the end of a backward pass, and that of a batch before the last one of a step."""
@@ -209,14 +219,14 @@ class ModuleCalls:
     def evaluate(self, name: str, batch: Any) -> Any:
         """Call ``validation_step`` or ``test_step`` with the numbers of batch and data loader."""
         batch = self.data.transferred(batch, self._loader)
-        return self.step(name, batch, self.view.batch, self._loader)
+        return self._step(name, batch, self.view.batch, self._loader)
 
     def predict(self, batch: Any) -> Any:
         """Call ``predict_step`` and the events around it."""
         index, self.view.batch = self.view.batch, self.view.batch + 1
         batch = self.data.transferred(batch, 0)
         self.emit("on_predict_batch_start", batch, index, 0)
-        made = self.step("predict_step", batch, index, 0)
+        made = self._step("predict_step", batch, index, 0)
         self.emit("on_predict_batch_end", made, batch, index, 0)
         return made
 

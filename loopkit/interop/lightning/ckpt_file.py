@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from loopkit.errors import TaskError
-from loopkit.files import replacing
+from loopkit.interop.lightning.left_out import lightning_package
 
 if TYPE_CHECKING:
     from loopkit.interop.lightning.trainer import TrainerView
@@ -29,12 +27,11 @@ def save_ckpt(view: TrainerView, path: str | os.PathLike[str]) -> None:
             f"trainer.save_checkpoint writes whole weights, and {run.strategy.name} shards them: "
             "export a checkpoint of the run, by `loopkit ckpt export`"
         )
-    from lightning.pytorch import __version__
-
+    package = import_module(lightning_package(module))
     saved: dict[str, Any] = {
         "epoch": view.current_epoch,
         "global_step": view.global_step,
-        "pytorch-lightning_version": __version__,
+        "pytorch-lightning_version": package.__version__,
         "state_dict": module.state_dict(),
     }
     for owner in (module, view.datamodule):
@@ -42,9 +39,7 @@ def save_ckpt(view: TrainerView, path: str | os.PathLike[str]) -> None:
             saved[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
             saved[owner.CHECKPOINT_HYPER_PARAMS_KEY] = dict(owner.hparams)
     module.on_save_checkpoint(saved)
-    if not view.is_global_zero:
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target, durable=True) as temporary:
-        torch.save(saved, temporary)
+    if view.is_global_zero:
+        import_module(f"{package.__name__}.plugins.io").TorchCheckpointIO().save_checkpoint(
+            saved, path
+        )

@@ -199,8 +199,14 @@ def check_run(run: Run, *, manual: bool) -> None:
 
 def optimizer_wrapper(base: type) -> Any:
     """Return the LightningOptimizer of the package that a module is made with."""
+    return import_module(f"{_package(base)}.core.optimizer").LightningOptimizer
+
+
+def lightning_package(module: Any) -> str:
+    """Return the package of a module's LightningModule, "lightning.pytorch" or "pytorch_lightning"."""
+    return _package(lightning_module(module) or object)
+
+
+def _package(base: type) -> str:
     package = base.__module__.rpartition(".core")[0]
-    name = "lightning.pytorch.core.optimizer"
-    if package != "lightning.pytorch":
-        name = f"{package}.core.optimizer"
-    return import_module(name).LightningOptimizer
+    return package if package == "pytorch_lightning" else "lightning.pytorch"

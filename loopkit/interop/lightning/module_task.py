@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from loopkit.errors import LoopkitWarning, TaskError
+from loopkit.errors import LoopkitWarning
 from loopkit.interop.lightning import left_out
 from loopkit.interop.lightning.calls import ModuleCalls
 from loopkit.interop.lightning.loaders import LightningData
@@ -186,19 +186,7 @@ class LightningTask(Task):
         Raises:
             TaskError: it returned no loss, or skips a batch of a model that is sharded.
         """
-        self.calls.training_step(batch)
-        out = self.calls.returned
-        loss = out.get("loss") if isinstance(out, Mapping) else out
-        if out is None:
-            loss = self.calls.skip_batch()
-        if not isinstance(loss, Tensor):
-            raise TaskError(
-                f"{type(self.module).__name__}.training_step returned {out!r}, with no loss: "
-                "return a scalar tensor, a dict with it as 'loss', or None to skip the batch"
-            )
-        if out is not None:
-            self.calls.before_backward(loss)
-        return loss
+        return self.calls.loss(batch)
 
     def eval_step(self, batch: Any) -> Any:
         """Return what ``validation_step`` returns."""

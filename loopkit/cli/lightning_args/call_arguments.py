@@ -21,7 +21,7 @@ class Unknown:
 
 
 @dataclass(frozen=True)
-class Call:
+class WrittenCall:
     """A call of a class, or a ``class_path`` with its ``init_args``.
 
     Attributes:
@@ -55,7 +55,7 @@ class Arguments:
         given: the arguments by name.
     """
 
-    def __init__(self, call: Call, notes: dict[str, str]) -> None:
+    def __init__(self, call: WrittenCall, notes: dict[str, str]) -> None:
         self.name = call.name
         self._defaults = SIGNATURES.get(call.name, {})
         self._notes = notes

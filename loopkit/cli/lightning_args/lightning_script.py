@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from loopkit.cli.lightning_args.values import Call
+from loopkit.cli.lightning_args.call_arguments import WrittenCall
 
 _STRATEGIES = ("DDP", "FSDP")
 _MODULE = """\
@@ -56,12 +56,12 @@ class Script:
     """
 
     package: str = "lightning.pytorch"
-    model: Call | None = None
-    data: Call | None = None
+    model: WrittenCall | None = None
+    data: WrittenCall | None = None
     fit: dict[str, str] = field(default_factory=dict)
     checkpoint: dict[str, str] = field(default_factory=dict)
     hooks: list[str] = field(default_factory=list)
-    callbacks: list[Call] = field(default_factory=list)
+    callbacks: list[WrittenCall] = field(default_factory=list)
     imports: set[str] = field(default_factory=set)
     before: list[str] = field(default_factory=list)
     monitored: list[str] = field(default_factory=list)
@@ -136,11 +136,11 @@ class Script:
         return f"task = LightningTask({', '.join(parts)})"
 
 
-def _called(call: Call) -> str:
+def _called(call: WrittenCall) -> str:
     return (
         f"{call.name}({', '.join(f'{name}={_shown(value)}' for name, value in call.named.items())})"
     )
 
 
 def _shown(value: object) -> str:
-    return _called(value) if isinstance(value, Call) else repr(value)
+    return _called(value) if isinstance(value, WrittenCall) else repr(value)

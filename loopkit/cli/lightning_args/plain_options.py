@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from loopkit.cli.lightning_args.script import Script
-from loopkit.cli.lightning_args.values import Arguments, Call
+from loopkit.cli.lightning_args.call_arguments import Arguments, WrittenCall
+from loopkit.cli.lightning_args.lightning_script import Script
 from loopkit.foreign_names import FOREIGN_NAMES, Reason
 from loopkit.foreign_values import VALUES
 
@@ -71,7 +71,7 @@ def in_seconds(value: Any) -> float | int | None:
     if isinstance(value, str) and re.fullmatch(r"\d+(:\d+){3}", value):
         days, hours, minutes, seconds = map(int, value.split(":"))
         return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    if isinstance(value, Call) and value.name == "timedelta":
+    if isinstance(value, WrittenCall) and value.name == "timedelta":
         value = {**dict(zip(("days", "seconds"), value.positional)), **value.named}
     if isinstance(value, Mapping) and value and value.keys() <= _UNITS.keys():
         total = sum(_UNITS[unit] * amount for unit, amount in value.items())
@@ -88,7 +88,7 @@ def translated(option: str, value: Any) -> str:
 
 def _convert_machine(args: Arguments, found: Script) -> None:
     accelerator = args["accelerator"]
-    if isinstance(accelerator, Call):
+    if isinstance(accelerator, WrittenCall):
         accelerator = _CPU.get(accelerator.name, accelerator.name)
     source = translated("accelerator", accelerator)
     if isinstance(source, Reason):

@@ -10,10 +10,8 @@ from typing import Any
 from yaml import YAMLError
 
 from loopkit.cli.args.yaml_io import load_yaml
-from loopkit.cli.lightning_args.values import Call, Unknown
+from loopkit.cli.lightning_args.call_arguments import Unknown, WrittenCall
 from loopkit.errors import OptionError
-
-_PACKAGES = ("lightning", "lightning.pytorch", "pytorch_lightning")
 
 
 @dataclass
@@ -30,9 +28,9 @@ class Given:
         notes: what else the file says, each with what to do.
     """
 
-    trainer: Call
-    model: Call | None = None
-    data: Call | None = None
+    trainer: WrittenCall
+    model: WrittenCall | None = None
+    data: WrittenCall | None = None
     seed: Any = None
     checkpoint: Any = None
     package: str = "lightning.pytorch"
@@ -92,7 +90,7 @@ class _Values:
                     self._assigned[target.id] = value
 
     def read(self, node: ast.expr, depth: int = 8) -> Any:
-        """Return a plain value, a Call, a list of both, or an Unknown."""
+        """Return a plain value, a WrittenCall, a list of both, or an Unknown."""
         try:
             return ast.literal_eval(node)
         except (ValueError, TypeError, SyntaxError):
@@ -106,7 +104,7 @@ class _Values:
             return self.call(node, depth - 1)
         return Unknown(ast.unparse(node))
 
-    def call(self, node: ast.Call, depth: int = 8) -> Call:
+    def call(self, node: ast.Call, depth: int = 8) -> WrittenCall:
         """Return a call with its arguments read."""
         named = {
             keyword.arg or f"**{ast.unparse(keyword.value)}": self.read(keyword.value, depth)
@@ -116,7 +114,7 @@ class _Values:
         }
         positional = [self.read(each, depth) for each in node.args]
         name = ast.unparse(node.func).split(".")[-1]
-        return Call(name, "", positional, named, ast.unparse(node))
+        return WrittenCall(name, "", positional, named, ast.unparse(node))
 
     def argument(self, node: ast.Call | None, name: str, position: int) -> Any:
         """Return one argument of a call; None without it."""
@@ -147,19 +145,21 @@ def read_yaml(text: str) -> Given:
         notes = {name: reason for name, reason in notes.items() if name not in config["fit"]}
     if not isinstance(config, Mapping) or not isinstance(config.get("trainer"), Mapping):
         raise OptionError("it holds no 'trainer' with arguments by name, as LightningCLI writes it")
-    given = Given(Call("Trainer", "", (), {str(n): _read(v) for n, v in config["trainer"].items()}))
+    given = Given(
+        WrittenCall("Trainer", "", (), {str(n): _read(v) for n, v in config["trainer"].items()})
+    )
     seed = config.get("seed_everything")
     given.seed = None if isinstance(seed, bool) else seed
     given.checkpoint, given.notes = config.get("ckpt_path"), notes
     for name in ("model", "data"):
         value = _read(config.get(name))
-        if isinstance(value, Call):
+        if isinstance(value, WrittenCall):
             setattr(given, name, value)
         elif value:
             notes[name] = "its class is in your LightningCLI: give it here, with these arguments"
     for name in ("optimizer", "lr_scheduler"):
         value = _read(config.get(name))
-        if isinstance(value, Call):
+        if isinstance(value, WrittenCall):
             notes[name] = f"return {_source(value)} from configure_optimizers of the module"
         elif value:
             notes[name] = "return it from configure_optimizers of the module"
@@ -179,14 +179,14 @@ def read_yaml(text: str) -> Given:
     return given
 
 
-def _source(call: Call) -> str:
+def _source(call: WrittenCall) -> str:
     first = "optimizer" if "sched" in call.module else "self.parameters()"
     shown = ", ".join([first, *(f"{name}={value!r}" for name, value in call.named.items())])
     return f"{call.module}.{call.name}({shown})"
 
 
 def _read(value: Any) -> Any:
-    """Return a value of YAML, with a Call for each mapping that has a ``class_path``."""
+    """Return a value of YAML, with a WrittenCall for each mapping that has a ``class_path``."""
     if isinstance(value, list):
         return [_read(each) for each in value]
     if not isinstance(value, Mapping) or "class_path" not in value:
@@ -194,4 +194,4 @@ def _read(value: Any) -> Any:
     module, _, name = str(value["class_path"]).rpartition(".")
     named = {str(key): _read(part) for key, part in (value.get("init_args") or {}).items()}
     named.update(value.get("dict_kwargs") or {})
-    return Call(name, module, (), named)
+    return WrittenCall(name, module, (), named)
