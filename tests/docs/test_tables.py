@@ -50,6 +50,21 @@ def test_every_argument_of_the_installed_trainer_has_a_row():
     assert not arguments.keys() - listed
 
 
+def test_every_argument_and_callback_of_lightning_has_a_row():
+    pl = pytest.importorskip("lightning.pytorch")
+    page = DOCS / "from-lightning.md"
+    listed = {name for row in rows_of(page) for cell in row for name in re.findall(r"`(\w+)", cell)}
+    assert not {*inspect.signature(pl.Trainer.__init__).parameters} - listed - {"self"}
+    bases = {"Callback", "Checkpoint"}  # of one's own callbacks
+    text = page.read_text(encoding="utf-8")
+    assert "`LambdaCallback`" in text
+    assert not {*pl.callbacks.__all__} - listed - bases - {"LambdaCallback"}
+    hooks = {
+        n for n in vars(pl.core.hooks.ModelHooks) if n.startswith("configure_") or n == "backward"
+    }
+    assert not [name for name in hooks - {"configure_model"} if f"`{name}`" not in text]
+
+
 def test_every_event_is_in_the_table_once():
     cells = [cells[0] for cells in rows_of(DOCS / "hooks.md") if cells[0].startswith("`on_")]
     assert sorted(re.match(r"`on_(\w+)", cell)[1] for cell in cells) == sorted(EVENTS)

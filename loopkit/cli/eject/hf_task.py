@@ -35,7 +35,7 @@ def hf_task_text(task: HFTask, samples: Any, batch: Any) -> str:
         raise refuse(f"{name}, which has weights beside its model", "derive it from Task")
     if not isinstance(batch, Mapping):
         raise refuse(f"{name} with batches that are no dicts", "derive it from Task")
-    collate = task._collate
+    collate: Any = task._collate
     own = not (isinstance(collate, SelectColumns) and isinstance(collate.collate_fn, Padded))
     drops = own and isinstance(collate, SelectColumns)
     first = samples[0]

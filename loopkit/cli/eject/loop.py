@@ -129,7 +129,9 @@ def optimizers_text(
     """
     pieces: list[str] = []
     needed: set[Import] = set()
-    made, factors, texts = [], [], {}
+    made: list[str] = []
+    factors: list[str] = []
+    texts: dict[str, str] = {}
     schedules: dict[str, dict[str, Any]] = {}
     for name, schedule in run.schedules.items():
         if not isinstance(schedule, RateSchedule):

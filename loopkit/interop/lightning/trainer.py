@@ -127,15 +127,9 @@ def _no_run() -> None:
 def known_names() -> list[str]:
     """Return the public names that a module may use of its trainer."""
     own = (
-        "datamodule",
-        "callbacks",
-        "optimizers",
-        "strategy",
-        "model",
-        "lightning_module",
-        "should_stop",
-    )
-    own += ("save_checkpoint", "print", "train_dataloader", "val_dataloaders", "test_dataloaders")
+        "callbacks", "datamodule", "lightning_module", "model", "optimizers", "print", "save_checkpoint",
+        "should_stop", "strategy", "test_dataloaders", "train_dataloader", "val_dataloaders",
+    )  # fmt: skip
     return sorted({*own, *(name for name in _VALUES if not name.startswith("_"))})
 
 
