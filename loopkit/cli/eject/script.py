@@ -17,7 +17,7 @@ from loopkit.cli.eject.source import Import
 _OFFERED = (
     *(
         Import(module, None, module)
-        for module in ("argparse", "math", "os", "random", "re", "torch")
+        for module in ("argparse", "gc", "math", "os", "random", "re", "torch")
     ),
     Import("torch.distributed", None, "dist"),
     Import("numpy", None, "np"),
