@@ -16,6 +16,7 @@ def same_rows(ours, theirs):
         assert mine == pytest.approx(other, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.*training_step returned None")
 @pytest.mark.parametrize(
     ("strategy", "name"),
     [
