@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
 import torch
 
 from loopkit.errors import OptionError
@@ -69,3 +74,36 @@ def visible_devices(accelerator: str = "auto", count: int | str = "auto") -> lis
             f"devices={count}: layers can be spread over {len(found)}, {', '.join(map(str, found))}"
         )
     return found[: count if isinstance(count, int) else None]
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes that were held: by torch on an accelerator, by the process on the CPU.
+
+    None where the system or the device does not tell.
+    """
+    if device.type == "cpu":
+        return peak_bytes()
+    measure = getattr(getattr(torch, device.type, None), "max_memory_allocated", None)
+    return None if measure is None else int(measure(device))
+
+
+def peak_bytes() -> int | None:
+    """Return the most memory that this process has held; None if the system does not tell."""
+    with suppress(OSError):
+        return process_bytes("VmHWM")
+    try:
+        resource = import_module("resource")
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def process_bytes(name: str) -> int:
+    """Return a size of this process, such as "VmRSS".
+
+    Raises:
+        OSError: the system has no ``/proc``.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -27,7 +27,8 @@ COMMANDS = {
     "predict": ("predict", "write a task's predictions"),
     "eject": ("eject.eject", "write the plain PyTorch script of a run"),
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
-    "report": ("report", "show what a run did, from its files"),
+    "runs": ("runs", "list runs, to sort and to filter"),
+    "report": ("report.command", "show what runs did: as text, as JSON or as a page"),
     "bench": ("bench.bench", "measure a task's time and memory, by precision or over a grid"),
     "convert-args": ("convert_args", "turn a Trainer's arguments into a Fit"),
     "doctor": ("doctor", "show what this machine has: versions, devices, extras"),
@@ -40,6 +41,8 @@ ALIASES = {
     "checkpoint": "ckpt",
     "checkpoints": "ckpt",
     "benchmark": "bench",
+    "compare": "report",
+    "list": "runs",
 }
 USAGE = """usage: loopkit COMMAND [...]
 

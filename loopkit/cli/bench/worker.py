@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from loopkit.cli.args.request import Command, read_request
+from loopkit.devices import peak_bytes, process_bytes
 from loopkit.errors import LoopkitError
 from loopkit.events import Hook
 from loopkit.fit.fit import Fit
@@ -124,25 +125,8 @@ def reset_peak() -> int:
     """Begin the peak of ``peak_bytes`` again, where the system can; return the bytes held now."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux
-        return _status("VmRSS")
+        return process_bytes("VmRSS")
     return peak_bytes() or 0
-
-
-def peak_bytes() -> int | None:
-    """Return the most memory that this process has held; None if the system does not tell."""
-    with suppress(OSError):
-        return _status("VmHWM")
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 class _WarmUpTask(Task):
