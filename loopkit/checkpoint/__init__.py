@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from loopkit.checkpoint.discovery import (
         Entry,
         detach_after,
+        has_checkpoints,
         load_checkpoint,
         load_newest,
         load_snapshot,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
         scan,
     )
     from loopkit.checkpoint.format import checkpoints_dir
-    from loopkit.checkpoint.lock import RunLock
+    from loopkit.checkpoint.lock import LOCK, RunLock
     from loopkit.checkpoint.reader import read_checkpoint, verify_checkpoint
     from loopkit.checkpoint.retention import apply_retention, to_delete
     from loopkit.checkpoint.sharded_writer import write_sharded
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "async_writer": ("BackgroundWriter",),
     "discovery": (
-        "Entry", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid",
-        "resolve_checkpoint", "scan",
+        "Entry", "detach_after", "has_checkpoints", "load_checkpoint", "load_newest", "load_snapshot",
+        "newest_valid", "resolve_checkpoint", "scan",
     ),
     "format": ("checkpoints_dir",),
-    "lock": ("RunLock",),
+    "lock": ("LOCK", "RunLock"),
     "reader": ("read_checkpoint", "verify_checkpoint"),
     "retention": ("apply_retention", "to_delete"),
     "sharded_writer": ("write_sharded",),
@@ -47,10 +48,10 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "BackgroundWriter", "Entry", "RunLock", "Shard", "ShardedTensor", "Snapshot", "Store", "apply_retention",
-    "checkpoints_dir", "clean", "detach_after", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid",
-    "read_checkpoint", "resolve_checkpoint", "scan", "sync_logs", "to_delete", "verify_checkpoint", "write_checkpoint",
-    "write_sharded",
+    "LOCK", "BackgroundWriter", "Entry", "RunLock", "Shard", "ShardedTensor", "Snapshot", "Store", "apply_retention",
+    "checkpoints_dir", "clean", "detach_after", "has_checkpoints", "load_checkpoint", "load_newest",
+    "load_snapshot", "newest_valid", "read_checkpoint", "resolve_checkpoint", "scan", "sync_logs", "to_delete",
+    "verify_checkpoint", "write_checkpoint", "write_sharded",
 ]  # fmt: skip
 
 # To define a Task, nothing of this is needed.

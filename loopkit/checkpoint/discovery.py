@@ -87,6 +87,12 @@ def scan(store: Store, run_dir: Path, deep: bool = False) -> list[Entry]:
     return [_entry(store, parent / name, key, deep) for key, name in found]
 
 
+def has_checkpoints(run_dir: Path, store: Store | None = None) -> bool:
+    """Return whether a run directory holds a checkpoint of any kind, corrupt ones among them."""
+    names = (store or Store()).names(checkpoints_dir(run_dir))
+    return any(parse_name(name) or is_quarantined(name) for name in names)
+
+
 def _entry(store: Store, path: Path, key: tuple[int, int], deep: bool) -> Entry:
     try:
         if not store.is_dir(path):

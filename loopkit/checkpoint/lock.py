@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 import weakref
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +16,8 @@ from loopkit.checkpoint.store import Store
 from loopkit.errors import CheckpointError, RunDirError
 
 LOCK = ".lock"
+# A program that only looks whether the lock is held holds it for a moment.
+_TRIES, _PAUSE = 5, 0.03
 
 
 class RunLock:
@@ -37,6 +40,10 @@ class RunLock:
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         self._handle = self._store.lock(self.path, dump_json(about))
+        for _ in range(_TRIES):
+            if self._handle is None:
+                time.sleep(_PAUSE)
+                self._handle = self._store.lock(self.path, dump_json(about))
         if self._handle is None:
             raise RunDirError(
                 f"{run_dir} is in use by {_holder(self._store, self.path)}. "

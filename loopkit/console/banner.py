@@ -36,6 +36,8 @@ def start_banner(run: Run) -> list[str]:
         lines.append(f"  in       {run.run_dir}")
     if run.record.resumed_from is not None:
         lines.append(f"  resumed  {run.record.resumed_from}, at step {run.progress.step:,}")
+    elif run.options.resume == "auto":
+        lines.append("  resumed  nothing: there is no checkpoint yet")
     return lines
 
 

@@ -16,8 +16,9 @@ from loopkit.events import Subscription
 from loopkit.files import sync_entry
 from loopkit.fit.agreement import check_run_dir
 from loopkit.fit.checkpointer import open_checkpointer
+from loopkit.fit.run_dir import RunDirectory, choose_run_dir
+from loopkit.fit.run_keeper import RunKeeper
 from loopkit.fit.setup import (
-    choose_run_dir,
     new_run,
     open_strategy,
     prepare_training,
@@ -52,19 +53,26 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
     """
     console = build_progress(options.progress)
     hooks = [Numerics()] if options.debug == "numerics" else []
-    run = new_run(task, options, [*hooks, *subscriptions, *([console] if console else [])])
+    keeper = RunKeeper(task)
+    listeners = [*hooks, *subscriptions, *([console] if console else [])]
+    run = new_run(task, options, listeners, observers=[keeper])
     run.screen = console or run.screen
     with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         locks = resources.enter_context(ExitStack())  # released last
+        resources.push(lambda kind, error, trace: keeper.close(run, error))
+        resources.enter_context(keeper.keeping_warnings())
         close_with(resources, run)
         prepare_training(run)
         resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
         resources.enter_context(fixed_parameters(run.task, name_of(run.task)))
-        _open_run_dir(run, locks)
+        directory = _open_run_dir(run, locks)
         open_checkpointer(run)
         _open_loggers(run)
+        keeper.open(run)
         with signals(run), torch_settings(options):
             start(run)
+            if directory is not None:
+                directory.keep()
             yield run
 
 
@@ -194,23 +202,27 @@ def close_with(resources: ExitStack, run: Run) -> None:
     resources.push(close_loggers)
 
 
-def _open_run_dir(run: Run, locks: ExitStack) -> None:
-    """Create the directory of the run on rank 0, and lock it."""
-    world = run.strategy.world
+def _open_run_dir(run: Run, locks: ExitStack) -> RunDirectory | None:
+    """Create the directory of the run on rank 0, lock it and return it; None on other ranks.
 
-    def lock(run_dir: Path) -> None:
-        held = RunLock(run_dir, str(run_dir))
+    Until it is kept, the end of ``locks`` removes what this start has made.
+    """
+    made: list[RunDirectory] = []
+
+    def open_on_rank_zero() -> Path:
+        directory = choose_run_dir(run.options, run.task)
+        locks.callback(directory.remove)
+        held = RunLock(directory.path, str(directory.path))
         locks.callback(held.release)
+        locks.callback(directory.remove_content)
+        made.append(directory)
+        sync_entry(directory.path)
+        return directory.path
 
-    def choose() -> Path:
-        run_dir = choose_run_dir(run.options, run.task)
-        sync_entry(run_dir)
-        return run_dir
-
-    run_dir = world.run_on_rank_zero(choose)
-    world.run_on_rank_zero(lambda: lock(run_dir))
+    run_dir = run.strategy.world.run_on_rank_zero(open_on_rank_zero)
     check_run_dir(run, run_dir)
     run.run_dir = run_dir
+    return made[0] if made else None
 
 
 def _open_loggers(run: Run) -> None:

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from loopkit.data.micro_batches import MicroBatchLoader
 from loopkit.data.sources import DataConfig, Source, is_source, open_source
 from loopkit.data.transfer import group_transfer_fn
 from loopkit.durations import RunLength
-from loopkit.errors import DataError, LoopkitWarning, OptionError, RunDirError, TaskError
+from loopkit.errors import DataError, LoopkitWarning, OptionError, TaskError
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
 from loopkit.fit.agreement import check_start, check_training
 from loopkit.fit.length import build_triggers, run_length
@@ -48,8 +47,16 @@ LOOPS: dict[str, Any] = {
 }
 
 
-def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run:
+def new_run(
+    task: Task, options: Options, listeners: Sequence[Hook] = (), observers: Sequence[Hook] = ()
+) -> Run:
     """Return a run in which nothing is opened yet.
+
+    Args:
+        task: the task.
+        options: the options.
+        listeners: hooks besides those of the options.
+        observers: hooks that are called last, and of which a checkpoint knows nothing.
 
     Raises:
         TaskError: ``task`` is not a Task, or is written for another library.
@@ -74,7 +81,7 @@ def new_run(task: Task, options: Options, listeners: Sequence[Hook] = ()) -> Run
         length=RunLength(),
         triggers=Triggers({}),
         coordinator=Coordinator(),
-        events=Events([logging_to_accumulator(task), *hooks]),
+        events=Events([logging_to_accumulator(task), *hooks, *observers]),
         loops=build_loops(options, task),
         hooks=hooks,
         seed=options.seed if options.rng == "counter" else None,
@@ -349,36 +356,3 @@ def warn_of_batch_norm(run: Run) -> None:
             LoopkitWarning,
             stacklevel=2,
         )
-
-
-def choose_run_dir(options: Options, task: Task) -> Path:
-    """Create and return the directory of this run.
-
-    It is ``run_dir``, or else the next ``runs/<task>/<n>``. ``resume="auto"`` takes the newest
-    ``runs/<task>/<n>``.
-
-    Raises:
-        RunDirError: the directory cannot be created.
-    """
-    try:
-        if options.run_dir is not None:
-            run_dir = Path(options.run_dir)
-            run_dir.mkdir(parents=True, exist_ok=True)
-            return run_dir
-        parent = Path("runs") / name_of(task).lower()
-        parent.mkdir(parents=True, exist_ok=True)
-        numbers = sorted(int(p.name) for p in parent.iterdir() if p.name.isdigit())
-        if options.resume == "auto" and numbers:
-            return parent / str(numbers[-1])
-        number = numbers[-1] + 1 if numbers else 1
-        while True:
-            try:
-                (parent / str(number)).mkdir()
-                return parent / str(number)
-            except FileExistsError:
-                number += 1
-    except OSError as error:
-        raise RunDirError(
-            f"the run directory {error.filename} cannot be made: {error.strerror}. "
-            "Give another with run_dir="
-        ) from error

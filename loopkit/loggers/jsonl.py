@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from loopkit.errors import LoopkitWarning
 from loopkit.files import rename_aside, write_file
 from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
@@ -17,9 +20,10 @@ _NOT_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 @checks_keywords
 class JsonlLogger(Logger):
-    """Write a line such as ``{"step": 50, "train/loss": 0.3}`` to metrics.jsonl for every log.
+    """Write a line such as ``{"step": 50, "time": 1764351547.2, "train/loss": 0.3}`` for every log.
 
-    A line is in the file when ``log`` returns. NaN and infinities are the strings "nan", "inf" and
+    The file is metrics.jsonl, and ``time`` counts seconds since 1970, of the computer's clock. A
+    line is in the file when ``log`` returns. NaN and infinities are the strings "nan", "inf" and
     "-inf", which ``read_rows`` converts back into numbers. Arrays of up to 10,000 elements are
     nested lists in a second file, metrics.arrays.jsonl, so that rows stay flat; of larger arrays
     only the shape is written. Hyperparameters are in hparams.json in the run directory.
@@ -28,7 +32,7 @@ class JsonlLogger(Logger):
         path: of the file, absolute or within the run directory; None for metrics.jsonl.
 
     Attributes:
-        rows: after ``open``, the rows of earlier attempts that are still valid.
+        rows: after ``open``, the rows of earlier attempts that are still valid, without their times.
     """
 
     name = "jsonl"
@@ -38,6 +42,7 @@ class JsonlLogger(Logger):
         self.rows: list[dict[str, Any]] = []
         self._file: IO[bytes] | None = None
         self._arrays: IO[bytes] | None = None
+        self._warned = False
 
     def open(self, run_dir: Path, step: int, hparams: Mapping[str, Any]) -> None:
         """Keep the rows up to ``step``, and drop a torn last line. At step 0 start a new file."""
@@ -45,15 +50,27 @@ class JsonlLogger(Logger):
         self.path = Path(run_dir) / self._given
         self._arrays_path = self.path.with_suffix(".arrays.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows = _resume(self.path, step)
+        rows = _resume(self.path, step)
+        self.rows = [{n: value for n, value in row.items() if n != "time"} for row in rows]
         _resume(self._arrays_path, step)
         text = json.dumps(jsonable(hparams), indent=2, ensure_ascii=False)
         write_file(Path(run_dir) / "hparams.json", [_bytes(text + "\n")], durable=True)
         self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Append one row. The row's step replaces a value that is called "step"."""
+        """Append one row. Its step and time replace values that are called "step" and "time".
+
+        Warns once of a value called "time".
+        """
         assert self._file is not None
+        if "time" in values and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"a value called 'time' is not kept in {self._given}, where 'time' is when a row "
+                "was logged: give it another name",
+                LoopkitWarning,
+                stacklevel=2,
+            )
         _append(self._file, values, step)
 
     def log_arrays(self, arrays: Mapping[str, Any], step: int) -> None:
@@ -81,8 +98,9 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _append(file: IO[bytes], values: Mapping[str, Any], step: int) -> None:
-    # The step comes first, and replaces a value of that name.
-    row = {"step": step, **values, "step": step}  # noqa: F601
+    # Step and time come first, and replace values of those names.
+    first = {"step": step, "time": round(time.time(), 3)}
+    row = {**first, **values, **first}
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (ValueError, TypeError):

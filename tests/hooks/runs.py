@@ -13,7 +13,7 @@ from loopkit import Checkpoint, Hook
 from loopkit.loggers.jsonl import read_rows
 from tests.support import Recorder, Tiny, digest, quiet
 
-TIMED = ("eval/runtime", "eval/samples_per_second")
+TIMED = ("time", "eval/runtime", "eval/samples_per_second")
 
 
 class Normed(Tiny):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,22 @@ import torch
 from torch import nn
 
 from loopkit.errors import LoopkitWarning
+from loopkit.loggers import jsonl
 from loopkit.loggers.base import Loggers
-from loopkit.loggers.jsonl import JsonlLogger, read_rows
+from loopkit.loggers.jsonl import JsonlLogger
 
 
 def opened(run_dir: Path, step: int = 0, **hparams: object) -> JsonlLogger:
     logger = JsonlLogger()
     logger.open(run_dir, step, hparams)
     return logger
+
+
+def read_rows(path: Path) -> list[dict[str, object]]:
+    """The rows without their times, which each of them has."""
+    rows = jsonl.read_rows(path)
+    assert all(abs(row.pop("time") - time.time()) < 600 for row in rows)
+    return rows
 
 
 def strict(text: str) -> object:
@@ -30,9 +40,10 @@ def strict(text: str) -> object:
 def test_a_row_is_on_disk_when_log_returns(tmp_path):
     logger = opened(tmp_path)
     logger.log({"train/loss": 0.5, "lr": 1e-3}, 10)
-    assert (
-        tmp_path / "metrics.jsonl"
-    ).read_text() == '{"step": 10, "train/loss": 0.5, "lr": 0.001}\n'
+    assert re.fullmatch(
+        r'\{"step": 10, "time": \d{10}\.\d{1,3}, "train/loss": 0.5, "lr": 0.001\}\n',
+        (tmp_path / "metrics.jsonl").read_text(),
+    )
 
 
 def test_numbers_that_json_has_not_are_written_strictly_and_read_back(tmp_path):
@@ -40,7 +51,9 @@ def test_numbers_that_json_has_not_are_written_strictly_and_read_back(tmp_path):
     logger.log({"a": math.nan, "b": math.inf, "c": -math.inf, "d": 2**70, "e": 1e-300}, 1)
     logger.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert strict(line) == {"step": 1, "a": "nan", "b": "inf", "c": "-inf", "d": 2**70, "e": 1e-300}
+    kept = strict(line)
+    assert kept.pop("time")
+    assert kept == {"step": 1, "a": "nan", "b": "inf", "c": "-inf", "d": 2**70, "e": 1e-300}
     (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert math.isnan(row["a"])
     assert (row["b"], row["c"], row["d"]) == (math.inf, -math.inf, 2**70)

@@ -112,7 +112,7 @@ def logged(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     points: dict[str, list[tuple[int, float]]] = {}
     for row in read_rows(run_dir / "metrics.jsonl"):
         for name, value in row.items():
-            if name != "step":
+            if name not in ("step", "time"):
                 points.setdefault(name, []).append((row["step"], value))
     return points
 

@@ -100,7 +100,7 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LoopkitWarning)
         result = fit.run(task)
-    timed = ("eval/runtime", "eval/samples_per_second")
+    timed = ("time", "eval/runtime", "eval/samples_per_second")
     rows = [
         {k: v for k, v in row.items() if k not in timed}
         for row in read_rows(run_dir / "metrics.jsonl")
