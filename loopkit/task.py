@@ -245,6 +245,8 @@ class Task(LogsMedia, nn.Module):
             CheckpointError: the checkpoint is not valid, or its arguments or weights do not fit.
         """
         snapshot = loopkit.checkpoint.load_snapshot(Path(checkpoint))
+        check_state, reading = loopkit.checkpoint.check_state, loopkit.checkpoint.reading
+        check_state(snapshot.state, checkpoint, ("task",), only=("task", "extra_state"))
         saved, unsaved = snapshot.state["task"]["hparams"], snapshot.state["task"]["unsaved"]
         arguments = cls._from_files(snapshot.files, {*saved, *arguments}) | arguments
         lost = [name for name in unsaved if name not in arguments]
@@ -261,10 +263,11 @@ class Task(LogsMedia, nn.Module):
                 f"{cls.__name__} does not take now",
                 strict,
             )
-        task = hparams.construct(cls, {n: value for n, value in given.items() if n not in old})
+        with reading(checkpoint, "task.hparams"):
+            task = hparams.construct(cls, {n: value for n, value in given.items() if n not in old})
         configure(task)
         task.check_files(snapshot.files, Path(checkpoint))
-        weights = snapshot.tensors["model"]
+        weights = snapshot.tensors.get("model", {})
         own = module_state.tensors_of(task.state_dict())
         new_buffers = snapshot.state.get("new_buffers", ())
         wrong = module_state.differences(task, own, weights, new_buffers)
@@ -275,8 +278,9 @@ class Task(LogsMedia, nn.Module):
             weights = {n: t for n, t in weights.items() if n in own and t.shape == own[n].shape}
         try:
             task.load_state_dict(weights, strict=False)
-            extra = snapshot.state.get("extra_state", {})
-            module_state.load_extra_state(task, extra, checkpoint)
+            with reading(checkpoint, "extra_state"):
+                extra = snapshot.state.get("extra_state", {})
+                module_state.load_extra_state(task, extra, checkpoint)
         except RuntimeError as error:
             raise CheckpointError(
                 f"the weights of {checkpoint} do not fit {cls.__name__}: {error}"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loopkit.checkpoint.lock import LOCK, RunLock
     from loopkit.checkpoint.reader import read_checkpoint, verify_checkpoint
     from loopkit.checkpoint.retention import apply_retention, to_delete
+    from loopkit.checkpoint.schema import check_state, reading
     from loopkit.checkpoint.sharded_writer import write_sharded
     from loopkit.checkpoint.snapshot import Shard, ShardedTensor, Snapshot
     from loopkit.checkpoint.staging import clean
@@ -39,6 +40,7 @@ _HOMES = {
     "lock": ("LOCK", "RunLock"),
     "reader": ("read_checkpoint", "verify_checkpoint"),
     "retention": ("apply_retention", "to_delete"),
+    "schema": ("check_state", "reading"),
     "sharded_writer": ("write_sharded",),
     "snapshot": ("Shard", "ShardedTensor", "Snapshot"),
     "store": ("Store",),
@@ -49,9 +51,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "LOCK", "BackgroundWriter", "Entry", "RunLock", "Shard", "ShardedTensor", "Snapshot", "Store", "apply_retention",
-    "checkpoints_dir", "clean", "detach_after", "has_checkpoints", "load_checkpoint", "load_newest",
-    "load_snapshot", "newest_valid", "read_checkpoint", "resolve_checkpoint", "scan", "sync_logs", "to_delete",
-    "verify_checkpoint", "write_checkpoint", "write_sharded",
+    "check_state", "checkpoints_dir", "clean", "detach_after", "has_checkpoints", "load_checkpoint", "load_newest",
+    "load_snapshot", "newest_valid", "read_checkpoint", "reading", "resolve_checkpoint", "scan", "sync_logs",
+    "to_delete", "verify_checkpoint", "write_checkpoint", "write_sharded",
 ]  # fmt: skip
 
 # To define a Task, nothing of this is needed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -95,7 +96,12 @@ def load_json(data: bytes | bytearray, what: str) -> Any:
     try:
         # From bytes, json would guess the encoding and import the codec that the guess names.
         text = bytes(data).decode("utf-8")
-        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
+        return json.loads(
+            text,
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse,
+            parse_float=_finite,
+        )
     except RecursionError:
         raise CorruptCheckpointError(f"{what}: nested too deeply") from None
     except ValueError as error:
@@ -107,6 +113,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key appears twice")
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is out of range")
+    return value
 
 
 def _refuse(text: str) -> Any:

@@ -195,7 +195,10 @@ def _build(raw: dict[str, Any]) -> Manifest:
         prefix: {name: _tensor(record) for name, record in records.items()}
         for prefix, records in raw["tensors"].items()
     }
-    meta = codecs.decode({key: raw[key] for key in raw if key not in RESERVED}, "meta", {})
+    try:
+        meta = codecs.decode({key: raw[key] for key in raw if key not in RESERVED}, "meta", {})
+    except CorruptCheckpointError as error:
+        raise ValueError(error) from None
     meta["generation"] = _count(raw["generation"])
     found = Manifest(meta, meta["generation"], {f.path: f for f in files}, tensors, raw["aliases"])
     _count(meta["step"])

@@ -22,6 +22,7 @@ from loopkit.checkpoint.format import (
     parse_name,
 )
 from loopkit.checkpoint.reader import read_checkpoint, verify_checkpoint
+from loopkit.checkpoint.schema import check_state
 from loopkit.checkpoint.snapshot import Snapshot
 from loopkit.checkpoint.staging import removed_on_error, write_below
 from loopkit.checkpoint.store import Store
@@ -180,6 +181,7 @@ def export_model(checkpoint: Path, out_dir: Path, store: Store | None = None) ->
     snapshot = read_checkpoint(store, checkpoint)
     if not snapshot.tensors.get("model") and not snapshot.state.get("extra_state"):
         raise CheckpointError(f"{checkpoint} holds no model")
+    check_state(snapshot.state, checkpoint, only=("task", "extra_state"))
     about, values = _about(snapshot)
     weights = _weight_files(snapshot)
     staging = out.parent / f"{STAGING}{secrets.token_hex(4)}"

@@ -16,7 +16,9 @@ from torch import Tensor
 from loopkit import rng
 from loopkit.checkpoint import Snapshot
 from loopkit.checkpoint.codecs import encode
+from loopkit.checkpoint.format import MANIFEST, STATE
 from loopkit.checkpoint.safetensors_io import check_tensor
+from loopkit.checkpoint.schema import NEEDED_TO_RESUME, check_like, check_state, reading
 from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning
 from loopkit.events import Events
 from loopkit.fit.length import update_length
@@ -140,45 +142,70 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
             f"{path} holds weights alone and cannot be resumed: train on from it with "
             f"{name_of(run.task)}.load({str(path)!r})"
         )
+    check_state(state, path, NEEDED_TO_RESUME)
+    if state["progress"]["step"] != meta["step"]:
+        raise CheckpointError(
+            f"{path / STATE}: progress.step is {state['progress']['step']}, and {MANIFEST} says "
+            f"{meta['step']}"
+        )
     of_hooks = own_states(run.hooks, state, run.strategy.world, path)
     load_model = prepare_model_load(run, snapshot, path)
-    load = run.strategy.load_optimizer_state(
-        snapshot.tensors.get("optimizer", {}), state["optimizers"], path
-    )
+    with reading(path, "optimizers"):
+        load = run.strategy.load_optimizer_state(
+            snapshot.tensors.get("optimizer", {}), state["optimizers"], path
+        )
     load_model()
-    load()
-    for name, weight in state.get("training_weights", {}).items():
-        dtensor.copy_into(run.task.get_parameter(name), weight)
-    for name, needed in state.get("requires_grad", {}).items():
-        run.task.get_parameter(name).requires_grad_(needed)
+    with reading(path, "optimizers"):
+        load()
+    with reading(path, "training_weights"):
+        for name, weight in state.get("training_weights", {}).items():
+            dtensor.copy_into(run.task.get_parameter(name), weight)
+    with reading(path, "requires_grad"):
+        for name, needed in state.get("requires_grad", {}).items():
+            run.task.get_parameter(name).requires_grad_(needed)
     run.at_start.lost = lost = state.get("unsaved_attributes", ())
     if lost:
         warnings.warn(describe_lost(name_of(run.task), lost), LoopkitWarning, stacklevel=2)
     dp = run.strategy.dp
-    load_kept_state(run.task, state.get("kept_metrics", {}), dp.rank, dp.size, path)
+    with reading(path, "kept_metrics"):
+        load_kept_state(run.task, state.get("kept_metrics", {}), dp.rank, dp.size, path)
     run.progress.load_state_dict(state["progress"])
+    _load_data_state(run, state, path)
+    # The saved values are those of all ranks together: rank 0 continues with them.
+    run.accumulator.load_state_dict(state["accumulator"] if run.strategy.rank == 0 else {})
+    for name, schedule in run.schedules.items():
+        if name in state["schedules"]:
+            with reading(path, f"schedules.{name}"):
+                saved = state["schedules"][name]
+                check_like(saved, schedule.state_dict(), f"schedules.{name}")
+                schedule.load_state_dict(saved)
+    if run.strategy.scaler is not None and state["scaler"]:
+        with reading(path, "scaler"):
+            run.strategy.scaler.load_state_dict(dict(state["scaler"]))
+    for key, hook in state_keys(run.hooks).items():
+        if key in of_hooks:
+            with reading(path, f"hooks.{key}"):
+                if type(hook).__module__.startswith("loopkit."):
+                    check_like(of_hooks[key], hook.state_dict(), f"hooks.{key}")
+                hook.load_state_dict(of_hooks[key])
+    run.triggers.load_state_dict(state["triggers"])
+    with reading(path, "loops"):
+        run.loops.load_state_dict(state["loops"])
+    run.record.metrics = dict(state["metrics"])
+    run.record.best = dict(state["best"])
+    with reading(path, "rng"):
+        _load_rng_state(run, state["rng"])
+
+
+def _load_data_state(run: Run, state: Mapping[str, Any], path: Path) -> None:
     if run.loader is not None:
         measured = state.get("measured")
         run.loader.measured = None if measured is None else (measured[0], measured[1])
         update_length(run)
     run.committed.data = _own_part(run, state["data"], path) if _is_uneven(run) else state["data"]
     if run.loader is not None and hasattr(run.train_loader.source, "load_state"):
-        run.train_loader.source.load_state(run.committed.data)
-    # The saved values are those of all ranks together: rank 0 continues with them.
-    run.accumulator.load_state_dict(state["accumulator"] if run.strategy.rank == 0 else {})
-    for name, schedule in run.schedules.items():
-        if name in state["schedules"]:
-            schedule.load_state_dict(state["schedules"][name])
-    if run.strategy.scaler is not None and state["scaler"]:
-        run.strategy.scaler.load_state_dict(dict(state["scaler"]))
-    for key, hook in state_keys(run.hooks).items():
-        if key in of_hooks:
-            hook.load_state_dict(of_hooks[key])
-    run.triggers.load_state_dict(state["triggers"])
-    run.loops.load_state_dict(state["loops"])
-    run.record.metrics = dict(state["metrics"])
-    run.record.best = dict(state["best"])
-    _load_rng_state(run, state["rng"])
+        with reading(path, "data"):
+            run.train_loader.source.load_state(run.committed.data)
 
 
 @contextmanager
@@ -266,6 +293,7 @@ def prepare_model_load(run: Run, snapshot: Snapshot, path: Path) -> Callable[[],
     Raises:
         CheckpointError: names or shapes differ, or the task refuses the checkpoint's files.
     """
+    check_state(snapshot.state, path)
     run.task.check_files(snapshot.files, path)
     saved = snapshot.tensors.get("model", {})
     new_buffers = snapshot.state.get("new_buffers", ())
@@ -276,7 +304,8 @@ def prepare_model_load(run: Run, snapshot: Snapshot, path: Path) -> Callable[[],
     def load() -> None:
         make_room(run.task, saved, new_buffers)
         run.strategy.load_model_state(saved)
-        load_extra_state(run.task, snapshot.state.get("extra_state", {}), path)
+        with reading(path, "extra_state"):
+            load_extra_state(run.task, snapshot.state.get("extra_state", {}), path)
 
     return load
 

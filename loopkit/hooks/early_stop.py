@@ -108,7 +108,8 @@ class EarlyStop(Hook):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Keep the counters for ``on_setup``."""
-        self._loaded = state
+        best = state.get("best")
+        self._loaded = {**state, "best": None if best is None else float(best)}
 
     def _reason(self) -> str:
         name = self.monitor.name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from loopkit.checkpoint import load_snapshot
+from loopkit.checkpoint import check_state, load_snapshot, reading
 from loopkit.checks import checked_number
 from loopkit.durations import Duration
 from loopkit.errors import CheckpointError
@@ -94,7 +94,8 @@ class EMA(Hook):
         self._live = None
         self._parameters = trained_parameters(run)
         saved, self._loaded = self._loaded, {}
-        self._averages = AveragedParameters(self._parameters, saved.get("averages"), "EMA")
+        with reading(run.record.resumed_from or "", "hooks.EMA"):
+            self._averages = AveragedParameters(self._parameters, saved.get("averages"), "EMA")
         self.updates = saved.get("updates", 0)
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
@@ -149,13 +150,17 @@ class EMA(Hook):
         parameters = dict(task.named_parameters())
         averages = self._averages
         if checkpoint is not None:
-            states = load_snapshot(Path(checkpoint)).state.get("hooks", {})
-            saved = find_state(states, self, name or self._key, checkpoint).get("averages")
+            state = load_snapshot(Path(checkpoint)).state
+            check_state(state, checkpoint, only=("hooks",))
+            own = find_state(state.get("hooks", {}), self, name or self._key, checkpoint)
+            with reading(checkpoint, "hooks"):
+                saved = own.get("averages")
             if saved is None:
                 raise CheckpointError(f"{checkpoint} holds no averages of a hook {name}")
-            averages = AveragedParameters(
-                {n: p for n, p in parameters.items() if n in saved}, saved, "EMA"
-            )
+            with reading(checkpoint, "hooks"):
+                averages = AveragedParameters(
+                    {n: p for n, p in parameters.items() if n in saved}, saved, "EMA"
+                )
         if averages is None:
             raise CheckpointError(
                 "this EMA has averaged nothing yet: run a task with it, or name a checkpoint"

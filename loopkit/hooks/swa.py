@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from loopkit.checkpoint import reading
 from loopkit.checks import checked_int, shown
 from loopkit.durations import Duration
 from loopkit.errors import OptionError
@@ -92,7 +93,8 @@ class SWA(Hook):
         self._averages = None
         self.count = saved.get("count", 0)
         if self.count:
-            self._averages = AveragedParameters(self._parameters, saved["averages"], "SWA")
+            with reading(run.record.resumed_from or "", "hooks.SWA"):
+                self._averages = AveragedParameters(self._parameters, saved["averages"], "SWA")
 
     def on_step_end(self, run: Run, out: Mapping[str, Any]) -> None:
         """Add the weights to the average, if it is time."""

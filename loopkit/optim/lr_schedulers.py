@@ -181,7 +181,7 @@ class PlateauSchedule:
         self._rates.keep()
         if state.get("name") == self.plateau.name:
             self.factor = state["factor"]
-            self.best = state["best"]
+            self.best = None if state["best"] is None else float(state["best"])
             self.waited = state["waited"]
             self.resting = state["resting"]
         change = describe_change(self.plateau.name, self._rates.base, state)

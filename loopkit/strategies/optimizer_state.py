@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from loopkit.checkpoint import ShardedTensor
+from loopkit.checkpoint.schema import check_like
 from loopkit.errors import CheckpointError
 from loopkit.strategies import dtensor
 
@@ -144,14 +145,16 @@ def match_groups(
         )
     by_names = {frozenset(group["params"]): group for group in saved["groups"]}
     groups = []
-    for names in group_names:
+    for names, present in zip(group_names, optimizer.param_groups):
         match = by_names.get(frozenset(names))
         if match is None:
             raise CheckpointError(
                 f"{path}: optimizer {name!r} has other parameter groups: none of the saved ones "
                 f"holds just {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
             )
-        groups.append(match | {"params": names})
+        for key in match.keys() & present.keys() - {"params"}:
+            check_like(match[key], present[key], f"optimizers.{name}.groups.{key}")
+        groups.append({**present, **match, "params": names})
     return groups
 
 

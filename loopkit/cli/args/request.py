@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loopkit.checkpoint import load_checkpoint
+from loopkit.checkpoint import check_state, load_checkpoint
 from loopkit.cli.args.classes import summary
 from loopkit.cli.args.config import Values, fit_parameters, read_values
 from loopkit.cli.args.help import class_help, help_text
@@ -113,6 +113,7 @@ class Request:
             _note(f"no --checkpoint: {self.task.__name__} keeps the weights it is built with")
             return None
         path, snapshot = load_checkpoint(Path(typed), option="--checkpoint ")
+        check_state(snapshot.state, path, only=("task",))
         about = snapshot.state.get("task", {})
         self.saved = about.get("hparams", {})
         logger.info("the task's arguments are those of %s", path)

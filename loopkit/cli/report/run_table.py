@@ -94,7 +94,7 @@ def sorted_by(runs: Sequence[RunData], name: str) -> list[RunData]:
     falling = name.startswith("-")
     name = name.removeprefix("-")
     _check_name(name, runs, "--sort")
-    values = {id(run): facts(run).get(name) for run in runs}
+    values: dict[int, Any] = {id(run): facts(run).get(name) for run in runs}
     having = [run for run in runs if values[id(run)] is not None]
     numeric = all(is_number(values[id(run)]) for run in having)
     ordered = sorted(

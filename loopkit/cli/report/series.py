@@ -91,7 +91,7 @@ def _epochs(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
 
 def _times(run: RunData) -> list[float | None]:
     """Return the seconds of running at each row."""
-    logged = [row.get("time") for row in run.rows]
+    logged: list[Any] = [row.get("time") for row in run.rows]
     first = seconds_of(run.about.get("started"))
     known = [value for value in logged if is_number(value)]
     if first is None and known:
