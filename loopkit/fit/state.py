@@ -163,9 +163,7 @@ def load_run_state(run: Run, snapshot: Snapshot, path: Path) -> None:
     with reading(path, "requires_grad"):
         for name, needed in state.get("requires_grad", {}).items():
             run.task.get_parameter(name).requires_grad_(needed)
-    run.at_start.lost = lost = state.get("unsaved_attributes", ())
-    if lost:
-        warnings.warn(describe_lost(name_of(run.task), lost), LoopkitWarning, stacklevel=2)
+    _name_lost_attributes(run, state)
     dp = run.strategy.dp
     with reading(path, "kept_metrics"):
         load_kept_state(run.task, state.get("kept_metrics", {}), dp.rank, dp.size, path)
@@ -260,6 +258,12 @@ def _own_part(run: Run, saved: Any, path: Path) -> Any:
             f"which {world.size} ranks cannot resume: start as many ranks as before"
         )
     return saved[world.rank]
+
+
+def _name_lost_attributes(run: Run, state: Mapping[str, Any]) -> None:
+    run.at_start.lost = lost = state.get("unsaved_attributes", ())
+    if lost:
+        warnings.warn(describe_lost(name_of(run.task), lost), LoopkitWarning, stacklevel=3)
 
 
 def _rng_state(run: Run) -> Any:
