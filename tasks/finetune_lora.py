@@ -1,6 +1,6 @@
 """LoRA: a causal model learns new texts through small adapters; QLoRA on a base in 4 or 8 bits.
 
-    pip install 'loopkit-torch[hf,peft,examples]'            # and [quant] for --bits
+    pip install 'loopkit-torch[peft]'      # and [quant] for --bits
     python -m tasks.finetune_lora
     python -m tasks.finetune_lora --data notes.jsonl --model path/to/llama --bits 4
     loopkit fit tasks/finetune_lora.py --model path/to/llama --data notes.jsonl

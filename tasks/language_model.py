@@ -1,6 +1,6 @@
 """A small GPT-2 or Llama learns to write: language modelling over packed or padding-free batches.
 
-    pip install 'loopkit-torch[hf,examples]'
+    pip install 'loopkit-torch[hf]'
     python -m tasks.language_model
     python -m tasks.language_model --data texts/ --kind llama --batches flat
     loopkit fit tasks/language_model.py --data notes.jsonl --epochs 3

@@ -45,7 +45,7 @@ class CartPoles(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("generator_state", generator.get_state())
-        self.register_buffer("state", torch.zeros(count, 4))
+        self.register_buffer("state", torch.zeros(count, self.observations))
         self.register_buffer("age", torch.zeros(count, dtype=torch.int64))
         self.state.copy_(self.starts())
 

@@ -123,6 +123,36 @@ def test_a_model_trains_resumes_and_opens_under_every_strategy(pair, strategy, a
             assert torch.equal(parameter, first["weights"][name.replace(".default", "")])
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("BertForSequenceClassification", {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}),
+        ("LlamaForCausalLM", {}),
+        ("T5ForConditionalGeneration", {"dropout_rate": 0}),
+    ],
+    ids=["bert", "llama", "t5"],
+)  # fmt: skip
+def test_a_model_on_shards_resumes_and_its_export_opens(pair, kind, settings, tmp_path):
+    """As ``test_a_model_trains_resumes_and_opens_under_every_strategy`` shows of GPT-2."""
+    import transformers
+
+    from loopkit.checkpoint.tools import export_model
+
+    options = {"kind": kind, "settings": settings, "batch_size": 2}
+    alone = train("single", tmp_path / "alone", False, accumulate=2, **options)
+    first, second = pair.call(train, "fsdp", tmp_path / "two", False, **options)
+    pair.call(train, "fsdp", tmp_path / "part", False, 2, **options)
+    again, _ = pair.call(train, "fsdp", tmp_path / "part", False, **options)
+    opened = getattr(transformers, kind).from_pretrained(
+        export_model(Path(first["checkpoint"]), tmp_path / "out")
+    )
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(first["weights"][name], weight, rtol=0, atol=2e-5)
+        for other in (second["weights"], again["weights"], opened.state_dict()):
+            assert torch.equal(other[name], first["weights"][name])
+    assert first["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
     ("strategy", "size"),
