@@ -1,0 +1,334 @@
+"""Answers in a text: a transformers encoder learns where the answer to a question starts and ends.
+
+    pip install 'loopkit-torch[hf]'
+    python -m tasks.qa
+    python -m tasks.qa --data train-v1.1.json --eval dev-v1.1.json --model path/to/bert
+    loopkit fit tasks/qa.py --data train-v2.0.json --no-answer true --epochs 2
+
+The files are SQuAD's JSON. Long texts become windows that overlap. Without ``--data`` it learns a
+small built-in sample in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import processors
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    BertConfig,
+    BertForQuestionAnswering,
+)
+
+from loopkit import Checkpoint, Fit, Loader
+from loopkit.data import Padded
+from loopkit.errors import DataError, LoopkitError
+from loopkit.interop import HFTask
+from loopkit.metrics import SQuAD
+from loopkit.metrics.squad import f1
+from loopkit.optim import AdamW, linear
+from tasks.tagging import trained_tokenizer
+
+Example = dict[str, Any]
+MEASURED = ("example_id", "offset_mapping")
+
+
+class QuestionAnswering(HFTask):
+    """Finds the words of a text that answer a question.
+
+    The small encoder is told which words of the text are in the question, by a third token type
+    (the exact match of Chen et al. 2017, DrQA). A few thousand questions cannot teach it that.
+
+    Args:
+        data: a SQuAD JSON file to learn from; None for a small sample.
+        held_out: a SQuAD JSON file to measure on; None holds out a tenth of the texts.
+        model: a folder with a transformers encoder to fine-tune; None makes a small one and its
+            pieces of words.
+        no_answer: whether a question may have no answer, as in SQuAD 2.0.
+        length: the most tokens of a window, those of the question included; 384 is usual for a
+            pretrained model.
+        stride: the tokens that two neighbouring windows share; 128 is usual for 384.
+        width: size of the vectors of the small encoder.
+        layers: number of layers of the small encoder.
+        dropout: share of the small encoder's activations that are set to 0 in training.
+        lr: peak learning rate; about 3e-5 for a pretrained model.
+        workers: processes that load data.
+    """
+
+    def __init__(
+        self,
+        data: str | None = None,
+        held_out: str | None = None,
+        model: str | None = None,
+        no_answer: bool = False,
+        length: int = 128,
+        stride: int = 32,
+        width: int = 64,
+        layers: int = 2,
+        dropout: float = 0.2,
+        lr: float = 2e-3,
+        workers: int = 0,
+    ) -> None:
+        examples = _sample() if data is None else read_squad(Path(data), no_answer)
+        if held_out is None:
+            held = {*list(dict.fromkeys(example["context"] for example in examples))[9::10]}
+            measured = [each for each in examples if each["context"] in held]
+            examples = [each for each in examples if each["context"] not in held]
+            if not held:
+                raise DataError(f"{data} has fewer than 10 texts: give held_out, another file")
+        else:
+            measured = read_squad(Path(held_out), no_answer)
+        if model is None:
+            pieces: Any = pair_tokenizer(f"{e['context']} {e['question']}" for e in examples)
+            encoder: Any = BertForQuestionAnswering(BertConfig(
+                vocab_size=len(pieces), hidden_size=width, num_hidden_layers=layers, num_attention_heads=4,
+                intermediate_size=4 * width, max_position_embeddings=length, type_vocab_size=3,
+                hidden_dropout_prob=dropout, initializer_range=width**-0.5, pad_token_id=pieces.pad_token_id,
+            ))  # fmt: skip
+        else:
+            pieces = AutoTokenizer.from_pretrained(model)
+            encoder = AutoModelForQuestionAnswering.from_pretrained(model)
+        window = {"length": length, "stride": stride, "marked": model is None}
+        train = [_without(row, MEASURED) for row in windows(pieces, examples, **window)]
+        features = list(windows(pieces, measured, **window))
+        numbered = [_without(row, MEASURED) | {"feature": i} for i, row in enumerate(features)]
+        super().__init__(
+            encoder,
+            Loader(train, num_workers=workers, group_by_length=True),
+            numbered,
+            tokenizer=pieces,
+            collate_fn=Padded({"input_ids": pieces.pad_token_id}),
+        )
+        self.measured, self.features, self.window = measured, features, window
+        self.no_answer, self.lr = no_answer, lr
+
+    def optimizers(self) -> Any:
+        return AdamW(lr=self.lr, weight_decay=0.01, schedule=linear(warmup="10%"))
+
+    def eval_step(self, batch: Any) -> Mapping[str, Any]:
+        step = dict(super().eval_step(_without(batch, ["feature"])))
+        start, end = step["preds"]
+        return step | {"start_logits": start, "end_logits": end, "feature": batch["feature"]}
+
+    @cached_property
+    def squad(self) -> SQuAD:
+        """The metric; it holds where the tokens of all windows are in their texts."""
+        return SQuAD(self.measured, self.features, no_answer=self.no_answer)
+
+    def metrics(self) -> Mapping[str, Any]:
+        return {"squad": self.squad}
+
+    @torch.no_grad()
+    def answer(self, question: str, text: str) -> str:
+        """Return the words of the text that answer the question; "" for no answer."""
+        example = {"id": "", "question": question, "context": text, "answers": []}
+        rows = list(windows(self.tokenizer, [example], **self.window))
+        names = [name for name in rows[0] if name in ("input_ids", "token_type_ids")]
+        batch = Padded()([{name: row[name] for name in names} for row in rows])
+        inputs = {name: value.to(self.model.device) for name, value in batch.items()}
+        start, end = (logits.cpu() for logits in self.eval().predict_step(inputs))
+        squad = SQuAD([example], rows, no_answer=self.no_answer)
+        squad.update(start, end, feature=torch.arange(len(rows)))
+        return squad.predictions()[""]
+
+
+def pair_tokenizer(texts: Iterable[str], size: int = 3000) -> Any:
+    """Return a tokenizer of byte pairs, trained on texts, for pairs of a question and a text."""
+    pieces = trained_tokenizer(texts, size)
+    marks = [(name, pieces.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    ends = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
+    )
+    trimmed = processors.ByteLevel(trim_offsets=True)  # a piece begins after its space
+    pieces.backend_tokenizer.post_processor = processors.Sequence([trimmed, ends])
+    return pieces
+
+
+def windows(
+    pieces: Any, examples: Iterable[Example], length: int, stride: int, marked: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield the windows of all texts, with the tokens at which the first answer starts and ends.
+
+    Both are token 0 where the window does not hold the whole answer.
+
+    Args:
+        pieces: the tokenizer.
+        examples: questions, as ``read_squad`` returns them.
+        length: the most tokens of a window.
+        stride: the tokens that two windows share.
+        marked: whether words of the text that are in the question have token type 2.
+
+    Raises:
+        DataError: a question is so long that windows of its text would not advance.
+    """
+    pieces.padding_side = "right"
+    for example in examples:
+        question, text = example["question"].strip(), example["context"]
+        asked = len(pieces(question, add_special_tokens=False)["input_ids"])
+        if length - asked - pieces.num_special_tokens_to_add(pair=True) <= stride:
+            raise DataError(
+                f"the question {example['id']} has {asked} tokens, and windows of {length} tokens "
+                f"share {stride}: make length larger, or stride smaller"
+            )
+        encoded = pieces(
+            question, text, truncation="only_second", max_length=length, stride=stride,
+            return_overflowing_tokens=True, return_offsets_mapping=True,
+        )  # fmt: skip
+        for number, ids in enumerate(encoded["input_ids"]):
+            of_text = np.array(encoded.sequence_ids(number)) == 1  # None for special tokens
+            offsets = np.where(of_text[:, None], encoded["offset_mapping"][number], -1)
+            start, end = _places(offsets, example)
+            row = {"input_ids": ids, "start_positions": start, "end_positions": end}
+            if marked:
+                row["token_type_ids"] = np.add(
+                    of_text, _repeated(offsets, question, text), dtype=int
+                ).tolist()
+            elif "token_type_ids" in encoded:
+                row["token_type_ids"] = encoded["token_type_ids"][number]
+            yield row | {"example_id": example["id"], "offset_mapping": offsets}
+
+
+def _places(offsets: np.ndarray, example: Example) -> tuple[int, int]:
+    """Return the first and the last token of the answer; 0 and 0 unless the window holds it all."""
+    if not example["answers"]:
+        return 0, 0
+    first = example["answers"][0]["answer_start"]
+    after = first + len(example["answers"][0]["text"])
+    inside = _overlaps(offsets, first, after).nonzero()[0]
+    seen = offsets[offsets[:, 1] > 0]
+    whole = len(inside) and seen[0, 0] <= first and after <= seen[-1, 1]
+    return (int(inside[0]), int(inside[-1])) if whole else (0, 0)
+
+
+def _repeated(offsets: np.ndarray, question: str, text: str) -> np.ndarray:
+    """Return which tokens are of a word that is in the question, if it has 3 letters or more."""
+    asked = {word.lower() for word in re.findall(r"\w{3,}", question)}
+    found = np.zeros(len(offsets), dtype=bool)
+    for match in re.finditer(r"\w+", text):
+        if match[0].lower() in asked:
+            found |= _overlaps(offsets, *match.span())
+    return found
+
+
+def _overlaps(offsets: np.ndarray, first: int, after: int) -> np.ndarray:
+    return (offsets[:, 0] < after) & (offsets[:, 1] > first)
+
+
+def _without(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def read_squad(path: Path, no_answer: bool = False) -> list[Example]:
+    """Return the questions of a SQuAD JSON file: id, context, question and answers.
+
+    Raises:
+        DataError: there is no such file, it is of another form, or an answer is not in its text.
+    """
+    try:
+        articles = json.loads(path.read_text("utf-8"))["data"]
+        found = [
+            {name: qa[name] for name in ("id", "question", "answers")} | {"context": part["context"]}
+            for article in articles for part in article["paragraphs"] for qa in part["qas"]
+        ]  # fmt: skip
+        starts = [(each, a["answer_start"], a["text"]) for each in found for a in each["answers"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} is not a SQuAD JSON file ({why})") from error
+    for each, start, text in starts:
+        if not text or not each["context"].startswith(text, start):
+            raise DataError(
+                f"{path}: the answer {text!r} to the question {each['id']} is not at character "
+                f"{start} of its context"
+            )
+    bare = next((each["id"] for each in found if not each["answers"]), None)
+    if bare is not None and not no_answer:
+        raise DataError(
+            f"{path}: the question {bare} has no answer, as in SQuAD 2.0: give no_answer=True "
+            "(--no-answer)"
+        )
+    if len({each["id"] for each in found}) < len(found):
+        raise DataError(f"{path}: two questions have the same id: give each its own")
+    return found
+
+
+def first_words(examples: Sequence[Example]) -> float:
+    """Return the F1, in percent, of answering with the first words of each text.
+
+    Their number, from 0 to 20, is the best one for these questions.
+    """
+    scores = []
+    for count in range(21):
+        pairs = [
+            (" ".join(each["context"].split()[:count]), [a["text"] for a in each["answers"]] or [""])
+            for each in examples
+        ]  # fmt: skip
+        scores.append(100 * sum(f1(*pair, no_answer=True) for pair in pairs) / len(pairs))
+    return max(scores)
+
+
+def _sample() -> list[Example]:
+    """Return made questions about made texts."""
+    names, places = ("Ann", "Bob", "Eve", "Kim", "Max"), ("Rome", "Oslo", "Lima", "Cairo")
+    made: list[Example] = []
+    for name, place, year in product(names, places, ("1950", "1961", "1987", "2004")):
+        text = f"{name} was born in {place}, in the spring of {year}."
+        for asked, answer in (("Where", place), ("When", year)):
+            answers = [{"text": answer, "answer_start": text.index(answer)}]
+            question = f"{asked} was {name} born?"
+            made.append(
+                {"id": str(len(made)), "context": text, "question": question, "answers": answers}
+            )
+    order = torch.randperm(len(made), generator=torch.Generator().manual_seed(0))
+    return [made[int(number)] for number in order]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, keep the best model by F1, print it beside a baseline, and answer a question."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.qa", description="Learn to find answers in texts."
+    )
+    parser.add_argument("--data", help="a SQuAD JSON file to learn from (default: a small sample)")
+    parser.add_argument(
+        "--eval", help="a SQuAD JSON file to measure on (default: a tenth of the texts)"
+    )
+    parser.add_argument(
+        "--model", help="a folder with a transformers encoder (default: a small new one)"
+    )
+    parser.add_argument("--no-answer", action="store_true", help="questions may have no answer")
+    parser.add_argument(
+        "--epochs", type=float, help="passes over the data (default: 10; with --model 2)"
+    )
+    args = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    try:
+        pretrained = {"lr": 3e-5, "length": 384, "stride": 128} if args.model else {}
+        task = QuestionAnswering(args.data, args.eval, args.model, args.no_answer, **pretrained)
+        result = Fit(
+            epochs=args.epochs or (2 if args.model else 10),
+            batch_size=16,
+            clip_norm=1.0,
+            checkpoint=Checkpoint(keep=2, best="eval/squad/f1:max", load_best=True),
+        ).run(task)
+    except LoopkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"F1 {result.best['value']:.1f} after {result.best['step']} steps")
+    print(f"F1 {first_words(task.measured):.1f} by answering with the first words of each text")
+    example = task.measured[0]
+    print(example["question"], task.answer(example["question"], example["context"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
