@@ -84,7 +84,9 @@ def command_line() -> str | None:
     if "ipykernel" in sys.modules:
         return None
     words = list(sys.orig_argv)
-    if len(words) > 1 and Path(words[1]).name == "loopkit":
+    if words[1:3] == ["-m", "loopkit"]:
+        words = ["loopkit", *words[3:]]
+    elif len(words) > 1 and Path(words[1]).name == "loopkit":
         words = ["loopkit", *words[2:]]
     elif words:
         words[0] = Path(words[0]).name

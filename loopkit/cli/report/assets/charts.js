@@ -133,8 +133,8 @@ function buildChart(panel, runs, view, wide) {
     },
     scales: { x: { time: false }, y: { distr: view.log ? 3 : 1, range: view.log ? undefined : rangeOf } },
     axes: [
-      { ...axis, values: (plot, ticks) => ticks.map((value) => axisText(view, value)), space: 70, incrs: view.axis === "time" ? [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800] : undefined },
-      { ...axis, size: 62, values: (plot, ticks) => ticks.map(tick) },
+      { ...axis, values: (plot, ticks) => ticks.map((value) => axisText(view, value)), space: 70, size: 30, incrs: view.axis === "time" ? [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800] : undefined },
+      { ...axis, size: 52, values: (plot, ticks) => ticks.map(tick) },
     ],
     hooks: {
       draw: [(plot) => drawMarks(plot, marks, view)],
@@ -218,7 +218,24 @@ function keysOf(lines, view) {
     const hue = several ? css("--faint") : colour(line.hue);
     keys.push(h("span", { class: "key" }, h("span", { class: line.dashed ? "stroke dashed" : "stroke", style: { borderColor: hue } }), text));
   }
-  return h("div", { class: "keys" }, seen.size > 1 || !several ? keys : []);
+  return h("div", { class: "keys" }, keys);
+}
+
+// Which colour is which run, or which group of seeds.
+function runKeys(runs, view) {
+  if (view.total < 2) return [];
+  return (view.grouped ? groupsOf(runs) : runs.map((run) => [run])).map((group) => h("span", { class: "key" },
+    h("span", { class: "swatch", style: { background: colour(group[0].index) } }), view.grouped ? groupName(group) : group[0].name));
+}
+
+// A new row must not undo a zoom: the part that is shown, by panel.
+function zooms() {
+  const found = {};
+  for (const { chart, panel } of charts) {
+    const { min, max } = chart.scales.x, xs = chart.data[0];
+    if (xs.length && (min > xs[0] || max < xs[xs.length - 1])) found[panel.title] = { min, max };
+  }
+  return found;
 }
 
 function clearCharts() {
@@ -228,6 +245,8 @@ function clearCharts() {
 const MOST_PANELS = 12;
 
 function drawCharts(runs, view) {
+  const kept = view.drawnAxis === view.axis ? zooms() : {};
+  view.drawnAxis = view.axis;
   clearCharts();
   const panels = panelsOf(runs);
   const first = panels.slice(0, MOST_PANELS), rest = panels.slice(MOST_PANELS);
@@ -239,11 +258,13 @@ function drawCharts(runs, view) {
         inner.append(...rest.map((panel) => buildChart(panel, runs, view, false)).filter(Boolean));
     } }, h("summary", {}, `${rest.length} more`), inner));
   }
+  for (const { chart, panel } of charts) if (kept[panel.title]) chart.setScale("x", kept[panel.title]);
   document.getElementById("charts").replaceChildren(...(boxes.length ? boxes : [h("p", { class: "note" }, "Nothing was logged yet.")]));
+  document.getElementById("keys").replaceChildren(...runKeys(runs, view));
   const kinds = new Set(panels.flatMap((panel) => marksOf(panel, runs, view).map((mark) => mark.kind)));
   const texts = { best: "★ best", resume: "┆ resumed", skipped: "▲ skipped steps" };
   const marks = Object.keys(texts).filter((kind) => kinds.has(kind)).map((kind) => texts[kind]);
-  if (view.grouped) marks.unshift("line: mean, band: lowest to highest of the seeds");
+  if (view.grouped) marks.unshift("line: mean of the seeds, band: lowest to highest");
   const thin = runs.some((run) => Object.values(run.curves).some((curve) => curve.value.length < curve.count));
   if (thin) marks.push("of long curves, the lowest and highest value of each stretch are drawn");
   document.getElementById("marks").textContent = [...marks, "Drag to zoom, double click to see all."].join("  ·  ");

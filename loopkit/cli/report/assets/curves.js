@@ -21,14 +21,15 @@ function isExact(name) {
 
 function panelOf(name) {
   const last = name.split("/").pop();
-  if (name === "train/loss" || (isEval(name) && last === "loss")) return "Loss";
   if (name === "lr" || name.startsWith("lr/")) return "Learning rate";
   if (name === "train/grad_norm") return "Gradient norm";
   if (last === "runtime" || last === "samples_per_second" || name === "train/skipped_steps") return null;
-  return isEval(name) ? name.slice(5) : name;
+  if (!isEval(name) && !name.startsWith("train/")) return name;
+  const title = last.replaceAll("_", " ");
+  return title[0].toUpperCase() + title.slice(1);
 }
 
-// The panels in their order: loss, metrics of evaluations, rate, gradient norm, all others.
+// A metric of training and of all evaluation sets shares a panel. The panels in their order: loss, metrics of evaluations, rate, gradient norm, all others.
 function panelsOf(runs) {
   const panels = new Map();
   for (const run of runs)
@@ -40,7 +41,7 @@ function panelsOf(runs) {
     }
   const rank = (panel, names) =>
     panel === "Loss" ? 0 : [...names].some(isEval) ? 1 : panel === "Learning rate" ? 2 : panel === "Gradient norm" ? 3 : 4;
-  return [...panels].map(([title, names]) => ({ title, names: [...names].sort() }))
+  return [...panels].map(([title, names]) => ({ title, names: [...names].sort((a, b) => isEval(a) - isEval(b) || a.localeCompare(b)) }))
     .sort((a, b) => rank(a.title, a.names) - rank(b.title, b.names));
 }
 

@@ -40,6 +40,13 @@ function number(value) {
   return value.toFixed(4);
 }
 
+// With its unit, where the name of a value tells that.
+function amount(name, value) {
+  if (!isNumber(value)) return number(value);
+  if (name.endsWith("runtime")) return value < 100 ? `${value.toFixed(2)} s` : duration(value);
+  return name.endsWith("_per_second") ? whole(value) : number(value);
+}
+
 // Shorter: for the ticks of an axis.
 function tick(value) {
   if (value == null) return "";

@@ -76,8 +76,19 @@ function drawHeader() {
     drawAll();
   } }, "◐");
   const title = several ? `${tasks.join(", ") || "Runs"}: ${page.runs.length} runs compared` : `${run.task || "Run"}: ${run.name}`;
-  fill("header", h("div", { class: "title", style: { marginBottom: "0" } }, h("h1", {}, title), h("div", { class: "controls" }, several ? null : status(run), night)),
-    several ? null : [run.reason ? h("p", { class: "note" }, run.reason) : null, ...headerOf(page, run), warningsOf(run)]);
+  fill("header", h("div", { class: "title head" }, h("h1", {}, title), h("div", { class: "controls" }, several ? null : status(run), night)),
+    several ? leaders() : [run.reason ? h("p", { class: "note" }, run.reason) : null, ...headerOf(page, run), warningsOf(run)]);
+}
+
+// The best run by each monitor, in a line.
+function leaders() {
+  const names = [...new Set(page.runs.filter((run) => run.best).map((run) => run.monitor.name))];
+  return names.map((name) => {
+    const ranked = page.runs.filter((run) => run.best && run.monitor.name === name);
+    const sign = ranked[0].monitor.mode === "min" ? 1 : -1;
+    const best = ranked.reduce((a, b) => (sign * a.best.value <= sign * b.best.value ? a : b));
+    return h("p", { class: "note" }, "Best ", h("code", {}, name), `: ${number(best.best.value)} by `, h("b", {}, best.name), ` at step ${whole(best.best.step)}`);
+  });
 }
 
 // The details of one run; of several, of the one that is chosen.
@@ -112,6 +123,7 @@ async function watch() {
   let tag = null;
   for (;;) {
     await new Promise((done) => setTimeout(done, 1000));
+    if (document.querySelector("[data-hover]")) continue; // someone reads the values
     try {
       const answer = await fetch("/data", { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
       if (answer.status === 200) {

@@ -36,7 +36,7 @@ function deviceText(run) {
 
 function facts(pairs) {
   return h("dl", { class: "facts" }, pairs.filter(([, value]) => value != null && value !== DASH && value !== "")
-    .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    .map(([name, value]) => h("div", { class: String(value).length > 60 ? "broad" : null }, h("dt", {}, name), h("dd", {}, value))));
 }
 
 function headerOf(page, run) {
@@ -89,7 +89,7 @@ const MUCH_WAITING = 0.1;
 function limitText(timings) {
   const share = Object.fromEntries(PARTS.map(([part]) => [part, (timings[part] || 0) / timings.step]));
   if (share.data > MUCH_WAITING)
-    return { high: true, text: `Training waits for data for ${percent(share.data)} of the time: give the Loader more num_workers, or read smaller samples.` };
+    return { high: true, text: `Training waits for data for ${percent(share.data)} of the time: a Loader with more num_workers reads ahead.` };
   const [part, title] = PARTS.reduce((a, b) => (share[a[0]] >= share[b[0]] ? a : b));
   const advice = part === "update" ? ": try a fused optimizer" : part === "framework" ? ": the steps are very short" : "";
   return { high: false, text: `Limited by ${title}, ${percent(share[part])} of a step${advice}.` };
@@ -101,11 +101,12 @@ function timeOf(runs, several) {
   const longest = Math.max(...measured.map((run) => run.timings.step));
   const rows = measured.flatMap((run) => {
     const limit = limitText(run.timings);
-    const bar = h("div", { class: "bar", style: { width: `${Math.max(12, (100 * run.timings.step) / longest)}%` }, role: "img", "aria-label": limit.text },
+    const width = Math.max(18, (100 * run.timings.step) / longest);
+    const bar = h("div", { class: "bar", style: { width: `${width}%` }, role: "img", "aria-label": limit.text },
       PARTS.map(([part, title]) => {
         const share = (run.timings[part] || 0) / run.timings.step;
         const text = `${title}: ${micros(run.timings[part])}, ${percent(share)}`;
-        return h("div", { class: part + (part === "data" && share > MUCH_WAITING ? " high" : ""), style: { width: `${100 * share}%` }, title: text }, share > 0.14 ? percent(share) : "");
+        return h("div", { class: part + (part === "data" && share > MUCH_WAITING ? " high" : ""), style: { width: `${100 * share}%` }, title: text }, share * width > 13 ? percent(share) : "");
       }));
     return [h("div", { class: "name" }, several ? h("span", {}, swatch(run), run.name, h("br"), micros(run.timings.step)) : micros(run.timings.step)), bar,
       h("div", { class: `note limit${limit.high ? " high" : ""}` }, limit.text)];
@@ -113,7 +114,7 @@ function timeOf(runs, several) {
   const keys = h("div", { class: "keys" }, PARTS.map(([part, title]) => h("span", { class: "key" }, h("span", { class: "bar" , style: { width: "11px", height: "11px", borderRadius: "3px" } }, h("div", { class: part, style: { width: "100%" } })),
     several ? title : `${title} ${micros(measured[0].timings[part])}`)));
   return [h("div", { class: "title" }, h("h2", {}, "Time of a step"), keys), h("div", { class: "bars" }, rows),
-    h("p", { class: "note" }, "Mean over the steps of the last attempt, on the host of rank 0.")];
+    h("p", { class: "note" }, "Mean over the steps of the last attempt, by the clock of rank 0. Waiting for data is red where it takes more than a tenth.")];
 }
 
 // ---- settings ----
@@ -154,7 +155,7 @@ function evaluationsOf(run) {
   const best = run.best && run.best.step;
   const isBest = (row) => row.step === best && run.monitor.name in row;
   const columns = [{ title: "step", value: (row) => row.step, show: (row) => whole(row.step), number: true },
-    ...names.map((name) => ({ title: name.replace(/^eval\//, ""), value: (row) => row[name] ?? null, number: true })),
+    ...names.map((name) => ({ title: name.replace(/^eval\//, "").replace("samples_per_second", "samples/s"), value: (row) => row[name] ?? null, show: (row) => amount(name, row[name]), number: true })),
     { title: "", value: (row) => (isBest(row) ? 1 : 0), show: (row) => (isBest(row) ? `★ best ${run.monitor.name}` : "") }];
   return h("section", {}, h("h2", {}, `Evaluations`), sortable(columns, run.evaluations, { row: (row) => ({ class: isBest(row) ? "best" : null }), order: run.orders.evaluations }));
 }
@@ -166,7 +167,8 @@ function rankOf(name, run) {
 const MOST_NUMBERS = 16;
 
 function matrixOf(each) {
-  const size = each.value.length, cell = size <= 12 ? 40 : size <= 24 ? 26 : Math.max(5, Math.floor(560 / size));
+  const size = each.value.length, room = Math.min(560, document.documentElement.clientWidth - 90);
+  const cell = Math.max(5, Math.min(40, Math.floor(room / size) - 1));
   const sums = each.value.map((row) => row.reduce((a, b) => a + Math.max(0, b), 0) || 1);
   const labelled = size <= 40;
   const grid = h("div", { class: "matrix", style: { gridTemplateColumns: `${labelled ? "max-content " : ""}repeat(${size}, ${cell}px)` } });
@@ -179,10 +181,10 @@ function matrixOf(each) {
       const hue = i === j ? "47,111,179" : "224,108,26", depth = count > 0 ? 0.07 + 0.93 * Math.sqrt(share) : 0;
       grid.append(h("div", { title: `true ${i}, predicted ${j}: ${number(count)} (${percent(share)} of true ${i})`,
         style: { background: count > 0 ? `rgba(${hue},${depth.toFixed(3)})` : "var(--soft)", color: depth > (dark ? 0.45 : 0.6) ? "#fff" : "inherit" } },
-        size <= MOST_NUMBERS && count ? (Number.isInteger(count) ? String(count) : count.toFixed(2)) : ""));
+        size <= MOST_NUMBERS && cell >= 22 && count ? (Number.isInteger(count) ? String(count) : count.toFixed(2)) : ""));
     });
   });
-  if (labelled) grid.append(h("div", { class: "label" }), ...each.value.map((_, j) => h("div", { class: "label" }, size <= 24 || j % 5 === 0 ? String(j) : "")));
+  if (labelled) grid.append(h("div", { class: "label" }), ...each.value.map((_, j) => h("div", { class: "label" }, cell >= 18 || j % 5 === 0 ? String(j) : "")));
   return h("div", {}, h("h3", {}, each.name), h("div", { class: "scroll" }, grid),
     h("p", { class: "axis" }, `rows: true class, columns: predicted · step ${whole(each.step)}${each.best ? ", the best" : ""} · shade: share of the row`));
 }

@@ -1,5 +1,7 @@
 // Tables, which are sorted by a click on the head of a column.
 
+const MANY_ROWS = 16;
+
 // columns: {title, value(row) -> number or text, show(row) -> text or element, number}
 function sortable(columns, rows, options) {
   const order = (options && options.order) || { column: null, falling: false };
@@ -11,9 +13,10 @@ function sortable(columns, rows, options) {
     body.replaceChildren(...sorted.map((row) => h("tr", (options && options.row && options.row(row)) || {},
       columns.map((each) => h("td", { class: [each.number ? "number" : "", each.wrap ? "wrap" : ""].join(" ").trim() || null },
         each.show ? each.show(row) : shownCell(each.value(row)))))));
-    heads.forEach((head, i) => head.setAttribute("aria-sort", i === order.column ? (order.falling ? "descending" : "ascending") : "none"));
+    heads.forEach((head, i) => columns[i].title && head.setAttribute("aria-sort", i === order.column ? (order.falling ? "descending" : "ascending") : "none"));
   };
   columns.forEach((column, i) => {
+    if (!column.title) { heads.push(h("td")); return; }
     const click = () => {
       order.falling = order.column === i ? !order.falling : false;
       order.column = i;
@@ -22,7 +25,7 @@ function sortable(columns, rows, options) {
     heads.push(h("th", { scope: "col", class: column.number ? "number" : null }, h("button", { type: "button", onclick: click }, column.title)));
   });
   draw();
-  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body));
+  return h("div", { class: rows.length > MANY_ROWS ? "scroll tall" : "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body));
 }
 
 // What is missing comes last, whichever way the others go.
