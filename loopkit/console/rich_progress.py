@@ -118,6 +118,10 @@ class RichProgress(Hook):
             self._live.update(self._frame(run))
         self._show(*self._table.lines(run, metrics))
 
+    def on_eval_interrupted(self, run: Run) -> None:
+        """Take the second bar away."""
+        self._evaluating = False
+
     def on_fit_end(self, run: Run) -> None:
         """Leave the finished bar, and print how the run ended."""
         if run.strategy.rank == 0:
