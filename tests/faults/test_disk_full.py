@@ -92,8 +92,9 @@ def test_a_failure_at_any_operation_of_a_save(fast_path, operations, code, kind)
             caught.value, CheckpointError if operation in ("names", "stat") else kind
         ), operation
         named = str(caught.value)
-        assert str(run_dir if path == run_dir else run_dir / "checkpoints") in named
-        assert path.name in named or ".staging-" in path.name
+        assert str(run_dir) in named
+        # The directory of the run itself has another name here than where they were counted.
+        assert path.name in named or path.name.startswith((".staging-", "count"))
         intact(run_dir, committed=count > renamed)
         shutil.rmtree(run_dir)
 

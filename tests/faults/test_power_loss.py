@@ -32,7 +32,7 @@ from loopkit.checkpoint import (
 from loopkit.errors import CheckpointError
 from loopkit.loggers.jsonl import read_rows
 from loopkit.testing.disk import Disk, Operation
-from loopkit.testing.forks import MEMORY
+from loopkit.testing.forks import MEMORY, on_forked_ranks
 from loopkit.testing.power_loss import Promises, check_what_is_left, crashes
 from loopkit.testing.recording import read_log, recording
 from tests.support import Tiny, quiet
@@ -117,30 +117,44 @@ def test_each_sync_in_the_log_is_one_that_the_system_was_asked_for(tmp_path, mon
     assert len(asked) > 10
 
 
+def recorded(place: Path, ranks: int = 1, **options: Any) -> tuple[Path, Path, list[Operation]]:
+    """The operations of a run that stops at step 10 and continues, its parent directories included."""
+    root, log, run_dir = place / "root", place / "log", Path("runs", "tiny")
+    root.mkdir()
+
+    def run_twice() -> None:
+        with recording(root, log) as recorder:
+            for stop in (10, None):
+                fit = quiet(
+                    **{
+                        "epochs": 2,
+                        "batch_size": 8 // ranks,
+                        "eval_every": "5 steps",
+                        "log_every": "3 steps",
+                        "loggers": ("jsonl", "csv", "tensorboard"),
+                        "run_dir": root / run_dir,
+                        "resume": "auto",
+                        "checkpoint": Checkpoint(every="4 steps", keep=2),
+                        "hooks": [Promises(recorder)],
+                        **options,
+                    }
+                )
+                if stop is not None:
+                    fit.on("step_end", lambda run, out: run.progress.step == 10 and run.stop(""))
+                fit.run(Tiny())
+
+    if ranks == 1:
+        run_twice()
+    else:
+        assert [(each.code, each.error) for each in on_forked_ranks(ranks, run_twice)] == [
+            (0, "")
+        ] * 2
+    return root, run_dir, read_log(log)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The operations of a run that stops at step 10 and continues, its parent directories included."""
-    place = tmp_path_factory.mktemp("runs")
-    root, log = (place / "root").resolve(), place / "log"
-    root.mkdir()
-    run_dir = root / "runs" / "tiny"
-    with recording(root, log) as recorder:
-        for stop in (10, None):
-            fit = quiet(
-                epochs=2,
-                batch_size=8,
-                eval_every="5 steps",
-                log_every="3 steps",
-                loggers=("jsonl", "csv", "tensorboard"),
-                run_dir=run_dir,
-                resume="auto",
-                checkpoint=Checkpoint(every="4 steps", keep=2),
-                hooks=[Promises(recorder)],
-            )
-            if stop is not None:
-                fit.on("step_end", lambda run, out: run.progress.step == 10 and run.stop("test"))
-            fit.run(Tiny())
-    return root, run_dir.relative_to(root), read_log(log)
+    return recorded(tmp_path_factory.mktemp("runs").resolve())
 
 
 def lines(path: Path) -> list[list[str]]:
@@ -169,6 +183,16 @@ def test_a_promised_save_and_its_rows_survive_in_a_directory_that_survives(runs)
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_thousands_of_states_of_a_run(runs, seed):
     after_a_power_loss(runs, count=2000, seed=seed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("background", [True, False])
+def test_thousands_of_states_of_a_run_over_two_ranks(tmp_path, strategy, background):
+    save = Checkpoint(every="4 steps", keep=2, background=background)
+    ranks = recorded(tmp_path.resolve(), ranks=2, strategy=strategy, checkpoint=save)
+    after_a_power_loss(ranks, count=2000, seed=0)
 
 
 @pytest.mark.parametrize("ignored", ["sync", "sync_dir"])
