@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 EVENTS = (
     "setup", "fit_start", "fit_end", "epoch_start", "epoch_end", "step_start", "step_end", "micro_step_end",
-    "before_update", "log", "eval_start", "eval_step_end", "eval_end", "predict_step_end", "save", "load",
-    "commit", "error",
+    "before_update", "log", "eval_start", "eval_step_end", "eval_end", "eval_interrupted", "predict_step_end",
+    "save", "load", "commit", "error",
 )  # fmt: skip
 
 
@@ -121,6 +121,9 @@ class Hook:
             run: the run.
             metrics: its scalars by full name, such as ``eval/loss``.
         """
+
+    def on_eval_interrupted(self, run: Run) -> None:
+        """Listen to a signal that cut an evaluation short. The resumed run begins it again."""
 
     def on_predict_step_end(self, run: Run, outputs: Any) -> None:
         """Listen to the end of one batch of predictions.

@@ -111,6 +111,10 @@ class Display(Hook, Announcer):
             self._restart(run)
             self._shown(lambda: self._add_row(run, metrics))
 
+    def on_eval_interrupted(self, run: Run) -> None:
+        """Take the progress of the evaluation away."""
+        self._activity = ""
+
     def on_save(self, run: Run, path: Path) -> None:
         """Say what was saved, if the run was interrupted."""
         if run.outcome.status == "interrupted":

@@ -14,6 +14,7 @@ from loopkit import rng
 from loopkit.data.collate import collate_error
 from loopkit.data.loader import Loader, announce_epoch, dataset_length
 from loopkit.data.sampler import Sharding, WorkItem, group_by_length, permutation, weighted_sample
+from loopkit.data.worker_errors import end_workers, is_worker_failure
 from loopkit.errors import DataError, LoopkitError
 
 
@@ -298,9 +299,10 @@ class IndexedSource:
         while True:
             try:
                 batch = next(batches, waiting)
-            except RuntimeError as error:
-                if isinstance(error, LoopkitError) or "worker" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                if not is_worker_failure(error):
                     raise
+                end_workers(batches)
                 ids = ", ".join(str(index) for _, index in waiting[0][:8])
                 raise DataError(
                     f"a worker reading {type(self.loader.dataset).__name__} failed at or after the "

@@ -15,6 +15,7 @@ from loopkit.data.batches import SampleCounter
 from loopkit.data.iterable_state import IterableState
 from loopkit.data.loader import Loader, announce_epoch
 from loopkit.data.sampler import WorkItem
+from loopkit.data.worker_errors import end_workers, is_worker_failure
 from loopkit.errors import DataError, LoopkitWarning, OptionError
 
 LONG_REPLAY = 1000
@@ -166,6 +167,15 @@ class StreamSource(BatchCounting):
             except StopIteration:
                 state.exhausted = True
                 break
+            except (RuntimeError, OSError, EOFError) as error:
+                if not (getattr(self.batches, "num_workers", 0) and is_worker_failure(error)):
+                    raise
+                end_workers(iterator)
+                raise DataError(
+                    f"a worker of the {type(self.batches).__name__} over "
+                    f"{type(getattr(self.batches, 'dataset', None)).__name__} failed at or after "
+                    f"batch {number} of epoch {epoch}: {error}"
+                ) from error
             turn = (number - start) % replicas
             if number == start:
                 self._counter.check(read)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from loopkit.errors import HungError, LoopkitError
+from loopkit.errors import DataError, HungError, LoopkitError
 from loopkit.files import write_file
 
 FailureKind = Literal["local", "propagated", "hang"]
@@ -47,6 +47,8 @@ def kind_of(error: BaseException) -> FailureKind:
     """
     seen: BaseException | None = error
     while seen is not None:
+        if isinstance(seen, DataError):  # also of a worker that timed out
+            return "local"
         if isinstance(seen, RuntimeError) and not isinstance(seen, LoopkitError):
             text = str(seen)
             if any(sign in text for sign in _HANG_SIGNS):

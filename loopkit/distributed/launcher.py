@@ -46,10 +46,21 @@ def relaunch_command() -> list[str] | None:
     return [sys.executable, "-u", os.path.abspath(script), *sys.argv[1:]]
 
 
+def ending_signals() -> list[int]:
+    """Return the signals that end a run in order: SIGINT, SIGTERM, and SIGHUP if it has an effect.
+
+    Under nohup SIGHUP has none.
+    """
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
 def launch(count: int, command: Sequence[str]) -> int:
     """Run ``command`` as ``count`` ranks on this machine, and watch them to their end.
 
-    SIGTERM, SIGINT and SIGUSR1 are forwarded to the ranks, once each. When a rank fails, the others
+    SIGTERM, SIGHUP, SIGINT and SIGUSR1 are forwarded to the ranks, once each. When a rank fails, the others
     get two seconds to report and are then killed. The traceback shown is that of the earliest local
     failure.
 
@@ -122,7 +133,7 @@ class RankProcesses:
 
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGTERM, signal.SIGINT]
+            numbers = ending_signals()
             numbers += [signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []
             before = {number: signal.signal(number, forward) for number in numbers}
         try:

@@ -62,14 +62,19 @@ class Checkpointer:
         self._background = BackgroundWriter(store, run_dir, self._retain, self._writers)
         world.run_on_rank_zero(lambda: clean(store, run_dir))
 
-    def save(self, run: Run) -> None:
+    def save(self, run: Run, *, again: bool = False) -> None:
         """Save the state of this moment, unless it is saved already.
+
+        Args:
+            run: the run.
+            again: save also a step that is saved, as its next generation.
 
         Raises:
             DiskFullError: this save, or an earlier one in the background, did not fit. Earlier
                 checkpoints are intact.
         """
-        if self._saved_step == run.progress.step and not run.triggers.is_requested("eval"):
+        saved = self._saved_step == run.progress.step and not run.triggers.is_requested("eval")
+        if saved and not again:
             return
         run.screen.doing(f"saving the state of step {run.progress.step:,} …")
         if self.settings.background:

@@ -22,7 +22,7 @@ from loopkit.fit.given_data import like_data_of
 from loopkit.fit.lifecycle import finish, inference, training
 from loopkit.fit.notebook import on_ranks
 from loopkit.fit.prepared import Prepared, prepared
-from loopkit.fit.signals import PREEMPTED
+from loopkit.fit.signals import PREEMPTED, PREEMPTIONS
 from loopkit.fit.strategy_setup import start_ranks
 from loopkit.foreign_values import FIT_METHODS, answer
 from loopkit.keywords import checks_keywords
@@ -127,7 +127,7 @@ class Fit:
 
         Raises:
             LoopkitError: by kind, see ``loopkit.errors``.
-            SystemExit: with code 143, after SIGTERM and a save.
+            SystemExit: with code 143, after SIGTERM or SIGHUP and a save.
         """
         if data:
             raise OptionError(
@@ -142,7 +142,7 @@ class Fit:
             while not run.finished():
                 run.loops.epoch.run(run)
             finish(run)
-        if run.outcome.reason == "SIGTERM":
+        if run.outcome.reason in PREEMPTIONS:
             raise SystemExit(PREEMPTED)
         return Result.of(run)
 

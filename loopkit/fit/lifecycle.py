@@ -31,7 +31,7 @@ from loopkit.fit.task_checks import explain
 from loopkit.hooks.numerics import Numerics
 from loopkit.loggers.base import Loggers
 from loopkit.loggers.registry import build_loggers
-from loopkit.loops.epoch import evaluate, row_of_its_own
+from loopkit.loops.epoch import evaluate, evaluate_again, row_of_its_own
 from loopkit.loops.monitors import warn_of_no_best, warn_of_unlogged
 from loopkit.optim.groups import no_gradient_outside
 from loopkit.optim.schedule_free import schedule_free_optimizers
@@ -141,7 +141,9 @@ def start(run: Run) -> None:
     run.at_start.watch_attributes(run.task)
     run.stopwatch.start()
     first = run.options.eval_first and run.progress.step == 0
-    if run.eval_data and (first or run.triggers.pop("eval")):
+    if run.eval_data and run.triggers.pop("eval"):
+        evaluate_again(run)
+    elif run.eval_data and first:
         evaluate(run)
 
 

@@ -140,7 +140,7 @@ class Prepared:
                 f"{name_of(self.run.task)} has nothing to evaluate on: define eval_data() and "
                 "eval_step(batch), and leave eval_every as it is"
             )
-        return evaluate(self.run)
+        return evaluate(self.run) or {}
 
     def _current(self) -> HandStep:
         if self._step is None:

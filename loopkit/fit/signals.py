@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
+from loopkit.distributed.launcher import ending_signals
 from loopkit.run import Interrupted, Run
 
 PREEMPTED = 143
+PREEMPTIONS = ("SIGTERM", "SIGHUP")
+"""The signals after which a process ends with that code. They outrank a Ctrl-C."""
 
 
 def _heard(run: Run, number: int) -> str:
@@ -24,19 +26,20 @@ def _heard(run: Run, number: int) -> str:
 
 @contextmanager
 def signals(run: Run) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM save and end the run after the current step; SIGUSR1 only saves.
+    """Inside, SIGINT, SIGTERM and SIGHUP save and end the run after the current step.
 
-    A handler only notes a request. Outside of the main thread, where Python takes no handlers, this
-    has no effect.
+    SIGUSR1 only saves. A SIGHUP that was ignored before, as under nohup, stays so. A handler only
+    notes a request. Outside of the main thread, where Python takes no handlers, this has no effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    seen: set[int] = set()
 
     def end(number: int, frame: FrameType | None) -> None:
-        requested = run.coordinator.requested_end
-        if number == signal.SIGINT and requested is not None and requested[0] == "interrupted":
+        if number == signal.SIGINT and number in seen:
             raise KeyboardInterrupt
+        seen.add(number)
         run.end("interrupted", signal.Signals(number).name)
         run.screen.say(_heard(run, number))
         if run.committed.waiting_for_data:  # no step is half done, and the data may never come
@@ -45,10 +48,9 @@ def signals(run: Run) -> Iterator[None]:
     def save(number: int, frame: FrameType | None) -> None:
         run.coordinator.request(run, "save")
 
-    handlers: dict[int, Any] = {signal.SIGINT: end, signal.SIGTERM: end}
+    before = {number: signal.signal(number, end) for number in ending_signals()}
     if hasattr(signal, "SIGUSR1"):
-        handlers[signal.SIGUSR1] = save
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, save)
     try:
         yield
     finally:

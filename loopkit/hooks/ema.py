@@ -119,6 +119,10 @@ class EMA(Hook):
         """Restore the weights, bit for bit."""
         self._restore()
 
+    def on_eval_interrupted(self, run: Run) -> None:
+        """Restore the weights if a signal cut an evaluation short."""
+        self._restore()
+
     def on_error(self, run: Run, exception: BaseException) -> None:
         """Restore the weights if an evaluation raised."""
         self._restore()

@@ -109,6 +109,10 @@ class Throughput(Hook):
         """Stop the clock."""
         self._paused = self._clock()
 
+    def on_eval_interrupted(self, run: Run) -> None:
+        """Start the clock again."""
+        self.on_eval_end(run, {})
+
     def on_eval_end(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Start the clock again."""
         if self._since is not None:

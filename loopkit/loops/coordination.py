@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from time import perf_counter
 from typing import Any
 
@@ -41,8 +42,8 @@ class Coordinator:
 
     def request_end(self, run: Run, status: str, reason: str) -> None:
         """Request the end of the run after this step."""
-        self.requested_end = status, reason
-        run.outcome.status, run.outcome.reason = status, reason
+        self.requested_end = first_end([self.requested_end, (status, reason)])
+        run.outcome.status, run.outcome.reason = self.requested_end
         self.request(run, "stop")
 
     def start_epoch(self, run: Run) -> None:
@@ -57,6 +58,15 @@ class Coordinator:
     ) -> MicroBatches | None:
         """Agree on the next step; see ``RankCoordinator.before_step``."""
         return batches
+
+    def interrupts_evaluation(self, run: Run, *, alike: bool = True) -> bool:
+        """Return whether a signal ends the evaluation before its next batch.
+
+        Args:
+            run: the run.
+            alike: whether all ranks make this call before as many batches.
+        """
+        return run.outcome.status == "interrupted"
 
     def sync(self, run: Run) -> bool:
         """Make all requests known to all ranks.
@@ -84,6 +94,8 @@ class RankCoordinator(Coordinator):
         self._tokens = 0  # the tokens of this rank that the other ranks do not know
         self._step = 0
         self._time: float | None = None
+        # Of evaluations: batches since the last message, until the next one, and its time.
+        self._batches, self._next_message, self._message_at = 0, 0, 0.0
 
     def request(self, run: Run, what: str) -> None:
         """Request an action after the step that follows the next control message."""
@@ -91,7 +103,7 @@ class RankCoordinator(Coordinator):
 
     def request_end(self, run: Run, status: str, reason: str) -> None:
         """Request the end of the run; the status is set when all ranks know it."""
-        self.requested_end = status, reason
+        self.requested_end = first_end([self.requested_end, (status, reason)])
         self.request(run, "stop")
 
     def start_epoch(self, run: Run) -> None:
@@ -153,6 +165,21 @@ class RankCoordinator(Coordinator):
             batches.total, batches.tokens = samples, tokens
         return batches
 
+    def interrupts_evaluation(self, run: Run, *, alike: bool = True) -> bool:
+        """Return whether a signal to any rank ends the evaluation before its next batch.
+
+        The ranks exchange a control message about once a second, before the same batch.
+        """
+        if alike:
+            self._batches += 1
+            if self._batches >= self._next_message:
+                now = perf_counter()
+                seconds, began, self._message_at = now - self._message_at, self._message_at, now
+                pace = self._batches / max(seconds, 1e-9) if began else 0.0
+                own = max(1, int(pace * SYNC_INTERVAL)) if run.strategy.rank == 0 else 0
+                self._batches, self._next_message = 0, int(self._reduce_requests(run, own)[0])
+        return run.outcome.status == "interrupted"
+
     def sync(self, run: Run) -> bool:
         """Make all requests known to all ranks, and set the clock to that of rank 0.
 
@@ -177,8 +204,8 @@ class RankCoordinator(Coordinator):
             run.triggers.request(what)
         if "stop" in requested:
             # Only the rank that requested the stop knows its reason.
-            ends = [end for end in world.all_gather_object(self.requested_end) if end is not None]
-            run.outcome.status, run.outcome.reason = ends[0] if ends else ("stopped", "")
+            ends = world.all_gather_object(self.requested_end)
+            run.outcome.status, run.outcome.reason = first_end([*ends, ("stopped", "")])
         return sums[len(REQUESTS) :]
 
     def _pop_tokens(self, leader: bool) -> int:
@@ -194,6 +221,15 @@ class RankCoordinator(Coordinator):
             return 1
         seconds = min(SYNC_INTERVAL, seconds_left)
         return max(1, int(seconds * steps / max(now - began, 1e-9)))
+
+
+def first_end(ends: Iterable[tuple[str, str] | None]) -> tuple[str, str]:
+    """Return the end that counts: by a signal other than Ctrl-C, by Ctrl-C, or else the first.
+
+    Whoever sent a SIGTERM waits for its exit code, whatever else asks for an end meanwhile.
+    """
+    known = [end for end in ends if end is not None]
+    return min(known, key=lambda end: (end[0] != "interrupted", end[1] == "SIGINT"))
 
 
 def build_coordinator(strategy: Strategy) -> Coordinator:

@@ -13,6 +13,7 @@ from loopkit.fit.length import update_length
 from loopkit.loops.check_finite import check_finite
 from loopkit.loops.monitors import read_evaluation, read_logged, warn_of_unlogged
 from loopkit.metrics.accumulator import MetricAccumulator
+from loopkit.metrics.kept import metrics_snapshot
 from loopkit.preserve import preserved_modes
 from loopkit.run import Interrupted, Run
 from loopkit.task import measured_set, name_of
@@ -137,10 +138,11 @@ class EpochLoop:
             with row_of_its_own(run):
                 if events.epoch_end is not None:
                     events.epoch_end(run)
-        if due.eval and run.eval_data:
-            evaluate(run)
-        if due.end_epoch:
+        interrupted = bool(due.eval and run.eval_data) and evaluate(run) is None
+        if due.end_epoch and not interrupted:
             self.after_epoch(run)
+        elif due.end_epoch:
+            triggers.request("after_epoch")
         if events.commit is not None and not counted:
             events.commit(run)
         run.coordinator.sync(run)
@@ -208,21 +210,42 @@ def fetch(run: Run, groups: Iterator[MicroBatches]) -> MicroBatches | None:
     return batches
 
 
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate_again(run: Run) -> None:
+    """Do the evaluation that a signal cut short before the resume, and what follows one."""
+    if evaluate(run) is not None:
+        if run.triggers.pop("after_epoch"):
+            run.loops.epoch.after_epoch(run)
+        if run.checkpointer is not None:
+            run.checkpointer.save(run, again=True)
+
+
+def evaluate(run: Run) -> dict[str, float] | None:
     """Evaluate during training: publish the metrics, and record the best. Training is not changed.
 
     Modes and random states are as before afterwards, whatever the loop or ``on_eval_end`` did.
+    A signal ends the evaluation at its next batch. Then nothing of it is left, and it is requested
+    again, for the resume.
 
     Returns:
-        The metrics, by full name.
+        The metrics, by full name; None where a signal ended the evaluation.
 
     Raises:
         MetricError: ``Checkpoint(best=)`` or a schedule names a metric of evaluations, and this one
             did not give it.
     """
     run.record.since_eval = run.accumulator.take_means(run.strategy.dp.all_gather_object)
+    undo = metrics_snapshot(run.task)
     with preserved_modes(run.task, run.strategy.device), measured_set(run.task, "eval"):
-        metrics = run.loops.eval.run(run, run.eval_data)
+        try:
+            metrics = run.loops.eval.run(run, run.eval_data)
+        except Interrupted:
+            undo()
+            run.task.log_collector.take_media()
+            if run.events.eval_interrupted is not None:
+                run.events.eval_interrupted(run)
+            run.triggers.request("eval")
+            run.outcome.ending = True
+            return None
         read_evaluation(run, metrics)
         run.publish(metrics)
         with row_of_its_own(run):

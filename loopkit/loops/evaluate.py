@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,10 +17,11 @@ from loopkit.errors import TaskError
 from loopkit.metrics.evaluation import Evaluation
 from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.preserve import preserved_modes
-from loopkit.run import Run
+from loopkit.run import Interrupted, Run
 from loopkit.task import eval_step_of, measured_set, name_of
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @contextmanager
@@ -82,12 +83,13 @@ class EvalLoop:
 
         Raises:
             TaskError: the step returned no mapping.
+            Interrupted: a signal came.
         """
         strategy, collector = run.strategy, run.task.log_collector
         method = eval_step_of(run.task)
         step_fn, step_end = strategy.step_fn(method), run.events.eval_step_end
         samples = 0
-        for batch, size in seeded_batches(run, source, stream=3):
+        for batch, size in interruptible(run, source, seeded_batches(run, source, stream=3)):
             if not size and not strategy.collective_forward:
                 continue
             with collector as logged, strategy.forward_context or nullcontext():
@@ -103,6 +105,19 @@ class EvalLoop:
                 if step_end is not None:
                     step_end(run, outputs)
         return samples
+
+
+def interruptible(run: Run, source: Source, batches: Iterator[T]) -> Iterator[T]:
+    """Yield ``batches`` until a signal asks for the end of the run.
+
+    Raises:
+        Interrupted: it does. All ranks raise it before the same batch.
+    """
+    coordinator, alike = run.coordinator, not source.uneven
+    for batch in batches:  # after the fetch, so that a complete evaluation stays one
+        if coordinator.interrupts_evaluation(run, alike=alike):
+            raise Interrupted
+        yield batch
 
 
 def seeded_batches(run: Run, source: Source, *, stream: int) -> Iterator[tuple[Any, int]]:

@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
 
 import torch
 from snapshots import alike, make
-from store_faults import kill_at_every_operation
 
 from loopkit.checkpoint import (
     Store,
@@ -28,6 +27,7 @@ from loopkit.checkpoint import (
 )
 from loopkit.checkpoint.format import parse_name
 from loopkit.monitor import Monitor
+from loopkit.testing.forks import kill_at_every_operation
 
 
 def settle(run_dir: Path) -> list[str]:

@@ -18,11 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
 
 from snapshots import alike, make
-from store_faults import MEMORY, Counting, FailAt, in_fork
 
 from loopkit.checkpoint import (
     BackgroundWriter,
@@ -35,6 +33,7 @@ from loopkit.checkpoint import (
 )
 from loopkit.checkpoint.tools import export_model
 from loopkit.errors import CheckpointError, DiskFullError, LoopkitError, RunDirError
+from loopkit.testing.forks import MEMORY, Counting, FailAt, in_fork
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +92,9 @@ def test_a_failure_at_any_operation_of_a_save(fast_path, operations, code, kind)
             caught.value, CheckpointError if operation in ("names", "stat") else kind
         ), operation
         named = str(caught.value)
-        assert str(run_dir / "checkpoints") in named
-        assert path.name in named or ".staging-" in path.name
+        assert str(run_dir) in named
+        # The directory of the run itself has another name here than where they were counted.
+        assert path.name in named or path.name.startswith((".staging-", "count"))
         intact(run_dir, committed=count > renamed)
         shutil.rmtree(run_dir)
 
@@ -201,7 +201,7 @@ def test_a_file_size_limit(tmp_path):
             write_checkpoint(Store(), tmp_path, big(2, 1 << 20))
         assert caught.value.errno == errno.EFBIG
 
-    assert in_fork(act) == 0
+    assert in_fork(act).code == 0
     assert names(tmp_path) == ["latest", "step-000000000001"]
 
 

@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
 
 from snapshots import alike, make
-from store_faults import MEMORY
 
 from loopkit import Checkpoint
 from loopkit.checkpoint import (
@@ -34,6 +32,8 @@ from loopkit.checkpoint import (
 from loopkit.errors import CheckpointError
 from loopkit.loggers.jsonl import read_rows
 from loopkit.testing.disk import Disk, Operation
+from loopkit.testing.forks import MEMORY, on_forked_ranks
+from loopkit.testing.power_loss import Promises, check_what_is_left, crashes
 from loopkit.testing.recording import read_log, recording
 from tests.support import Tiny, quiet
 
@@ -117,86 +117,88 @@ def test_each_sync_in_the_log_is_one_that_the_system_was_asked_for(tmp_path, mon
     assert len(asked) > 10
 
 
-class Told(Tiny):
-    """Tiny that notes in the log of operations which save it was promised."""
+def recorded(place: Path, ranks: int = 1, **options: Any) -> tuple[Path, Path, list[Operation]]:
+    """The operations of a run that stops at step 10 and continues, its parent directories included."""
+    root, log, run_dir = place / "root", place / "log", Path("runs", "tiny")
+    root.mkdir()
 
-    def __init__(self, recorder) -> None:
-        super().__init__()
-        self.note = recorder.note
+    def run_twice() -> None:
+        with recording(root, log) as recorder:
+            for stop in (10, None):
+                fit = quiet(
+                    **{
+                        "epochs": 2,
+                        "batch_size": 8 // ranks,
+                        "eval_every": "5 steps",
+                        "log_every": "3 steps",
+                        "loggers": ("jsonl", "csv", "tensorboard"),
+                        "run_dir": root / run_dir,
+                        "resume": "auto",
+                        "checkpoint": Checkpoint(every="4 steps", keep=2),
+                        "hooks": [Promises(recorder)],
+                        **options,
+                    }
+                )
+                if stop is not None:
+                    fit.on("step_end", lambda run, out: run.progress.step == 10 and run.stop(""))
+                fit.run(Tiny())
 
-    def on_save(self, run, path):
-        self.note("promise", path)
+    if ranks == 1:
+        run_twice()
+    else:
+        assert [(each.code, each.error) for each in on_forked_ranks(ranks, run_twice)] == [
+            (0, "")
+        ] * 2
+    return root, run_dir, read_log(log)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The operations of a run that stops at step 10 and continues, its parent directories included."""
-    place = tmp_path_factory.mktemp("runs")
-    root, log = (place / "root").resolve(), place / "log"
-    root.mkdir()
-    run_dir = root / "runs" / "tiny"
-    with recording(root, log) as recorder:
-        for stop in (10, None):
-            fit = quiet(
-                epochs=2,
-                batch_size=8,
-                eval_every="5 steps",
-                log_every="3 steps",
-                loggers=("jsonl", "csv", "tensorboard"),
-                run_dir=run_dir,
-                resume="auto",
-                checkpoint=Checkpoint(every="4 steps", keep=2),
-            )
-            if stop is not None:
-                fit.on("step_end", lambda run, out: run.progress.step == 10 and run.stop("test"))
-            fit.run(Told(recorder))
-    return root, run_dir.relative_to(root), read_log(log)
+    return recorded(tmp_path_factory.mktemp("runs").resolve())
 
 
 def lines(path: Path) -> list[list[str]]:
     return [line.split(",") for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def after_a_power_loss(runs, samples: int, seed: int, ignore: tuple[str, ...] = ()) -> int:
+def after_a_power_loss(runs, count: int, seed: int, ignore: tuple[str, ...] = ()) -> None:
     """Check the run directory in each state: the newest save that was promised, and its rows."""
     root, run_dir, operations = runs
     rows = read_rows(root / run_dir / "metrics.jsonl")
     table = lines(root / run_dir / "metrics.csv")
-    disk, made, count, promised = Disk(root, ignore), random.Random(seed), 0, 0
-    for number, operation in enumerate([*operations, ("end", root, None)]):
-        for _ in range(samples):
-            with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-                disk.crash(made, Path(name))
-                after, told = Path(name) / run_dir, []
-                clean(Store(), after)
-                found = load_newest(Store(), after, warn=told.append)
-                step = found[1].meta["step"] if found else 0
-                assert step >= promised, f"operation {number}: {promised} promised, {step} found"
-                assert told == []
-                if step:
-                    kept = [
-                        row for row in read_rows(after / "metrics.jsonl") if row["step"] <= step
-                    ]
-                    assert kept == [row for row in rows if row["step"] <= step], number
-                    steps = [cells[0] for cells in lines(after / "metrics.csv")[1:]]
-                    known = [cells[0] for cells in table[1:] if int(cells[0]) <= step]
-                    assert steps[: len(known)] == known, number
-                count += 1
-        if operation[0] == "promise":
-            promised = int(operation[1].name.split("-")[1])
-        disk.do(operation)
-    return count
+    for crashed in crashes(operations, root, count, seed, ignore=ignore):
+        step = check_what_is_left(crashed, run_dir, rows, lambda snapshot: None)
+        if step:
+            steps = [cells[0] for cells in lines(crashed.path / run_dir / "metrics.csv")[1:]]
+            known = [cells[0] for cells in table[1:] if int(cells[0]) <= step]
+            assert steps[: len(known)] == known, crashed.number
 
 
 def test_a_promised_save_and_its_rows_survive_in_a_directory_that_survives(runs):
-    assert after_a_power_loss(runs, samples=1, seed=0) >= 300
+    after_a_power_loss(runs, count=300, seed=0)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_thousands_of_states_of_a_run(runs, seed):
-    assert after_a_power_loss(runs, samples=10, seed=seed) >= 4000
+    after_a_power_loss(runs, count=2000, seed=seed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("background", [True, False])
+def test_thousands_of_states_of_a_run_over_two_ranks(tmp_path, strategy, background):
+    save = Checkpoint(every="4 steps", keep=2, background=background)
+    ranks = recorded(tmp_path.resolve(), ranks=2, strategy=strategy, checkpoint=save)
+    after_a_power_loss(ranks, count=2000, seed=0)
+
+
+@pytest.mark.parametrize("ignored", ["sync", "sync_dir"])
+def test_the_model_does_find_what_a_run_does_not_sync(runs, ignored):
+    with pytest.raises((AssertionError, CheckpointError)):
+        after_a_power_loss(runs, count=300, seed=0, ignore=(ignored,))
 
 
 def test_a_checkpoint_that_a_killed_process_left_becomes_durable_before_it_is_resumed_from(

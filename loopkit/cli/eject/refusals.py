@@ -38,6 +38,7 @@ _QUIET = (
     "eval_start",
     "eval_step_end",
     "eval_end",
+    "eval_interrupted",
     "predict_step_end",
     "log",
     "save",
