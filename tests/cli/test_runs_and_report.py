@@ -234,7 +234,7 @@ def log_row(run_dir: Path) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def test_a_live_page_answers_anew_only_what_has_changed_and_this_machine_alone(served):
+def test_a_live_page_sends_what_has_changed_and_to_this_machine_alone(served):
     server, run_dir = served
 
     def ask(path: str, **headers: str) -> tuple[int, str, str | None]:

@@ -32,10 +32,9 @@ def read_rows(path: Path) -> list[dict[str, object]]:
 
 def test_a_value_called_time_is_refused_aloud_once(tmp_path):
     logger = opened(tmp_path)
-    with pytest.warns(LoopkitWarning, match="'time' is not kept in metrics.jsonl") as warned:
+    with pytest.warns(LoopkitWarning, match="'time' is not kept in metrics.jsonl"):
         logger.log({"time": 3.0, "x": 1.0}, 1)
-        logger.log({"time": 4.0, "x": 2.0}, 2)
-    assert len(warned) == 1
+    logger.log({"time": 4.0, "x": 2.0}, 2)  # a second warning would be an error here
     assert read_rows(tmp_path / "metrics.jsonl")[0] == {"step": 1, "x": 1.0}
 
 

@@ -27,9 +27,7 @@ LONGEST_CELL = 32
 def facts(run: RunData) -> dict[str, Any]:
     """Return all of a run that can be sorted and filtered by, by name."""
     about = run.about
-    return {
-        **run.last,
-        **run.settings,
+    first = {
         "run": str(run.path),
         "status": run.status,
         "task": about.get("task"),
@@ -39,6 +37,7 @@ def facts(run: RunData) -> dict[str, Any]:
         "best": run.best_value(),
         "host": about.get("host"),
     }
+    return first | {n: v for n, v in (run.last | run.settings).items() if n not in first}
 
 
 def run_table(runs: Sequence[RunData], names: Sequence[str]) -> list[str]:
