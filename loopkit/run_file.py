@@ -22,12 +22,16 @@ RUN_FILE = "run.json"
 SILENCE = 600.0
 
 
-def read_run_file(run_dir: Path) -> dict[str, Any]:
+def read_run_file(run_dir: Path, *, held: bool = False) -> dict[str, Any]:
     """Return what run.json says; nothing if there is none.
 
     ``status`` is "running", "finished", "stopped", "interrupted", "failed" or "killed". A killed
     process cannot write that it was: where the file says "running" and no process holds the
     directory, the status is "killed", and so is that of the last attempt.
+
+    Args:
+        run_dir: the run directory.
+        held: whether this process itself holds the directory.
 
     Raises:
         LoopkitError: the file is not JSON.
@@ -41,7 +45,7 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
         raise LoopkitError(f"{path} is not JSON: {error}") from error
     if not isinstance(about, dict):
         raise LoopkitError(f"{path} holds no JSON object")
-    if about.get("status") == "running" and not is_alive(run_dir, about):
+    if about.get("status") == "running" and (held or not is_alive(run_dir, about)):
         mark_killed(about, last_sign(run_dir))
     return about
 

@@ -30,6 +30,8 @@ def test_a_wheel_installs_and_runs_without_the_checkout(tmp_path):
         meta = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"loopkit", "loopkit_torch"}
     assert "loopkit/py.typed" in names
+    assets = "loopkit/cli/report/assets"
+    assert {f"{assets}/page.html", f"{assets}/uplot/LICENSE"} <= set(names)
     assert "\nName: loopkit-torch\n" in meta
     home = tmp_path / "home"
     run(*pip, "install", "--no-deps", "--target", str(home), str(wheel))

@@ -53,22 +53,22 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
     """
     console = build_progress(options.progress)
     hooks = [Numerics()] if options.debug == "numerics" else []
-    keeper = RunKeeper(task)
+    keeper = RunKeeper()
     listeners = [*hooks, *subscriptions, *([console] if console else [])]
     run = new_run(task, options, listeners, observers=[keeper])
     run.screen = console or run.screen
     with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         locks = resources.enter_context(ExitStack())  # released last
         resources.push(lambda kind, error, trace: keeper.close(run, error))
-        resources.enter_context(keeper.keeping_warnings())
+        resources.enter_context(keeper.watching(task))
         close_with(resources, run)
         prepare_training(run)
         resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
         resources.enter_context(fixed_parameters(run.task, name_of(run.task)))
         directory = _open_run_dir(run, locks)
         open_checkpointer(run)
+        keeper.open(run)  # before the loggers, whose files say when a killed attempt ended
         _open_loggers(run)
-        keeper.open(run)
         with signals(run), torch_settings(options):
             start(run)
             if directory is not None:

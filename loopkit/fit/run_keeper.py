@@ -35,17 +35,19 @@ class RunKeeper(Hook):
 
     may_request = False
 
-    def __init__(self, task: Task) -> None:
-        self._commit = Commit(task) if is_rank_zero() else None
+    def __init__(self) -> None:
+        self._commit: Commit | None = None
         self._warnings: dict[str, dict[str, Any]] = {}
         self._about: dict[str, Any] = {}
         self._directory = Path()
         self._written = 0.0
 
     @contextmanager
-    def keeping_warnings(self) -> Iterator[None]:
-        """Inside, warnings that are shown are kept too, each text once."""
+    def watching(self, task: Task) -> Iterator[None]:
+        """Inside, warnings that are shown are kept too, each text once; git looks for the commit."""
         shown = warnings.showwarning
+        if is_rank_zero():
+            self._commit = Commit(task)
 
         def keep(
             message: Warning | str,
@@ -131,7 +133,7 @@ class RunKeeper(Hook):
     def _earlier(self) -> dict[str, Any]:
         """Return what the directory knows of earlier attempts. A file that is damaged is renamed."""
         try:
-            return read_run_file(self._directory)
+            return read_run_file(self._directory, held=True)
         except LoopkitError as error:
             rename_aside(self._directory / RUN_FILE)
             warnings.warn(

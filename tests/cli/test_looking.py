@@ -106,7 +106,7 @@ def test_report_of_a_run(loopkit, run_dir):
 
 
 def test_the_best_evaluation_is_the_one_the_run_was_told_to_keep(tmp_path):
-    from loopkit.cli.report import report
+    from loopkit.cli.report.text_report import report
 
     options = {"checkpoint": "Checkpoint(every='1 epoch', best='eval/f1:max')"}
     (tmp_path / "hparams.json").write_text(

@@ -18,6 +18,7 @@ from loopkit.cli.report.run_data import (
     short_names,
 )
 from loopkit.cli.report.series import curves
+from loopkit.console.next_lines import typed_target
 from loopkit.loggers.serialize import jsonable
 from loopkit.options import Options
 from loopkit.version import __version__
@@ -102,29 +103,13 @@ def _run(run: RunData, name: str) -> dict[str, Any]:
 
 def _commands(run: RunData) -> dict[str, str]:
     """Return what to type to continue and to evaluate a run that the command line started."""
-    words = shlex.split(str(run.about.get("command") or ""))
-    if words[:2] != ["loopkit", "fit"] or len(words) < 3:
+    target, place = typed_target(run.path), shlex.quote(str(run.path))
+    if target is None:
         return {}
-    place = shlex.quote(str(run.path))
-    found = {"evaluate": f"loopkit evaluate {shlex.quote(words[2])} --checkpoint {place}"}
+    found = {"evaluate": f"loopkit evaluate {shlex.quote(target)} --checkpoint {place}"}
     if run.status in _ENDED_EARLY:
-        kept = shlex.join(_without(words, ("--run-dir", "--run_dir", "--resume")))
-        found["continue"] = f"{kept} --run-dir {place} --resume auto"
+        found["continue"] = f"loopkit resume {place}"
     return found
-
-
-def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Return the words of a command without some options and their values."""
-    kept: list[str] = []
-    skips = False
-    for word in words:
-        if skips:
-            skips = False
-        elif word in options:
-            skips = True
-        elif word.partition("=")[0] not in options:
-            kept.append(word)
-    return kept
 
 
 def _arrays(run: RunData) -> list[dict[str, Any]]:

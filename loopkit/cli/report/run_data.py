@@ -25,7 +25,7 @@ _SEEDS = {"seed", "data_seed"}
 _NO_RUN = f"there is no {RUN_FILE}, {ROWS}, {HPARAMS} or checkpoints in it"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunData:
     """A run as its files tell it.
 

@@ -27,7 +27,7 @@ LONGEST_CELL = 32
 def facts(run: RunData) -> dict[str, Any]:
     """Return all of a run that can be sorted and filtered by, by name."""
     about = run.about
-    return {
+    first = {
         "run": str(run.path),
         "status": run.status,
         "task": about.get("task"),
@@ -36,9 +36,8 @@ def facts(run: RunData) -> dict[str, Any]:
         "step": run.step,
         "best": run.best_value(),
         "host": about.get("host"),
-        **run.settings,
-        **run.last,
     }
+    return first | {n: v for n, v in (run.last | run.settings).items() if n not in first}
 
 
 def run_table(runs: Sequence[RunData], names: Sequence[str]) -> list[str]:
@@ -96,13 +95,10 @@ def sorted_by(runs: Sequence[RunData], name: str) -> list[RunData]:
     _check_name(name, runs, "--sort")
     values: dict[int, Any] = {id(run): facts(run).get(name) for run in runs}
     having = [run for run in runs if values[id(run)] is not None]
-    numeric = all(is_number(values[id(run)]) for run in having)
-    ordered = sorted(
-        having,
-        key=lambda run: values[id(run)] if numeric else str(values[id(run)]),
-        reverse=falling,
-    )
-    return [*ordered, *(run for run in runs if values[id(run)] is None)]
+    if not all(is_number(values[id(run)]) for run in having):
+        values = {key: str(value) for key, value in values.items()}
+    ordered = sorted(having, key=lambda run: values[id(run)], reverse=falling)
+    return [*ordered, *(run for run in runs if run not in having)]
 
 
 def _check_name(name: str, runs: Sequence[RunData], option: str) -> None:

@@ -91,21 +91,18 @@ def _epochs(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
 
 def _times(run: RunData) -> list[float | None]:
     """Return the seconds of running at each row."""
-    logged: list[Any] = [row.get("time") for row in run.rows]
-    first = seconds_of(run.about.get("started"))
-    known = [value for value in logged if is_number(value)]
-    if first is None and known:
-        first = min(known)
+    logged = [row.get("time") for row in run.rows]
+    known = [float(value) for value in logged if is_number(value) and value is not None]
+    started = seconds_of(run.about.get("started"))
+    first = min(known, default=0.0) if started is None else started
     gaps = run.gaps()
-    return [
-        None
-        if first is None or not is_number(value)
-        else round(
-            max(0.0, value - first - sum(end - began for began, end in gaps if value >= end - 1)),
-            2,
-        )
-        for value in logged
-    ]
+
+    def running(at: float) -> float:
+        # "started" is in whole seconds.
+        paused = sum(end - began for began, end in gaps if at >= end - 1)
+        return round(max(0.0, at - first - paused), 2)
+
+    return [None if value is None else running(value) for value in logged]
 
 
 def _short(value: float) -> float | None:
