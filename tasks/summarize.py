@@ -145,8 +145,11 @@ class Summarize(HFTask):
         return {**step, "preds": self.texts(step["preds"]), "target": batch["reference"]}
 
     def compute_metrics(self, outputs: Any) -> Mapping[str, float]:
+        # Rank 0 has the texts of all ranks.
+        alone: Any = {"sync_on_compute": False}
+        keys = ("rouge1", "rouge2", "rougeL")
         found: dict[str, Any] = {}
-        for metric in (ROUGEScore(rouge_keys=("rouge1", "rouge2", "rougeL")), ROUGELsum()):
+        for metric in (ROUGEScore(rouge_keys=keys, **alone), ROUGELsum(**alone)):
             metric.update(outputs.preds, outputs.target)
             found |= metric.compute()
         return {
