@@ -47,7 +47,7 @@ TEXTS = {"dtype": str, "keep_default_na": False}
 READERS = {
     ".csv": partial(pd.read_csv, **TEXTS),
     ".tsv": partial(pd.read_csv, sep="\t", **TEXTS),
-    ".jsonl": partial(pd.read_json, lines=True, dtype=False, convert_dates=False),
+    ".jsonl": partial(pd.read_json, lines=True, dtype=False),
     ".parquet": pd.read_parquet,
 }
 
@@ -63,7 +63,7 @@ class Summarize(HFTask):
         summary: the column of the summaries; "" for the second column.
         model: a folder with a transformers encoder-decoder to fine-tune; None makes a small one
             and its pieces of words.
-        kind: the architecture of the small model.
+        kind: the architecture of the small model; the BART learns faster from scratch.
         prefix: what comes before each text, such as "summarize: " for a pretrained T5.
         longest_text: the most tokens of a text; the rest is cut off.
         max_new_tokens: the most tokens of a summary, written or learnt.
@@ -84,7 +84,7 @@ class Summarize(HFTask):
         text: str = "",
         summary: str = "",
         model: str | None = None,
-        kind: Literal["t5", "bart"] = "t5",
+        kind: Literal["bart", "t5"] = "bart",
         prefix: str = "",
         longest_text: int = 256,
         max_new_tokens: int = 48,
@@ -101,6 +101,8 @@ class Summarize(HFTask):
         if held_out is None:
             measured = pairs[9::10]
             pairs = [pair for number, pair in enumerate(pairs) if number % 10 != 9]
+            if not measured:
+                raise DataError(f"{data} has fewer than 10 texts: give held_out, other data")
         else:
             measured = read_pairs(held_out, text, summary)
         if model is None:
@@ -145,8 +147,11 @@ class Summarize(HFTask):
         return {**step, "preds": self.texts(step["preds"]), "target": batch["reference"]}
 
     def compute_metrics(self, outputs: Any) -> Mapping[str, float]:
+        # Rank 0 has the texts of all ranks.
+        alone: Any = {"sync_on_compute": False}
+        keys = ("rouge1", "rouge2", "rougeL")
         found: dict[str, Any] = {}
-        for metric in (ROUGEScore(rouge_keys=("rouge1", "rouge2", "rougeL")), ROUGELsum()):
+        for metric in (ROUGEScore(rouge_keys=keys, **alone), ROUGELsum(**alone)):
             metric.update(outputs.preds, outputs.target)
             found |= metric.compute()
         return {
@@ -228,11 +233,17 @@ def read_pairs(data: str, text: str = "", summary: str = "") -> list[Pair]:
         raise DataError(
             f"{data} has the columns {', '.join(columns)}: give text= and summary=, two of them"
         )
-    pairs = list(table[chosen].itertuples(index=False, name=None))
+    pairs = [tuple(map(_text, row)) for row in table[chosen].itertuples(index=False)]
     for number, pair in enumerate(pairs):
-        if not all(isinstance(value, str) and value.strip() for value in pair):
-            raise DataError(f"{data}: row {number} has no {' or no '.join(chosen)}: {pair}")
+        if not all(pair):
+            raise DataError(
+                f"{data}: row {number} has an empty {' or '.join(chosen)}: fill or drop it"
+            )
     return pairs
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value).strip()
 
 
 def _loaded(name: str, split: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loopkit.distributed.communicator import Communicator
+from loopkit.distributed.no_collectives import NoCollectives
 from loopkit.errors import MetricError, TaskError
 from loopkit.metrics.accumulator import Gather, MetricAccumulator, as_float
 from loopkit.metrics.inputs import named_metrics
@@ -156,7 +158,8 @@ class Evaluation:
         Collective: every rank calls it.
 
         Raises:
-            MetricError: ``compute_metrics`` did not return a mapping of numbers and arrays.
+            MetricError: ``compute_metrics`` did not return a mapping of numbers and arrays, or
+                called a collective.
         """
         gather = self._communicator.all_gather_object
         found: dict[str, Any] = self._means.take(gather) | self._means_of_scalars(gather)
@@ -184,25 +187,29 @@ class Evaluation:
     def _whole_set(self, gathered: list[list[BatchOutput]]) -> dict[str, Any]:
         """Return what ``compute_metrics`` makes of the outputs of all ranks."""
         outputs = join_outputs(interleave_ranks(gathered), self._step, arrays=True) or {}
-        computed = self._task.compute_metrics(EvalOutputs(outputs))
+        name = f"{name_of(self._task)}.compute_metrics"
+        alone = MetricError(
+            f"{name} called a collective, but rank 0 computes it alone, with the outputs of all "
+            "ranks: give metrics of torchmetrics sync_on_compute=False, or return them from metrics()"
+        )
+        with NoCollectives(alone) if self._communicator.size > 1 else nullcontext():
+            computed = self._task.compute_metrics(EvalOutputs(outputs))
         if not isinstance(computed, Mapping):
             raise MetricError(
-                f"{name_of(self._task)}.compute_metrics returned {type(computed).__name__}: "
-                "return a dict of names to numbers"
+                f"{name} returned {type(computed).__name__}: return a dict of names to numbers"
             )
         if "loss" in computed and self._has_loss:
             raise MetricError(
-                f"{name_of(self._task)}.compute_metrics returned a 'loss', and so did {self._step}: "
-                "give one of them another name"
+                f"{name} returned a 'loss', and so did {self._step}: give one of them another name"
             )
         found: dict[str, Any] = {}
-        for name, value in computed.items():
+        for key, value in computed.items():
             if isinstance(value, (str, bytes, type(None))):
                 raise MetricError(
-                    f"{name_of(self._task)}.compute_metrics returned {value!r} as {name!r}: give a "
-                    "number or an array, and print texts yourself"
+                    f"{name} returned {value!r} as {key!r}: give a number or an array, and print "
+                    "texts yourself"
                 )
-            found |= _named_values(value, name)
+            found |= _named_values(value, key)
         return found
 
 

@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import TensorDataset
+from torchmetrics import SumMetric
 
 from loopkit import Task
+from loopkit.errors import MetricError
 from loopkit.optim import SGD
+from tests.support import quiet
 
 TYPES = ["O", "B-x", "I-x", "B-y", "I-y"]
 WORDS = ["the", "cat", "été", "sat\non", "mat"]
@@ -73,3 +76,27 @@ class Measured(Task):
             "classes": PerClassAccuracy(TYPES),
             "rouge": (ROUGELsum(), "texts", "references"),
         }
+
+
+class OnRankZero(Measured):
+    """Has rank 0 compute a metric of torchmetrics, which would talk to the other ranks."""
+
+    def __init__(self, count: int = 20, sync: bool = True) -> None:
+        super().__init__(count)
+        self.sync = sync
+
+    def metrics(self) -> Any:
+        return {}
+
+    def compute_metrics(self, outputs: Any) -> dict[str, Any]:
+        metric = SumMetric(sync_on_compute=self.sync)
+        metric.update(torch.from_numpy(outputs.feature))
+        return {"sum": metric.compute()}
+
+
+def on_rank_zero(**arguments: Any) -> Any:
+    """Return the metric, or the error's text."""
+    try:
+        return quiet(strategy="ddp", batch_size=3).evaluate(OnRankZero(**arguments))["eval/sum"]
+    except MetricError as error:
+        return str(error)

@@ -130,9 +130,8 @@ def test_the_script_trains_measures_a_baseline_and_answers(capsys):
 )
 def test_it_learns_real_questions_better_than_first_words():
     torch.manual_seed(0)
-    task = QuestionAnswering(str(REAL / "xquad.en.json"), length=384, stride=128, dropout=0.1)
-    fit = quiet(epochs=16, batch_size=16, clip_norm=1.0, eval_every="2 epochs")
-    found = []
-    fit.on("eval_end", lambda run, metrics: found.append(metrics["eval/squad/f1"]))
-    fit.run(task)
-    assert max(found) > 1.5 * first_words(task.measured)
+    task = QuestionAnswering(str(REAL / "xquad.en.json"), length=384, stride=128)
+    fit = quiet(epochs=8, batch_size=16, clip_norm=1.0, eval_every="8 epochs")
+    metrics = fit.run(task).metrics
+    print(metrics["eval/squad/f1"], first_words(task.measured))
+    assert metrics["eval/squad/f1"] > 2 * first_words(task.measured)
