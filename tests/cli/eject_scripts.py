@@ -18,6 +18,7 @@ _NAMES = "charlm contrastive diffusion digits distill gan images ppo sam sentime
 CHARLM, CONTRASTIVE, DIFFUSION, DIGITS, DISTILL, GAN, IMAGES, PPO, SAM, SENTIMENT, TAGGING = (
     str(ROOT / "tasks" / f"{name}.py") for name in _NAMES.split()
 )
+LANGUAGE = str(ROOT / "tasks" / "language_model.py")
 VARIED, WRAPPED = str(TASKS / "varied.py"), str(TASKS / "wrapped.py")
 FAST = "--progress false --loggers false --eval-every never --checkpoint.every 1000"
 

@@ -24,6 +24,7 @@ from tests.cli.eject_scripts import (
     FAST,
     GAN,
     IMAGES,
+    LANGUAGE,
     PPO,
     SAM,
     SENTIMENT,
@@ -41,6 +42,8 @@ RUNS = {
     "gan": f"{GAN} --steps 50 --hidden 16",
     "sam": f"{SAM} --steps 50",
     "sentiment": f"{SENTIMENT} --steps 50 --width 16 --layers 1 --clip-norm 1.0 --batch-size 16",
+    "packed language model": f"{LANGUAGE} --steps 50 --width 16 --layers 1 --pieces 300 --batch-size 4",
+    "padding-free Llama": f"{LANGUAGE} --kind llama --batches flat --steps 50 --width 16 --layers 1 --batch-size 4",
     "tagging": f"{TAGGING} --steps 50 --width 16 --layers 1 --batch-size 8",
     "tagging, accumulated": f"{TAGGING} --steps 5 --width 16 --layers 1 --batch-size 6 --accumulate 3",
     "a loss and batches of its own": f"{WRAPPED}:Scored --steps 4",
@@ -77,7 +80,7 @@ RUNS = {
     "weights as tensors": f"{VARIED}:Weighted --kind tensor --steps 6 --accumulate 3 --batch-size 10",
     "torch's own": f"{VARIED}:Own --steps 6",
 }  # fmt: skip
-OF_TRANSFORMERS = (SENTIMENT, TAGGING, WRAPPED)
+OF_TRANSFORMERS = (LANGUAGE, SENTIMENT, TAGGING, WRAPPED)
 
 
 @pytest.fixture(scope="module")
