@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loopkit.testing.faults import FaultReport, check_faults
 from loopkit.testing.ranks import RanksReport, check_ranks
-from loopkit.testing.resume import ResumeReport, check_resume
+from loopkit.testing.stops import ResumeReport, check_resume
 
 __all__ = [
     "FaultReport", "RanksReport", "ResumeReport", "check_faults", "check_ranks", "check_resume",

@@ -122,9 +122,9 @@ def check_faults(
         whole, count, operations = _whole(job, root, place / "log")
         rows = read_rows(root / RUN_DIR / "metrics.jsonl")
         disturb = partial(_disturb, job, place, whole)
-        for at in _spread(kills, count):
+        for at in _evenly(kills, count):
             disturb(f"killed at operation {at}", KillAt(at), -signal.SIGKILL)
-        for at in _spread(full_disks, count):
+        for at in _evenly(full_disks, count):
             disturb(f"disk full from operation {at}", FailAt(at, onwards=True), 1)
         chosen = random.Random(seed)
         resumed = set(chosen.sample(range(power_losses), min(resumes, power_losses)))
@@ -171,6 +171,6 @@ def _disturb(
     job.resumed(run_dir, whole, what)
 
 
-def _spread(number: int, count: int) -> list[int]:
+def _evenly(number: int, count: int) -> list[int]:
     """Return ``number`` of the numbers from 1 to ``count``, evenly spaced."""
     return [1 + (2 * each + 1) * count // (2 * number) for each in range(number)]

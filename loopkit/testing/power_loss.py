@@ -24,7 +24,7 @@ PROMISE = "promise"
 
 
 class Promises(Hook):
-    """Notes in a recorded run which saves are promised: those that ``on_save`` was told of."""
+    """Notes in a recorded run which saves are promised: those that ``on_save`` named."""
 
     may_request = False
 

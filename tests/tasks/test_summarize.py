@@ -24,7 +24,7 @@ import datasets
 from tasks.summarize import Summarize, by_sentence, lead_1, main, read_pairs
 
 SMALL = {"width": 32, "layers": 1, "dropout": 0.0, "num_beams": 2, "max_new_tokens": 16}
-ROWS = [(f"Text {i}, with a comma. It\ngoes on.", f'"Quoted" summary {i}') for i in range(20)]
+ROWS = [(f"Text {i}, with a comma. It\nends here.", f'"Quoted" summary {i}') for i in range(20)]
 
 
 @pytest.fixture(scope="module")
