@@ -88,9 +88,10 @@ class InCell:
 
     def __call__(self, text: str) -> None:
         """Show ``text``."""
-        from IPython.display import HTML, display
+        import IPython.display
 
+        shown: Any = IPython.display  # without types
         if self._handle is None:
-            self._handle = display(HTML(text), display_id=True)
+            self._handle = shown.display(shown.HTML(text), display_id=True)
         else:
-            self._handle.update(HTML(text))
+            self._handle.update(shown.HTML(text))
