@@ -30,6 +30,7 @@ from loopkit.errors import TaskError
 _LIBRARIES = {"torch", "torchmetrics", "torchvision", "transformers", "peft", "timm", "diffusers"}
 _LARGEST = 1 << 20  # bytes of an array that is compared by its values
 _LONGEST = 1000  # entries of a list that is compared
+_DEEPEST = 3  # lists inside of each other; a list may hold itself
 _REMEDY = "Keep it in a buffer (register_buffer) or give its module get_extra_state"
 
 
@@ -175,7 +176,7 @@ def _saves_by_hand(kind: type) -> bool:
     )
 
 
-def _identity(value: Any, *, nested: bool = False) -> tuple[Any, Any] | None:
+def _identity(value: Any, depth: int = 0) -> tuple[Any, Any] | None:
     """Return what tells a value from the one before; None if such a value is no state."""
     if value is None:
         return None, None
@@ -183,16 +184,20 @@ def _identity(value: Any, *, nested: bool = False) -> tuple[Any, Any] | None:
         return type(value), repr(value)
     if isinstance(value, Tensor):
         version = None if value.is_inference() else value._version
-        return (Tensor, (id(value), version)) if nested else (weakref.ref(value), version)
+        return (Tensor, (id(value), version)) if depth else (weakref.ref(value), version)
     if isinstance(value, torch.Generator):
         return torch.Generator, hashlib.sha256(value.get_state().numpy().tobytes()).digest()
     if isinstance(value, np.random.Generator):
         return np.random.Generator, repr(value.bit_generator.state)
     if isinstance(value, random.Random):
         return random.Random, value.getstate()
-    if isinstance(value, (list, tuple, deque, dict)) and len(value) <= _LONGEST:
+    if (
+        isinstance(value, (list, tuple, deque, dict))
+        and len(value) <= _LONGEST
+        and depth < _DEEPEST
+    ):
         parts = value.values() if isinstance(value, dict) else value
-        inside = [_identity(part, nested=True) for part in parts]
+        inside = [_identity(part, depth + 1) for part in parts]
         return None if None in inside else (type(value), inside)
     if isinstance(value, np.ndarray) and value.nbytes <= _LARGEST and not value.dtype.hasobject:
         return np.ndarray, hashlib.sha256(np.ascontiguousarray(value).tobytes()).digest()

@@ -71,7 +71,7 @@ def test_without_a_terminal_that_moves_its_cursor_there_are_plain_lines(where, t
     assert ("+1 more" in lines[table]) == (where == "dumb")
     assert ("Samples/s" in lines[table]) == (where == "pipe")
     if where == "dumb":
-        assert max(map(len, lines[: table + 3])) <= 80
+        assert max(map(len, lines[table : table + 3])) <= 80
     assert re.search(
         r"^step 16/16 \(100%\) \| epoch 2/2 \| loss [\d.]+ \| accuracy [\d.]+", text, re.M
     )

@@ -17,7 +17,7 @@ from loopkit.loggers.jsonl import read_rows
 from loopkit.optim import SGD, reduce_on_plateau
 from tests.support import Tiny, digest, points, quiet
 
-TIMED = ("eval/runtime", "eval/samples_per_second")
+TIMED = ("time", "eval/runtime", "eval/samples_per_second")
 
 
 class Long(Tiny):
