@@ -9,9 +9,10 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from unittest import mock
 import torch
 
 from loopkit.checkpoint import Store
-from loopkit.errors import OptionError
+from loopkit.errors import HungError, OptionError
 
 # A kill does not care what the files are on, and memory syncs fast.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -127,12 +128,35 @@ class Forked:
             sys.stderr.flush()
             os._exit(code)
 
-    def wait(self) -> Ended:
-        """Wait for the process, and return how it ended."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def wait(self, until: float | None = None) -> Ended:
+        """Wait for the process, and return how it ended.
+
+        Args:
+            until: the time of ``time.monotonic`` at which the process is killed; None waits.
+
+        Raises:
+            HungError: the time is over.
+        """
+        code = self._code(until)
         text = Path(self._answer).read_text()
         os.unlink(self._answer)
         return Ended(code, *(json.loads(text) if text else ()))
+
+    def _code(self, until: float | None) -> int:
+        if until is None:
+            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > until:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise HungError(
+                    "a forked rank did not end in time. A fork can hang where libraries have started "
+                    "threads, as after other trainings: run this check first in a process of its own"
+                )
+            time.sleep(0.02)
 
 
 def in_fork(action: Callable[[], Any]) -> Ended:
@@ -140,8 +164,18 @@ def in_fork(action: Callable[[], Any]) -> Ended:
     return Forked(action).wait()
 
 
-def on_forked_ranks(count: int, action: Callable[[], Any]) -> list[Ended]:
-    """Run ``action`` in ``count`` forked processes that have torchrun's environment."""
+def on_forked_ranks(count: int, action: Callable[[], Any], timeout: float) -> list[Ended]:
+    """Run ``action`` in ``count`` forked processes that have torchrun's environment.
+
+    Args:
+        count: the number of ranks.
+        action: what each runs.
+        timeout: seconds until the ranks are killed.
+
+    Raises:
+        HungError: a rank did not end within ``timeout``.
+    """
+    until = time.monotonic() + timeout
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -154,7 +188,14 @@ def on_forked_ranks(count: int, action: Callable[[], Any]) -> list[Ended]:
         )
         for n in range(count)
     ]
-    return [rank.wait() for rank in ranks]
+    try:
+        return [rank.wait(until) for rank in ranks]
+    except HungError:
+        for rank in ranks:
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(rank.pid, signal.SIGKILL)
+                os.waitpid(rank.pid, 0)
+        raise
 
 
 def kill_at_every_operation(

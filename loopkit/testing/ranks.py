@@ -64,6 +64,7 @@ def check_ranks(
     tolerance: float = 0.0,
     row_tolerance: float = 1e-6,
     ignore: str = "",
+    timeout: float = 120,
 ) -> RanksReport:
     """Check that ``ranks`` processes train to the same weights as one, and log the same rows.
 
@@ -81,10 +82,12 @@ def check_ranks(
             of its tensor. 0 asks for the same bits, which fp32 without ``clip_norm`` gives.
         row_tolerance: the largest relative difference of a logged number.
         ignore: a regular expression of names of logged values that may differ.
+        timeout: seconds until ranks that do not end are killed.
 
     Raises:
         AssertionError: naming the tensor or the row, with the difference.
         OptionError: this process cannot fork, or has used a CUDA device.
+        HungError: the ranks did not end in time.
     """
     common = {"steps": steps, "checkpoint": False, "accelerator": "cpu"}
     alone = {**common, "strategy": "single", "devices": "auto"}
@@ -100,7 +103,7 @@ def check_ranks(
             return {"rows": trace.rows, "step": trace.step}
 
         one = _value([in_fork(partial(run, "one", alone))])
-        several = _value(on_forked_ranks(ranks, partial(run, "several", together)))
+        several = _value(on_forked_ranks(ranks, partial(run, "several", together), timeout))
         weights = [load_file(place / f"{what}.safetensors") for what in ("one", "several")]
     worst, name = max(
         ((_difference(weights[0][name], weights[1][name]), name) for name in weights[0]),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loopkit import Hook
-from loopkit.errors import OptionError
+from loopkit.errors import HungError, OptionError
 from loopkit.hooks import EMA
-from loopkit.testing import check_faults, check_ranks, check_resume
+from loopkit.testing import check_faults, check_resume
 from loopkit.testing.disk import Disk
-from loopkit.testing.forks import in_fork
+from loopkit.testing.forks import in_fork, on_forked_ranks
 from loopkit.testing.recording import read_log, recording
+from tests import fork_server
 from tests.support import Tiny, quiet
 
 
@@ -59,15 +63,34 @@ def test_names_may_be_left_out():
         check_resume(Forgets(), short(), steps=3, ignore="model|optimizer|lr|eval|train|best|hooks")
 
 
-def test_ranks_that_train_alike_pass():
-    report = check_ranks(Tiny(), short(), steps=3)
-    assert (report.steps, report.exact, report.difference) == (3, True, 0.0)
-    assert check_ranks(Tiny(), short(), strategy="fsdp", steps=2, tolerance=1e-6).steps == 2
+RANKS = """
+import pytest
+from loopkit.testing import check_ranks
+from tests.testing.test_checks import Differs, Tiny, short
+
+report = check_ranks(Tiny(), short(), steps=3)
+assert (report.steps, report.exact, report.difference) == (3, True, 0.0)
+assert check_ranks(Tiny(), short(), strategy="fsdp", steps=2, tolerance=1e-6).steps == 2
+with pytest.raises(AssertionError, match=r"net.\\d.\\w+ differs by"):
+    check_ranks(Differs(), short(), steps=2)
+print("done")
+"""
 
 
-def test_a_task_that_depends_on_its_rank_is_found():
-    with pytest.raises(AssertionError, match=r"net\.\d\.\w+ differs by"):
-        check_ranks(Differs(), short(), steps=2)
+def test_ranks_are_compared_in_a_process_that_has_no_threads_yet():
+    done = fork_server.run(
+        [sys.executable, "-c", RANKS],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.stdout.endswith("done\n"), done.stderr
+
+
+def test_ranks_that_do_not_end_are_killed_with_an_error():
+    with pytest.raises(HungError, match="did not end in time"):
+        on_forked_ranks(2, threading.Event().wait, 0.2)
 
 
 def test_faults_cost_nothing():
