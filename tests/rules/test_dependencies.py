@@ -26,7 +26,6 @@ MODULES = {
 TOOLS = {"docs", "dev", "bench", "examples", "all"}
 # Declared packages that no code of loopkit imports, with the reason.
 NOT_IMPORTED = {
-    "safetensors": "loopkit writes the format itself, hashed on the way; users read their weights with it",
     "tensorboard": "the program that users start to see what the logger writes",
     "tokenizers": "transformers imports it, for the tokenizer that goes beside exported weights",
     "datasets": "a task returns its Datasets, of which loopkit uses only what every Dataset has",
