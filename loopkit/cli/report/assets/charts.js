@@ -248,7 +248,7 @@ function drawCharts(runs, view) {
   const kept = view.drawnAxis === view.axis ? zooms() : {};
   view.drawnAxis = view.axis;
   clearCharts();
-  const panels = panelsOf(runs);
+  const panels = panelsOf(runs, view.total === 1);
   const first = panels.slice(0, MOST_PANELS), rest = panels.slice(MOST_PANELS);
   const boxes = first.map((panel) => buildChart(panel, runs, view, panel.title === "Loss")).filter(Boolean);
   if (rest.length) {
