@@ -11,6 +11,7 @@ from torch import nn
 from loopkit.durations import RunLength
 from loopkit.events import Events, Hook
 from loopkit.loops.coordination import Coordinator
+from loopkit.options import Options
 from loopkit.run import Loops, Record, Run
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.single import SingleDevice
@@ -45,7 +46,7 @@ def made_run(*hooks: Hook, length: RunLength | None = None, rank: int = 0, **fie
     return Run(
         task=Digits(),
         strategy=strategy,
-        options=None,
+        options=Options(),
         length=length or RunLength(100, 400, 4),
         triggers=Triggers({}),
         events=Events(hooks),
