@@ -50,10 +50,10 @@ def read_run_file(run_dir: Path, *, held: bool = False) -> dict[str, Any]:
     return about
 
 
-def write_run_file(run_dir: Path, about: Mapping[str, Any], *, durable: bool) -> None:
-    """Replace run.json in one piece."""
+def write_run_file(run_dir: Path, about: Mapping[str, Any]) -> None:
+    """Replace run.json in one piece, without a wait for the disk."""
     text = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(run_dir / RUN_FILE, [text.encode("utf-8", "backslashreplace")], durable=durable)
+    write_file(run_dir / RUN_FILE, [text.encode("utf-8", "backslashreplace")])
 
 
 def is_alive(run_dir: Path, about: Mapping[str, Any]) -> bool:

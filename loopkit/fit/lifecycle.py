@@ -60,7 +60,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
     with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         locks = resources.enter_context(ExitStack())  # released last
         resources.push(lambda kind, error, trace: keeper.close(run, error))
-        resources.enter_context(keeper.watching(task))
+        resources.enter_context(keeper.keeping_warnings())
         close_with(resources, run)
         prepare_training(run)
         resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))

@@ -7,7 +7,9 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,38 +26,32 @@ _PACKAGES = (
 _PATIENCE = 5.0  # seconds for git
 
 
-class Commit:
-    """The git commit of a task's code. Git runs beside the set-up of the run.
+def commit(task: Task) -> dict[str, Any] | None:
+    """Return the git commit of a task's code: "id", "branch" and "clean".
 
-    Without git, or outside of a repository, nothing is known.
+    "clean" is False if files that git knows differ from the commit. None without git, outside of a
+    repository, and where git takes longer than 5 seconds. Git is asked once in 5 seconds at most.
     """
+    return _commit(_source_dir(task), int(time.monotonic() / _PATIENCE))
 
-    def __init__(self, task: Task) -> None:
-        self._git: subprocess.Popen[str] | None = None
-        self._found: dict[str, Any] | None = None
-        command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch"]
-        with suppress(OSError):
-            self._git = subprocess.Popen(
-                [*command, "--untracked-files=no"],
-                cwd=_source_dir(task),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                errors="replace",
-            )
 
-    def found(self) -> dict[str, Any] | None:
-        """Return "id", "branch" and "clean", which is False if tracked files differ from the commit."""
-        if self._git is not None:
-            git, self._git = self._git, None
-            try:
-                text, _ = git.communicate(timeout=_PATIENCE)
-                self._found = _read_status(text)
-            except subprocess.TimeoutExpired:
-                git.kill()
-                git.communicate()
-        return self._found
+@lru_cache(maxsize=8)
+def _commit(directory: Path, period: int) -> dict[str, Any] | None:
+    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch"]
+    try:
+        done = subprocess.run(
+            [*command, "--untracked-files=no"],
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return _read_status(done.stdout)
 
 
 def _read_status(text: str) -> dict[str, Any] | None:
@@ -104,14 +100,22 @@ def environment() -> dict[str, Any]:
         versions["cuda"] = torch.version.cuda
     for name in _PACKAGES:
         if name in sys.modules:
-            with suppress(metadata.PackageNotFoundError):
-                versions[name] = metadata.version(name)
+            versions[name] = _version(name)
+    versions = {name: version for name, version in versions.items() if version}
     return {
         "command": command_line(),
         "directory": str(Path.cwd()),
         "host": platform.node(),
         "versions": versions,
     }
+
+
+@lru_cache(maxsize=32)
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def hardware(run: Run) -> dict[str, Any]:
@@ -129,6 +133,7 @@ def hardware(run: Run) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=8)
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))

@@ -12,15 +12,14 @@ from typing import Any, TextIO
 from loopkit.console.eta import total_steps
 from loopkit.console.layer_table import count_parameters
 from loopkit.devices import peak_memory
-from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import LoopkitError, LoopkitWarning
 from loopkit.events import Hook
 from loopkit.files import rename_aside
-from loopkit.fit.origin import Commit, environment, hardware
+from loopkit.fit.origin import commit, environment, hardware
 from loopkit.loggers.serialize import jsonable
 from loopkit.run import Run
 from loopkit.run_file import RUN_FILE, read_run_file, timestamp, write_run_file
-from loopkit.task import Task, name_of
+from loopkit.task import name_of
 
 _EVERY = 5.0  # seconds between two writes while the run trains
 _MOST_WARNINGS = 100
@@ -36,18 +35,15 @@ class RunKeeper(Hook):
     may_request = False
 
     def __init__(self) -> None:
-        self._commit: Commit | None = None
         self._warnings: dict[str, dict[str, Any]] = {}
         self._about: dict[str, Any] = {}
         self._directory = Path()
         self._written = 0.0
 
     @contextmanager
-    def watching(self, task: Task) -> Iterator[None]:
-        """Inside, warnings that are shown are kept too, each text once; git looks for the commit."""
+    def keeping_warnings(self) -> Iterator[None]:
+        """Inside, warnings that are shown are kept too, each text once."""
         shown = warnings.showwarning
-        if is_rank_zero():
-            self._commit = Commit(task)
 
         def keep(
             message: Warning | str,
@@ -99,13 +95,13 @@ class RunKeeper(Hook):
             "task": name_of(run.task),
             "parameters": {"total": parameters.total, "trainable": parameters.trainable},
             **where,
-            "commit": None if self._commit is None else self._commit.found(),
+            "commit": commit(run.task),
             "hparams": jsonable(dict(run.task.hparams)),
             "options": jsonable(run.options.to_dict()),
             "attempts": [*earlier.get("attempts", []), attempt],
         }
         attempt["commit"] = self._about["commit"]
-        self._write(run, durable=True)
+        self._write(run)
 
     def on_log(self, run: Run, values: Mapping[str, float]) -> None:
         """Write how far the run is, at most every 5 seconds."""
@@ -114,8 +110,6 @@ class RunKeeper(Hook):
 
     def close(self, run: Run, error: BaseException | None) -> None:
         """Write how the run ended."""
-        if self._commit is not None:
-            self._commit.found()  # git has ended
         if not self._about:
             return
         outcome = run.outcome
@@ -127,7 +121,7 @@ class RunKeeper(Hook):
         ending = {"status": status, "reason": reason, "ended": _now()}
         self._about.update(ending)
         self._about["attempts"][-1].update(ending)
-        self._write(run, durable=True)
+        self._write(run)
         self._about = {}
 
     def _earlier(self) -> dict[str, Any]:
@@ -141,7 +135,7 @@ class RunKeeper(Hook):
             )
             return {}
 
-    def _write(self, run: Run, *, durable: bool = False) -> None:
+    def _write(self, run: Run) -> None:
         self._written = time.monotonic()
         progress, record = run.progress, run.record
         timings = record.timings.per_step() if record.timings.steps else {}
@@ -168,7 +162,7 @@ class RunKeeper(Hook):
             "updated": _now(),
         }
         try:
-            write_run_file(self._directory, self._about, durable=durable)
+            write_run_file(self._directory, self._about)
         except OSError as error:
             self._about = {}
             warnings.warn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +13,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from loopkit.errors import LoopkitError
+from loopkit.errors import LoopkitError, LoopkitWarning
 from loopkit.loggers.jsonl import read_rows
 from loopkit.monitor import Monitor
 from loopkit.run_file import RUN_FILE, read_run_file
@@ -135,7 +136,11 @@ def read_run(run_dir: Path) -> RunData:
     """
     if not run_dir.is_dir():
         raise LoopkitError(f"there is no run directory {run_dir}")
-    about = _read_json(run_dir / HPARAMS) | read_run_file(run_dir)
+    about = _read_json(run_dir / HPARAMS)
+    try:
+        about |= read_run_file(run_dir)
+    except LoopkitError as error:  # torn by a power cut: the other files still say much
+        warnings.warn(str(error), LoopkitWarning, stacklevel=2)
     rows, arrays = _rows(run_dir / ROWS), _rows(run_dir / ARRAYS)
     if not about and not rows and not (run_dir / "checkpoints").is_dir():
         raise LoopkitError(f"{run_dir} holds no run: {_NO_RUN}")

@@ -96,7 +96,10 @@ def _head(run: RunData) -> list[str]:
         devices = about.get("devices") or {}
         ranks = f" x {devices['ranks']}" if devices.get("ranks", 1) > 1 else ""
         lines.append(
-            ["on", f"{devices.get('device')}{ranks} of {about.get('host')}, {about['precision']}"]
+            [
+                "on",
+                f"{devices.get('device')}{ranks} of {about.get('host')}, {about.get('precision')}",
+            ]
         )
         commit = about.get("commit")
         if commit:

@@ -16,7 +16,7 @@ function linesOf(panel, runs, view) {
     panel.names.forEach((name, which) => {
       const members = group.map((run) => points(run, name, view.axis)).filter(Boolean);
       if (!members.length) return;
-      const hue = several ? group[0].index : which;
+      const hue = several ? group[0].hue : which;
       const label = several
         ? (view.grouped ? groupName(group) : group[0].name) + (panel.names.length > 1 ? ` ${name}` : "") : name;
       const weight = isExact(name) ? 0 : view.smoothing;
@@ -66,7 +66,7 @@ function drawMarks(plot, marks, view) {
   ctx.clip();
   for (const mark of marks) {
     const x = plot.valToPos(mark.x, "x", true);
-    const hue = view.total > 1 ? colour(mark.run.index) : css("--mark");
+    const hue = view.total > 1 ? colour(mark.run.hue) : css("--mark");
     if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
     if (mark.kind === "resume") {
       ctx.strokeStyle = hue; ctx.lineWidth = 1.2 * ratio; ctx.setLineDash([4 * ratio, 3 * ratio]);
@@ -225,7 +225,7 @@ function keysOf(lines, view) {
 function runKeys(runs, view) {
   if (view.total < 2) return [];
   return (view.grouped ? groupsOf(runs) : runs.map((run) => [run])).map((group) => h("span", { class: "key" },
-    h("span", { class: "swatch", style: { background: colour(group[0].index) } }), view.grouped ? groupName(group) : group[0].name));
+    h("span", { class: "swatch", style: { background: colour(group[0].hue) } }), view.grouped ? groupName(group) : group[0].name));
 }
 
 // A new row must not undo a zoom: the part that is shown, by panel.
@@ -248,7 +248,7 @@ function drawCharts(runs, view) {
   const kept = view.drawnAxis === view.axis ? zooms() : {};
   view.drawnAxis = view.axis;
   clearCharts();
-  const panels = panelsOf(runs);
+  const panels = panelsOf(runs, view.total === 1);
   const first = panels.slice(0, MOST_PANELS), rest = panels.slice(MOST_PANELS);
   const boxes = first.map((panel) => buildChart(panel, runs, view, panel.title === "Loss")).filter(Boolean);
   if (rest.length) {

@@ -19,22 +19,23 @@ function isExact(name) {
   return isEval(name) || name === "lr" || name.startsWith("lr/") || name === "train/skipped_steps";
 }
 
-function panelOf(name) {
+function panelOf(name, alone) {
   const last = name.split("/").pop();
   if (name === "lr" || name.startsWith("lr/")) return "Learning rate";
   if (name === "train/grad_norm") return "Gradient norm";
   if (last === "runtime" || last === "samples_per_second" || name === "train/skipped_steps") return null;
-  if (!isEval(name) && !name.startsWith("train/")) return name;
+  // Of one run, names such as grad_norm/<layer> share a panel.
+  if (!isEval(name) && !name.startsWith("train/")) return alone && name.includes("/") ? name.split("/")[0] : name;
   const title = last.replaceAll("_", " ");
   return title[0].toUpperCase() + title.slice(1);
 }
 
 // A metric of training and of all evaluation sets shares a panel. The panels in their order: loss, metrics of evaluations, rate, gradient norm, all others.
-function panelsOf(runs) {
+function panelsOf(runs, alone) {
   const panels = new Map();
   for (const run of runs)
     for (const name of Object.keys(run.curves)) {
-      const panel = panelOf(name);
+      const panel = panelOf(name, alone);
       if (panel === null) continue;
       if (!panels.has(panel)) panels.set(panel, new Set());
       panels.get(panel).add(name);

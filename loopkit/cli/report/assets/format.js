@@ -51,7 +51,7 @@ function amount(name, value) {
 function tick(value) {
   if (value == null) return "";
   const size = Math.abs(value);
-  if (size >= 1e6 || (size > 0 && size < 1e-3)) return value.toExponential(1).replace(".0e", "e");
+  if (size >= 1e6 || (size > 0 && size < 1e-2)) return Number(value.toPrecision(3)).toExponential();
   return String(Number(value.toPrecision(4)));
 }
 

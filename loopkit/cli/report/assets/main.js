@@ -1,5 +1,6 @@
 // What the page shows, and what changes it.
 
+const hues = new Map(); // a run keeps its colour when others come
 let page = prepared(JSON.parse(document.getElementById("data").textContent));
 const view = {
   axis: "step", smoothing: 0, log: false, grouped: false, hidden: new Set(), order: { column: null, falling: false },
@@ -8,7 +9,11 @@ const view = {
 const orders = new Map();
 
 function prepared(values) {
-  values.runs.forEach((run, index) => { run.index = index; });
+  values.runs.forEach((run, index) => {
+    if (!hues.has(run.path)) hues.set(run.path, hues.size);
+    run.index = index;
+    run.hue = hues.get(run.path);
+  });
   return values;
 }
 

@@ -120,7 +120,7 @@ function timeOf(runs, several) {
 // ---- settings ----
 
 function swatch(run) {
-  return h("span", { class: "swatch", style: { background: colour(run.index), marginRight: "8px" } });
+  return h("span", { class: "swatch", style: { background: colour(run.hue), marginRight: "8px" } });
 }
 
 function settingsOf(page, runs) {
