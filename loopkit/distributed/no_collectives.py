@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from loopkit.errors import LoopkitError
 
 
-class NoCollectives(TorchDispatchMode):
+class NoCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A block in which a collective raises an error. Its rank would wait for the others without end.
 
     It sees what this thread does.
@@ -20,7 +20,7 @@ class NoCollectives(TorchDispatchMode):
     """
 
     def __init__(self, error: LoopkitError) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.error = error
 
     def __torch_dispatch__(

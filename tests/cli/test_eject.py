@@ -25,8 +25,10 @@ from tests.cli.eject_scripts import (
     GAN,
     IMAGES,
     PPO,
+    QA,
     SAM,
     SENTIMENT,
+    SUMMARIZE,
     TAGGING,
     VARIED,
     WRAPPED,
@@ -34,7 +36,7 @@ from tests.cli.eject_scripts import (
     run_scripts,
 )  # fmt: skip
 
-# For each run: its target and options. The six tasks take 50 steps, the others a few more than an epoch.
+# For each run: its target and options. The tasks take 50 steps, the others a few more than an epoch.
 RUNS = {
     "charlm": f"{CHARLM} --steps 50 --batch-size 8 --clip-norm 1.0 --width 16",
     "digits": f"{DIGITS} --steps 50",
@@ -42,6 +44,8 @@ RUNS = {
     "sam": f"{SAM} --steps 50",
     "sentiment": f"{SENTIMENT} --steps 50 --width 16 --layers 1 --clip-norm 1.0 --batch-size 16",
     "tagging": f"{TAGGING} --steps 50 --width 16 --layers 1 --batch-size 8",
+    "qa": f"{QA} --steps 50 --width 16 --layers 1 --batch-size 8 --clip-norm 1.0",
+    "summarize": f"{SUMMARIZE} --steps 50 --width 16 --layers 1 --batch-size 8 --accumulate 2",
     "tagging, accumulated": f"{TAGGING} --steps 5 --width 16 --layers 1 --batch-size 6 --accumulate 3",
     "a loss and batches of its own": f"{WRAPPED}:Scored --steps 4",
     "columns": f"{WRAPPED}:Scored --own false --steps 4 --batch-size 16 --accumulate 2",
