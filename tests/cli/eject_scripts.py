@@ -14,10 +14,13 @@ from tests import fork_server
 from tests.cli.conftest import TASKS
 
 ROOT = Path(__file__).parents[2]
-_NAMES = "charlm contrastive diffusion digits distill gan images ppo sam sentiment tagging"
-CHARLM, CONTRASTIVE, DIFFUSION, DIGITS, DISTILL, GAN, IMAGES, PPO, SAM, SENTIMENT, TAGGING = (
-    str(ROOT / "tasks" / f"{name}.py") for name in _NAMES.split()
-)
+CHARLM, CONTRASTIVE, DIFFUSION, DIGITS, DISTILL, GAN, IMAGES, PPO, QA, SAM, SENTIMENT, SUMMARIZE, TAGGING = (
+    str(ROOT / "tasks" / f"{name}.py")
+    for name in (
+        "charlm", "contrastive", "diffusion", "digits", "distill", "gan", "images", "ppo", "qa", "sam",
+        "sentiment", "summarize", "tagging",
+    )
+)  # fmt: skip
 LANGUAGE = str(ROOT / "tasks" / "language_model.py")
 VARIED, WRAPPED = str(TASKS / "varied.py"), str(TASKS / "wrapped.py")
 FAST = "--progress false --loggers false --eval-every never --checkpoint.every 1000"

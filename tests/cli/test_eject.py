@@ -26,8 +26,10 @@ from tests.cli.eject_scripts import (
     IMAGES,
     LANGUAGE,
     PPO,
+    QA,
     SAM,
     SENTIMENT,
+    SUMMARIZE,
     TAGGING,
     VARIED,
     WRAPPED,
@@ -35,7 +37,7 @@ from tests.cli.eject_scripts import (
     run_scripts,
 )  # fmt: skip
 
-# For each run: its target and options. The six tasks take 50 steps, the others a few more than an epoch.
+# For each run: its target and options. The tasks take 50 steps, the others a few more than an epoch.
 RUNS = {
     "charlm": f"{CHARLM} --steps 50 --batch-size 8 --clip-norm 1.0 --width 16",
     "digits": f"{DIGITS} --steps 50",
@@ -45,6 +47,8 @@ RUNS = {
     "packed language model": f"{LANGUAGE} --steps 50 --width 16 --layers 1 --pieces 300 --batch-size 4",
     "padding-free Llama": f"{LANGUAGE} --kind llama --batches flat --steps 50 --width 16 --layers 1 --batch-size 4",
     "tagging": f"{TAGGING} --steps 50 --width 16 --layers 1 --batch-size 8",
+    "qa": f"{QA} --steps 50 --width 16 --layers 1 --batch-size 8 --clip-norm 1.0",
+    "summarize": f"{SUMMARIZE} --steps 50 --width 16 --layers 1 --batch-size 8 --accumulate 2",
     "tagging, accumulated": f"{TAGGING} --steps 5 --width 16 --layers 1 --batch-size 6 --accumulate 3",
     "a loss and batches of its own": f"{WRAPPED}:Scored --steps 4",
     "columns": f"{WRAPPED}:Scored --own false --steps 4 --batch-size 16 --accumulate 2",

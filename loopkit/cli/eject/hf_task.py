@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -48,12 +48,12 @@ def hf_task_text(task: HFTask, samples: Any, batch: Any) -> str:
     context = {
         "own_collate": own,
         "own_loss": task._loss_fn is not None,
-        "columns": _folded(columns) if not own else (_listed(columns) if drops else ""),
+        "columns": _folded(columns) if not own else (_listed("columns", columns) if drops else ""),
         "padding": "" if own else _padding(collate.collate_fn, columns.values()),
         "weight": None if weight is None else counted,
         "ignored": task._labels._ignored,
         "cast": _cast(task, batch, labels),
-        "names": _listed([each for each in batch if each in task._columns]),
+        "names": _listed("names", [each for each in batch if each in task._columns]),
         "constants": [f"{key}={value!r}" for key, value in task._constants.items()],
     }
     return render("hf_task", context)
@@ -64,9 +64,11 @@ def _folded(columns: Mapping[str, str]) -> str:
     return fold(8, "columns = {", pairs, "}")[len("columns = ") :]
 
 
-def _listed(names: Any) -> str:
-    shown = ", ".join(literal(name) for name in names)
-    return f"({shown},)" if len(list(names)) == 1 else f"({shown})"
+def _listed(variable: str, names: Iterable[str]) -> str:
+    """Return the tuple of the names, as it is assigned to the variable in a method."""
+    shown = [literal(name) for name in names]
+    head = f"{variable} = ("
+    return f"({shown[0]},)" if len(shown) == 1 else fold(8, head, shown, ")")[len(head) - 1 :]
 
 
 def _padding(padded: Padded, columns: Any) -> str:
