@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import selectors
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from torch.distributed import TCPStore
 from tests import fork_server
 
 ROOT = Path(__file__).parents[1]
+# Seconds that the other ranks have to answer after one has failed.
+GRACE = 30
 
 
 class Popen(fork_server.Popen):
@@ -83,17 +86,37 @@ class Ranks:
             for process in self._processes:
                 process.stdin.write(f"{file.name}\n".encode())
                 process.stdin.flush()
-            answers = [process.stdout.readline().decode() for process in self._processes]
+            answers = self._answers()
+        for rank, answer in enumerate(answers):
+            if answer and (error := json.loads(answer)[1]):
+                raise AssertionError(f"rank {rank}:\n{error}")
         results = []
         for rank, answer in enumerate(answers):
             if not answer:
-                raise AssertionError(f"rank {rank} is gone: {self._processes[rank].poll()}")
-            path, error = json.loads(answer)
-            if error:
-                raise AssertionError(f"rank {rank}:\n{error}")
+                code = self._processes[rank].poll()
+                raise AssertionError(f"rank {rank} did not answer; its exit status is {code}")
+            path, _ = json.loads(answer)
             results.append(torch.load(path, weights_only=False))
             os.unlink(path)
         return results
+
+    def _answers(self) -> list[str]:
+        """Read a line of each rank. One that failed may leave the others in a collective for ever."""
+        answers = [""] * self.size
+        limit = None
+        with selectors.DefaultSelector() as waiting:
+            for rank, process in enumerate(self._processes):
+                waiting.register(process.stdout, selectors.EVENT_READ, rank)
+            while waiting.get_map():
+                ready = waiting.select(limit)
+                if not ready:
+                    break
+                for key, _ in ready:
+                    waiting.unregister(key.fileobj)
+                    answers[key.data] = key.fileobj.readline().decode()
+                    if not answers[key.data] or json.loads(answers[key.data])[1]:
+                        limit = GRACE
+        return answers
 
     def close(self) -> None:
         """Kill the processes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -89,34 +88,8 @@ def refused(what: str) -> tuple[str, str]:
     return "", ""
 
 
-def by_file(place: Path, **options: Any) -> dict[str, Any]:
-    """Train with a configuration file as other trainers have it."""
-    config = dict.fromkeys(
-        (
-            "train_batch_size",
-            "train_micro_batch_size_per_gpu",
-            "gradient_accumulation_steps",
-            "gradient_clipping",
-        ),
-        "auto",
-    )
-    zero = {
-        "stage": 2,
-        "reduce_bucket_size": "auto",
-        "allgather_bucket_size": 1000,
-        "overlap_comm": False,
-    }
-    path = place / "ds.json"
-    path.write_text(
-        json.dumps(
-            {
-                **config,
-                "bf16": {"enabled": "auto"},
-                "fp16": {"enabled": "auto"},
-                "zero_optimization": zero,
-            }
-        )
-    )
+def by_file(path: Path, **options: Any) -> dict[str, Any]:
+    """Train with a configuration file."""
     return jobs.train(DeepSpeed(path), "words", **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -147,6 +148,23 @@ def test_what_deepspeed_cannot_do_is_refused_before_training(pair, what, told):
 
 
 def test_a_configuration_file_with_auto_trains_the_same_task(pair, tmp_path):
+    # As files written for other trainers have it. One process writes it: each rank reads it.
+    config = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "zero_optimization": {
+            "stage": 2,
+            "reduce_bucket_size": "auto",
+            "allgather_bucket_size": 1000,
+            "overlap_comm": False,
+        },
+    }
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(config))
     options = {
         "batch_size": 4,
         "accumulate": 2,
@@ -154,7 +172,7 @@ def test_a_configuration_file_with_auto_trains_the_same_task(pair, tmp_path):
         "clip_norm": 0.5,
         "eval_every": "never",
     }
-    first, second = pair.call(deepspeed_jobs.by_file, tmp_path, **options)
+    first, second = pair.call(deepspeed_jobs.by_file, path, **options)
     assert first["digest"] == second["digest"]
     plain, _ = pair.call(jobs.train, "ddp", "words", **options)
     assert distance(first["model"], plain["model"]) < 1e-6
