@@ -12,8 +12,8 @@ from typing import Any
 from loopkit.errors import CorruptCheckpointError
 
 FORMAT = "loopkit-checkpoint"
-VERSION = 1
-MIN_READER = 1
+VERSION = 2
+MIN_READER = 2
 """The oldest reader version that understands what this version writes."""
 
 CHECKPOINTS = "checkpoints"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loopkit.checkpoint import codecs
+from loopkit.checkpoint import codecs, digests
 from loopkit.checkpoint.format import (
     FORMAT,
     MANIFEST,
@@ -31,27 +31,47 @@ MAX_CHUNKS = 65536
 
 _Box = list[tuple[int, int]]
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
-MIGRATIONS: dict[int, Migration] = {}
+
+
+def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """Name the method of each checksum: SHA-256 of files, CRC-32 of the parts of tensors."""
+    files = [{**f, "digest": f"sha256:{f['sha256']}"} for f in raw["files"]]
+    tensors = {
+        prefix: {
+            name: {
+                **record,
+                "chunks": [
+                    {**c, "digest": f"crc32:{_count(c['crc32']):08x}"} for c in record["chunks"]
+                ],
+            }
+            for name, record in records.items()
+        }
+        for prefix, records in raw["tensors"].items()
+    }
+    return {**raw, "files": files, "tensors": tensors}
+
+
+MIGRATIONS: dict[int, Migration] = {1: _from_version_1}
 """By version: a pure function of the manifest's JSON that brings it to the next version."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file: its relative path, its size in bytes and its SHA-256 in hex."""
+    """One file: its relative path, its size in bytes and its digest."""
 
     path: str
     size: int
-    sha256: str
+    digest: str
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor in a file: its offset in the tensor, its shape, the CRC-32 of its bytes."""
+    """A box of a tensor in a file: its offset in the tensor, its shape, the digest of its bytes."""
 
     file: str
     offset: tuple[int, ...]
     shape: tuple[int, ...]
-    crc32: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -190,7 +210,9 @@ def migrate(raw: dict[str, Any], what: str, migrations: Mapping[int, Migration])
 
 
 def _build(raw: dict[str, Any]) -> Manifest:
-    files = [FileRecord(str(f["path"]), _count(f["size"]), str(f["sha256"])) for f in raw["files"]]
+    files = [
+        FileRecord(str(f["path"]), _count(f["size"]), _digest(f["digest"])) for f in raw["files"]
+    ]
     tensors = {
         prefix: {name: _tensor(record) for name, record in records.items()}
         for prefix, records in raw["tensors"].items()
@@ -212,9 +234,19 @@ def _build(raw: dict[str, Any]) -> Manifest:
     return found
 
 
+def _digest(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError(f"{str(value)[:60]!a} is not a digest")
+    try:
+        digests.like(value)
+    except CorruptCheckpointError as error:
+        raise ValueError(error) from None
+    return value
+
+
 def _tensor(raw: dict[str, Any]) -> TensorRecord:
     chunks = tuple(
-        Chunk(str(c["file"]), _shape(c["offset"]), _shape(c["shape"]), _count(c["crc32"]))
+        Chunk(str(c["file"]), _shape(c["offset"]), _shape(c["shape"]), _digest(c["digest"]))
         for c in raw["chunks"]
     )
     return TensorRecord(str(raw["dtype"]), _shape(raw["shape"]), chunks)

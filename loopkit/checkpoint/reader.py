@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from loopkit.checkpoint import codecs, safetensors_io
+from loopkit.checkpoint.digests import like
 from loopkit.checkpoint.format import (
     MANIFEST,
     MAX_EXTRA,
@@ -60,7 +61,7 @@ def read_checkpoint(store: Store, directory: Path, verify: bool = True) -> Snaps
     Args:
         store: with ``maps``, tensors of the model and the optimizer are memory mapped instead.
         directory: of the checkpoint.
-        verify: compute the SHA-256 of whole files. Sizes, headers and the CRC-32 of each tensor
+        verify: compute the digests of whole files. Sizes, headers and the digest of each tensor
             are checked in any case.
 
     Raises:
@@ -153,7 +154,7 @@ class _Location:
 
     def spec(self) -> safetensors_io.TensorSpec:
         """Return what the manifest records of the part."""
-        return safetensors_io.TensorSpec(self.record.dtype, self.chunk.shape, self.chunk.crc32)
+        return safetensors_io.TensorSpec(self.record.dtype, self.chunk.shape, self.chunk.digest)
 
 
 def _chunks_by_file(manifest: Manifest) -> dict[str, dict[str, _Location]]:
@@ -187,8 +188,9 @@ def _read_file(
     """
     keep = into is not None
     maps = store.maps and all(part.prefix in _MAPPED for part in (chunks or {}).values())
+    digest = like(record.digest) if verify else None
     try:
-        with store.open(directory, record.path, hashed=verify) as file:
+        with store.open(directory, record.path, digest) as file:
             _check_size(file, record)
             if chunks is not None:
                 specs = {name: part.spec() for name, part in chunks.items()}
@@ -200,9 +202,9 @@ def _read_file(
                         f"{file.path}: {file.size} bytes, more than {limit}"
                     )
                 data = file.read_all(keep=keep)
-            if verify and file.sha256 != record.sha256:
+            if digest is not None and digest.text != record.digest:
                 raise CorruptCheckpointError(
-                    f"{file.path}: its bytes are not those written (SHA-256)"
+                    f"{file.path}: its bytes are not those written (checksum)"
                 )
     except FileNotFoundError:
         raise CorruptCheckpointError(f"{directory / record.path} is missing") from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from loopkit.checkpoint import digests
+from loopkit.checkpoint.digests import Digest
 from loopkit.checkpoint.format import dump_json, load_json
 from loopkit.checkpoint.snapshot import Shard
 from loopkit.checkpoint.streams import CHUNK, FileReader, FileWriter
@@ -40,11 +41,11 @@ DTYPE_OF = {code: dtype for dtype, code in CODE_OF.items()}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """The dtype code, shape and CRC-32 that the manifest records for one tensor in a file."""
+    """The dtype code, shape and digest that the manifest records for one tensor in a file."""
 
     dtype: str
     shape: tuple[int, ...]
-    crc32: int
+    digest: str
 
     @property
     def nbytes(self) -> int:
@@ -165,12 +166,12 @@ def write_tensors(
     for name in order:
         tensor = tensors[name].detach().cpu()
         view = _bytes_of(tensor.resolve_conj().resolve_neg().contiguous())
-        crc = 0
+        digest = Digest(digests.CHUNK)
         for start in range(0, len(view), CHUNK):
             piece = view[start : start + CHUNK]
-            crc = zlib.crc32(piece, crc)
+            digest.update(piece)
             file.write(piece)
-        specs[name] = TensorSpec(CODE_OF[tensor.dtype], tuple(tensor.shape), crc)
+        specs[name] = TensorSpec(CODE_OF[tensor.dtype], tuple(tensor.shape), digest.text)
     return specs
 
 
@@ -198,7 +199,9 @@ def read_tensors(
         if keep and not maps:
             found[name] = _allocate(file, name, spec)
             view = _bytes_of(found[name])
-        if _fill(file, spec.nbytes, view) != spec.crc32:
+        digest = digests.like(spec.digest)
+        _fill(file, spec.nbytes, view, digest)
+        if digest.text != spec.digest:
             wrong.append(name)
     if wrong:
         raise CorruptCheckpointError(f"{file.path}: damaged in {_listed(wrong)}")
@@ -226,9 +229,8 @@ def _mapped(
     return found
 
 
-def _fill(file: FileReader, size: int, view: memoryview | None) -> int:
-    """Read ``size`` bytes, into ``view`` if it is given, and return their CRC-32."""
-    crc = 0
+def _fill(file: FileReader, size: int, view: memoryview | None, digest: Digest) -> None:
+    """Read ``size`` bytes, into ``view`` if it is given, and into ``digest``."""
     for start in range(0, size, CHUNK):
         count = min(CHUNK, size - start)
         if view is None:
@@ -236,8 +238,7 @@ def _fill(file: FileReader, size: int, view: memoryview | None) -> int:
         else:
             piece = view[start : start + count]
             file.read_into(piece)
-        crc = zlib.crc32(piece, crc)
-    return crc
+        digest.update(piece)
 
 
 def _allocate(file: FileReader, name: str, spec: TensorSpec) -> torch.Tensor:

@@ -110,12 +110,12 @@ def _write_shards(store: Store, staging: Path, pending: PendingCheckpoint, rank:
         path = f"{SHARDS}/{prefix}-{rank:05d}{TENSORS}"
         with store.create(staging / path, safetensors_io.data_size(local)) as file:
             specs = safetensors_io.write_tensors(file, local, {})
-        written.files.append(FileRecord(path, file.size, file.sha256))
+        written.files.append(FileRecord(path, file.size, file.digest))
         written.records[prefix] = {
             name: TensorRecord(
                 spec.dtype,
                 shards[name].shape,
-                (Chunk(path, shards[name].offset, spec.shape, spec.crc32),),
+                (Chunk(path, shards[name].offset, spec.shape, spec.digest),),
             )
             for name, spec in specs.items()
         }

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loopkit.checkpoint.digests import Digest
 from loopkit.checkpoint.format import safe_name
 from loopkit.checkpoint.streams import FileReader, FileWriter
 from loopkit.errors import (
@@ -83,15 +84,15 @@ class Store:
             return FileWriter(self._writing, path, os.open(path, _CREATE, 0o666), size)
 
     def write_bytes(self, path: Path, data: bytes) -> FileWriter:
-        """Write a new durable file. Return its closed writer, which has the size and the SHA-256."""
+        """Write a new durable file. Return its closed writer, which has the size and the digest."""
         with self.create(path, len(data)) as file:
             file.write(data)
         return file
 
-    def open(self, directory: Path, name: str, hashed: bool = True) -> FileReader:
+    def open(self, directory: Path, name: str, digest: Digest | None = None) -> FileReader:
         """Open a file below ``directory`` for reading; no symbolic link below it is followed.
 
-        With ``hashed`` the SHA-256 is computed while the file is read.
+        What is read goes into ``digest`` if it is given.
         """
         if not safe_name(name):
             raise CorruptCheckpointError(
@@ -99,7 +100,7 @@ class Store:
             )
         path = directory / name
         with self._reading("open", path):
-            return FileReader(self._reading, path, _open_below(directory, name), hashed)
+            return FileReader(self._reading, path, _open_below(directory, name), digest)
 
     def read_bytes(self, directory: Path, name: str, limit: int) -> bytes:
         """Return the content of a file.

@@ -1,18 +1,17 @@
-"""Files that are written once and read once, from start to end, and hashed on the way."""
+"""Files that are written once and read once, from start to end, with a checksum on the way."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import mmap
 import os
-import queue
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
+from loopkit.checkpoint import digests
+from loopkit.checkpoint.digests import Digest
 from loopkit.errors import CorruptCheckpointError
 
 CHUNK = 8 << 20
@@ -22,57 +21,8 @@ Operation = Callable[..., AbstractContextManager[None]]
 """A store's context around one operation: it announces the operation and translates its errors."""
 
 
-class _Hasher:
-    """Computes the SHA-256 of large pieces in a thread, while the caller moves the next piece.
-
-    At most one piece is in flight, so the caller may overwrite a piece as soon as it has handed
-    over the next one.
-    """
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._pieces: queue.Queue[memoryview | None] | None = None
-
-    def update(self, piece: memoryview) -> None:
-        if self._pieces is None and (len(piece) < CHUNK or not self._start()):
-            self._hash.update(piece)
-        elif self._pieces is not None:
-            self._pieces.join()
-            self._pieces.put(piece)
-
-    def hexdigest(self) -> str:
-        if self._pieces is not None:
-            self._pieces.join()
-        return self._hash.hexdigest()
-
-    def close(self) -> None:
-        pieces, self._pieces = self._pieces, None
-        if pieces is not None:
-            pieces.join()
-            pieces.put(None)
-
-    def _start(self) -> bool:
-        pieces: queue.Queue[memoryview | None] = queue.Queue()
-        thread = threading.Thread(
-            target=self._run, args=(pieces,), daemon=True, name="loopkit-hash"
-        )
-        try:
-            thread.start()
-        except RuntimeError:
-            # A program that is shutting down starts no threads; its last save hashes in place.
-            return False
-        self._pieces = pieces
-        return True
-
-    def _run(self, pieces: queue.Queue[memoryview | None]) -> None:
-        while (piece := pieces.get()) is not None:
-            self._hash.update(piece)
-            del piece
-            pieces.task_done()
-
-
 class FileWriter:
-    """A file that is being written. Once closed it is durable, and its size and SHA-256 are known."""
+    """A file that is being written. Once closed it is durable; its size and digest are known."""
 
     def __init__(self, operation: Operation, path: Path, handle: int, expected: int | None):
         self.path = path
@@ -80,12 +30,12 @@ class FileWriter:
         self._operation = operation
         self._handle = handle
         self._expected = expected
-        self._hash = _Hasher()
+        self._digest = Digest(digests.FILE)
 
     @property
-    def sha256(self) -> str:
-        """The SHA-256 of all bytes written, in hex."""
-        return self._hash.hexdigest()
+    def digest(self) -> str:
+        """The checksum of all bytes written, see :mod:`loopkit.checkpoint.digests`."""
+        return self._digest.text
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes, in pieces of at most :data:`CHUNK`."""
@@ -97,7 +47,7 @@ class FileWriter:
                 rest = piece
                 while rest:
                     rest = rest[os.write(self._handle, rest) :]
-            self._hash.update(piece)
+            self._digest.update(piece)
             self.size += len(piece)
 
     def __enter__(self) -> FileWriter:
@@ -114,26 +64,19 @@ class FileWriter:
                 with self._operation("sync", self.path, wanted=self._expected):
                     os.fsync(self._handle)
         finally:
-            self._hash.close()
             os.close(self._handle)
 
 
 class FileReader:
-    """A file that is read once from start to end, and hashed on the way if ``hashed``."""
+    """A file that is read once from start to end. What is read goes into ``digest`` if it is given."""
 
-    def __init__(self, operation: Operation, path: Path, handle: int, hashed: bool = True):
+    def __init__(self, operation: Operation, path: Path, handle: int, digest: Digest | None = None):
         self.path = path
         self.size = os.fstat(handle).st_size
         self._operation = operation
         self._file = io.FileIO(handle)
-        self._hashed = hashed
-        self._hash = _Hasher()
-        self._scratch = [memoryview(b""), memoryview(b"")]
-
-    @property
-    def sha256(self) -> str:
-        """The SHA-256 of all bytes read, in hex."""
-        return self._hash.hexdigest()
+        self._digest = digest
+        self._scratch = memoryview(b"")
 
     def read_into(self, view: memoryview) -> None:
         """Fill ``view``.
@@ -149,23 +92,19 @@ class FileReader:
                     if not count:
                         raise CorruptCheckpointError(f"{self.path} ends early")
                     rest = rest[count:]
-            if self._hashed:
-                self._hash.update(view[start : start + CHUNK])
+            if self._digest is not None:
+                self._digest.update(view[start : start + CHUNK])
 
     def read_piece(self, size: int) -> memoryview:
-        """Return the next ``size`` bytes, at most :data:`CHUNK`.
-
-        The memory is reused by the call after the next one.
-        """
-        self._scratch.reverse()
-        if len(self._scratch[0]) < size:
-            self._scratch[0] = memoryview(bytearray(size))
-        piece = self._scratch[0][:size]
+        """Return the next ``size`` bytes, at most :data:`CHUNK`. The next call reuses the memory."""
+        if len(self._scratch) < size:
+            self._scratch = memoryview(bytearray(size))
+        piece = self._scratch[:size]
         self.read_into(piece)
         return piece
 
     def read_all(self, keep: bool = True) -> bytes:
-        """Return the whole file. With ``keep=False`` only hash it, and return nothing."""
+        """Return the whole file. With ``keep=False`` only read it, and return nothing."""
         if keep:
             data = bytearray(self.size)
             self.read_into(memoryview(data))
@@ -183,5 +122,4 @@ class FileReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hash.close()
         self._file.close()

@@ -132,7 +132,7 @@ def publish(store: Store, staging: Path, manifest: Manifest) -> tuple[Path, str]
     """Give a staged checkpoint its manifest and its name, durably.
 
     Returns:
-        The checkpoint's directory, and the SHA-256 of its manifest.
+        The checkpoint's directory, and the digest of its manifest.
     """
     parent = staging.parent
     manifest.generation = _next_generation(store, parent, manifest)
@@ -152,19 +152,19 @@ def write_files(store: Store, staging: Path, pending: PendingCheckpoint) -> Mani
         with store.create(staging / path, safetensors_io.data_size(written)) as file:
             # Recorded as by safetensors' save_model, so that its load_model finds tied weights.
             specs = safetensors_io.write_tensors(file, written, aliases)
-        manifest.files[path] = FileRecord(path, file.size, file.sha256)
+        manifest.files[path] = FileRecord(path, file.size, file.digest)
         manifest.tensors[prefix] = {
             name: TensorRecord(
                 spec.dtype,
                 spec.shape,
-                (Chunk(path, (0,) * len(spec.shape), spec.shape, spec.crc32),),
+                (Chunk(path, (0,) * len(spec.shape), spec.shape, spec.digest),),
             )
             for name, spec in specs.items()
         }
         manifest.aliases.update({prefix: aliases} if aliases else {})
     for name, data in {STATE: pending.state, **pending.files}.items():
         file = write_below(store, staging, name, data)
-        manifest.files[name] = FileRecord(name, file.size, file.sha256)
+        manifest.files[name] = FileRecord(name, file.size, file.digest)
     return manifest
 
 
@@ -175,7 +175,7 @@ def _next_generation(store: Store, parent: Path, manifest: Manifest) -> int:
 
 
 def _commit(store: Store, staging: Path, final: Path, manifest: Manifest) -> str:
-    """Write the manifest, rename the staging directory, and return the manifest's SHA-256."""
+    """Write the manifest, rename the staging directory, and return the manifest's digest."""
     try:
         check_coverage(manifest)
     except ValueError as error:
@@ -184,7 +184,7 @@ def _commit(store: Store, staging: Path, final: Path, manifest: Manifest) -> str
     store.sync_dir(staging)
     store.rename(staging, final)
     store.sync_dir(final.parent)
-    return file.sha256
+    return file.digest
 
 
 def point_latest(store: Store, final: Path, manifest: Manifest, digest: str) -> None:
@@ -193,7 +193,7 @@ def point_latest(store: Store, final: Path, manifest: Manifest, digest: str) -> 
         "dir": final.name,
         "step": manifest.meta["step"],
         "generation": manifest.generation,
-        "sha256": digest,
+        "digest": digest,
     }
     parent = final.parent
     temporary = parent / staging_name()

@@ -176,8 +176,8 @@ EDITS: dict[str, Callable[[dict], object]] = {
     "a size": lambda m: m["files"][0].update(size=1),
     "a shape": lambda m: m["tensors"]["model"]["bias"].update(shape=[8]),
     "an alias": lambda m: m["aliases"]["model"].update({"head.weight": "bias"}),
-    "version": lambda m: m.update(version=2),
-    "min_reader": lambda m: m.update(min_reader=2),
+    "version": lambda m: m.update(version=9),
+    "min_reader": lambda m: m.update(min_reader=1),
     "a new field": lambda m: m.update(extra=1),
 }
 

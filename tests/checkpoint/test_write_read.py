@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 import tracemalloc
@@ -19,6 +19,7 @@ from loopkit.checkpoint import (
     Store,
     clean,
     detach_after,
+    digests,
     load_newest,
     newest_valid,
     read_checkpoint,
@@ -203,8 +204,8 @@ def test_latest_names_the_checkpoint_and_its_manifest(tmp_path):
     write_checkpoint(Store(), tmp_path, make(1))
     path = write_checkpoint(Store(), tmp_path, make(2))
     latest = json.loads((tmp_path / "checkpoints" / "latest").read_text())
-    digest = hashlib.sha256((path / "MANIFEST.json").read_bytes()).hexdigest()
-    assert latest == {"dir": path.name, "step": 2, "generation": 1, "sha256": digest}
+    digest = digests.of((path / "MANIFEST.json").read_bytes())
+    assert latest == {"dir": path.name, "step": 2, "generation": 1, "digest": digest}
 
 
 def test_no_checkpoints_at_all_is_none(tmp_path):
@@ -316,7 +317,7 @@ def test_a_tensor_in_chunks_is_put_together(tmp_path):
     chunks = []
     for prefix, (offset, _) in parts.items():
         (chunk,) = manifest.tensors.pop(prefix)["w"].chunks
-        chunks.append(Chunk(chunk.file, offset, chunk.shape, chunk.crc32))
+        chunks.append(Chunk(chunk.file, offset, chunk.shape, chunk.digest))
     manifest.tensors["model"] = {"w": TensorRecord("F32", (4, 6), tuple(chunks))}
     (path / "MANIFEST.json").write_bytes(manifest.dump())
     assert alike(read_checkpoint(Store(), path).tensors, {"model": {"w": whole}})
@@ -336,11 +337,12 @@ def test_a_coverage_gap_stops_the_commit(tmp_path, monkeypatch):
 # Versions
 # ---------------------------------------------------------------------------------------------------
 
-GOLDEN = Path(__file__).parent / "golden" / "v1"
+GOLDEN = Path(__file__).parent / "golden"
 
 
-def test_the_golden_checkpoint_of_version_1_reads_as_ever():
-    (path,) = (GOLDEN / "checkpoints").glob("step-*")
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_golden_checkpoint_of_each_version_reads_as_ever(version):
+    (path,) = (GOLDEN / f"v{version}" / "checkpoints").glob("step-*")
     assert verify_checkpoint(Store(), path) == []
     got = read_checkpoint(Store(), path)
     model = got.tensors["model"]
@@ -376,6 +378,30 @@ def test_a_manifest_of_a_later_version_that_we_can_read_is_read(tmp_path):
     assert read_checkpoint(Store(), path).meta["novelty"] == {"a": 1}
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json"])
+def test_a_flipped_bit_is_found_in_each_version(tmp_path, version, file):
+    (golden,) = (GOLDEN / f"v{version}" / "checkpoints").glob("step-*")
+    path = Path(shutil.copytree(golden, tmp_path / golden.name))
+    data = bytearray((path / file).read_bytes())
+    data[-1] ^= 1
+    (path / file).write_bytes(data)
+    (problem,) = verify_checkpoint(Store(), path)
+    assert ("damaged in tensor" if "model" in file else "(checksum)") in problem
+
+
+@pytest.mark.parametrize("digest", ["md5:0", "xxh3-64", "", 7, None])
+def test_a_checksum_of_an_unknown_method_is_an_error_of_the_manifest(tmp_path, digest):
+    path = write_checkpoint(Store(), tmp_path, make(1))
+    raw = json.loads((path / "MANIFEST.json").read_text())
+    raw["files"][0]["digest"] = digest
+    raw["checksum"] = checksum(raw)
+    (path / "MANIFEST.json").write_bytes(dump_json(raw))
+    problem = verify_checkpoint(Store(), path)
+    assert problem
+    assert all(("checksum" in line) or ("digest" in line) for line in problem)
+
+
 def test_a_version_too_new_is_named_and_not_quarantined(tmp_path):
     write_checkpoint(Store(), tmp_path, make(1))
     path = write_checkpoint(Store(), tmp_path, make(2))
@@ -395,7 +421,7 @@ def test_an_old_manifest_is_migrated_step_by_step(tmp_path):
     def from_zero(raw):
         return {**raw, "epoch": raw["epoch"] + 100}
 
-    assert parse_manifest(old, migrations={0: from_zero}).meta["epoch"] == 100
+    assert parse_manifest(old, migrations={0: from_zero, 1: dict}).meta["epoch"] == 100
     with pytest.raises(CheckpointError, match="format version 0 is no longer supported"):
         parse_manifest(old)
 
@@ -412,7 +438,7 @@ def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
     path = write_checkpoint(Store(), tmp_path, snapshot)
     manifest = parse_manifest((path / "MANIFEST.json").read_bytes())
     for record in manifest.files.values():
-        assert hashlib.sha256((path / record.path).read_bytes()).hexdigest() == record.sha256
+        assert digests.of((path / record.path).read_bytes()) == record.digest
     assert verify_checkpoint(Store(), path) == []
     assert alike_tensors(read_checkpoint(Store(), path).tensors["model"], model)
     for name, at in (

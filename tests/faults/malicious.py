@@ -6,7 +6,6 @@ Arguments: how many random mutations, the seed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -28,6 +27,7 @@ from snapshots import alike, make
 from loopkit.checkpoint import (
     Snapshot,
     Store,
+    digests,
     load_newest,
     newest_valid,
     read_checkpoint,
@@ -88,7 +88,7 @@ def forge(
     raw = json.loads((path / "MANIFEST.json").read_text())
     for record in raw["files"]:
         if record["path"] == file:
-            record.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+            record.update(size=len(data), digest=digests.of(data))
     if change is not None:
         change(raw)
     seal(path, raw)
@@ -150,9 +150,7 @@ def link_folder(path: Path) -> None:
 def escape(name: str) -> Callable[[Path], None]:
     def change(raw: dict[str, Any]) -> None:
         secret = (Path(inside) / "secret").read_bytes()
-        raw["files"].append(
-            {"path": name, "size": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}
-        )
+        raw["files"].append({"path": name, "size": len(secret), "digest": digests.of(secret)})
 
     return manifest(change)
 
@@ -179,7 +177,7 @@ def claim_huge(path: Path) -> None:
     with open(path / "model.safetensors", "wb") as handle:
         handle.write(struct.pack("<Q", len(text)) + text)
         handle.truncate(8 + len(text) + HUGE)
-    chunk = {"file": "model.safetensors", "offset": [0], "shape": [HUGE], "crc32": 0}
+    chunk = {"file": "model.safetensors", "offset": [0], "shape": [HUGE], "digest": "xxh3-64:0"}
 
     def change(raw: dict[str, Any]) -> None:
         raw["tensors"]["model"] = {"w": {"dtype": "U8", "shape": [HUGE], "chunks": [chunk]}}
@@ -262,7 +260,9 @@ CASES: dict[str, Callable[[Path], object]] = {
     "manifest huge step": manifest(lambda m: m.update(step=1 << 80)),
     "manifest chunk bomb": manifest(
         lambda m: m["tensors"]["model"]["bias"].update(
-            chunks=[{"file": "model.safetensors", "offset": [0], "shape": [0], "crc32": 0}]
+            chunks=[
+                {"file": "model.safetensors", "offset": [0], "shape": [0], "digest": "xxh3-64:0"}
+            ]
             * 100_000
         )
     ),

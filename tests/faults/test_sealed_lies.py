@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from loopkit import Checkpoint
+from loopkit.checkpoint import digests
 from loopkit.checkpoint.format import dump_json
 from loopkit.checkpoint.manifest import checksum
 from loopkit.checkpoint.tools import export_model, list_checkpoints
@@ -64,7 +64,7 @@ def seal(checkpoint: Path, state: Any = None, change: Callable[[Any], None] | No
         (checkpoint / "state.json").write_bytes(data)
         for record in raw["files"]:
             if record["path"] == "state.json":
-                record.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+                record.update(size=len(data), digest=digests.of(data))
     if change is not None:
         change(raw)
     raw["checksum"] = checksum(raw)
