@@ -38,7 +38,7 @@ from loopkit.distributed.launcher import die_with_parent, launch
 from loopkit.distributed.process_group import init_process_group
 
 RANKS, BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 8, 64, 128, 4, 96
-BLOCK, BLOCKS, LR = 5, 4, 1e-3
+BLOCKS, LR = 4, 1e-3
 PACKAGES = ("torch", "loopkit", "lightning", "accelerate")
 
 
@@ -79,9 +79,9 @@ class Gpt(nn.Module):
 class Job:
     """One run: the model, and this rank's batches."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, block: int) -> None:
         torch.manual_seed(0)
-        self.rank, self.steps = rank, BLOCK * (BLOCKS + 1) + 1
+        self.rank, self.steps = rank, block * (BLOCKS + 1) + 1
         self.model = Gpt()
         generator = torch.Generator().manual_seed(1)
         shape, count = (BATCH, LENGTH), RANKS * self.steps
@@ -223,21 +223,21 @@ KINDS: dict[str, dict[str, Callable[[Job], None]]] = {
 }
 
 
-def once(train: Callable[[Job], None], rank: int) -> tuple[list[float], Tensor]:
+def once(train: Callable[[Job], None], rank: int, block: int) -> tuple[list[float], Tensor]:
     """Return ms per step of each block of one run, and the trained weights."""
-    job = Job(rank)
+    job = Job(rank, block)
     gc.collect()
     with quiet():
         train(job)
     stamps = job.model.stamps
     if len(stamps) != job.steps:
         raise RuntimeError(f"it took {len(stamps)} steps instead of {job.steps}")
-    blocks = [(end - start) / BLOCK * 1e3 for start, end in pairwise(stamps[BLOCK::BLOCK])]
+    blocks = [(end - start) / block * 1e3 for start, end in pairwise(stamps[block::block])]
     weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in job.model.parameters()]
     return blocks, torch.cat([p.detach().flatten() for p in weights])
 
 
-def measure(kind: str, rounds: int, world: Any) -> dict[str, list[list[float]]]:
+def measure(kind: str, rounds: int, block: int, world: Any) -> dict[str, list[list[float]]]:
     """Return the blocks of every round by contestant. The order of contestants rotates.
 
     A contestant that fails on any rank is left out, and one line on stderr says why.
@@ -250,7 +250,7 @@ def measure(kind: str, rounds: int, world: Any) -> dict[str, list[list[float]]]:
         for name in names[start:] + names[:start]:
             problem, blocks, weights = "", [], None
             try:
-                blocks, weights = once(KINDS[kind][name], world.rank)
+                blocks, weights = once(KINDS[kind][name], world.rank, block)
             except Exception as error:
                 problem = f"{type(error).__name__}: {str(error)[:200]}"
             problems = [text for text in world.all_gather_object(problem) if text]
@@ -294,6 +294,9 @@ def main() -> None:
         "--rounds", type=int, default=10, help="rounds of one short run each (default: %(default)s)"
     )
     parser.add_argument(
+        "--block", type=int, default=5, help="steps that are timed together (default: %(default)s)"
+    )
+    parser.add_argument(
         "--kind", choices=KINDS, action="append", help="measure this alone; writes no results"
     )
     args = parser.parse_args()
@@ -305,7 +308,10 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     world = init_process_group(rank_info, torch.device("cpu"), 120)
-    settings = {kind: summarise(measure(kind, args.rounds, world)) for kind in args.kind or KINDS}
+    settings = {
+        kind: summarise(measure(kind, args.rounds, args.block, world))
+        for kind in args.kind or KINDS
+    }
     if world.rank:
         return
     for kind, rows in settings.items():

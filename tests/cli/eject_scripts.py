@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ CHARLM, CONTRASTIVE, DIFFUSION, DIGITS, DISTILL, GAN, IMAGES, PPO, QA, SAM, SENT
         "sentiment", "summarize", "tagging",
     )
 )  # fmt: skip
+# A small part of the text that charlm reads by default.
+EMAIL = os.path.join(sysconfig.get_path("stdlib"), "email")
 LANGUAGE = str(ROOT / "tasks" / "language_model.py")
 VARIED, WRAPPED = str(TASKS / "varied.py"), str(TASKS / "wrapped.py")
 FAST = "--progress false --loggers false --eval-every never --checkpoint.every 1000"

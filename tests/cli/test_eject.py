@@ -21,6 +21,7 @@ from tests.cli.eject_scripts import (
     DIFFUSION,
     DIGITS,
     DISTILL,
+    EMAIL,
     FAST,
     GAN,
     IMAGES,
@@ -39,7 +40,7 @@ from tests.cli.eject_scripts import (
 
 # For each run: its target and options. The tasks take 50 steps, the others a few more than an epoch.
 RUNS = {
-    "charlm": f"{CHARLM} --steps 50 --batch-size 8 --clip-norm 1.0 --width 16",
+    "charlm": f"{CHARLM} --steps 50 --batch-size 8 --clip-norm 1.0 --width 16 --folder {EMAIL}",
     "digits": f"{DIGITS} --steps 50",
     "gan": f"{GAN} --steps 50 --hidden 16",
     "sam": f"{SAM} --steps 50",

@@ -9,6 +9,7 @@ from tests.cli.conftest import TASKS
 from tests.cli.eject_scripts import (
     CHARLM,
     DIGITS,
+    EMAIL,
     FAST,
     SENTIMENT,
     TAGGING,
@@ -19,7 +20,7 @@ from tests.cli.eject_scripts import (
 
 # The last steps of an epoch have fewer samples on one rank, and none on the other.
 RUNS = {
-    "charlm": f"{CHARLM} --steps 50 --batch-size 4 --width 16 --clip-norm 1.0 --accumulate 2",
+    "charlm": f"{CHARLM} --steps 50 --batch-size 4 --width 16 --clip-norm 1.0 --accumulate 2 --folder {EMAIL}",
     "digits": f"{DIGITS} --steps 50 --batch-size 40 --precision bf16",
     "sentiment": f"{SENTIMENT} --steps 50 --batch-size 10 --width 16 --layers 1",
     "tagging": f"{TAGGING} --steps 50 --batch-size 5 --width 16 --layers 1 --accumulate 2",

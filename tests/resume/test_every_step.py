@@ -119,7 +119,8 @@ def test_resume_from_every_step_is_identical(kind, rng, tmp_path):
     save = Checkpoint(every="1000 steps", background=False)
     whole = run(kind, tmp_path / "whole", rng=rng, checkpoint=save)
     assert len(whole[2]) == STEPS
-    for stop in range(1, STEPS):
+    # Each run with workers starts six processes: stops in an epoch, at its end and after it suffice.
+    for stop in range(1, STEPS) if kind != "workers" else (3, 4, 5, 11):
         first = run(kind, tmp_path / str(stop), stop, rng=rng, checkpoint=save)
         rest = run(kind, tmp_path / str(stop), rng=rng, checkpoint=save)
         assert first[2] + rest[2] == whole[2], f"the losses differ after a stop at step {stop}"
