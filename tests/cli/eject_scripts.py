@@ -25,6 +25,7 @@ CHARLM, CONTRASTIVE, DIFFUSION, DIGITS, DISTILL, GAN, IMAGES, PPO, QA, SAM, SENT
 # A small part of the text that charlm reads by default.
 EMAIL = os.path.join(sysconfig.get_path("stdlib"), "email")
 LANGUAGE = str(ROOT / "tasks" / "language_model.py")
+LORA = str(ROOT / "tasks" / "finetune_lora.py")
 VARIED, WRAPPED = str(TASKS / "varied.py"), str(TASKS / "wrapped.py")
 FAST = "--progress false --loggers false --eval-every never --checkpoint.every 1000"
 

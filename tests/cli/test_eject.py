@@ -1,5 +1,6 @@
 """``loopkit eject``: the script gives the weights of ``loopkit fit`` without loopkit, bit for bit."""
 
+import json
 import math
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.cli.eject_scripts import (
     GAN,
     IMAGES,
     LANGUAGE,
+    LORA,
     PPO,
     QA,
     SAM,
@@ -63,6 +65,7 @@ RUNS = {
     "data that the task makes": f"{PPO} --games 8 --moves 8 --passes 2 --hidden 8 --steps 50 --batch-size 2",
     "diffusion": f"{DIFFUSION} --steps 50 --batch-size 8 --width 16 --clip-norm 1.0",
     "images": f"{IMAGES} --steps 50 --batch-size 8 --width 16 --layers 1",
+    "an averaged teacher": f"{CONTRASTIVE} --steps 50 --batch-size 16 --width 8",
     "distillation": f"{DISTILL} --steps 50 --width 4",
     "dropout": f"{VARIED}:Classes --epochs 2 --batch-size 16 --seed 5",
     "a list as argument": f"{VARIED}:Classes --words [a,b] --hidden 5 --steps 6",
@@ -109,6 +112,23 @@ def scripts(tmp_path_factory):
 def test_the_script_gives_the_weights_of_fit(loopkit, scripts, tmp_path, name):
     loopkit.ok("fit", *RUNS[name].split(), "--run-dir", "r", *FAST.split())
     assert_equal(tmp_path / "r", scripts / f"{list(RUNS).index(name)}.pt")
+
+
+def test_the_script_of_adapters_saves_them_alone_with_the_weights_of_fit(loopkit, tmp_path):
+    pytest.importorskip("peft")
+    from tests.tasks.model_jobs import made
+
+    texts = [json.dumps({"text": f"The number {i} comes before {i + 1}."}) for i in range(60)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts))
+    base = made("llama", tmp_path)
+    for part in (base.model, base.tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    words = [LORA, "--model", "base", "--data", "texts.jsonl", "--context", "16"]
+    words += ["--steps", "50", "--batch-size", "4", "--dropout", "0.1"]
+    loopkit.ok("eject", *words, "--out", "script.py")
+    run_scripts(["", str(tmp_path / "script.py"), "--checkpoint", str(tmp_path / "s.pt")])
+    loopkit.ok("fit", *words, "--run-dir", "r", *FAST.split())
+    assert_equal(tmp_path / "r", tmp_path / "s.pt")
 
 
 def test_scripts_are_formatted_and_lint_clean(scripts):
@@ -210,7 +230,7 @@ def test_the_written_schedule_is_the_schedule_at_every_step(schedule, steps, per
 REFUSED = {
     f"{GAN} --strategy ddp": "GanStep, a step of your own, under strategy='ddp'",
     f"{GAN} --precision fp16": "GanStep, a step of your own, with precision='fp16'",
-    CONTRASTIVE: "Contrastive.on_step_end",
+    f"{CONTRASTIVE} --strategy ddp": "all_gather under strategy='ddp'",
     f"{SAM} --on-nan skip": "SamStep, a step of your own, with on_nan='skip'",
     f"{VARIED}:Several --strategy ddp": "several optimizers under strategy='ddp'",
     f"{VARIED}:Repeated --weighted true": "the weight that Repeated.train_step returns",
@@ -225,7 +245,7 @@ REFUSED = {
     f"{DIGITS} --checkpoint.best eval/loss:min --checkpoint.load_best": "load_best",
     f"{VARIED}:Plateau": "a schedule that follows a metric",
     f"{VARIED}:Streamed": "read as a stream",
-    f"{VARIED}:Listening": "Listening.on_step_end",
+    f"{VARIED}:Listening": "Listening.on_step_end, which uses its arguments",
     f"{VARIED}:Recalls": "use of hparams",
     f"{VARIED}:Borrows": "uses loopkit's mix",
     f"{VARIED}:Named": "SEED, a name of your file",

@@ -22,7 +22,9 @@ from loopkit.cli.eject.source import (
 from loopkit.cli.eject.task_class import TaskClasses
 from loopkit.data import Loader, Padded
 from loopkit.data.collate import _as_tensor
+from loopkit.distributed.gather import all_gather
 from loopkit.errors import LoopkitError
+from loopkit.run import Run
 
 _ERROR = '''class {name}(Exception):
     """{about}"""
@@ -67,6 +69,12 @@ _PADDED = '''class {name}:
 '''
 
 
+_ALL_GATHER = '''def {name}(tensor: Tensor) -> tuple[Tensor, slice]:
+    """Return the rows of all processes, and which are this one's: there is one process."""
+    return tensor, slice(0, len(tensor))
+'''
+
+
 class Carrier:
     """Collects the user's code for the script, name by name.
 
@@ -78,11 +86,18 @@ class Carrier:
         classes: the classes of the task.
         modules: the modules of the user.
         provided: stand-ins that the script has in any case; "" where another one brings it.
+        ddp: whether the script runs on several ranks.
     """
 
     def __init__(
-        self, classes: TaskClasses, modules: SourceModules, provided: Mapping[str, str]
+        self,
+        classes: TaskClasses,
+        modules: SourceModules,
+        provided: Mapping[str, str],
+        *,
+        ddp: bool,
     ) -> None:
+        self._ddp = ddp
         self.imports: set[Import] = set()
         self.stand_ins: dict[str, str] = {name: text for name, text in provided.items() if text}
         self._provided = provided
@@ -128,7 +143,7 @@ class Carrier:
         if found.module.split(".")[0] == loopkit.__name__:
             if found.name in self._provided and value is not None:
                 return
-            self.stand_ins[found.name] = _stand_in(source, found, value)
+            self.stand_ins[found.name] = _stand_in(source, found, value, ddp=self._ddp)
             return
         module = sys.modules.get(found.module)
         if module is None or not is_users(module):
@@ -154,7 +169,7 @@ class Carrier:
         return [*stand_ins, *(m.carried[line] for m in modules for line in sorted(m.carried))]
 
 
-def _stand_in(source: SourceModule, found: Import, value: Any) -> str:
+def _stand_in(source: SourceModule, found: Import, value: Any, *, ddp: bool) -> str:
     if isinstance(value, type) and issubclass(value, LoopkitError):
         about = (value.__doc__ or "An error.").strip().splitlines()[0]
         return _ERROR.format(name=found.name, about=about)
@@ -162,6 +177,15 @@ def _stand_in(source: SourceModule, found: Import, value: Any) -> str:
         return _LOADER.format(name=found.name)
     if value is Padded:
         return padded_text(found.name)
+    if value is Run:
+        return f"{found.name} = Any  # events have no run here"
+    if value is all_gather and not ddp:
+        return _ALL_GATHER.format(name=found.name)
+    if value is all_gather:
+        raise refuse(
+            "all_gather under strategy='ddp'",
+            "eject the run for one device, and call torch.distributed.nn.functional.all_gather",
+        )
     raise refuse(
         f"{source.file}, which uses loopkit's {found.name} in code that training runs",
         "take it out of there: what optimizers, eval_step and the like use does not count",

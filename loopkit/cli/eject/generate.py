@@ -69,8 +69,10 @@ def generate(
         called = [*found.methods, *loop_names(found.run)]
         if context["loop"] == OWN_STEP:
             called.append("loops")
+        if context["step_end"]:
+            called.append("on_step_end")
         classes = TaskClasses(kind, modules, keeps_optimizers=keeps, called=called)
-        carrier = Carrier(classes, modules, _provided(found, context))
+        carrier = Carrier(classes, modules, _provided(found, context), ddp=context["ddp"])
         carrier.carry(modules.of(kind.__module__), kind.__name__)
         carrier.imports |= needed
         context["host_random"] = _draws_on_host(carrier)

@@ -29,9 +29,8 @@ def hf_task_text(task: HFTask, samples: Any, batch: Any) -> str:
         OptionError: the task uses more of HFTask than the script can hold.
     """
     name = name_of(task)
-    if task.state_dict_names.adapters:
-        raise refuse(f"the adapters of {name}", "write the loop of peft's own examples")
-    if not task.state_dict().keys() <= task.model.state_dict().keys():
+    adapters = bool(task.state_dict_names.adapters)
+    if not adapters and not task.state_dict().keys() <= task.model.state_dict().keys():
         raise refuse(f"{name}, which has weights beside its model", "derive it from Task")
     if not isinstance(batch, Mapping):
         raise refuse(f"{name} with batches that are no dicts", "derive it from Task")
@@ -46,6 +45,7 @@ def hf_task_text(task: HFTask, samples: Any, batch: Any) -> str:
     if task._labels.shifts and labels and batch[labels[0]].ndim > 1:
         counted += "[..., 1:]"
     context = {
+        "adapters": adapters,
         "own_collate": own,
         "own_loss": task._loss_fn is not None,
         "columns": _folded(columns) if not own else (_listed("columns", columns) if drops else ""),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -117,10 +119,27 @@ def _check_task(options: Options, task: Task) -> None:
     for event in EVENTS:
         inherited = getattr(type(task), f"on_{event}", None) is getattr(HFTask, f"on_{event}", 0)
         if event not in _QUIET and listens(task, event) and not inherited:
-            raise refuse(
-                f"{name_of(task)}.on_{event}",
-                "the script emits no events. Eject a task without it, and call it in main()",
-            )
+            if event != "step_end":
+                raise refuse(
+                    f"{name_of(task)}.on_{event}",
+                    "the script emits no events but step_end. Eject a task without it, and call it in main()",
+                )
+            if not has_step_end(task):
+                raise refuse(
+                    f"{name_of(task)}.on_step_end, which uses its arguments",
+                    "the script calls it without a run. Keep what it needs in the task",
+                )
+
+
+def has_step_end(task: Task) -> bool:
+    """Return whether a task has an ``on_step_end`` that uses the task alone, and not its arguments."""
+    if isinstance(task, HFTask) or not listens(task, "step_end"):
+        return False
+    function = ast.parse(inspect.cleandoc("\n" + inspect.getsource(type(task).on_step_end))).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    arguments = {each.arg for each in function.args.args[1:]}
+    used = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+    return not arguments & used
 
 
 def check_run(run: Run, described: Any) -> None:

@@ -30,6 +30,10 @@ _OFFERED = (
     Import("pathlib", "Path", "Path"),
     Import("typing", "Any", "Any"),
     Import("zlib", "crc32", "crc32"),
+    *(
+        Import("peft", name, name)
+        for name in ("get_peft_model_state_dict", "set_peft_model_state_dict")
+    ),
     Import("torch", "Tensor", "Tensor"),
     Import("torch", "nn", "nn"),
     Import("torch.nn.parallel", "DistributedDataParallel", "DistributedDataParallel"),

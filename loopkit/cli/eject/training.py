@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from loopkit.cli.eject.inspection import Inspected
 from loopkit.cli.eject.layout import literal
+from loopkit.cli.eject.refusals import has_step_end
 from loopkit.cli.eject.schedule import length_text
 from loopkit.durations import Duration
 from loopkit.options import Options
@@ -45,6 +46,7 @@ def training_context(found: Inspected, options: Options, reading: dict[str, Any]
         "propagate": options.on_nan != "ignore" and (ddp or precision.scaled),
         "device": _device(found, options, ddp=ddp),
         "configures": overrides(task, "configure_model"),
+        "step_end": has_step_end(task),
         "train_mode": type(task).train is not nn.Module.train,
         "steps": _steps(options),
         "save_every": _save_every(options),

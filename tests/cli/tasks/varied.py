@@ -216,10 +216,10 @@ class Streamed(Classes):
 
 
 class Listening(Classes):
-    """Listens to an event that weights may depend on."""
+    """Listens to an event, with what the run gives it."""
 
     def on_step_end(self, run, out):
-        pass
+        self.rate = 0.99 * out["loss"]
 
 
 class Recalls(Classes):
