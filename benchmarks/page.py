@@ -16,6 +16,7 @@ $ python benchmarks/strategies.py
 $ python benchmarks/gpu.py  # and the tests that need a GPU
 $ python benchmarks/import_time.py
 $ python benchmarks/checkpoint.py
+$ python benchmarks/reliability.py  # as root, for the small disk
 ```
 """
 
@@ -79,12 +80,31 @@ A state of {megabytes} MB in {tensors} tensors, saved and loaded {rounds} times 
 notices a flipped bit.
 """
 
+RELIABILITY = """
+## After a stop, a kill or damage
+
+A network with dropout trains {steps} steps on noisy, shuffled samples, saves every 5 steps, and is stopped after step
+10, in the middle of an epoch. A new process resumes it as the documentation of the framework shows. The oracle is the
+run of the same framework that nothing disturbed.
+
+- "Same bits": the resumed run ends with the same weights. If it began at an earlier save, the table says so.
+- "Another run": it goes through without a word, and ends with other weights.
+- "Error": it ends with an error, and the user has to help.
+
+Damage is done to the largest file of the newest checkpoint. `kill -9` comes at {kills} moments of a save. "Clock set
+back" gives the older checkpoint the later file time. A hostile file holds a pickle that runs a command when it is
+loaded. "DCP" is a loop by hand with `torch.distributed.checkpoint`, which leaves the position in the data and the
+random numbers to the user. Other settings may do better: accelerate, for one, can save the state of a
+`StatefulDataLoader`.
+"""
+
 
 def render(found: dict[str, Any]) -> str:
     """Return the page.
 
     Args:
-        found: results by name: "overhead", "strategies", "gpu", "import_time", "checkpoint".
+        found: results by name: "overhead", "strategies", "gpu", "import_time", "checkpoint",
+            "reliability".
     """
     parts = [HEAD]
     if "overhead" in found:
@@ -97,6 +117,8 @@ def render(found: dict[str, Any]) -> str:
         parts.append(_imports(found["import_time"]))
     if "checkpoint" in found:
         parts.append(_checkpoints(found["checkpoint"]))
+    if "reliability" in found:
+        parts.append(_reliability(found["reliability"]))
     return "".join(parts)
 
 
@@ -163,4 +185,14 @@ def _checkpoints(result: dict[str, Any]) -> str:
             f"{row['load']['median']:.2f} | "
             f"{row['verified']} |\n"
         )
+    return text + _where(result)
+
+
+def _reliability(result: dict[str, Any]) -> str:
+    table = result["table"]
+    names = list(next(iter(table.values())))
+    text = RELIABILITY.format(steps=result["steps"], kills=result["kills"])
+    text += f"\n| | {' | '.join(names)} |\n|---|{'---|' * len(names)}\n"
+    for scene, row in table.items():
+        text += f"| {scene} | {' | '.join(row[name] for name in names)} |\n"
     return text + _where(result)

@@ -109,7 +109,9 @@ class Scenes:
 
     def cut_file(self) -> str:
         """Cut the largest file of the newest checkpoint to its half."""
-        return self.verdict(lambda folder: os.truncate(p := _largest(folder), p.stat().st_size // 2))
+        return self.verdict(
+            lambda folder: os.truncate(p := _largest(folder), p.stat().st_size // 2)
+        )
 
     def clock(self) -> str:
         """Give the older checkpoint the later file time, as a clock that was set back does."""
@@ -221,7 +223,8 @@ def main() -> None:
                 table[scene][name] = act(scenes)
                 print(f"{name:12} {scene:24} {table[scene][name]}", flush=True)
     if not args.only:
-        record.save("reliability", {"versions": record.versions(PACKAGES), "table": table})
+        about = {"steps": STEPS, "kills": len(KILLS), "versions": record.versions(PACKAGES)}
+        record.save("reliability", {**about, "table": table})
 
 
 if __name__ == "__main__":
