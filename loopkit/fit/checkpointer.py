@@ -23,6 +23,7 @@ from loopkit.checkpoint import (
 )
 from loopkit.distributed.communicator import Communicator
 from loopkit.errors import CheckpointError, LoopkitError, RunDirError
+from loopkit.fit.remote_run import resume_path
 from loopkit.fit.state import check_saveable, load_run_state, run_state
 from loopkit.options import Checkpoint
 from loopkit.run import Run
@@ -36,6 +37,15 @@ class Checkpointer:
     Every rank calls each method. Rank 0 writes, or under ``sharded`` every rank its own shards. An
     error of one rank is raised on all of them.
 
+    Args:
+        settings: what is saved, and which checkpoints are kept.
+        run_dir: the directory of the run.
+        store: does the file operations.
+        world: all ranks.
+        sharded: whether every rank writes its own shards.
+        after: called on rank 0 after each save, when old checkpoints are deleted, in the thread
+            that saves.
+
     Attributes:
         newest: the newest checkpoint of this run; None before the first.
     """
@@ -48,11 +58,13 @@ class Checkpointer:
         world: Communicator,
         *,
         sharded: bool = False,
+        after: Callable[[Path], object] | None = None,
     ) -> None:
         self.settings = settings
         self.run_dir = run_dir
         self.store = store
         self.newest: Path | None = None
+        self._after = after
         self._trusted: set[Path] = set()
         self._saved_step = -1
         self._in_flight: int | None = None  # the step of a background save that is not reported
@@ -161,6 +173,8 @@ class Checkpointer:
             settings.monitor(),
             self._trusted,
         )
+        if self._after is not None:
+            self._after(path)
 
 
 def open_checkpointer(run: Run) -> None:
@@ -177,14 +191,19 @@ def open_checkpointer(run: Run) -> None:
     present = world.run_on_rank_zero(lambda: scan(store, run_dir))
     if present and options.resume is None:
         raise RunDirError(
-            f"{run_dir} holds {len(present)} checkpoint(s), up to {present[-1].path.name}: pass "
+            f"{run.place} holds {len(present)} checkpoint(s), up to {present[-1].path.name}: pass "
             "resume='auto' to continue from the newest, or another run_dir"
         )
     settings = options.saves()
     if settings is not None:
         check_saveable(run)
         run.checkpointer = Checkpointer(
-            settings, run_dir, store, world, sharded=run.strategy.sharded
+            settings,
+            run_dir,
+            store,
+            world,
+            sharded=run.strategy.sharded,
+            after=None if run.storage is None else run.storage.saved,
         )
     found = _find_on_all_ranks(run, store, run_dir)
     if found is None:
@@ -195,13 +214,16 @@ def open_checkpointer(run: Run) -> None:
     logger.info("resumed from %s at step %d", path, run.progress.step)
     if path.resolve().parent == checkpoints_dir(run_dir).resolve():
         # Later checkpoints do not belong to this run any more; one would be the newest next time.
-        world.run_on_rank_zero(lambda: _detach_after(store, run_dir, path))
+        world.run_on_rank_zero(lambda: _detach_after(run, store, path))
         if run.checkpointer is not None:
             run.checkpointer.resumed(path, run.progress.step)
 
 
-def _detach_after(store: Store, run_dir: Path, path: Path) -> None:
-    detached = detach_after(store, run_dir, path)
+def _detach_after(run: Run, store: Store, path: Path) -> None:
+    assert run.run_dir is not None
+    detached = detach_after(store, run.run_dir, path)
+    if run.storage is not None:
+        run.storage.continues_from(path)
     if detached:
         logger.warning(
             "the run continues from %s, so the later checkpoints are set aside, whole: %s. Resume "
@@ -217,7 +239,7 @@ def _find_on_all_ranks(run: Run, store: Store, run_dir: Path) -> tuple[Path, Sna
     local: list[tuple[Path, Snapshot]] = []
 
     def find() -> Path | None:
-        found = _find(run.options.resume, run_dir, store)
+        found = _find(run, run_dir, store)
         if found is None:
             return None
         local.append(found)
@@ -241,8 +263,9 @@ def _find_on_all_ranks(run: Run, store: Store, run_dir: Path) -> tuple[Path, Sna
     return local[0]
 
 
-def _find(resume: str | Path | None, run_dir: Path, store: Store) -> tuple[Path, Snapshot] | None:
+def _find(run: Run, run_dir: Path, store: Store) -> tuple[Path, Snapshot] | None:
     """Return the checkpoint that ``resume`` names, and what it holds."""
+    resume = run.options.resume
     if resume is None:
         return None
     if resume == "auto":
@@ -253,4 +276,5 @@ def _find(resume: str | Path | None, run_dir: Path, store: Store) -> tuple[Path,
                 "and train on in another run_dir"
             )
         return found
-    return load_checkpoint(Path(resume), store, kind="full", option="resume=")
+    path = resume_path(run, resume, run_dir)
+    return load_checkpoint(path, store, kind="full", option="resume=")

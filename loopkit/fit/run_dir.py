@@ -9,6 +9,7 @@ from pathlib import Path
 from loopkit.checkpoint import LOCK, has_checkpoints
 from loopkit.errors import RunDirError
 from loopkit.options import Options
+from loopkit.storage import as_url, local_copy_of
 from loopkit.task import Task, name_of
 
 
@@ -63,7 +64,7 @@ class RunDirectory:
 def choose_run_dir(options: Options, task: Task) -> RunDirectory:
     """Create the directory of this run if it is not there, and return it.
 
-    It is ``run_dir``, or else the next ``runs/<task>/<n>``. ``resume="auto"`` takes the newest
+    It is ``run_dir``, or the local copy of a URL, or else the next ``runs/<task>/<n>``. ``resume="auto"`` takes the newest
     ``runs/<task>/<n>`` that holds a checkpoint, and else the next one.
 
     Raises:
@@ -71,7 +72,8 @@ def choose_run_dir(options: Options, task: Task) -> RunDirectory:
     """
     try:
         if options.run_dir is not None:
-            return RunDirectory(Path(options.run_dir))
+            url = as_url(options.run_dir)
+            return RunDirectory(Path(options.run_dir) if url is None else local_copy_of(url))
         parent = Path("runs") / name_of(task).lower()
         numbers = []
         if parent.is_dir():

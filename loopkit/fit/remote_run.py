@@ -1,0 +1,94 @@
+"""What a run whose ``run_dir`` or ``resume`` is a URL does with the store, besides training."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from loopkit.run import Run
+from loopkit.storage import (
+    AUTO,
+    FETCHED,
+    Kept,
+    RunStorage,
+    as_url,
+    fetch_checkpoint,
+    remove_fetched,
+)
+
+
+def open_storage(run: Run, local: Path, resources: ExitStack) -> None:
+    """Take the place that ``run_dir`` names, if it is a URL; fetch what the run continues from.
+
+    Called on rank 0.
+
+    Args:
+        run: the run.
+        local: the local copy, whose lock is held.
+        resources: its end finishes the upload.
+
+    Raises:
+        LoopkitError: as ``RunStorage.open``.
+    """
+    url = run.url
+    resources.callback(remove_fetched, local)
+    if url is None:
+        return
+    settings = run.options.saves()
+    kept = Kept()
+    if settings is not None:
+        kept = Kept(settings.keep, settings.keep_best, settings.monitor())
+    storage = RunStorage(url, local, kept=kept, say=run.screen.say)
+
+    def close(
+        kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A second Ctrl-C, in the middle of a step, leaves at once.
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            storage.leave()
+        else:
+            interrupted = run.outcome.status == "interrupted"
+            storage.close(raises=kind is None and not interrupted)
+
+    resources.push(close)
+    storage.open(_own(url, run.options.resume))
+    run.storage = storage
+
+
+def _own(run_url: str, resume: str | Path | None) -> str | None:
+    """Return what to fetch: ``AUTO``, or the name of a checkpoint of this run; None for nothing."""
+    if resume in (None, AUTO):
+        return AUTO if resume else None
+    url = as_url(resume)
+    if url is None:
+        return None
+    return AUTO if url == run_url else RunStorage.name_of(run_url, url)
+
+
+def start_upload(run: Run) -> None:
+    """Start to bring to the store what the run writes."""
+    if run.storage is not None:
+        run.storage.start()
+    if run.run_dir is not None:
+        remove_fetched(run.run_dir)
+
+
+def resume_path(run: Run, resume: str | Path, run_dir: Path) -> Path:
+    """Return the local path of what ``resume`` names. A checkpoint of another run is fetched.
+
+    Called on rank 0. All ranks see the path.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is corrupt.
+        StorageError: the store does not answer.
+    """
+    url = as_url(resume)
+    if url is None:
+        return Path(resume)
+    own = None if run.storage is None else run.storage.path_of(url)
+    if own is not None:
+        return own
+    folder = run_dir / FETCHED
+    folder.mkdir(exist_ok=True)
+    return fetch_checkpoint(url, folder, kind="full", option="resume=")[0]
