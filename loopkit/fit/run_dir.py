@@ -64,8 +64,9 @@ class RunDirectory:
 def choose_run_dir(options: Options, task: Task) -> RunDirectory:
     """Create the directory of this run if it is not there, and return it.
 
-    It is ``run_dir``, or the local copy of a URL, or else the next ``runs/<task>/<n>``. ``resume="auto"`` takes the newest
-    ``runs/<task>/<n>`` that holds a checkpoint, and else the next one.
+    It is ``run_dir``, or the local copy of a URL, or else the next ``runs/<task>/<n>``.
+    ``resume="auto"`` takes the newest ``runs/<task>/<n>`` that holds a checkpoint, and else the next
+    one.
 
     Raises:
         RunDirError: the directory cannot be created.

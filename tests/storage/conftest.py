@@ -9,6 +9,8 @@ import pytest
 
 from loopkit.storage import mirror, owner, retries
 from loopkit.testing.forks import MEMORY
+from tests.storage.stores import fit
+from tests.support import Tiny, digest
 
 
 @pytest.fixture
@@ -38,6 +40,14 @@ def other_machine(monkeypatch, tmp_path):
 @pytest.fixture
 def url(tmp_path):
     return f"file://{tmp_path}/store/run"
+
+
+@pytest.fixture(scope="session")
+def on_disk(tmp_path_factory):
+    """The same run on a disk, which nothing stops: its directory and the digest of its weights."""
+    task = Tiny(noisy=True)
+    result = fit(tmp_path_factory.mktemp("disk") / "run").run(task)
+    return result.run_dir, digest(task.state_dict())
 
 
 @pytest.fixture(scope="session")

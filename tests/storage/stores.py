@@ -6,16 +6,20 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from loopkit import Checkpoint, Fit
 from loopkit.storage.checkpoints import RemoteCheckpoints
 from loopkit.storage.copies import open_remote
 from loopkit.storage.remote import Remote
+from tests.support import Tiny
 
+STEPS = 16
+LAST = f"step-{STEPS:012d}"
 Fault = Callable[[int, str, str], None]
 
 
@@ -49,6 +53,27 @@ def names(url: str) -> list[str]:
 def whole(folder: Path) -> list[str]:
     """The whole checkpoints of a run directory on this machine."""
     return sorted(path.parent.name for path in folder.glob("checkpoints/step-*/MANIFEST.json"))
+
+
+def fit(place, **options) -> Fit:
+    given = {
+        "steps": STEPS,
+        "batch_size": 8,
+        "progress": False,
+        "loggers": "jsonl",
+        "log_every": 2,
+        "eval_every": 4,
+        "checkpoint": Checkpoint(every=4, keep=2, best="eval/loss:min"),
+        "run_dir": place,
+    }
+    return Fit(**{**given, **options})
+
+
+def until(step, place, **options):
+    """Train from the newest checkpoint to a step, and end there in order."""
+    one = fit(place, resume="auto", **options)
+    one.on("step_end", lambda run, out: run.stop("here") if run.progress.step == step else None)
+    return one.run(Tiny(noisy=True))
 
 
 class Proxy:
@@ -146,7 +171,5 @@ def _answer(
 
 def _cut(request: BaseHTTPRequestHandler) -> None:
     request.close_connection = True
-    try:
+    with suppress(OSError):
         request.connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass

@@ -17,12 +17,11 @@ from loopkit.storage import Kept, RunStorage, local_copy_of, mirror, owner
 from loopkit.storage.copies import open_remote
 from loopkit.testing.forks import Forked
 from tests.checkpoint.snapshots import alike, make
-from tests.storage.stores import at_requests, held, names, whole
-from tests.storage.test_runs import LAST, fit, on_disk, until  # noqa: F401
+from tests.storage.stores import LAST, at_requests, fit, held, names, until, whole
 from tests.support import Tiny, digest
 
 
-def test_every_request_may_fail_once_and_again(url, on_disk, other_machine):  # noqa: F811
+def test_every_request_may_fail_once_and_again(url, on_disk, other_machine):
     failed = set()
 
     def fault(number, kind, name):
@@ -41,7 +40,7 @@ def test_every_request_may_fail_once_and_again(url, on_disk, other_machine):  # 
     assert LAST in held(url)
 
 
-def test_a_store_that_hangs_holds_no_step_and_is_waited_for_at_the_end(url, on_disk):  # noqa: F811
+def test_a_store_that_hangs_holds_no_step_and_is_waited_for_at_the_end(url, on_disk):
     trained = threading.Event()
 
     def fault(number, kind, name):
@@ -60,7 +59,7 @@ def test_a_store_that_hangs_holds_no_step_and_is_waited_for_at_the_end(url, on_d
 def test_a_store_that_stays_down_ends_the_run_with_a_line_that_says_where_everything_is(
     url,
     on_disk,
-    monkeypatch,  # noqa: F811
+    monkeypatch,
 ):
     monkeypatch.setattr(mirror, "PATIENCE", 0.05)
     monkeypatch.setattr(mirror, "WARN_AFTER", 0.0)
@@ -79,6 +78,7 @@ def test_a_store_that_stays_down_ends_the_run_with_a_line_that_says_where_everyt
         assert "cannot write" in str(caught.value)
         assert f"The run is whole in {local_copy_of(url)}" in str(caught.value)
         assert caught.value.exit_code == 73
+        monkeypatch.setattr(mirror, "WARN_AFTER", 60.0)
         # A signal's exit code is not hidden.
         one = fit(url, resume="auto")
         one.on("step_end", lambda run, out: os.kill(os.getpid(), signal.SIGTERM))
@@ -95,25 +95,27 @@ def test_a_store_that_stays_down_ends_the_run_with_a_line_that_says_where_everyt
     assert LAST in held(url)
 
 
-def test_ctrl_c_ends_the_wait_for_a_store_at_once(url):
+def test_ctrl_c_ends_the_wait_for_a_store_at_once(url, monkeypatch):
+    waits = threading.Event()
+    finish = mirror.Mirror.finish
+
+    def noted(self):
+        waits.set()
+        return finish(self)
+
     def fault(number, kind, name):
         if kind == "write" and "step-" in name:
+            if waits.is_set():
+                waits.clear()
+                os.kill(os.getpid(), signal.SIGINT)
             raise ConnectionError("cable")
 
-    said = []
-    one = fit(url, steps=4)
+    monkeypatch.setattr(mirror.Mirror, "finish", noted)
     with (
         at_requests(fault),
-        pytest.warns(LoopkitWarning, match="Ctrl-C ended it. The run is whole in"),
+        pytest.warns(LoopkitWarning, match=r"Ctrl-C ended it. The run is whole in"),
     ):
-        one.on(
-            "fit_end",
-            lambda run: (
-                said.append(threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)))
-                or said[0].start()
-            ),
-        )
-        one.run(Tiny(noisy=True))
+        fit(url, steps=4).run(Tiny(noisy=True))
 
 
 @pytest.mark.parametrize("keep", [2, None])
@@ -164,18 +166,21 @@ def write(url: str, steps: tuple[int, ...]) -> None:
         storage.close(raises=True)
 
 
-def test_a_kill_at_any_request_leaves_only_whole_checkpoints_and_loses_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.long)])
+def test_a_kill_at_any_request_leaves_only_whole_checkpoints_and_loses_none(
+    tmp_path, monkeypatch, stride
+):
     """Every request of a first start, of a second one on another machine, and of retention."""
     count = 0
     while True:
-        count += 1
+        count += stride
         url = f"file://{tmp_path}/store-{count}/run"
         machines = [str(tmp_path / f"machine-{count}-{n}") for n in range(3)]
         monkeypatch.setenv("LOOPKIT_STAGING", machines[0])
         write(url, (1,))
         known = set(held(url))
 
-        def killed(url=url, count=count):
+        def killed(url=url, count=count, machines=machines):
             os.environ["LOOPKIT_STAGING"] = machines[1]
 
             def fault(number, kind, name):
@@ -221,7 +226,7 @@ def test_two_runs_do_not_write_to_one_place(url, other_machine, monkeypatch):
     first = opened(url)
     other_machine()
     with (
-        mock.patch.object(os, "getpid", lambda: 1),
+        mock.patch.object(os, "getpid", return_value=1),
         pytest.raises(RunDirError, match="is in use by process"),
     ):
         opened(url)
@@ -238,7 +243,7 @@ def test_a_run_that_was_silent_is_replaced_and_uploads_nothing_more(
     first = opened(url)
     write_checkpoint(Store(), first.local, make(1))
     other_machine()
-    with mock.patch.object(os, "getpid", lambda: 1):
+    with mock.patch.object(os, "getpid", return_value=1):
         second = opened(url, say=said.append)
     assert "was in use by process" in said[0]
     first._owner._renew_once()

@@ -15,41 +15,10 @@ from loopkit.cli.main import main
 from loopkit.errors import LoopkitWarning, NoValidCheckpointError, RunDirError, StorageError
 from loopkit.storage import local_copy_of
 from loopkit.storage.copies import open_remote
-from tests.storage.stores import at_requests, held, names, whole
+from tests.storage.stores import LAST, STEPS, at_requests, fit, held, names, until, whole
 from tests.support import Tiny, digest
 
-STEPS = 16
 TARGET = f"{Path(__file__).parents[1] / 'support.py'}:Tiny"
-LAST = f"step-{STEPS:012d}"
-
-
-def fit(place, **options) -> Fit:
-    given = {
-        "steps": STEPS,
-        "batch_size": 8,
-        "progress": False,
-        "loggers": "jsonl",
-        "log_every": 2,
-        "eval_every": 4,
-        "checkpoint": Checkpoint(every=4, keep=2, best="eval/loss:min"),
-        "run_dir": place,
-    }
-    return Fit(**{**given, **options})
-
-
-def until(step, place, **options):
-    """Train from the newest checkpoint to a step, and end there in order."""
-    one = fit(place, resume="auto", **options)
-    one.on("step_end", lambda run, out: run.stop("here") if run.progress.step == step else None)
-    return one.run(Tiny(noisy=True))
-
-
-@pytest.fixture(scope="module")
-def on_disk(tmp_path_factory):
-    """The same run on a disk, which nothing stops: its directory and the digest of its weights."""
-    task = Tiny(noisy=True)
-    result = fit(tmp_path_factory.mktemp("disk") / "run").run(task)
-    return result.run_dir, digest(task.state_dict())
 
 
 def rows(data: bytes) -> list:
@@ -200,7 +169,7 @@ def test_checkpoints_that_another_machine_has_replaced_are_kept_apart(
     monkeypatch.setattr(mirror, "PATIENCE", 0.05)
     with at_requests(fault):
         down = True
-        with pytest.raises(StorageError, match="is not complete: cannot write .*unplugged"):
+        with pytest.raises(StorageError, match=r"is not complete: cannot write .*unplugged"):
             until(9, url)
     assert set(held(url)) == {f"step-{4:012d}"}
     other_machine()
