@@ -67,6 +67,22 @@ def test_a_manifest_is_put_under_a_condition(place):
     assert remote.read("a", 9) == b"1"
 
 
+class KillAt:
+    """Kills a process at a request of it: as the request arrives, or when the server has done it."""
+
+    def __init__(self, count: int, lost: bool) -> None:
+        self.count, self.lost, self.pid, self.seen = count, lost, 0, 0
+
+    def __call__(self, number: int, what: str) -> str:
+        self.seen += 1
+        if self.lost and self.seen == self.count:
+            return "lose"
+        if self.pid and self.seen == self.count + self.lost:
+            os.kill(self.pid, signal.SIGKILL)
+            return "cut"
+        return ""
+
+
 def train_until_killed(place: str, machine: str) -> None:
     os.environ["LOOPKIT_STAGING"] = machine
     until(13, place)
@@ -76,39 +92,22 @@ def train_until_killed(place: str, machine: str) -> None:
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("lost", [False, True], ids=["before", "after"])
 def test_a_kill_at_any_request_costs_no_bit(place, proxy, on_disk, monkeypatch, tmp_path, lost):
-    """The process is killed as a request arrives, or when the server has done it."""
-    stride = int(os.environ.get("LOOPKIT_TEST_STRIDE", "1"))
-    count, kills = 0, 0
+    """Set LOOPKIT_TEST_STRIDE to 10 for every tenth request."""
+    stride, count, kills = int(os.environ.get("LOOPKIT_TEST_STRIDE", "1")), 0, 0
     while True:
         count += stride
-        url = f"{place}/{count}-{lost}"
-        pid = 0
-        seen = 0
-
-        def fault(number, what, count=count):
-            nonlocal seen
-            seen += 1
-            if seen == count and pid:
-                if not lost:
-                    os.kill(pid, signal.SIGKILL)
-                    return "cut"
-                return "lose"
-            if seen == count + 1 and pid and lost:
-                os.kill(pid, signal.SIGKILL)
-                return "cut"
-            return ""
-
-        proxy.fault = fault
+        url = f"{place}/{count}"
         machines = [str(tmp_path / f"{count}-{n}") for n in range(2)]
+        proxy.fault = kill = KillAt(count, lost)
         child = Forked(lambda url=url, machine=machines[0]: train_until_killed(url, machine))
-        pid = child.pid
-        ended = child.wait(time.monotonic() + 120)
+        kill.pid = child.pid
+        ended = child.wait(time.monotonic() + 300)
         proxy.fault = lambda number, what: ""
         assert ended.code in (0, -signal.SIGKILL), ended.error
         after = held(url)
         assert all(problems == [] for problems in after.values()), (count, after)
         # On the same machine, or on another one.
-        monkeypatch.setenv("LOOPKIT_STAGING", machines[count // stride % 2])
+        monkeypatch.setenv("LOOPKIT_STAGING", machines[kills % 2])
         task = Tiny(noisy=True)
         fit(url, resume="auto").run(task)
         assert digest(task.state_dict()) == on_disk[1], count
