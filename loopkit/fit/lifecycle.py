@@ -16,7 +16,7 @@ from loopkit.events import Subscription
 from loopkit.files import sync_entry
 from loopkit.fit.agreement import check_run_dir
 from loopkit.fit.checkpointer import open_checkpointer
-from loopkit.fit.remote_run import open_storage, start_upload
+from loopkit.fit.remote_run import open_storage, start_upload, wait_for_upload
 from loopkit.fit.run_dir import RunDirectory, choose_run_dir
 from loopkit.fit.run_keeper import RunKeeper
 from loopkit.fit.setup import (
@@ -172,6 +172,7 @@ def finish(run: Run) -> None:
     with row_of_its_own(run, decides=False):
         if run.events.fit_end is not None:
             run.events.fit_end(run)
+    wait_for_upload(run)
     logger.info("%s at step %d %s", run.outcome.status, run.progress.step, run.outcome.reason)
 
 

@@ -17,6 +17,8 @@ from loopkit.storage import (
     remove_fetched,
 )
 
+_ONE_WAIT = 2.0  # seconds
+
 
 def open_storage(run: Run, local: Path, resources: ExitStack) -> None:
     """Take the place that ``run_dir`` names, if it is a URL; fetch what the run continues from.
@@ -72,6 +74,21 @@ def start_upload(run: Run) -> None:
         run.storage.start()
     if run.run_dir is not None:
         remove_fetched(run.run_dir)
+
+
+def wait_for_upload(run: Run) -> None:
+    """Wait on all ranks until rank 0 has uploaded what was saved.
+
+    A launcher that sees the other ranks end would soon end rank 0. The waits are short, so that no
+    collective comes to its time limit.
+    """
+    world = run.strategy.world
+    if run.url is None or world.size == 1:
+        return
+    run.screen.doing(f"uploading to {run.url} …")
+    while not world.broadcast_object(run.storage is None or run.storage.drain(_ONE_WAIT)):
+        pass
+    run.screen.doing("")
 
 
 def resume_path(run: Run, resume: str | Path, run_dir: Path) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopkit.checkpoint import Entry, Store, to_delete
+from loopkit.checkpoint import Entry, Store, digests, to_delete
 from loopkit.checkpoint.format import (
     CHECKPOINTS,
     LATEST,
@@ -146,8 +145,7 @@ class RemoteCheckpoints:
         sizes = {record.path: Listed(record.size, 0.0) for record in manifest.files.values()}
         self.files[name] = {**sizes, MANIFEST: Listed(len(data), 0.0)}
         if name == self.names()[-1]:
-            digest = hashlib.sha256(data).hexdigest()
-            self.remote.put(LATEST, latest_json(name, manifest, digest))
+            self.remote.put(LATEST, latest_json(name, manifest, digests.of(data)))
         logger.info("uploaded checkpoint %s", self.url(name))
 
     def fetch(self, name: str, parent: Path) -> Path:
@@ -176,7 +174,6 @@ class RemoteCheckpoints:
                 with store.create(staging / record.path, record.size) as file:
                     for piece in self._pieces(name, record):
                         file.write(piece)
-                self._check_digest(name, record, file.sha256)
             store.write_bytes(staging / MANIFEST, self.text(name))
             store.sync_dir(staging)
             store.rename(staging, parent / name)
@@ -193,25 +190,25 @@ class RemoteCheckpoints:
         except CheckpointError as error:
             return [str(error)]
         for record in manifest.files.values():
-            digest = hashlib.sha256()
             try:
-                for piece in self._pieces(name, record):
-                    digest.update(piece)
-                self._check_digest(name, record, digest.hexdigest())
+                for _ in self._pieces(name, record):
+                    pass
             except CorruptCheckpointError as error:
                 found.append(str(error))
         return found
 
     def _pieces(self, name: str, record: FileRecord) -> Iterator[bytes]:
+        """Yield a file in pieces. Its end raises if a byte is not the one that was written."""
+        digest = digests.like(record.digest)
         try:
-            yield from self.remote.pieces(f"{name}/{record.path}", record.size)
+            for piece in self.remote.pieces(f"{name}/{record.path}", record.size):
+                digest.update(piece)
+                yield piece
         except FileNotFoundError:
             raise CorruptCheckpointError(f"{self.url(name)}/{record.path} is missing") from None
-
-    def _check_digest(self, name: str, record: FileRecord, digest: str) -> None:
-        if digest != record.sha256:
+        if digest.text != record.digest:
             raise CorruptCheckpointError(
-                f"{self.url(name)}/{record.path}: its bytes are not those written (SHA-256)"
+                f"{self.url(name)}/{record.path}: its bytes are not those written (checksum)"
             )
 
     def _check_sizes(self, name: str, manifest: Manifest) -> None:

@@ -118,6 +118,20 @@ class Mirror:
         }
         return sorted(keys, key=keys.__getitem__)
 
+    def drain(self, seconds: float) -> bool:
+        """Wait until no checkpoint waits, or the store has failed for too long.
+
+        Returns:
+            False if neither came within ``seconds``.
+        """
+        end = time.monotonic() + seconds
+        self._wake.set()
+        while self.waiting() and self._thread.is_alive() and self._retries.seconds < PATIENCE:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
     def finish(self) -> str:
         """Upload what is left, and end the thread.
 

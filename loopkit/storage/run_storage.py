@@ -124,6 +124,10 @@ class RunStorage:
         if self._mirror is not None:
             self._mirror.saved()
 
+    def drain(self, seconds: float) -> bool:
+        """Wait for the upload of what was saved. Return False if it needs longer than ``seconds``."""
+        return self._mirror is None or self._mirror.drain(seconds)
+
     def continues_from(self, path: Path) -> None:
         """Set later checkpoints of the store aside, because the run continues from this one."""
         key = parse_name(path.name) or (0, 0)

@@ -10,6 +10,7 @@ import uuid
 
 import pytest
 
+from loopkit.storage import remote
 from loopkit.storage.copies import open_remote
 from loopkit.testing.forks import Forked
 from tests.storage.stores import LAST, Proxy, fit, held, until
@@ -36,9 +37,10 @@ def place(proxy):
 
 
 def test_requests_that_fail_and_connections_that_break_change_no_bit(
-    place, proxy, on_disk, other_machine
+    place, proxy, on_disk, other_machine, monkeypatch
 ):
     """A quarter of all requests fails, and Python's generator is not touched by the retries."""
+    monkeypatch.setattr(remote, "PIECE", 3000)  # files come in several parts
     draw = random.Random(0)
     answers = []
 
