@@ -297,6 +297,11 @@ class Options:
             return self.checkpoint
         return Checkpoint() if self.checkpoint else None
 
+    @property
+    def url(self) -> str | None:
+        """The URL of the run directory; None where it is a path."""
+        return as_url(self.run_dir)
+
     def monitor(self) -> Monitor | None:
         """Return the metric that decides about the best checkpoint; None without one."""
         saves = self.saves()

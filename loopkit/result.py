@@ -79,7 +79,7 @@ class Result:
             history=list(record.history),
             checkpoint=None if checkpointer is None else checkpointer.newest,
             run_dir=run.run_dir,
-            url=run.url,
+            url=run.options.url,
             timings=record.timings.per_step(),
             progress=run.progress,
             peak_memory=peak_memory(run.strategy.device),

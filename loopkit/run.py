@@ -19,7 +19,6 @@ from loopkit.loggers.base import Loggers
 from loopkit.loggers.media import LogsMedia, Media
 from loopkit.metrics.accumulator import MetricAccumulator
 from loopkit.options import Options
-from loopkit.storage.urls import as_url
 from loopkit.strategies.base import Strategy
 from loopkit.task import Task
 from loopkit.task_changes import TaskAtStart
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from loopkit.loops import EpochLoop, EvalLoop, PredictLoop, StepLoop
     from loopkit.loops.coordination import Coordinator
     from loopkit.optim.lr_schedulers import BoundSchedule
-    from loopkit.storage import RunStorage
 
 Request = Literal["eval", "save", "log", "end_epoch"]
 REQUESTS = ("eval", "save", "log", "end_epoch")
@@ -243,8 +241,6 @@ class Run(LogsMedia):
         checkpointer: saves checkpoints; None where nothing is saved.
         run_dir: the directory of the run, on this machine; None in a run that only evaluates or
             predicts.
-        storage: brings the run directory to a store; None on other ranks than rank 0, and where
-            the directory is no URL.
         seed: the seed under ``rng="counter"``; None under ``rng="stream"``.
         progress: completed work.
         accumulator: values logged since the last log.
@@ -272,7 +268,6 @@ class Run(LogsMedia):
     at_start: TaskAtStart = field(default_factory=TaskAtStart)
     checkpointer: Checkpointer | None = None
     run_dir: Path | None = None
-    storage: RunStorage | None = None
     seed: int | None = None
     progress: Progress = field(default_factory=Progress)
     accumulator: MetricAccumulator = field(default_factory=MetricAccumulator)
@@ -292,16 +287,6 @@ class Run(LogsMedia):
         if self.loader is None:
             raise RuntimeError("this run has no training data: it only evaluates or predicts")
         return self.loader
-
-    @property
-    def url(self) -> str | None:
-        """The place of the run in a store; None where ``run_dir`` is a path."""
-        return as_url(self.options.run_dir)
-
-    @property
-    def place(self) -> str:
-        """Where the run is, as a user names it: a URL or a path."""
-        return self.url or str(self.run_dir)
 
     @property
     def rank(self) -> int:

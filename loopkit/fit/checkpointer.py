@@ -27,6 +27,7 @@ from loopkit.fit.remote_run import resume_path
 from loopkit.fit.state import check_saveable, load_run_state, run_state
 from loopkit.options import Checkpoint
 from loopkit.run import Run
+from loopkit.storage import RunStorage
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class Checkpointer:
         store: does the file operations.
         world: all ranks.
         sharded: whether every rank writes its own shards.
-        after: called on rank 0 after each save, when old checkpoints are deleted, in the thread
-            that saves.
+        storage: brings what is saved to a store; on rank 0 of a run in one.
 
     Attributes:
         newest: the newest checkpoint of this run; None before the first.
@@ -58,13 +58,13 @@ class Checkpointer:
         world: Communicator,
         *,
         sharded: bool = False,
-        after: Callable[[Path], object] | None = None,
+        storage: RunStorage | None = None,
     ) -> None:
         self.settings = settings
         self.run_dir = run_dir
         self.store = store
         self.newest: Path | None = None
-        self._after = after
+        self.storage = storage
         self._trusted: set[Path] = set()
         self._saved_step = -1
         self._in_flight: int | None = None  # the step of a background save that is not reported
@@ -173,12 +173,16 @@ class Checkpointer:
             settings.monitor(),
             self._trusted,
         )
-        if self._after is not None:
-            self._after(path)
+        if self.storage is not None:
+            self.storage.saved()
 
 
-def open_checkpointer(run: Run) -> None:
+def open_checkpointer(run: Run, storage: RunStorage | None = None) -> None:
     """Open the checkpoints of a run, and resume from the one that ``resume`` names.
+
+    Args:
+        run: the run, whose directory is open.
+        storage: on rank 0 of a run in a store.
 
     Raises:
         RunDirError: the directory holds checkpoints, and ``resume`` does not say what to do.
@@ -191,7 +195,7 @@ def open_checkpointer(run: Run) -> None:
     present = world.run_on_rank_zero(lambda: scan(store, run_dir))
     if present and options.resume is None:
         raise RunDirError(
-            f"{run.place} holds {len(present)} checkpoint(s), up to {present[-1].path.name}: pass "
+            f"{options.url or run_dir} holds {len(present)} checkpoint(s), up to {present[-1].path.name}: pass "
             "resume='auto' to continue from the newest, or another run_dir"
         )
     settings = options.saves()
@@ -203,9 +207,9 @@ def open_checkpointer(run: Run) -> None:
             store,
             world,
             sharded=run.strategy.sharded,
-            after=None if run.storage is None else run.storage.saved,
+            storage=storage,
         )
-    found = _find_on_all_ranks(run, store, run_dir)
+    found = _find_on_all_ranks(run, store, run_dir, storage)
     if found is None:
         return
     path, snapshot = found
@@ -214,16 +218,15 @@ def open_checkpointer(run: Run) -> None:
     logger.info("resumed from %s at step %d", path, run.progress.step)
     if path.resolve().parent == checkpoints_dir(run_dir).resolve():
         # Later checkpoints do not belong to this run any more; one would be the newest next time.
-        world.run_on_rank_zero(lambda: _detach_after(run, store, path))
+        world.run_on_rank_zero(lambda: _detach_after(store, run_dir, path, storage))
         if run.checkpointer is not None:
             run.checkpointer.resumed(path, run.progress.step)
 
 
-def _detach_after(run: Run, store: Store, path: Path) -> None:
-    assert run.run_dir is not None
-    detached = detach_after(store, run.run_dir, path)
-    if run.storage is not None:
-        run.storage.continues_from(path)
+def _detach_after(store: Store, run_dir: Path, path: Path, storage: RunStorage | None) -> None:
+    detached = detach_after(store, run_dir, path)
+    if storage is not None:
+        storage.continues_from(path)
     if detached:
         logger.warning(
             "the run continues from %s, so the later checkpoints are set aside, whole: %s. Resume "
@@ -233,13 +236,15 @@ def _detach_after(run: Run, store: Store, path: Path) -> None:
         )
 
 
-def _find_on_all_ranks(run: Run, store: Store, run_dir: Path) -> tuple[Path, Snapshot] | None:
+def _find_on_all_ranks(
+    run: Run, store: Store, run_dir: Path, storage: RunStorage | None
+) -> tuple[Path, Snapshot] | None:
     """Return the checkpoint that rank 0 finds, as each rank reads it from its own file system."""
     world = run.strategy.world
     local: list[tuple[Path, Snapshot]] = []
 
     def find() -> Path | None:
-        found = _find(run, run_dir, store)
+        found = _find(run.options.resume, run_dir, store, storage)
         if found is None:
             return None
         local.append(found)
@@ -263,9 +268,10 @@ def _find_on_all_ranks(run: Run, store: Store, run_dir: Path) -> tuple[Path, Sna
     return local[0]
 
 
-def _find(run: Run, run_dir: Path, store: Store) -> tuple[Path, Snapshot] | None:
+def _find(
+    resume: str | Path | None, run_dir: Path, store: Store, storage: RunStorage | None
+) -> tuple[Path, Snapshot] | None:
     """Return the checkpoint that ``resume`` names, and what it holds."""
-    resume = run.options.resume
     if resume is None:
         return None
     if resume == "auto":
@@ -276,5 +282,5 @@ def _find(run: Run, run_dir: Path, store: Store) -> tuple[Path, Snapshot] | None
                 "and train on in another run_dir"
             )
         return found
-    path = resume_path(run, resume, run_dir)
+    path = resume_path(resume, run_dir, storage)
     return load_checkpoint(path, store, kind="full", option="resume=")

@@ -16,7 +16,7 @@ from loopkit.events import Subscription
 from loopkit.files import sync_entry
 from loopkit.fit.agreement import check_run_dir
 from loopkit.fit.checkpointer import open_checkpointer
-from loopkit.fit.remote_run import open_storage, start_upload, wait_for_upload
+from loopkit.fit.remote_run import open_storage, wait_for_upload
 from loopkit.fit.run_dir import RunDirectory, choose_run_dir
 from loopkit.fit.run_keeper import RunKeeper
 from loopkit.fit.setup import (
@@ -68,14 +68,13 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
         resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
         resources.enter_context(fixed_parameters(run.task, name_of(run.task)))
         directory = _open_run_dir(run, locks)
-        open_checkpointer(run)
+        open_checkpointer(run, None if directory is None else directory.storage)
         keeper.open(run)  # before the loggers, whose files say when a killed attempt ended
         _open_loggers(run)
         with signals(run), torch_settings(options):
             start(run)
             if directory is not None:
                 directory.keep()
-                start_upload(run)
             yield run
 
 
@@ -222,7 +221,7 @@ def _open_run_dir(run: Run, locks: ExitStack) -> RunDirectory | None:
         held = RunLock(directory.path, str(directory.path))
         locks.callback(held.release)
         locks.callback(directory.remove_content)
-        open_storage(run, directory.path, locks)
+        directory.storage = open_storage(run, directory.path, locks)
         made.append(directory)
         sync_entry(directory.path)
         return directory.path

@@ -20,7 +20,7 @@ from loopkit.storage import (
 _ONE_WAIT = 2.0  # seconds
 
 
-def open_storage(run: Run, local: Path, resources: ExitStack) -> None:
+def open_storage(run: Run, local: Path, resources: ExitStack) -> RunStorage | None:
     """Take the place that ``run_dir`` names, if it is a URL; fetch what the run continues from.
 
     Called on rank 0.
@@ -30,13 +30,16 @@ def open_storage(run: Run, local: Path, resources: ExitStack) -> None:
         local: the local copy, whose lock is held.
         resources: its end finishes the upload.
 
+    Returns:
+        What brings the run to the store; None where ``run_dir`` is a path.
+
     Raises:
         LoopkitError: as ``RunStorage.open``.
     """
-    url = run.url
+    url = run.options.url
     resources.callback(remove_fetched, local)
     if url is None:
-        return
+        return None
     settings = run.options.saves()
     kept = Kept()
     if settings is not None:
@@ -55,7 +58,7 @@ def open_storage(run: Run, local: Path, resources: ExitStack) -> None:
 
     resources.push(close)
     storage.open(_own(url, run.options.resume))
-    run.storage = storage
+    return storage
 
 
 def _own(run_url: str, resume: str | Path | None) -> str | None:
@@ -68,14 +71,6 @@ def _own(run_url: str, resume: str | Path | None) -> str | None:
     return AUTO if url == run_url else RunStorage.name_of(run_url, url)
 
 
-def start_upload(run: Run) -> None:
-    """Start to bring to the store what the run writes."""
-    if run.storage is not None:
-        run.storage.start()
-    if run.run_dir is not None:
-        remove_fetched(run.run_dir)
-
-
 def wait_for_upload(run: Run) -> None:
     """Wait on all ranks until rank 0 has uploaded what was saved.
 
@@ -83,15 +78,16 @@ def wait_for_upload(run: Run) -> None:
     collective comes to its time limit.
     """
     world = run.strategy.world
-    if run.url is None or world.size == 1:
+    if run.options.url is None or run.checkpointer is None or world.size == 1:
         return
-    run.screen.doing(f"uploading to {run.url} …")
-    while not world.broadcast_object(run.storage is None or run.storage.drain(_ONE_WAIT)):
+    storage = run.checkpointer.storage
+    run.screen.doing(f"uploading to {run.options.url} …")
+    while not world.broadcast_object(storage is None or storage.drain(_ONE_WAIT)):
         pass
     run.screen.doing("")
 
 
-def resume_path(run: Run, resume: str | Path, run_dir: Path) -> Path:
+def resume_path(resume: str | Path, run_dir: Path, storage: RunStorage | None) -> Path:
     """Return the local path of what ``resume`` names. A checkpoint of another run is fetched.
 
     Called on rank 0. All ranks see the path.
@@ -103,7 +99,7 @@ def resume_path(run: Run, resume: str | Path, run_dir: Path) -> Path:
     url = as_url(resume)
     if url is None:
         return Path(resume)
-    own = None if run.storage is None else run.storage.path_of(url)
+    own = None if storage is None else storage.path_of(url)
     if own is not None:
         return own
     folder = run_dir / FETCHED

@@ -9,7 +9,7 @@ from pathlib import Path
 from loopkit.checkpoint import LOCK, has_checkpoints
 from loopkit.errors import RunDirError
 from loopkit.options import Options
-from loopkit.storage import as_url, local_copy_of
+from loopkit.storage import RunStorage, local_copy_of, remove_fetched
 from loopkit.task import Task, name_of
 
 
@@ -18,10 +18,12 @@ class RunDirectory:
 
     Attributes:
         path: the directory, which exists.
+        storage: brings the directory to a store; None for a run that is in none.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.storage: RunStorage | None = None
         self._kept = False
         missing = [each for each in (path, *path.parents) if not each.exists()]
         self._made: list[Path] = []  # the innermost first
@@ -33,8 +35,11 @@ class RunDirectory:
         self._had_lock, self._was_empty = LOCK in names, names <= {LOCK}
 
     def keep(self) -> None:
-        """Leave everything in place: the run has started."""
+        """Leave everything in place: the run has started. Bring it to the store from now on."""
         self._kept = True
+        remove_fetched(self.path)
+        if self.storage is not None:
+            self.storage.start()
 
     def remove_content(self) -> None:
         """Remove what a failed start wrote. A directory that held files before stays as it is."""
@@ -73,8 +78,8 @@ def choose_run_dir(options: Options, task: Task) -> RunDirectory:
     """
     try:
         if options.run_dir is not None:
-            url = as_url(options.run_dir)
-            return RunDirectory(Path(options.run_dir) if url is None else local_copy_of(url))
+            place = local_copy_of(options.url) if options.url else Path(options.run_dir)
+            return RunDirectory(place)
         parent = Path("runs") / name_of(task).lower()
         numbers = []
         if parent.is_dir():

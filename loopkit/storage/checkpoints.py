@@ -25,7 +25,7 @@ from loopkit.checkpoint.writer import latest_json
 from loopkit.errors import CheckpointError, CorruptCheckpointError, DiskFullError, StorageError
 from loopkit.monitor import Monitor
 from loopkit.storage.local_copy import STAGING_VARIABLE
-from loopkit.storage.remote import Listed, Remote
+from loopkit.storage.remote_files import Listed, Remote
 from loopkit.storage.urls import child
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ class RemoteCheckpoints:
         self._manifests.pop(name, None)
         logger.debug("deleted checkpoint %s", self.url(name))
 
-    def set_aside(self, name: str, reason: str) -> str:
+    def move_aside(self, name: str, reason: str) -> str:
         """Rename a checkpoint to ``step-….reason-N``, and return its new name.
 
         It is copied, its manifest last, before the old one is deleted.

@@ -20,7 +20,7 @@ from loopkit.run_file import COPY, RUN_FILE
 from loopkit.storage.checkpoints import RemoteCheckpoints
 from loopkit.storage.local_copy import staging_root
 from loopkit.storage.owner import OWNER
-from loopkit.storage.remote import Remote
+from loopkit.storage.remote_files import Remote
 from loopkit.storage.retries import Retries
 from loopkit.storage.run_files import fetch_file, files_of_run
 from loopkit.storage.urls import as_url

@@ -22,7 +22,7 @@ from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning, RunDir
 from loopkit.storage.checkpoints import Kept, RemoteCheckpoints
 from loopkit.storage.local_copy import mirrored_files
 from loopkit.storage.owner import Owner
-from loopkit.storage.remote import Remote
+from loopkit.storage.remote_files import Remote
 from loopkit.storage.retries import Retries
 
 logger = logging.getLogger(__name__)

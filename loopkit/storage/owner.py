@@ -15,7 +15,7 @@ from typing import Any
 from loopkit.checkpoint.staging import is_running, start_time
 from loopkit.errors import RunDirError, StorageError
 from loopkit.run_file import SILENCE, timestamp
-from loopkit.storage.remote import Remote
+from loopkit.storage.remote_files import Remote
 from loopkit.storage.retries import Retries
 
 logger = logging.getLogger(__name__)

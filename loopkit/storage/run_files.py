@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loopkit.checkpoint.format import CHECKPOINTS, safe_name
 from loopkit.files import write_file
-from loopkit.storage.remote import Listed, Remote
+from loopkit.storage.remote_files import Listed, Remote
 
 
 def files_of_run(remote: Remote) -> dict[str, Listed]:

@@ -21,7 +21,7 @@ from loopkit.storage.checkpoints import Kept, RemoteCheckpoints
 from loopkit.storage.local_copy import known_owners, mirrored_files, note_owner
 from loopkit.storage.mirror import Mirror
 from loopkit.storage.owner import Owner
-from loopkit.storage.remote import Remote
+from loopkit.storage.remote_files import Remote
 from loopkit.storage.retries import Retries
 from loopkit.storage.run_files import fetch_file, files_of_run
 from loopkit.storage.urls import child
@@ -119,7 +119,7 @@ class RunStorage:
         self._mirror = Mirror(*place, self._kept, self._fetched)
         self._mirror.start()
 
-    def saved(self, path: Path) -> None:
+    def saved(self) -> None:
         """Note that a checkpoint was saved. Raises what :meth:`Mirror.saved` raises."""
         if self._mirror is not None:
             self._mirror.saved()
@@ -132,7 +132,7 @@ class RunStorage:
         """Set later checkpoints of the store aside, because the run continues from this one."""
         key = parse_name(path.name) or (0, 0)
         newer = [name for name in self._checkpoints.names() if (parse_name(name) or key) > key]
-        moved = [self._checkpoints.set_aside(name, "left") for name in reversed(newer)]
+        moved = [self._checkpoints.move_aside(name, "left") for name in reversed(newer)]
         if moved:
             logger.warning("in %s, later checkpoints are set aside: %s", self.url, ", ".join(moved))
 
@@ -269,7 +269,7 @@ class RunStorage:
                 "Move them away to start again, or name one to resume from."
             )
         for name, problem in problems:
-            kept = self._checkpoints.set_aside(name, "corrupt")
+            kept = self._checkpoints.move_aside(name, "corrupt")
             warnings.warn(
                 f"corrupt checkpoint: {problem}. It is kept as {kept}; {found.name if found else ''} "
                 "is used.",

@@ -15,7 +15,7 @@ from unittest import mock
 from loopkit import Checkpoint, Fit
 from loopkit.storage.checkpoints import RemoteCheckpoints
 from loopkit.storage.copies import open_remote
-from loopkit.storage.remote import Remote
+from loopkit.storage.remote_files import Remote
 from tests.support import Tiny
 
 STEPS = 16

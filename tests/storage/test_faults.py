@@ -1,4 +1,4 @@
-"""A store that fails, is slow, or loses its writer: nothing wrong in it, and training goes on."""
+"""A store that fails, is slow, or loses its writer: nothing wrong in it, and training continues."""
 
 from __future__ import annotations
 
@@ -160,9 +160,9 @@ def write(url: str, steps: tuple[int, ...]) -> None:
         storage.start()
         for step in steps:
             (local / "metrics.jsonl").write_text(f'{{"step": {step}}}\n')
-            path = write_checkpoint(Store(), local, make(step))
+            write_checkpoint(Store(), local, make(step))
             apply_retention(Store(), local, keep=1)
-            storage.saved(path)
+            storage.saved()
         storage.close(raises=True)
 
 
@@ -195,7 +195,7 @@ def test_a_kill_at_any_request_leaves_only_whole_checkpoints_and_loses_none(
         after = held(url)
         assert all(problems == [] for problems in after.values()), (count, after)
         assert set(after) >= known or max(after) > max(known), (count, after)
-        # The same machine goes on with what it had saved, another one with what the store has.
+        # The same machine continues from what it had saved, another one from what the store has.
         for machine in (machines[1], machines[2]):
             monkeypatch.setenv("LOOPKIT_STAGING", machine)
             expected = max([*whole(local_copy_of(url)), *held(url)])
@@ -249,7 +249,7 @@ def test_a_run_that_was_silent_is_replaced_and_uploads_nothing_more(
     first._owner._renew_once()
     first.start()
     with pytest.raises(RunDirError, match="was taken over by process 1 on"):
-        first.saved(first.local)
+        first.saved()
     with pytest.raises(StorageError, match="taken over"):
         first.close(raises=True)
     second.start()

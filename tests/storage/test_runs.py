@@ -92,7 +92,7 @@ def test_a_run_starts_from_a_checkpoint_of_another_run_by_url(
     assert names(url) == before
 
 
-def test_later_checkpoints_are_set_aside_in_the_store(url, on_disk, other_machine):
+def test_later_checkpoints_are_moved_aside_in_the_store(url, on_disk, other_machine):
     fit(url, checkpoint=Checkpoint(every=4, keep=None)).run(Tiny(noisy=True))
     other_machine()
     named = f"{url}/checkpoints/step-{8:012d}"
@@ -179,7 +179,7 @@ def test_checkpoints_that_another_machine_has_replaced_are_kept_apart(
         until(7, url, seed=3)
     aside = local_copy_of(url) / ".left-1"
     assert f"step-{9:012d}" in whole(aside)
-    # Nothing is lost: the run of A goes on from there, on a disk.
+    # Nothing is lost: the run of A continues from there, on a disk.
     task = Tiny(noisy=True)
     fit(tmp_path / "again", resume=aside).run(task)
     assert digest(task.state_dict()) == on_disk[1]
@@ -230,6 +230,7 @@ def test_commands_and_loading_take_urls(url, on_disk, other_machine, capsys, tmp
     ]  # copies for reading are gone
 
 
+@pytest.mark.filterwarnings("ignore:the schedule 'cosine' was made for a run of")
 def test_the_command_line_starts_and_continues_a_run_in_a_store(url, other_machine, capsys):
     words = ["--steps", "4", "--batch-size", "8", "--progress", "false"]
     assert main(["fit", TARGET, "--run-dir", url, *words]) == 0

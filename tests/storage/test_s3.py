@@ -10,7 +10,7 @@ import uuid
 
 import pytest
 
-from loopkit.storage import remote
+from loopkit.storage import remote_files
 from loopkit.storage.copies import open_remote
 from loopkit.testing.forks import Forked
 from tests.storage.stores import LAST, Proxy, fit, held, until
@@ -40,7 +40,7 @@ def test_requests_that_fail_and_connections_that_break_change_no_bit(
     place, proxy, on_disk, other_machine, monkeypatch
 ):
     """A quarter of all requests fails, and Python's generator is not touched by the retries."""
-    monkeypatch.setattr(remote, "PIECE", 3000)  # files come in several parts
+    monkeypatch.setattr(remote_files, "PIECE", 3000)  # files come in several parts
     draw = random.Random(0)
     answers = []
 

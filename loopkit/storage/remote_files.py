@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,9 +96,7 @@ class Remote:
         """Yield a file of ``size`` bytes in pieces. A file that is shorter ends early."""
         for start in range(0, size, _AT_ONCE * PIECE):
             starts = range(start, min(size, start + _AT_ONCE * PIECE), PIECE)
-            yield from self._call(
-                "read", name, lambda starts=starts: self._parts(name, starts, size)
-            )  # type: ignore[misc]
+            yield from self._call("read", name, partial(self._parts, name, starts, size))
 
     def put(self, name: str, data: bytes) -> None:
         """Write a small file, in place of one that is there."""
@@ -157,7 +156,7 @@ class Remote:
         """Delete files, those that exist."""
         for name in names:
             with suppress(FileNotFoundError):
-                self._call("delete", name, lambda name=name: self._files.rm_file(self._path(name)))  # type: ignore[misc]
+                self._call("delete", name, partial(self._files.rm_file, self._path(name)))
 
     def remove_empty(self, folder: str) -> None:
         """Delete a folder without files, where the store keeps such folders."""
