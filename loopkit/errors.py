@@ -11,6 +11,7 @@ LoopkitError
         CorruptCheckpointError
         NoValidCheckpointError
     RunDirError                 a run directory cannot be used
+        StorageError            an object store does not answer, or refuses
     DiskFullError               also an OSError
     HungError                   a time limit has passed; also a TimeoutError
 
@@ -81,6 +82,10 @@ class RunDirError(LoopkitError):
     """A run directory cannot be written, or another run uses it."""
 
     exit_code = 73
+
+
+class StorageError(RunDirError):
+    """An object store does not answer, or refuses. What was saved in it before is intact."""
 
 
 class DiskFullError(LoopkitError, OSError):

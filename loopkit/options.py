@@ -17,6 +17,7 @@ from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
 from loopkit.loggers.registry import check_loggers
 from loopkit.monitor import Monitor
+from loopkit.storage.urls import as_url, check_url
 from loopkit.strategies.activation_checkpointing import parse_activation_checkpointing
 from loopkit.strategies.base import Strategy
 from loopkit.strategies.compile import Compile
@@ -113,8 +114,9 @@ class Options:
         log_every: how often to log; step 1 is always logged.
         checkpoint: what to save: a Checkpoint, True for its defaults, or False for nothing.
         resume: where to continue from: "auto" (the newest valid checkpoint of run_dir, or the
-            start), or the path of a checkpoint or run directory.
-        run_dir: the directory for all files of this run; None makes the next runs/<task>/<n>.
+            start), or the path or URL of a checkpoint or run directory.
+        run_dir: the directory for all files of this run, or a URL such as s3://bucket/runs/a; None
+            makes the next runs/<task>/<n>.
         hooks: the hooks to call, in this order.
         loggers: where to log: names ("jsonl", "csv", "tensorboard", "wandb", "mlflow", "comet",
             "clearml", "trackio") or Logger objects.
@@ -196,6 +198,9 @@ class Options:
             answer = "" if value == option.default else answer_value(option.name, value)
             if answer:
                 raise OptionError(f"{option.name}={value!r}{answer}")
+        for name in ("run_dir", "resume"):
+            if (url := as_url(getattr(self, name))) is not None:
+                check_url(url, name)
         parse_precision(self.precision)
         parse_activation_checkpointing(self.activation_checkpointing)
         if self.device_map is not None:
@@ -291,6 +296,11 @@ class Options:
         if isinstance(self.checkpoint, Checkpoint):
             return self.checkpoint
         return Checkpoint() if self.checkpoint else None
+
+    @property
+    def url(self) -> str | None:
+        """The URL of the run directory; None where it is a path."""
+        return as_url(self.run_dir)
 
     def monitor(self) -> Monitor | None:
         """Return the metric that decides about the best checkpoint; None without one."""

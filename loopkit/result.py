@@ -34,7 +34,9 @@ class Result:
         history: every logged row, such as ``{"step": 50, "train/loss": 0.3}``, with those of
             earlier attempts of a resumed run.
         checkpoint: the newest checkpoint; None if nothing was saved.
-        run_dir: the run's directory; None if it has none.
+        run_dir: the run's directory, on this machine; None if it has none.
+        url: the run's place in a store; None if ``run_dir`` was no URL. What is on this machine is
+            then a copy, with the newest and the best checkpoint.
         timings: microseconds per step on the host by part: "data", "compute" (forward and
             backward), "update", "framework" (everything outside the user's code, the data and the
             optimizer) and "step", their sum.
@@ -58,6 +60,7 @@ class Result:
     progress: Progress = field(repr=False, default_factory=Progress)
     peak_memory: int | None = field(repr=False, default=None)
     loaded: Path | None = field(repr=False, default=None)
+    url: str | None = None
     _next: dict[str, str] = field(repr=False, default_factory=dict)
     _ranks: int = field(repr=False, default=1)
 
@@ -76,6 +79,7 @@ class Result:
             history=list(record.history),
             checkpoint=None if checkpointer is None else checkpointer.newest,
             run_dir=run.run_dir,
+            url=run.options.url,
             timings=record.timings.per_step(),
             progress=run.progress,
             peak_memory=peak_memory(run.strategy.device),

@@ -239,7 +239,8 @@ class Run(LogsMedia):
         optimizers, schedules: by name.
         at_start: the task as it was when the optimizers were made.
         checkpointer: saves checkpoints; None where nothing is saved.
-        run_dir: the directory of the run; None in a run that only evaluates or predicts.
+        run_dir: the directory of the run, on this machine; None in a run that only evaluates or
+            predicts.
         seed: the seed under ``rng="counter"``; None under ``rng="stream"``.
         progress: completed work.
         accumulator: values logged since the last log.

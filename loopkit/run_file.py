@@ -17,6 +17,8 @@ from loopkit.errors import LoopkitError
 from loopkit.files import write_file
 
 RUN_FILE = "run.json"
+COPY = ".copy-of"
+"""A file in a copy of a run directory: nobody can tell there whether the run holds its lock."""
 # Where the lock of a run on another machine cannot be seen, a run that wrote nothing for this many
 # seconds is taken to be killed.
 SILENCE = 600.0
@@ -68,6 +70,8 @@ def is_held(run_dir: Path) -> bool | None:
     """Return whether a run holds its directory now; None where the file system does not tell."""
     from filelock import lock_descriptor
 
+    if (run_dir / COPY).exists():
+        return None
     try:
         handle = os.open(run_dir / LOCK, os.O_RDWR)
     except FileNotFoundError:

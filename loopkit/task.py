@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 import loopkit.checkpoint
+import loopkit.storage
 from loopkit import hparams, module_state
 from loopkit.errors import CheckpointError, LoopkitWarning, OptionError, TaskError
 from loopkit.loggers.media import LogsMedia, Media
@@ -235,7 +236,8 @@ class Task(LogsMedia, nn.Module):
         """Return the task of a checkpoint, built with its saved arguments and weights.
 
         Args:
-            checkpoint: a checkpoint directory, or a run directory for its newest valid one.
+            checkpoint: a checkpoint directory, or a run directory for its newest valid one; a path
+                or a URL.
             strict: False loads the weights whose names and shapes fit, and warns of the others.
                 Saved arguments that the constructor no longer takes are left out in the same way.
             arguments: constructor arguments that replace the saved ones, or that could not be
@@ -244,7 +246,8 @@ class Task(LogsMedia, nn.Module):
         Raises:
             CheckpointError: the checkpoint is not valid, or its arguments or weights do not fit.
         """
-        snapshot = loopkit.checkpoint.load_snapshot(Path(checkpoint))
+        with loopkit.storage.fetched(checkpoint) as path:
+            snapshot = loopkit.checkpoint.load_snapshot(path)
         check_state, reading = loopkit.checkpoint.check_state, loopkit.checkpoint.reading
         check_state(snapshot.state, checkpoint, ("task",), only=("task", "extra_state"))
         saved, unsaved = snapshot.state["task"]["hparams"], snapshot.state["task"]["unsaved"]

@@ -73,11 +73,15 @@ def apply_retention(
         entries.append(entry)
     gone = to_delete(entries, keep, keep_best, best)
     for path in gone:
-        # Renamed durably first, so that a half-deleted checkpoint is never taken for a whole one.
-        hidden = path.with_name(f"{DELETING}{path.name}-{secrets.token_hex(4)}")
-        store.rename(path, hidden)
-        store.sync_dir(path.parent)
-        store.remove_tree(hidden)
+        delete_checkpoint(store, path)
         known.discard(path)
-        logger.debug("deleted checkpoint %s", path)
     return gone
+
+
+def delete_checkpoint(store: Store, path: Path) -> None:
+    """Delete a checkpoint whole: one that is half deleted is never taken for a checkpoint."""
+    hidden = path.with_name(f"{DELETING}{path.name}-{secrets.token_hex(4)}")
+    store.rename(path, hidden)  # durably, before anything in it is deleted
+    store.sync_dir(path.parent)
+    store.remove_tree(hidden)
+    logger.debug("deleted checkpoint %s", path)

@@ -24,7 +24,7 @@ _OWNER = re.compile(r"\.staging-(?P<host>[\w.]+)-(?P<pid>\d+)-(?P<start>\d+)-[0-
 def staging_name() -> str:
     """Return a new name for a staging directory, which says which process made it."""
     pid = os.getpid()
-    return f"{STAGING}{_host()}-{pid}-{_start_time(pid)}-{secrets.token_hex(4)}"
+    return f"{STAGING}{_host()}-{pid}-{start_time(pid)}-{secrets.token_hex(4)}"
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def _host() -> str:
     return re.sub(r"[^\w.]", "_", platform.node())[:64] or "unknown"
 
 
-def _start_time(pid: int) -> int:
+def start_time(pid: int) -> int:
     """Return when a process started, in clock ticks since boot; 0 if the system does not say."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
@@ -89,10 +89,11 @@ def _owner_lives(name: str) -> bool:
         return False
     pid = int(match["pid"])
     # By now another process may have the same number; then it started at another time.
-    return _is_running(pid) and _start_time(pid) == int(match["start"])
+    return is_running(pid) and start_time(pid) == int(match["start"])
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Return whether a process of this machine with this number runs."""
     if sys.platform == "win32":
         return _is_running_on_windows(pid)
     try:

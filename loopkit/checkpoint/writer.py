@@ -189,19 +189,24 @@ def _commit(store: Store, staging: Path, final: Path, manifest: Manifest) -> str
 
 def point_latest(store: Store, final: Path, manifest: Manifest, digest: str) -> None:
     """Name the newest checkpoint in the file ``latest``, which is replaced atomically."""
-    body = {
-        "dir": final.name,
-        "step": manifest.meta["step"],
-        "generation": manifest.generation,
-        "digest": digest,
-    }
     parent = final.parent
     temporary = parent / staging_name()
     try:
-        store.write_bytes(temporary, dump_json(body))
+        store.write_bytes(temporary, latest_json(final.name, manifest, digest))
         store.rename(temporary, parent / LATEST)
         store.sync_dir(parent)
     except BaseException:
         with suppress(LoopkitError, OSError):
             store.remove(temporary)
         raise
+
+
+def latest_json(name: str, manifest: Manifest, digest: str) -> bytes:
+    """Return the content of ``latest``, given a checkpoint's name and its manifest's digest."""
+    body = {
+        "dir": name,
+        "step": manifest.meta["step"],
+        "generation": manifest.generation,
+        "digest": digest,
+    }
+    return dump_json(body)

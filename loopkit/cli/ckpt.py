@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loopkit.checkpoint import Entry, resolve_checkpoint, tools
@@ -13,6 +13,7 @@ from loopkit.checkpoint.run_dirs import no_run_in
 from loopkit.cli.args.command_parser import CommandParser
 from loopkit.console.text import byte_size, columns, cut, number
 from loopkit.errors import CheckpointError, NoValidCheckpointError, OptionError, nearest
+from loopkit.storage import RemoteCheckpoints, as_place, fetched, open_remote, remote_problems
 
 USAGE = """usage: loopkit ckpt COMMAND [...]
 
@@ -49,20 +50,29 @@ def run(argv: Sequence[str]) -> int:
 def ls(argv: Sequence[str]) -> int:
     """List the checkpoints of a run."""
     parser = CommandParser("ckpt ls", "List the checkpoints of a run, oldest first.")
-    parser.add_argument("run_dir", type=Path, help="the directory of the run")
+    parser.add_argument("run_dir", type=as_place, help="the directory of the run, or its URL")
     parser.add_argument("--json", action="store_true", help="print a JSON object on each line")
     given = parser.parse_args(argv)
-    if not given.run_dir.is_dir():
-        raise CheckpointError(f"there is no run directory {given.run_dir}")
-    entries = tools.list_checkpoints(given.run_dir)
-    if not entries and (problem := no_run_in(given.run_dir)):
-        raise CheckpointError(problem)
+    if isinstance(given.run_dir, str):
+        checkpoints = RemoteCheckpoints(open_remote(given.run_dir)).refresh()
+        entries, parent = checkpoints.entries(), checkpoints.remote.url
+    else:
+        entries, parent = _local_entries(given.run_dir), ""
     if given.json:
-        lines = [json.dumps(_facts(entry)) for entry in entries]
+        lines = [json.dumps(_facts(entry, parent)) for entry in entries]
     else:
         lines = checkpoint_table(entries) or [f"no checkpoints in {given.run_dir}"]
     print(*lines, sep="\n", end="\n" if lines else "")
     return 0
+
+
+def _local_entries(run_dir: Path) -> list[Entry]:
+    if not run_dir.is_dir():
+        raise CheckpointError(f"there is no run directory {run_dir}")
+    entries = tools.list_checkpoints(run_dir)
+    if not entries and (problem := no_run_in(run_dir)):
+        raise CheckpointError(problem)
+    return entries
 
 
 def checkpoint_table(entries: Sequence[Entry]) -> list[str]:
@@ -83,9 +93,9 @@ def _size(entry: Entry) -> int:
     return sum(record.size for record in entry.manifest.files.values()) if entry.manifest else 0
 
 
-def _facts(entry: Entry) -> dict[str, object]:
+def _facts(entry: Entry, parent: str) -> dict[str, object]:
     return {
-        "path": str(entry.path),
+        "path": f"{parent}/{entry.path.name}" if parent else str(entry.path),
         "step": entry.step,
         "kind": entry.kind,
         "bytes": _size(entry),
@@ -99,10 +109,14 @@ def verify(argv: Sequence[str]) -> int:
     parser = CommandParser(
         "ckpt verify", "Compare every byte with what was written. Exit code 65 if any differs."
     )
-    parser.add_argument("path", type=Path, help="a checkpoint or a run directory")
+    parser.add_argument("path", type=as_place, help="a checkpoint or a run directory, or its URL")
     given = parser.parse_args(argv)
+    found: Mapping[Path, list[str]] | Mapping[str, list[str]]
     try:
-        found = tools.verify_tree(given.path)
+        if isinstance(given.path, str):
+            found = remote_problems(given.path)
+        else:
+            found = tools.verify_tree(given.path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error}: name a checkpoint or a run directory") from error
     for path, problems in found.items():
@@ -117,18 +131,19 @@ def diff(argv: Sequence[str]) -> int:
     parser = CommandParser(
         "ckpt diff", "Show what changed from checkpoint A to B. Exit code 1 if anything did."
     )
-    what = "a checkpoint, or a run directory for its newest valid checkpoint"
-    parser.add_argument("a", type=Path, metavar="A", help=what)
-    parser.add_argument("b", type=Path, metavar="B", help=what)
+    what = "a checkpoint, or a run directory for its newest valid checkpoint; a path or a URL"
+    parser.add_argument("a", type=as_place, metavar="A", help=what)
+    parser.add_argument("b", type=as_place, metavar="B", help=what)
     parser.add_argument(
         "--all", action="store_true", help=f"show more than {MOST_CHANGES} changes of a kind"
     )
     given = parser.parse_args(argv)
-    chosen = [resolve_checkpoint(path) for path in (given.a, given.b)]
-    for name, path, typed in zip("AB", chosen, (given.a, given.b)):
-        if path != typed:
-            print(f"{name} is {path}")
-    found = tools.diff_checkpoints(chosen[0], chosen[1])
+    with fetched(given.a) as a, fetched(given.b) as b:
+        chosen = [resolve_checkpoint(path) for path in (a, b)]
+        for name, path, typed in zip("AB", chosen, (given.a, given.b)):
+            if path != typed:
+                print(f"{name} is {path.name if isinstance(typed, str) else path}")
+        found = tools.diff_checkpoints(chosen[0], chosen[1])
     gaps = {
         name: "other dtype or shape"
         if gap is None
@@ -169,13 +184,23 @@ def export(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "checkpoint",
-        type=Path,
-        help="a checkpoint, or a run directory for its newest valid checkpoint",
+        type=as_place,
+        help="a checkpoint, or a run directory for its newest valid checkpoint; a path or a URL",
     )
-    parser.add_argument("dir", type=Path, help="a directory that does not exist yet")
+    parser.add_argument("dir", type=as_place, help="a directory that does not exist yet")
     given = parser.parse_args(argv)
-    print(tools.export_model(resolve_checkpoint(given.checkpoint), given.dir))
+    _refuse_url(given.dir, "ckpt export writes")
+    with fetched(given.checkpoint) as checkpoint:
+        print(tools.export_model(resolve_checkpoint(checkpoint), given.dir))
     return 0
+
+
+def _refuse_url(place: Path | str, does: str) -> None:
+    if isinstance(place, str):
+        raise OptionError(
+            f"{does} to this machine, and {place} is a URL: name a local directory, and copy it to "
+            "the store with the store's own program"
+        )
 
 
 def import_file(argv: Sequence[str]) -> int:
@@ -185,13 +210,14 @@ def import_file(argv: Sequence[str]) -> int:
         "Write the weights of a file of torch.save, such as Lightning's .ckpt, as a checkpoint.",
     )
     parser.add_argument("file", type=Path, help="a state_dict, or a dict with one as state_dict")
-    parser.add_argument("run_dir", type=Path, help="the directory of the run to write it under")
+    parser.add_argument("run_dir", type=as_place, help="the directory of the run to write it under")
     parser.add_argument(
         "--trust",
         action="store_true",
         help="read all of the file, which runs code that it names: only if you trust its author",
     )
     given = parser.parse_args(argv)
+    _refuse_url(given.run_dir, "ckpt import writes")
     if not given.file.is_file():
         raise CheckpointError(f"there is no file {given.file}")
     flags = ["--trust"] if given.trust else []

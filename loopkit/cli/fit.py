@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
         print(result.summary())
         shown = fit.options.progress not in (False, None)  # then the display has said it
         if interrupted and not shown and result.run_dir is not None and result.checkpoint:
-            line = continue_line(result.run_dir)
+            line = continue_line(result.run_dir, result.url)
             print(f"loopkit: interrupted at step {result.step}. {line}", file=sys.stderr)
     return INTERRUPTED if interrupted else 0
 

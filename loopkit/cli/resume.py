@@ -14,7 +14,9 @@ from loopkit.cli.args.tokens import Token, read_tokens
 from loopkit.console.next_lines import COMMAND_FILE
 from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import OptionError, RunDirError
+from loopkit.storage import as_place, open_remote
 
+_LIMIT = 1 << 20
 USAGE = """usage: loopkit resume RUN [--option value ...]
 
 Continue a run from its newest valid checkpoint, with the command that
@@ -30,32 +32,36 @@ def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("--help", "-h"):
         print(USAGE, end="")
         return 0 if argv else 2
-    run_dir, typed = Path(argv[0]), read_tokens(argv[1:])
-    command = _read_command(run_dir)
+    place, typed = as_place(argv[0]), read_tokens(argv[1:])
+    command = _read_command(place)
     taken = {"run_dir", "resume", *(token.name for token in typed if not token.append)}
     kept = [token for token in read_tokens(command["options"]) if token.name not in taken]
     target = _target(command)
     words = [target, *(token.argument for token in (*kept, *typed))]
-    words += [Token("run_dir", str(run_dir)).argument, Token("resume", "auto").argument]
+    words += [Token("run_dir", str(place)).argument, Token("resume", "auto").argument]
     if is_rank_zero():
         print(f"loopkit: fit {' '.join(words)}", file=sys.stderr)
     return fit.run(words)
 
 
-def _read_command(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / COMMAND_FILE
-    if not run_dir.is_dir():
-        raise RunDirError(f"there is no run directory {run_dir}")
+def _read_command(place: Path | str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(place, str):
+            text = open_remote(place).read(COMMAND_FILE, _LIMIT)
+        elif place.is_dir():
+            text = (place / COMMAND_FILE).read_bytes()
+        else:
+            raise RunDirError(f"there is no run directory {place}")
+        found: dict[str, Any] = json.loads(text)
     except FileNotFoundError:
+        inside = "" if isinstance(place, str) else no_run_in(place)
         raise RunDirError(
-            no_run_in(run_dir)
-            or f"{run_dir} was not started by loopkit fit: run its program again, with "
-            f"Fit(run_dir={str(run_dir)!r}, resume='auto')"
+            inside
+            or f"{place} was not started by loopkit fit: run its program again, with "
+            f"Fit(run_dir={str(place)!r}, resume='auto')"
         ) from None
     except ValueError as error:
-        raise RunDirError(f"{path} is not JSON: {error}") from error
+        raise RunDirError(f"{place}/{COMMAND_FILE} is not JSON: {error}") from error
     return found
 
 

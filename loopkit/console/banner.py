@@ -33,7 +33,9 @@ def start_banner(run: Run) -> list[str]:
     if lengths:
         lines.append(f"  for      {', '.join(lengths)}")
     if run.run_dir is not None:
-        lines.append(f"  in       {run.run_dir}")
+        lines.append(f"  in       {run.options.url or run.run_dir}")
+    if run.options.url is not None:
+        lines.append(f"  copy     {run.run_dir}")
     if run.record.resumed_from is not None:
         lines.append(f"  resumed  {run.record.resumed_from}, at step {run.progress.step:,}")
     elif run.options.resume == "auto":
@@ -68,4 +70,7 @@ def end_banner(run: Run) -> list[str]:
         text += f", best {name or 'metric'} {shown(value)}"
         text += f" at step {best['step']:,}" if "step" in best else ""
     continues = run.outcome.status == "interrupted" and run.checkpointer is not None
-    return [text, *([continue_line(run.run_dir)] if continues and run.run_dir else [])]
+    return [
+        text,
+        *([continue_line(run.run_dir, run.options.url)] if continues and run.run_dir else []),
+    ]

@@ -24,11 +24,12 @@ def typed_target(run_dir: Path) -> str | None:
         return None
 
 
-def continue_line(run_dir: Path) -> str:
-    """Return how to continue the run in ``run_dir``."""
+def continue_line(run_dir: Path, url: str | None = None) -> str:
+    """Return how to continue the run in ``run_dir``, the local copy of ``url`` if that is given."""
+    place = url or str(run_dir)
     if typed_target(run_dir) is not None:
-        return f"To continue: loopkit resume {shlex.quote(str(run_dir))}"
-    return f"To continue: the same with Fit(run_dir={str(run_dir)!r}, resume='auto')"
+        return f"To continue: loopkit resume {shlex.quote(place)}"
+    return f"To continue: the same with Fit(run_dir={place!r}, resume='auto')"
 
 
 def where_it_is_left(run: Run) -> list[str]:
@@ -38,7 +39,10 @@ def where_it_is_left(run: Run) -> list[str]:
     saved = [entry.path for entry in entries if not entry.problem]
     if run.run_dir is None or not saved:
         return [f"{left}; there is no checkpoint"]
-    return [f"{left}; the newest checkpoint is {saved[-1]}", continue_line(run.run_dir)]
+    return [
+        f"{left}; the newest checkpoint is {saved[-1]}",
+        continue_line(run.run_dir, run.options.url),
+    ]
 
 
 def next_lines(run: Run) -> dict[str, str]:
@@ -50,7 +54,9 @@ def next_lines(run: Run) -> dict[str, str]:
     if run.run_dir is None or newest is None:
         return {}
     best = run.record.best.get("checkpoint")
-    path = str(run.run_dir if best in (None, newest) else best)
+    own = best in (None, newest)
+    place = run.options.url or str(run.run_dir)
+    path = place if own else f"{place}/{best.relative_to(run.run_dir).as_posix()}"
     task, target = name_of(run.task), typed_target(run.run_dir)
     load = f"{task}.load({path!r})"
     if target is None:

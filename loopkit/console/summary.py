@@ -94,7 +94,7 @@ def head_lines(result: Result) -> dict[str, str]:
     if result.peak_memory is not None:
         lines["peak memory"] = byte_size(result.peak_memory)
     if result.run_dir is not None:
-        lines["run"] = str(result.run_dir)
+        lines["run"] = str(result.url or result.run_dir)
     if result.checkpoint is not None:
         lines["checkpoint"] = str(result.checkpoint)
     return lines

@@ -23,9 +23,11 @@ from loopkit.checkpoint import (
 )
 from loopkit.distributed.communicator import Communicator
 from loopkit.errors import CheckpointError, LoopkitError, RunDirError
+from loopkit.fit.remote_run import resume_path
 from loopkit.fit.state import check_saveable, load_run_state, run_state
 from loopkit.options import Checkpoint
 from loopkit.run import Run
+from loopkit.storage import RunStorage
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,14 @@ class Checkpointer:
 
     Every rank calls each method. Rank 0 writes, or under ``sharded`` every rank its own shards. An
     error of one rank is raised on all of them.
+
+    Args:
+        settings: what is saved, and which checkpoints are kept.
+        run_dir: the directory of the run.
+        store: does the file operations.
+        world: all ranks.
+        sharded: whether every rank writes its own shards.
+        storage: brings what is saved to a store; on rank 0 of a run in one.
 
     Attributes:
         newest: the newest checkpoint of this run; None before the first.
@@ -48,11 +58,13 @@ class Checkpointer:
         world: Communicator,
         *,
         sharded: bool = False,
+        storage: RunStorage | None = None,
     ) -> None:
         self.settings = settings
         self.run_dir = run_dir
         self.store = store
         self.newest: Path | None = None
+        self.storage = storage
         self._trusted: set[Path] = set()
         self._saved_step = -1
         self._in_flight: int | None = None  # the step of a background save that is not reported
@@ -161,10 +173,16 @@ class Checkpointer:
             settings.monitor(),
             self._trusted,
         )
+        if self.storage is not None:
+            self.storage.saved()
 
 
-def open_checkpointer(run: Run) -> None:
+def open_checkpointer(run: Run, storage: RunStorage | None = None) -> None:
     """Open the checkpoints of a run, and resume from the one that ``resume`` names.
+
+    Args:
+        run: the run, whose directory is open.
+        storage: on rank 0 of a run in a store.
 
     Raises:
         RunDirError: the directory holds checkpoints, and ``resume`` does not say what to do.
@@ -177,16 +195,21 @@ def open_checkpointer(run: Run) -> None:
     present = world.run_on_rank_zero(lambda: scan(store, run_dir))
     if present and options.resume is None:
         raise RunDirError(
-            f"{run_dir} holds {len(present)} checkpoint(s), up to {present[-1].path.name}: pass "
+            f"{options.url or run_dir} holds {len(present)} checkpoint(s), up to {present[-1].path.name}: pass "
             "resume='auto' to continue from the newest, or another run_dir"
         )
     settings = options.saves()
     if settings is not None:
         check_saveable(run)
         run.checkpointer = Checkpointer(
-            settings, run_dir, store, world, sharded=run.strategy.sharded
+            settings,
+            run_dir,
+            store,
+            world,
+            sharded=run.strategy.sharded,
+            storage=storage,
         )
-    found = _find_on_all_ranks(run, store, run_dir)
+    found = _find_on_all_ranks(run, store, run_dir, storage)
     if found is None:
         return
     path, snapshot = found
@@ -195,13 +218,15 @@ def open_checkpointer(run: Run) -> None:
     logger.info("resumed from %s at step %d", path, run.progress.step)
     if path.resolve().parent == checkpoints_dir(run_dir).resolve():
         # Later checkpoints do not belong to this run any more; one would be the newest next time.
-        world.run_on_rank_zero(lambda: _detach_after(store, run_dir, path))
+        world.run_on_rank_zero(lambda: _detach_after(store, run_dir, path, storage))
         if run.checkpointer is not None:
             run.checkpointer.resumed(path, run.progress.step)
 
 
-def _detach_after(store: Store, run_dir: Path, path: Path) -> None:
+def _detach_after(store: Store, run_dir: Path, path: Path, storage: RunStorage | None) -> None:
     detached = detach_after(store, run_dir, path)
+    if storage is not None:
+        storage.continues_from(path)
     if detached:
         logger.warning(
             "the run continues from %s, so the later checkpoints are set aside, whole: %s. Resume "
@@ -211,13 +236,15 @@ def _detach_after(store: Store, run_dir: Path, path: Path) -> None:
         )
 
 
-def _find_on_all_ranks(run: Run, store: Store, run_dir: Path) -> tuple[Path, Snapshot] | None:
+def _find_on_all_ranks(
+    run: Run, store: Store, run_dir: Path, storage: RunStorage | None
+) -> tuple[Path, Snapshot] | None:
     """Return the checkpoint that rank 0 finds, as each rank reads it from its own file system."""
     world = run.strategy.world
     local: list[tuple[Path, Snapshot]] = []
 
     def find() -> Path | None:
-        found = _find(run.options.resume, run_dir, store)
+        found = _find(run.options.resume, run_dir, store, storage)
         if found is None:
             return None
         local.append(found)
@@ -241,7 +268,9 @@ def _find_on_all_ranks(run: Run, store: Store, run_dir: Path) -> tuple[Path, Sna
     return local[0]
 
 
-def _find(resume: str | Path | None, run_dir: Path, store: Store) -> tuple[Path, Snapshot] | None:
+def _find(
+    resume: str | Path | None, run_dir: Path, store: Store, storage: RunStorage | None
+) -> tuple[Path, Snapshot] | None:
     """Return the checkpoint that ``resume`` names, and what it holds."""
     if resume is None:
         return None
@@ -253,4 +282,5 @@ def _find(resume: str | Path | None, run_dir: Path, store: Store) -> tuple[Path,
                 "and train on in another run_dir"
             )
         return found
-    return load_checkpoint(Path(resume), store, kind="full", option="resume=")
+    path = resume_path(resume, run_dir, storage)
+    return load_checkpoint(path, store, kind="full", option="resume=")

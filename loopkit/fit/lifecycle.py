@@ -16,6 +16,7 @@ from loopkit.events import Subscription
 from loopkit.files import sync_entry
 from loopkit.fit.agreement import check_run_dir
 from loopkit.fit.checkpointer import open_checkpointer
+from loopkit.fit.remote_run import open_storage, wait_for_upload
 from loopkit.fit.run_dir import RunDirectory, choose_run_dir
 from loopkit.fit.run_keeper import RunKeeper
 from loopkit.fit.setup import (
@@ -37,6 +38,7 @@ from loopkit.optim.groups import no_gradient_outside
 from loopkit.optim.schedule_free import schedule_free_optimizers
 from loopkit.options import Options
 from loopkit.run import Run
+from loopkit.storage import fetched
 from loopkit.task import Task, name_of
 from loopkit.task_changes import fixed_parameters
 
@@ -66,7 +68,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
         resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
         resources.enter_context(fixed_parameters(run.task, name_of(run.task)))
         directory = _open_run_dir(run, locks)
-        open_checkpointer(run)
+        open_checkpointer(run, None if directory is None else directory.storage)
         keeper.open(run)  # before the loggers, whose files say when a killed attempt ended
         _open_loggers(run)
         with signals(run), torch_settings(options):
@@ -90,7 +92,8 @@ def inference(
         open_strategy(run)
         with torch_settings(options):
             if checkpoint is not None:
-                _load_weights(run, Path(checkpoint))
+                with fetched(checkpoint) as path:
+                    _load_weights(run, path)
             if run.events.setup is not None:
                 run.events.setup(run)
             yield run
@@ -168,6 +171,7 @@ def finish(run: Run) -> None:
     with row_of_its_own(run, decides=False):
         if run.events.fit_end is not None:
             run.events.fit_end(run)
+    wait_for_upload(run)
     logger.info("%s at step %d %s", run.outcome.status, run.progress.step, run.outcome.reason)
 
 
@@ -217,6 +221,7 @@ def _open_run_dir(run: Run, locks: ExitStack) -> RunDirectory | None:
         held = RunLock(directory.path, str(directory.path))
         locks.callback(held.release)
         locks.callback(directory.remove_content)
+        directory.storage = open_storage(run, directory.path, locks)
         made.append(directory)
         sync_entry(directory.path)
         return directory.path

@@ -9,6 +9,7 @@ from pathlib import Path
 from loopkit.checkpoint import LOCK, has_checkpoints
 from loopkit.errors import RunDirError
 from loopkit.options import Options
+from loopkit.storage import RunStorage, local_copy_of, remove_fetched
 from loopkit.task import Task, name_of
 
 
@@ -17,10 +18,12 @@ class RunDirectory:
 
     Attributes:
         path: the directory, which exists.
+        storage: brings the directory to a store; None for a run that is in none.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.storage: RunStorage | None = None
         self._kept = False
         missing = [each for each in (path, *path.parents) if not each.exists()]
         self._made: list[Path] = []  # the innermost first
@@ -32,8 +35,11 @@ class RunDirectory:
         self._had_lock, self._was_empty = LOCK in names, names <= {LOCK}
 
     def keep(self) -> None:
-        """Leave everything in place: the run has started."""
+        """Leave everything in place: the run has started. Bring it to the store from now on."""
         self._kept = True
+        remove_fetched(self.path)
+        if self.storage is not None:
+            self.storage.start()
 
     def remove_content(self) -> None:
         """Remove what a failed start wrote. A directory that held files before stays as it is."""
@@ -63,15 +69,17 @@ class RunDirectory:
 def choose_run_dir(options: Options, task: Task) -> RunDirectory:
     """Create the directory of this run if it is not there, and return it.
 
-    It is ``run_dir``, or else the next ``runs/<task>/<n>``. ``resume="auto"`` takes the newest
-    ``runs/<task>/<n>`` that holds a checkpoint, and else the next one.
+    It is ``run_dir``, or the local copy of a URL, or else the next ``runs/<task>/<n>``.
+    ``resume="auto"`` takes the newest ``runs/<task>/<n>`` that holds a checkpoint, and else the next
+    one.
 
     Raises:
         RunDirError: the directory cannot be created.
     """
     try:
         if options.run_dir is not None:
-            return RunDirectory(Path(options.run_dir))
+            place = local_copy_of(options.url) if options.url else Path(options.run_dir)
+            return RunDirectory(place)
         parent = Path("runs") / name_of(task).lower()
         numbers = []
         if parent.is_dir():

@@ -18,6 +18,7 @@ from loopkit.hooks.cadence import cadence_in_steps
 from loopkit.hooks.state_keys import distinct_key, find_state
 from loopkit.hooks.weight_averaging import AveragedParameters, trained_parameters
 from loopkit.keywords import checks_keywords
+from loopkit.storage import fetched
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -154,7 +155,8 @@ class EMA(Hook):
         parameters = dict(task.named_parameters())
         averages = self._averages
         if checkpoint is not None:
-            state = load_snapshot(Path(checkpoint)).state
+            with fetched(checkpoint) as path:
+                state = load_snapshot(path).state
             check_state(state, checkpoint, only=("hooks",))
             own = find_state(state.get("hooks", {}), self, name or self._key, checkpoint)
             with reading(checkpoint, "hooks"):

@@ -45,7 +45,9 @@ LAYERS = (
     },
     {"events", "distributed"},
     {"checkpoint", "data", "loggers", "metrics.accumulator"},
-    {"task", "run_file"},
+    {"run_file"},
+    {"storage"},
+    {"task"},
     {"optim", "metrics"},
     {"strategies", "interop"},
     {"options", "triggers"},
@@ -62,6 +64,7 @@ LAYERS = (
         "fit.signals",
         "fit.task_checks",
         "fit.strategy_setup",
+        "fit.remote_run",
     },
     {
         "fit.setup",
@@ -81,7 +84,7 @@ FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc
 OPTIONAL = {
     "rich", "yaml", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle",
     "transformers", "peft", "mlflow", "huggingface_hub", "filelock", "nltk",
-    "optuna",
+    "optuna", "fsspec",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from loopkit.checkpoint import check_state, load_checkpoint
@@ -21,6 +22,7 @@ from loopkit.distributed.environment import is_rank_zero
 from loopkit.errors import OptionError
 from loopkit.fit.fit import Fit
 from loopkit.rng import seed_all
+from loopkit.storage import as_url, fetch_checkpoint
 from loopkit.task import Task
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ COMMON = {
 }
 CHECKPOINT = {
     "--checkpoint PATH": "load the weights from a checkpoint, or from the newest valid one of a "
-    "run directory. The task gets the arguments that it was trained with, unless others are typed",
+    "run directory; a path or a URL. The task gets the arguments that it was trained with, unless others are typed",
 }
 
 
@@ -82,6 +84,7 @@ class Request:
     configs: list[str]
     print_config: bool
     saved: Mapping[str, Any]
+    _fetched: TemporaryDirectory[str] | None = None  # it lives as long as this object
 
     def values(self) -> Values:
         """Return the values that were typed and read.
@@ -112,6 +115,11 @@ class Request:
         if typed is None:
             _note(f"no --checkpoint: {self.task.__name__} keeps the weights it is built with")
             return None
+        url = as_url(typed)
+        if url is not None:
+            self._fetched = TemporaryDirectory(prefix="loopkit-checkpoint-")
+            folder = Path(self._fetched.name)
+            typed, _ = fetch_checkpoint(url, folder, option="--checkpoint ")
         path, snapshot = load_checkpoint(Path(typed), option="--checkpoint ")
         check_state(snapshot.state, path, only=("task",))
         about = snapshot.state.get("task", {})

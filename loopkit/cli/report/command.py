@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from loopkit.cli.args.command_parser import CommandParser
@@ -17,6 +18,7 @@ from loopkit.cli.report.text_report import MOST_EVALUATIONS, comparison, report
 from loopkit.errors import LoopkitError, OptionError, RunDirError
 from loopkit.files import write_file
 from loopkit.run_file import read_run_file
+from loopkit.storage import as_place, outlined
 
 
 def run(argv: Sequence[str]) -> int:
@@ -26,7 +28,9 @@ def run(argv: Sequence[str]) -> int:
         "Show what runs did: their settings, curves, evaluations and checkpoints. Several runs are "
         "compared. A directory of runs stands for all of them.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "runs", type=as_place, nargs="+", metavar="RUN", help="a run directory, or a URL of one"
+    )
     parser.add_argument(
         "--all", action="store_true", help=f"show more than {MOST_EVALUATIONS} evaluations"
     )
@@ -41,9 +45,22 @@ def run(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if sum((given.json, given.html is not None, given.watch)) > 1:
         raise OptionError("report: give one of --json, --html and --watch")
-    runs = read_runs(given.runs)
     if given.watch:
+        for place in given.runs:
+            if isinstance(place, str):
+                raise OptionError(
+                    f"report --watch follows the files of this machine, and {place} is a URL: leave "
+                    "--watch out, or name the local copy of the run"
+                )
+        read_runs(given.runs)
         return _watch(given.runs, given.port)
+    with ExitStack() as copies:
+        _show([copies.enter_context(outlined(place)) for place in given.runs], given)
+    return 0
+
+
+def _show(paths: Sequence[Path], given: Namespace) -> None:
+    runs = read_runs(paths)
     if given.html is not None:
         _write(given.html, html_page(payload(runs)))
     elif given.json:
@@ -52,7 +69,6 @@ def run(argv: Sequence[str]) -> int:
         print(report(runs[0].path, everything=given.all))
     else:
         print(comparison(runs))
-    return 0
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunData]:

@@ -67,7 +67,7 @@ def _run(run: RunData, name: str) -> dict[str, Any]:
     return {
         **{key: run.about.get(key) for key in _ABOUT},
         "name": name,
-        "path": str(run.path),
+        "path": run.place,
         "status": run.status,
         "step": run.step,
         "seconds": run.seconds,
@@ -103,7 +103,7 @@ def _run(run: RunData, name: str) -> dict[str, Any]:
 
 def _commands(run: RunData) -> dict[str, str]:
     """Return what to type to continue and to evaluate a run that the command line started."""
-    target, place = typed_target(run.path), shlex.quote(str(run.path))
+    target, place = typed_target(run.path), shlex.quote(run.place)
     if target is None:
         return {}
     found = {"evaluate": f"loopkit evaluate {shlex.quote(target)} --checkpoint {place}"}

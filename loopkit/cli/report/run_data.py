@@ -16,7 +16,7 @@ from typing import Any
 from loopkit.errors import LoopkitError, LoopkitWarning
 from loopkit.loggers.jsonl import read_rows
 from loopkit.monitor import Monitor
-from loopkit.run_file import RUN_FILE, read_run_file
+from loopkit.run_file import COPY, RUN_FILE, read_run_file
 
 ROWS, ARRAYS, HPARAMS = "metrics.jsonl", "metrics.arrays.jsonl", "hparams.json"
 SPEED = ("runtime", "samples_per_second")  # the last parts of names that measure no quality
@@ -41,6 +41,12 @@ class RunData:
     about: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]] = field(repr=False)
     arrays: Sequence[Mapping[str, Any]] = field(repr=False)
+
+    @property
+    def place(self) -> str:
+        """The run directory as its user names it: a path, or the URL that ``path`` is a copy of."""
+        copy = self.path / COPY
+        return copy.read_text(encoding="utf-8").strip() if copy.exists() else str(self.path)
 
     @property
     def status(self) -> str:

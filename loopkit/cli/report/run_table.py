@@ -28,7 +28,7 @@ def facts(run: RunData) -> dict[str, Any]:
     """Return all of a run that can be sorted and filtered by, by name."""
     about = run.about
     first = {
-        "run": str(run.path),
+        "run": run.place,
         "status": run.status,
         "task": about.get("task"),
         "started": about.get("started"),

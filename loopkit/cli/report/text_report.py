@@ -46,7 +46,7 @@ def report(run_dir: Path, *, everything: bool = False) -> str:
         ["checkpoints", *_indent(checkpoint_table(checkpoints))]
         if checkpoints
         else ["no checkpoints"],
-        ["files", *_indent(_files(run_dir))],
+        ["files", *_indent(_files(run))],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -87,7 +87,7 @@ def changed_settings(run: RunData) -> dict[str, Any]:
 
 def _head(run: RunData) -> list[str]:
     about = run.about
-    lines = [["run", str(run.path)], ["task", str(about.get("task", "unknown"))]]
+    lines = [["run", run.place], ["task", str(about.get("task", "unknown"))]]
     if "status" in about:
         reason = f": {about['reason']}" if about.get("reason") else ""
         lines.append(["status", f"{run.status}{reason}"])
@@ -187,9 +187,9 @@ def _timings(run: RunData) -> list[str]:
     return ["time per step", *_indent(columns(table, [False, True, True]))]
 
 
-def _files(run_dir: Path) -> list[str]:
-    found = [path for path in sorted(run_dir.iterdir()) if not path.name.startswith(".")]
-    return [f"{path}{'/' if path.is_dir() else ''}" for path in found]
+def _files(run: RunData) -> list[str]:
+    found = [path for path in sorted(run.path.iterdir()) if not path.name.startswith(".")]
+    return [f"{run.place}/{path.name}{'/' if path.is_dir() else ''}" for path in found]
 
 
 def _indent(lines: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from loopkit.cli.sweep.trials import INTERRUPTED, Sweep, Trial
 from loopkit.errors import OptionError
 from loopkit.fit.fit import Fit
 from loopkit.monitor import Monitor
+from loopkit.storage import as_url
 
 OWN = {
     "--random N": "try N random combinations, instead of all. A range such as lr=1e-5..1e-2:log "
@@ -59,6 +60,8 @@ def run(argv: Sequence[str]) -> int:
         raise OptionError("sweep: give --random or --optuna, not both")
     metric, where = take_value(tokens, "metric"), take_value(tokens, "dir")
     seed, as_json = _count(tokens, "sweep_seed", least=0) or 0, take_flag(tokens, "json")
+    if as_url(where) is not None:
+        raise OptionError(f"--dir {where} is a URL: a sweep keeps its runs on this machine")
     fit = Fit(**request.values().fit)
     monitor = fit.options.monitor() or Monitor("eval/loss", "min")
     if metric is not None:

@@ -1,0 +1,186 @@
+"""Checkpoints and runs of a store on this machine, for whoever only reads them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from loopkit.checkpoint.format import CHECKPOINTS, MANIFEST, safe_name
+from loopkit.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    LoopkitWarning,
+    NoValidCheckpointError,
+)
+from loopkit.run_file import COPY, RUN_FILE
+from loopkit.storage.checkpoints import RemoteCheckpoints
+from loopkit.storage.local_copy import staging_root
+from loopkit.storage.owner import OWNER
+from loopkit.storage.remote_files import Remote
+from loopkit.storage.retries import Retries
+from loopkit.storage.run_files import fetch_file, files_of_run
+from loopkit.storage.urls import as_url
+
+READ_PATIENCE = 30.0
+"""Seconds that a reader waits for a store that fails all the time."""
+_MOST = 8
+
+
+def open_remote(url: str) -> Remote:
+    """Return a place to read from."""
+    return Remote(url, Retries(READ_PATIENCE))
+
+
+@contextmanager
+def fetched(place: str | Path) -> Iterator[Path]:
+    """Inside, a checkpoint of a store lies in a temporary folder. A path is returned as it is.
+
+    Args:
+        place: a path; or the URL of a checkpoint, or of a run for its newest valid one.
+
+    Raises:
+        CheckpointError: there is none, or it is corrupt.
+        StorageError: the store does not answer.
+    """
+    url = as_url(place)
+    if url is None:
+        yield Path(place)
+        return
+    root = staging_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetched-", dir=root) as folder:
+        yield fetch_checkpoint(url, Path(folder))[0]
+
+
+def fetch_checkpoint(
+    url: str, folder: Path, kind: str | None = None, option: str = ""
+) -> tuple[Path, str]:
+    """Download a checkpoint into ``folder``, and return its directory and its URL.
+
+    Args:
+        url: of a checkpoint, or of a run for its newest valid one.
+        folder: an existing directory.
+        kind: "full" or "weights": ignore other checkpoints of a run.
+        option: how the user gave the URL, for messages.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is corrupt.
+        NoValidCheckpointError: the run holds none that is valid.
+    """
+    remote = open_remote(url)
+    folders, files = remote.entries()
+    if MANIFEST in files:
+        one, names = _parent_of(remote)
+        return one.fetch(names[0], folder), url
+    if CHECKPOINTS not in folders:
+        raise CheckpointError(f"{option}{_nothing_in(remote, folders)}")
+    checkpoints = RemoteCheckpoints(remote).refresh()
+    problems = []
+    for name in reversed(checkpoints.names()):
+        try:
+            if kind and checkpoints.manifest(name).meta.get("kind", "full") != kind:
+                continue
+            path = checkpoints.fetch(name, folder)
+        except CorruptCheckpointError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        for problem in problems:
+            warnings.warn(
+                f"corrupt checkpoint: {problem}. {name} is used.", LoopkitWarning, stacklevel=3
+            )
+        return path, checkpoints.url(name)
+    listed = "".join(f"\n  {problem}" for problem in problems)
+    raise NoValidCheckpointError(f"{option}{url} holds no valid checkpoint{listed}")
+
+
+def remote_problems(url: str) -> dict[str, list[str]]:
+    """Read every byte of a checkpoint, or of all those of a run, without keeping them.
+
+    Returns:
+        What is wrong, by the URL of the checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    remote = open_remote(url)
+    if MANIFEST in remote.entries()[1]:
+        checkpoints, names = _parent_of(remote)
+    else:
+        checkpoints = RemoteCheckpoints(remote).refresh()
+        names = checkpoints.names()
+    if not names:
+        raise FileNotFoundError(f"no checkpoint in {url}")
+    return {checkpoints.url(name): checkpoints.problems(name) for name in names}
+
+
+def _parent_of(remote: Remote) -> tuple[RemoteCheckpoints, list[str]]:
+    """Return the folder that holds one checkpoint, as if there was no other, and its name."""
+    parent, _, name = remote.url.rpartition("/")
+    one = RemoteCheckpoints(open_remote(parent), below="")
+    one.files = {name: remote.find()}
+    return one, [name]
+
+
+def _nothing_in(remote: Remote, folders: list[str]) -> str:
+    runs = [each for each in folders if CHECKPOINTS in remote.below(each).entries()[0]]
+    if not runs:
+        return f"{remote.url}: there is no such checkpoint or run"
+    shown = ", ".join(f"{remote.url}/{each}" for each in runs[:_MOST])
+    more = f" and {len(runs) - _MOST} more" if len(runs) > _MOST else ""
+    return f"{remote.url} is no run, and holds {len(runs)}: name one of {shown}{more}"
+
+
+@contextmanager
+def outlined(place: str | Path) -> Iterator[Path]:
+    """Inside, a folder holds the runs at a URL or below it: all but the content of checkpoints.
+
+    A file of a checkpoint has its size there, and takes no space. A path is returned as it is.
+
+    Raises:
+        CheckpointError: there is nothing at the URL.
+        StorageError: the store does not answer.
+    """
+    url = as_url(place)
+    if url is None:
+        yield Path(place)
+        return
+    root = staging_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".outline-", dir=root) as folder:
+        # Names of runs are made of the end of their paths.
+        target = Path(folder, *filter(safe_name, url.split("/")[2:]))
+        if not _outline(open_remote(url), target):
+            raise CheckpointError(f"there is nothing at {url}")
+        yield target
+
+
+def _outline(remote: Remote, target: Path) -> bool:
+    """Copy the outline of what is at ``remote``; return whether there is anything."""
+    folders, files = remote.entries()
+    target.mkdir(parents=True)
+    if CHECKPOINTS not in folders and RUN_FILE not in files:
+        for each in folders:
+            if safe_name(each) and not each.startswith("."):
+                _outline(remote.below(each), target / each)
+        return bool(folders or files)
+    for name, listed in files_of_run(remote).items():
+        fetch_file(remote, name, listed, target)
+    (target / COPY).write_text(f"{remote.url}\n")
+    checkpoints = RemoteCheckpoints(remote).refresh()
+    for name in checkpoints.names():
+        for path, listed in checkpoints.files[name].items():
+            if safe_name(path):
+                file = target / CHECKPOINTS / name / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with open(file, "wb") as empty:
+                    empty.truncate(listed.size)
+        with suppress(CheckpointError):
+            (target / CHECKPOINTS / name / MANIFEST).write_bytes(checkpoints.text(name))
+    if OWNER in files and (target / RUN_FILE).exists():
+        # The newest sign of life of the run.
+        os.utime(target / RUN_FILE, (files[OWNER].modified, files[OWNER].modified))
+    return True
