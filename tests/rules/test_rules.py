@@ -60,6 +60,7 @@ LAYERS = (
         "fit.state",
         "fit.checkpointer",
         "fit.signals",
+        "fit.job_clock",
         "fit.task_checks",
         "fit.strategy_setup",
     },
