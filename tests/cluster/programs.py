@@ -64,10 +64,21 @@ class Program:
         """Return what was printed so far."""
         return self.log.read_text(errors="replace")
 
-    def until(self, text: str) -> None:
-        """Wait until a line with ``text`` is printed."""
-        wait_for(lambda: text in self.text() or self.process.poll() is not None, repr(text))
-        assert text in self.text(), self.text()
+    def until(self, text: str, after: int = 0, times: int = 1) -> int:
+        """Wait until ``text`` is printed; return the position behind it.
+
+        Args:
+            text: what to wait for.
+            after: the position at which the search begins.
+            times: how often it must come.
+        """
+        wait_for(
+            lambda: self.text().count(text, after) >= times or self.process.poll() is not None,
+            repr(text),
+        )
+        printed = self.text()
+        assert printed.count(text, after) >= times, printed
+        return printed.index(text, after) + len(text)
 
     def end(self, limit: float = GUARD) -> int:
         """Wait for the end; return the exit code."""

@@ -69,14 +69,16 @@ class TwoNodes:
         env = {"GLOO_SOCKET_IFNAME": self.links[node], **env}
         return Program([*inside, named, "sh", *words], log, cwd, **env)
 
-    def torchrun(self, node: int, words: Sequence[str], cwd: Path, *options: str) -> Program:
+    def torchrun(
+        self, node: int, words: Sequence[str], cwd: Path, *options: str, **env: str
+    ) -> Program:
         """Start torchrun with a c10d rendezvous on node 0, one rank on each node."""
         agent = [
             *TORCHRUN, "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=lk",
             f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", f"--local-addr={ADDRESSES[node]}",
             f"--rdzv-conf=is_host={int(node == 0)}", *options, *words[2:],
         ]  # fmt: skip
-        return self.start(node, agent, cwd)
+        return self.start(node, agent, cwd, **env)
 
     def by_hand(self, node: int, words: Sequence[str], cwd: Path) -> Program:
         """Start the script with the variables that loopkit's own launcher reads."""
