@@ -240,7 +240,7 @@ class RankProcesses:
         if code > 0 and not records:
             return code
         if rank in reported and code > 0 and self._nodes > 1:
-            others = "one on another machine did, which reports why"
+            others = "one on another machine did; its messages are there"
             print(f"rank {self._first + rank}: ended, as {others}", file=sys.stderr)
         else:
             self._report_unexplained(self._first + rank, code)
