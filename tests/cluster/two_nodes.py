@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -19,6 +20,11 @@ TORCHRUN = [PYTHON, "-m", "torch.distributed.run"]
 def ip(*words: str) -> str:
     """Call iproute2's ip."""
     return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def tc(*words: str) -> str:
+    """Call iproute2's tc."""
+    return subprocess.run(["tc", *words], check=True, capture_output=True, text=True).stdout
 
 
 class TwoNodes:
@@ -94,16 +100,16 @@ class TwoNodes:
         """Join the nodes again."""
         ip("-n", self.spaces[1], "link", "set", self.links[1], "up")
 
-    def disturb(self, *how: str) -> bool:
-        """Delay or lose packets in both directions; return whether this kernel can."""
-        done = [
-            subprocess.run(
-                ["tc", "-n", space, "qdisc", "add", "dev", link, "root", "netem", *how],
-                capture_output=True,
-            )
-            for space, link in zip(self.spaces, self.links)
-        ]
-        return all(each.returncode == 0 for each in done)
+    def narrow(self, rate: str, limit: str) -> None:
+        """Let through few bytes a second in both directions, with a queue of ``limit`` bytes."""
+        shape = ["tbf", "rate", rate, "burst", "1600", "limit", limit]
+        for space, link in zip(self.spaces, self.links):
+            tc("-n", space, "qdisc", "add", "dev", link, "root", *shape)
+
+    def dropped(self) -> int:
+        """Return how many packets were lost since ``narrow``."""
+        shown = "".join(tc("-s", "-n", space, "qdisc", "show") for space in self.spaces)
+        return sum(map(int, re.findall(r"tbf.*?dropped (\d+)", shown, flags=re.DOTALL)))
 
     def processes(self, node: int) -> list[int]:
         """Return the processes that live on a node."""
