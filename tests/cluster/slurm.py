@@ -50,6 +50,7 @@ ReturnToService=2
 JobRequeue=1
 KillWait=30
 MinJobAge=600
+FirstJobId={first}
 NodeName={nodes[0]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=2000
 NodeName={nodes[1]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=2000
 PartitionName=low Nodes=ALL Default=YES MaxTime=30 State=UP PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE
@@ -73,7 +74,15 @@ class Slurm:
         hosts = Path("/etc/hosts").read_text()
         (directory / "hosts").write_text(f"{hosts}\n127.0.0.1 {' '.join(NODES)}\n")
         ports = [free_port() for _ in range(3)]
-        about = {"here": directory, "host": platform.node(), "ports": ports, "nodes": NODES}
+        # A port follows from the number of a job: another cluster on this machine has others.
+        first = 1000 + os.getpid() % 15000
+        about = {
+            "first": first,
+            "here": directory,
+            "host": platform.node(),
+            "ports": ports,
+            "nodes": NODES,
+        }
         (directory / "slurm.conf").write_text(CONFIGURATION.format(**about))
         try:
             self._start_daemons()
