@@ -118,6 +118,9 @@ def _from_torchrun(env: Mapping[str, str]) -> RankInfo:
             f"this pod is to run {env['PET_NPROC_PER_NODE']} processes: start the script with torchrun, "
             "as command: [torchrun, train.py]"
         )
+    of_agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    # A store of rank 0 is new in each attempt. Agents on several machines count restarts apart.
+    restarts = env.get("TORCHELASTIC_RESTART_COUNT", "0") if of_agent else "0"
     try:
         rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
         local_size = int(env.get("LOCAL_WORLD_SIZE", 1 if is_pod else size))
@@ -131,8 +134,8 @@ def _from_torchrun(env: Mapping[str, str]) -> RankInfo:
             local_size=local_size,
             host=env.get("MASTER_ADDR", "127.0.0.1"),
             port=int(env["MASTER_PORT"]),
-            attempt=env.get("LOOPKIT_ATTEMPT", env.get("TORCHELASTIC_RESTART_COUNT", "0")),
-            hosted="LOOPKIT_PARENT" in env or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            attempt=env.get("LOOPKIT_ATTEMPT", restarts),
+            hosted="LOOPKIT_PARENT" in env or of_agent,
             nodes=int(nodes) if nodes else None,
         )
     except (KeyError, ValueError) as error:

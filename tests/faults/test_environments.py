@@ -111,3 +111,11 @@ def test_who_cannot_be_reached_is_said_by_each_side(monkeypatch):
         [0], {0: {**report, "machine": "node0 (10.0.0.1)"}}, "node0 (10.0.0.1)"
     )
     assert same.startswith("rank 0 stopped: no heartbeat")
+
+
+def test_machines_that_count_restarts_apart_meet_in_a_new_store():
+    env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": "1"}
+    both = [{**env, "TORCHELASTIC_RESTART_COUNT": count} for count in ("0", "2")]
+    assert {find_rank_info(each).attempt for each in both} == {"0"}
+    shared = {**both[1], "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert find_rank_info(shared).attempt == "2", "a store that outlives an attempt"
