@@ -148,7 +148,7 @@ TRAINER_NAMES: Mapping[str, str] = {
     "eval_use_gather_object": Reason("outputs of any type are gathered"),
     "eval_accumulation_steps": Reason("outputs move to the CPU after every batch"),
     "batch_eval_metrics": Reason("metrics with update() get every batch as it comes"),
-    "save_on_each_node": Reason("one process saves"),
+    "save_on_each_node": "checkpoint=Checkpoint(save_on_each_node=True)",
     "hub_token": Reason("set $HF_TOKEN, or call `hf auth login`: loopkit takes no token"),
     "accelerator_config": Reason("each of its parts is an option of Fit or Loader"),
     "parallelism_config": Reason("choose a strategy: DDP, FSDP(replicas=...), DeepSpeed or TensorParallel"),

@@ -52,6 +52,8 @@ class Checkpoint:
         load_best: load the best checkpoint's weights into the task when the run ends.
         weights_only: save only parameters and buffers. Such a checkpoint cannot be resumed.
         background: write in a thread while training continues.
+        save_on_each_node: each machine keeps checkpoints in a ``run_dir`` on a disk of its own.
+            It needs ``run_dir=``. By default all machines share one directory.
 
     Raises:
         OptionError: a value that is not accepted.
@@ -64,6 +66,7 @@ class Checkpoint:
     load_best: bool = False
     weights_only: bool = False
     background: bool = True
+    save_on_each_node: bool = False
 
     def __post_init__(self) -> None:
         Duration.parse(self.every, "Checkpoint(every=)")
@@ -95,6 +98,8 @@ class Options:
         epochs: passes over the data, which may be a fraction; 1 where no limit is given.
         steps: optimizer steps. Of several limits, the first that is reached ends the run.
         time: how long to train: "2 h", "30 min", or seconds.
+        job_margin: how long before the end of its SLURM job a run saves and ends: "5 min", seconds,
+            "auto" (2 minutes, or a tenth of a short job), or False, which lets SLURM end it.
         batch_size: samples per device and micro-batch, where the task returns a Dataset.
         eval_batch_size: samples per device and batch in evaluation and prediction; None takes
             batch_size.
@@ -158,6 +163,7 @@ class Options:
     epochs: int | float | None = None
     steps: int | None = None
     time: str | int | float | None = None
+    job_margin: str | int | float | bool = "auto"
     batch_size: int = 32
     eval_batch_size: int | None = None
     global_batch_size: int | None = None
@@ -260,14 +266,10 @@ class Options:
                     "eval_after='never' names no point of training: "
                     "to switch evaluation off, give eval_every='never'"
                 )
-        if isinstance(self.time, (int, float)):
-            is_time = self.time > 0
-        else:
-            is_time = self.time is None or Duration.parse(self.time, "time").unit == "second"
-        if not is_time:
-            raise OptionError(
-                f"time={self.time!r}: give a length of time above 0, such as '30 min' or seconds"
-            )
+        if self.time is not None:
+            _seconds(self.time, "time")
+        if self.job_margin is not False and self.job_margin != "auto":
+            _seconds(self.job_margin, "job_margin")
 
     def _check_objects(self) -> None:
         if not isinstance(self.hooks, Iterable):
@@ -283,6 +285,11 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, (bool, kind)):
                 raise OptionError(f"{name}={value!r}: give True, False or a {kind.__name__}(...)")
+        saves = self.saves()
+        if saves is not None and saves.save_on_each_node and self.run_dir is None:
+            raise OptionError(
+                "Checkpoint(save_on_each_node=True) needs run_dir=, the directory on each machine's disk"
+            )
         for name in ("step", "epoch", "eval", "predict"):
             loop = getattr(self, name)
             is_loop = not isinstance(loop, type) and callable(getattr(loop, "run", None))
@@ -309,13 +316,34 @@ class Options:
 
     def seconds(self) -> float | None:
         """Return the time limit in seconds; None without one."""
-        if self.time is None or isinstance(self.time, (int, float)):
-            return self.time
-        return float(Duration.parse(self.time, "time").amount)
+        return None if self.time is None else _seconds(self.time, "time")
+
+    def job_margin_seconds(self) -> float | None:
+        """Return the seconds that ``job_margin`` gives; None for "auto"."""
+        return None if self.job_margin == "auto" else _seconds(self.job_margin, "job_margin")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON values; settings as text, other objects by their class."""
         return {option.name: _as_json(getattr(self, option.name)) for option in fields(self)}
+
+
+def _seconds(value: str | int | float, option: str) -> float:
+    """Return the seconds of a length of time above 0.
+
+    Raises:
+        OptionError: it is none.
+    """
+    seconds = 0.0
+    if isinstance(value, str):
+        duration = Duration.parse(value, option)
+        seconds = float(duration.amount) if duration.unit == "second" else 0.0
+    elif not isinstance(value, bool):
+        seconds = value
+    if seconds > 0:
+        return seconds
+    raise OptionError(
+        f"{option}={value!r}: give a length of time above 0, such as '30 min' or seconds"
+    )
 
 
 def _as_json(value: Any) -> Any:

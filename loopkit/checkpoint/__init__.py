@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     )
     from loopkit.checkpoint.format import checkpoints_dir
     from loopkit.checkpoint.lock import LOCK, RunLock
+    from loopkit.checkpoint.node_disks import (
+        NodeDisks,
+        complete_on_nodes,
+        find_on_nodes,
+        write_on_nodes,
+    )
     from loopkit.checkpoint.reader import read_checkpoint, verify_checkpoint
     from loopkit.checkpoint.retention import apply_retention, to_delete
     from loopkit.checkpoint.schema import check_state, reading
@@ -38,6 +44,7 @@ _HOMES = {
     ),
     "format": ("checkpoints_dir",),
     "lock": ("LOCK", "RunLock"),
+    "node_disks": ("NodeDisks", "complete_on_nodes", "find_on_nodes", "write_on_nodes"),
     "reader": ("read_checkpoint", "verify_checkpoint"),
     "retention": ("apply_retention", "to_delete"),
     "schema": ("check_state", "reading"),
@@ -50,10 +57,11 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "LOCK", "BackgroundWriter", "Entry", "RunLock", "Shard", "ShardedTensor", "Snapshot", "Store", "apply_retention",
-    "check_state", "checkpoints_dir", "clean", "detach_after", "has_checkpoints", "load_checkpoint", "load_newest",
-    "load_snapshot", "newest_valid", "read_checkpoint", "reading", "resolve_checkpoint", "scan", "sync_logs",
-    "to_delete", "verify_checkpoint", "write_checkpoint", "write_sharded",
+    "LOCK", "BackgroundWriter", "Entry", "NodeDisks", "RunLock", "Shard", "ShardedTensor", "Snapshot", "Store",
+    "apply_retention", "check_state", "checkpoints_dir", "clean", "complete_on_nodes", "detach_after", "find_on_nodes",
+    "has_checkpoints", "load_checkpoint", "load_newest", "load_snapshot", "newest_valid", "read_checkpoint", "reading",
+    "resolve_checkpoint", "scan", "sync_logs", "to_delete", "verify_checkpoint", "write_checkpoint", "write_on_nodes",
+    "write_sharded",
 ]  # fmt: skip
 
 # To define a Task, nothing of this is needed.

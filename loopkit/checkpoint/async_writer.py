@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loopkit.checkpoint.node_disks import NodeDisks, write_on_nodes
 from loopkit.checkpoint.safetensors_io import find_aliases
 from loopkit.checkpoint.sharded_writer import write_sharded
 from loopkit.checkpoint.snapshot import Shard, Snapshot
@@ -34,6 +35,8 @@ class BackgroundWriter:
             alone. Retention uses it.
         communicator: if given, its ranks write each checkpoint together, each from its own writer.
             It must be a process group of its own, because the collectives run in the threads.
+        disks: if given, each machine keeps checkpoints on its own disk, and ``after`` is called on
+            one rank of each. Its communicator is ``communicator``.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class BackgroundWriter:
         run_dir: Path,
         after: Callable[[Path], object] | None = None,
         communicator: Communicator | None = None,
+        disks: NodeDisks | None = None,
     ):
         self._communicator = communicator
+        self._disks = disks
         self._store = store
         self._run_dir = run_dir
         self._after = after
@@ -121,15 +126,19 @@ class BackgroundWriter:
             raise failure
 
     def _run(self, pending: PendingCheckpoint, wait_for_copies: Callable[[], None]) -> None:
-        communicator = self._communicator
+        communicator, disks = self._communicator, self._disks
+        writes = communicator is None or communicator.rank == 0
         try:
             wait_for_copies()
-            if communicator is None:
+            if disks is not None:
+                path = write_on_nodes(self._store, self._run_dir, pending, disks)
+                writes = disks.leads
+            elif communicator is None:
                 path = write_checkpoint(self._store, self._run_dir, pending)
             else:
                 path = write_sharded(self._store, self._run_dir, pending, communicator)
             self._finished.append(path)
-            if self._after is not None and (communicator is None or communicator.rank == 0):
+            if self._after is not None and writes:
                 self._after(path)
         except BaseException as error:
             self._failure = error

@@ -21,6 +21,7 @@ LATEST = "latest"
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
+SHARDS = "shards"
 STAGING = ".staging-"
 DELETING = ".deleting-"
 

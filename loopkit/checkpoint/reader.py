@@ -15,6 +15,7 @@ from loopkit.checkpoint.format import (
     MANIFEST,
     MAX_EXTRA,
     MAX_JSON,
+    SHARDS,
     STATE,
     load_json,
     parse_name,
@@ -120,14 +121,45 @@ def verify_checkpoint(store: Store, directory: Path) -> list[str]:
         manifest = read_manifest(store, directory)
     except CorruptCheckpointError as error:
         return [str(error)]
-    problems = []
+    found = _verify_files(store, directory, manifest)
+    return [
+        problem
+        for path, problem in found.items()
+        if problem and not _is_elsewhere(store, directory, path)
+    ]
+
+
+def valid_files(store: Store, directory: Path, manifest: Manifest) -> list[str]:
+    """Return the paths of the files of a checkpoint that are here with every byte as written.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    found = _verify_files(store, directory, manifest)
+    return [path for path, problem in found.items() if not problem]
+
+
+def _verify_files(store: Store, directory: Path, manifest: Manifest) -> dict[str, str]:
+    """Read every file; return what is wrong with each, "" if nothing is."""
+    problems = {}
     located = _chunks_by_file(manifest)
-    for record in manifest.files.values():
+    for path, record in manifest.files.items():
+        problems[path] = ""
         try:
-            _read_file(store, directory, record, located.get(record.path), into=None, verify=True)
+            _read_file(store, directory, record, located.get(path), into=None, verify=True)
         except CorruptCheckpointError as error:
-            problems.append(str(error))
+            problems[path] = str(error)
     return problems
+
+
+def _is_elsewhere(store: Store, directory: Path, name: str) -> bool:
+    """Return whether a file is a shard that another machine keeps on a disk of its own."""
+    path = directory / name
+    return (
+        store.partial
+        and name.startswith(f"{SHARDS}/")
+        and path.name not in store.names(path.parent)
+    )
 
 
 def check_sizes(store: Store, directory: Path, manifest: Manifest) -> None:
@@ -141,6 +173,8 @@ def check_sizes(store: Store, directory: Path, manifest: Manifest) -> None:
             with store.open(directory, record.path) as file:
                 _check_size(file, record)
         except FileNotFoundError:
+            if _is_elsewhere(store, directory, record.path):
+                continue
             raise CorruptCheckpointError(f"{directory / record.path} is missing") from None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loopkit.checkpoint import safetensors_io
-from loopkit.checkpoint.format import TENSORS, checkpoints_dir
+from loopkit.checkpoint.format import SHARDS, TENSORS, checkpoints_dir
 from loopkit.checkpoint.manifest import Chunk, FileRecord, Manifest, TensorRecord
 from loopkit.checkpoint.snapshot import Shard, Snapshot
 from loopkit.checkpoint.staging import removed_on_error, staging_name
@@ -26,8 +26,6 @@ from loopkit.errors import LoopkitError
 
 if TYPE_CHECKING:
     from loopkit.distributed.communicator import Communicator
-
-SHARDS = "shards"
 
 
 @dataclass
@@ -68,12 +66,7 @@ def write_sharded(
         return staging
 
     staging = communicator.run_on_rank_zero(stage)
-    try:
-        rank = communicator.rank
-        manifest = write_files(store, staging, _without_shards(pending)) if rank == 0 else None
-        written = replace(_write_shards(store, staging, pending, rank), manifest=manifest)
-    except (LoopkitError, OSError) as error:
-        written = RankFiles(error=error)
+    written = write_rank_files(store, staging, pending, communicator.rank)
     gathered = communicator.all_gather_object(written)
 
     def finish() -> Path:
@@ -83,6 +76,17 @@ def write_sharded(
 
     path: Path = communicator.run_on_rank_zero(finish)
     return path
+
+
+def write_rank_files(
+    store: Store, staging: Path, pending: PendingCheckpoint, rank: int
+) -> RankFiles:
+    """Write the shards of this rank, and on rank 0 everything else; an error is part of the result."""
+    try:
+        manifest = write_files(store, staging, _without_shards(pending)) if rank == 0 else None
+        return replace(_write_shards(store, staging, pending, rank), manifest=manifest)
+    except (LoopkitError, OSError) as error:
+        return RankFiles(error=error)
 
 
 def _without_shards(pending: PendingCheckpoint) -> PendingCheckpoint:
@@ -125,21 +129,27 @@ def _write_shards(store: Store, staging: Path, pending: PendingCheckpoint, rank:
 def _finish(store: Store, staging: Path, gathered: list[RankFiles]) -> Path:
     """On rank 0: merge the ranks' files into one manifest, and publish the checkpoint."""
     with removed_on_error(store, staging):
-        for written in gathered:
-            if written.error is not None:
-                raise written.error
-        manifest, aliases = gathered[0].manifest, gathered[0].aliases
-        assert manifest is not None
-        for written in gathered:
-            _merge(manifest, written)
-        manifest.aliases = {
-            prefix: {**manifest.aliases.get(prefix, {}), **aliases.get(prefix, {})}
-            for prefix in manifest.aliases.keys() | aliases.keys()
-        }
+        manifest = merged(gathered)
         store.sync_dir(staging / SHARDS)
         final, digest = publish(store, staging, manifest)
     point_latest(store, final, manifest, digest)
     return final
+
+
+def merged(gathered: list[RankFiles]) -> Manifest:
+    """Return the manifest of what all ranks wrote; raise the first error of any of them."""
+    for written in gathered:
+        if written.error is not None:
+            raise written.error
+    manifest, aliases = gathered[0].manifest, gathered[0].aliases
+    assert manifest is not None
+    for written in gathered:
+        _merge(manifest, written)
+    manifest.aliases = {
+        prefix: {**manifest.aliases.get(prefix, {}), **aliases.get(prefix, {})}
+        for prefix in manifest.aliases.keys() | aliases.keys()
+    }
+    return manifest
 
 
 def _merge(manifest: Manifest, written: RankFiles) -> None:

@@ -56,12 +56,15 @@ class Store:
         maps: leave the verified tensors of the model and the optimizer in their files, memory
             mapped, for callers who need only parts of them. A tensor that lies in several pieces is
             returned as a :class:`~loopkit.checkpoint.snapshot.ShardedTensor`.
+        partial: a shard that is missing is one that another machine keeps on its own disk.
     """
 
     maps = False
+    partial = False
 
-    def __init__(self, *, maps: bool = False) -> None:
+    def __init__(self, *, maps: bool = False, partial: bool = False) -> None:
         self.maps = maps
+        self.partial = partial
 
     def _op(self, kind: str, path: Path, extra: Any = None) -> None:
         """Hook for tests, called before each operation.

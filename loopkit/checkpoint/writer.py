@@ -128,14 +128,22 @@ def sync_logs(store: Store, run_dir: Path, logs: Iterable[Path]) -> None:
         store.sync_dir(folder)
 
 
-def publish(store: Store, staging: Path, manifest: Manifest) -> tuple[Path, str]:
+def publish(
+    store: Store, staging: Path, manifest: Manifest, generation: int | None = None
+) -> tuple[Path, str]:
     """Give a staged checkpoint its manifest and its name, durably.
+
+    Args:
+        store: does the file operations.
+        staging: the directory that holds everything but the manifest.
+        manifest: of what it holds.
+        generation: of this step; None takes the next one.
 
     Returns:
         The checkpoint's directory, and the digest of its manifest.
     """
     parent = staging.parent
-    manifest.generation = _next_generation(store, parent, manifest)
+    manifest.generation = generation or next_generation(store, parent, manifest)
     final = parent / step_name(manifest.meta["step"], manifest.generation)
     digest = _commit(store, staging, final, manifest)
     logger.info("saved checkpoint %s", final)
@@ -168,7 +176,8 @@ def write_files(store: Store, staging: Path, pending: PendingCheckpoint) -> Mani
     return manifest
 
 
-def _next_generation(store: Store, parent: Path, manifest: Manifest) -> int:
+def next_generation(store: Store, parent: Path, manifest: Manifest) -> int:
+    """Return the generation of a new checkpoint of a step: 1, or one more than the newest there."""
     found = [key for name in store.names(parent) if (key := parse_name(name))]
     step = manifest.meta["step"]
     return 1 + max((key[1] for key in found if key[0] == step), default=0)

@@ -38,8 +38,8 @@ class Communicator:
         """Return the ``value`` of each member, in order, on rank 0; an empty list on the others."""
         return [value]
 
-    def broadcast_object(self, value: T) -> T:
-        """Return the ``value`` of rank 0 on every rank."""
+    def broadcast_object(self, value: T, source: int = 0) -> T:
+        """Return the ``value`` of member ``source`` on every rank."""
         return value
 
     def run_on_rank_zero(self, function: Callable[[], T]) -> T:
@@ -104,10 +104,10 @@ class ProcessGroupCommunicator(Communicator):
         dist.gather_object(sent, gathered, dst=0, group=self._group)
         return (gathered or [])[:: self._tp_size]
 
-    def broadcast_object(self, value: T) -> T:
+    def broadcast_object(self, value: T, source: int = 0) -> T:
         """See ``Communicator``."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        dist.broadcast_object_list(box, src=source * self._tp_size, group=self._group)
         return box[0]
 
     def run_on_rank_zero(self, function: Callable[[], T]) -> T:

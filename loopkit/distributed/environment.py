@@ -35,6 +35,55 @@ class RankInfo:
     nodes: int | None = None
 
 
+@dataclass(frozen=True)
+class NodeInfo:
+    """One of several machines on which the same script is started by hand.
+
+    Attributes:
+        node_rank: the number of this machine; machine 0 holds the store where the ranks meet.
+        host, port: the address of machine 0, and a free port there.
+        nodes: the number of machines.
+    """
+
+    node_rank: int = 0
+    host: str = "127.0.0.1"
+    port: int = 0
+    nodes: int = 1
+
+
+ONE_MACHINE = NodeInfo()
+
+
+def find_node_info(nodes: int, env: Mapping[str, str] = os.environ) -> NodeInfo:
+    """Return which of ``nodes`` machines this is, by NODE_RANK, MASTER_ADDR and MASTER_PORT.
+
+    Kubeflow's trainer writes PET_NODE_RANK and so on, as torchrun reads them.
+
+    Raises:
+        OptionError: one of the variables is missing, or NODE_RANK is not below ``nodes``.
+    """
+    names = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+    given = {name: env[f"PET_{name}"] for name in names if f"PET_{name}" in env} | dict(env)
+    try:
+        rank, port = int(given["NODE_RANK"]), int(given["MASTER_PORT"])
+        host = given["MASTER_ADDR"]
+    except (KeyError, ValueError):
+        raise OptionError(
+            f"nodes={nodes}: start the script on each machine, with torchrun --nnodes {nodes} (or "
+            "srun), or with NODE_RANK=0 (1, ...), MASTER_ADDR=<machine 0> and MASTER_PORT=<a free "
+            "port there> in the environment"
+        ) from None
+    if not 0 <= rank < nodes:
+        raise OptionError(f"NODE_RANK={rank}, and nodes={nodes}: give 0 to {nodes - 1}")
+    return NodeInfo(rank, host, port, nodes)
+
+
+def nodes_started(env: Mapping[str, str] = os.environ) -> int:
+    """Return on how many machines Kubernetes runs this program, as torchrun would read it; else 1."""
+    known = env.get("PET_NNODES", "1").rpartition(":")[2]
+    return int(known) if known.isdigit() else 1
+
+
 def is_rank_zero(env: Mapping[str, str] = os.environ) -> bool:
     """Return whether this process prints results and writes files: it is rank 0, or it runs alone."""
     if "RANK" in env:
@@ -62,21 +111,31 @@ def find_rank_info(env: Mapping[str, str] = os.environ) -> RankInfo | None:
 
 
 def _from_torchrun(env: Mapping[str, str]) -> RankInfo:
+    # A PyTorchJob numbers its pods, each of which has devices of its own.
+    is_pod = "KUBERNETES_SERVICE_HOST" in env and "LOCAL_RANK" not in env
+    if is_pod and env.get("PET_NPROC_PER_NODE", "1") not in ("1", "auto"):
+        raise OptionError(
+            f"this pod is to run {env['PET_NPROC_PER_NODE']} processes: start the script with torchrun, "
+            "as command: [torchrun, train.py]"
+        )
+    of_agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    # A store of rank 0 is new in each attempt. Agents on several machines count restarts apart.
+    restarts = env.get("TORCHELASTIC_RESTART_COUNT", "0") if of_agent else "0"
     try:
         rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-        local_size = int(env.get("LOCAL_WORLD_SIZE", size))
+        local_size = int(env.get("LOCAL_WORLD_SIZE", 1 if is_pod else size))
         nodes = env.get("GROUP_WORLD_SIZE")
         if nodes is None and size % local_size == 0:
             nodes = str(size // local_size)
         return RankInfo(
             rank=rank,
             size=size,
-            local_rank=int(env.get("LOCAL_RANK", rank)),
+            local_rank=int(env.get("LOCAL_RANK", 0 if is_pod else rank)),
             local_size=local_size,
             host=env.get("MASTER_ADDR", "127.0.0.1"),
             port=int(env["MASTER_PORT"]),
-            attempt=env.get("LOOPKIT_ATTEMPT", env.get("TORCHELASTIC_RESTART_COUNT", "0")),
-            hosted="LOOPKIT_PARENT" in env or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            attempt=env.get("LOOPKIT_ATTEMPT", restarts),
+            hosted="LOOPKIT_PARENT" in env or of_agent,
             nodes=int(nodes) if nodes else None,
         )
     except (KeyError, ValueError) as error:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from loopkit.errors import DataError, HungError, LoopkitError
 from loopkit.files import write_file
@@ -31,6 +31,19 @@ _HANG_SIGNS = (
     "Watchdog caught collective operation timeout",
     "wait timeout",
 )
+
+
+class Diagnosis(NamedTuple):
+    """What is known of a hang.
+
+    Attributes:
+        text: which rank did not come, or cannot be reached.
+        cut_off: whether this machine cannot reach the others. A launcher that waits for them may
+            never report anything.
+    """
+
+    text: str
+    cut_off: bool = False
 
 
 def started_by_launcher() -> bool:
@@ -70,7 +83,7 @@ class FailureReporter:
             returns what is known of them.
     """
 
-    def __init__(self, rank: int, diagnose: Callable[[], str]) -> None:
+    def __init__(self, rank: int, diagnose: Callable[[], Diagnosis]) -> None:
         self.rank = rank
         self.diagnose = diagnose
 
@@ -88,11 +101,12 @@ class FailureReporter:
         """Report ``error``, shown as ``text``, and exit."""
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
         code = error.exit_code if isinstance(error, LoopkitError) else code
-        kind = kind_of(error)
+        kind, cut_off = kind_of(error), False
         if kind == "hang":
             code = HungError.exit_code
-            text = f"loopkit.errors.HungError: {self.diagnose()}\n{_first_line(error)}"
-        self._report(kind, text, code)
+            found, cut_off = self.diagnose()
+            text = f"loopkit.errors.HungError: {found}\n{_first_line(error)}"
+        self._report(kind, text, code, cut_off=cut_off)
         _wait_for_saves()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -101,14 +115,14 @@ class FailureReporter:
             time.sleep(_GRACE)
         os._exit(code)
 
-    def _report(self, kind: FailureKind, text: str, code: int) -> None:
+    def _report(self, kind: FailureKind, text: str, code: int, *, cut_off: bool) -> None:
         if started_by_launcher():
             directory = Path(os.environ["LOOPKIT_LAUNCH"])
             record = {"rank": self.rank, "kind": kind, "text": text, "code": code}
             _write(directory / f"failure-{self.rank}.json", {**record, "at": time.time_ns()})
         elif kind == "propagated":
             print(f"rank {self.rank}: ended, as another rank did", file=sys.stderr)
-        elif "TORCHELASTIC_ERROR_FILE" in os.environ:
+        elif "TORCHELASTIC_ERROR_FILE" in os.environ and not cut_off:
             # torchrun shows this file last and once.
             details = {
                 "py_callstack": f"rank {self.rank}: {text}",

@@ -24,6 +24,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from loopkit.distributed.environment import ONE_MACHINE, NodeInfo
+from loopkit.errors import OptionError
+
 # All in seconds.
 _POLL_INTERVAL = 0.02
 _TIME_TO_REPORT = 2.0
@@ -57,7 +60,7 @@ def ending_signals() -> list[int]:
     return numbers
 
 
-def launch(count: int, command: Sequence[str]) -> int:
+def launch(count: int, command: Sequence[str], node: NodeInfo = ONE_MACHINE) -> int:
     """Run ``command`` as ``count`` ranks on this machine, and watch them to their end.
 
     SIGTERM, SIGHUP, SIGINT and SIGUSR1 are forwarded to the ranks, once each. When a rank fails, the others
@@ -67,21 +70,47 @@ def launch(count: int, command: Sequence[str]) -> int:
     Returns:
         The exit code: 0, or that of the failure.
     """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     sys.stdout.flush()
-    # Held here, the store outlives any rank, and the system chooses its port.
-    store = TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
-    )
+    # Held here, the store outlives any rank. On one machine the system chooses its port.
+    store = hold_store(node.host, node.port) if node.node_rank == 0 else None
     directory = Path(tempfile.mkdtemp(prefix="loopkit-launch-"))
-    ranks = RankProcesses(command, count, directory, port=store.port)
+    ranks = RankProcesses(command, count, directory, port=store.port if store else None, node=node)
     try:
         with ranks.forwarding_signals():
             return ranks.watch()
     finally:
         ranks.kill()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def hold_store(host: str, port: int) -> Any:
+    """Return a store that this process holds.
+
+    Args:
+        host: a name or address of this machine.
+        port: where to listen; 0 takes a free port.
+
+    Raises:
+        OptionError: the port is taken.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    try:
+        return TCPStore(
+            host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+        )
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise OptionError(port_is_taken(port)) from error
+
+
+def port_is_taken(port: int) -> str:
+    """Return an error text: another process has the port where the ranks are to meet."""
+    return (
+        f"port {port}, where the ranks are to meet, is taken by another process on this machine, "
+        "perhaps another job: set MASTER_PORT to a free one for all ranks"
+    )
 
 
 class RankProcesses:
@@ -91,26 +120,37 @@ class RankProcesses:
         command: what each rank runs.
         count: the number of ranks.
         directory: where ranks write failure records, and all but rank 0 their stderr.
-        port: of the store where the ranks meet.
+        port: of the store where the ranks meet; None takes that of ``node``.
+        node: which machine this is, of how many.
     """
 
-    def __init__(self, command: Sequence[str], count: int, directory: Path, *, port: int) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        count: int,
+        directory: Path,
+        *,
+        port: int | None,
+        node: NodeInfo = ONE_MACHINE,
+    ) -> None:
         self.directory = directory
         self._stopping_since: float | None = None
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+        self._first, self._nodes = node.node_rank * count, node.nodes
         shared = {
-            "WORLD_SIZE": count,
+            "WORLD_SIZE": count * node.nodes,
             "LOCAL_WORLD_SIZE": count,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_ADDR": node.host,
+            "MASTER_PORT": port or node.port,
             "OMP_NUM_THREADS": threads,
             "LOOPKIT_LAUNCH": directory,
             "LOOPKIT_PARENT": os.getpid(),
         }
         self.processes: list[subprocess.Popen[bytes]] = []
-        for rank in range(count):
+        for local_rank in range(count):
+            rank = self._first + local_rank
             env = {**os.environ, **{name: str(value) for name, value in shared.items()}}
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(local_rank)}
             # What a script prints shows once. Each rank has a session of its own, so that Ctrl-C
             # reaches it once, through this process.
             stderr: IO[bytes] | None = None if rank == 0 else self._stderr_of(rank).open("wb")
@@ -164,7 +204,7 @@ class RankProcesses:
         failed_at = 0.0
         while True:
             codes = [process.poll() for process in self.processes]
-            failed = [rank for rank, code in enumerate(codes) if code]
+            failed = [number for number, code in enumerate(codes) if code]
             if first is None and failed:
                 first, failed_at = failed[0], time.monotonic()
             if None not in codes:
@@ -180,8 +220,8 @@ class RankProcesses:
         """Print the cause of the failure and return its exit code.
 
         Args:
-            first: the rank that was seen to end first.
-            codes: the exit code of each rank; None where this process killed the rank.
+            first: the local rank that was seen to end first.
+            codes: the exit code of each local rank; None where this process killed the rank.
         """
         paths = sorted(self.directory.glob("failure-*.json"))
         records = [json.loads(path.read_text()) for path in paths]
@@ -192,14 +232,18 @@ class RankProcesses:
             cause = min(causes, key=lambda record: record["at"])
             print(f"rank {cause['rank']} failed:\n{cause['text']}", file=sys.stderr)
             return int(cause["code"])
-        reported = {record["rank"] for record in records}
+        reported = {record["rank"] - self._first for record in records}
         ended = [rank for rank in (first, *range(len(codes))) if codes[rank] is not None]
         rank = next((rank for rank in ended if rank not in reported), first)
         code = codes[rank] or 0
         # A rank that ends itself, as SystemExit(143) does, has printed why.
         if code > 0 and not records:
             return code
-        self._report_unexplained(rank, code)
+        if rank in reported and code > 0 and self._nodes > 1:
+            others = "one on another machine did; its messages are there"
+            print(f"rank {self._first + rank}: ended, as {others}", file=sys.stderr)
+        else:
+            self._report_unexplained(self._first + rank, code)
         return 128 - code if code < 0 else code or 1
 
     def _report_unexplained(self, rank: int, code: int) -> None:

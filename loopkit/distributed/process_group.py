@@ -21,6 +21,7 @@ from loopkit.checks import checked_number
 from loopkit.devices import find_device
 from loopkit.distributed.communicator import Communicator, ProcessGroupCommunicator
 from loopkit.distributed.environment import RankInfo, find_rank_info
+from loopkit.distributed.launcher import port_is_taken
 from loopkit.errors import OptionError
 
 # The meshes of a default process group, which end with it.
@@ -152,10 +153,7 @@ def _connect(rank_info: RankInfo, limit: timedelta) -> TCPStore:
         )
     except RuntimeError as error:
         if is_master and "EADDRINUSE" in str(error):
-            raise OptionError(
-                f"port {rank_info.port}, where the ranks are to meet, is taken by another process on "
-                "this machine, perhaps another job: set MASTER_PORT to a free one for all ranks"
-            ) from error
+            raise OptionError(port_is_taken(rank_info.port)) from error
         raise
 
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import platform
 import re
+import shutil
 import sys
 import time
 import uuid
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from loopkit.checkpoint import checkpoints_dir
+from loopkit.checkpoint import NodeDisks, checkpoints_dir
 from loopkit.data.micro_batches import MicroBatchLoader
 from loopkit.distributed.communicator import Communicator
 from loopkit.errors import OptionError, RunDirError
@@ -131,6 +132,32 @@ def check_run_dir(run: Run, run_dir: Path) -> None:
         "ranks must see one run directory. Give run_dir= an absolute path on a disk that all "
         "machines share, or checkpoint=False"
     )
+
+
+def check_node_dirs(disks: NodeDisks, run_dir: Path) -> None:
+    """Check that each machine sees a directory of its own at ``run_dir``; collective.
+
+    Raises:
+        RunDirError: two machines see one directory, or a rank does not see that of its machine.
+    """
+    world = disks.communicator
+    where = run_dir.parent / f".{run_dir.name}-{world.broadcast_object(uuid.uuid4().hex)}"
+    disks.on_each(lambda: where.mkdir(parents=True, exist_ok=True))
+    disks.on_each(lambda: (where / str(world.rank)).touch())
+    seen = sorted(int(path.name) for path in where.glob("*"))
+    everyone = world.all_gather_object(seen)
+    disks.on_each(lambda: shutil.rmtree(where, ignore_errors=True))
+    for rank, signs in enumerate(everyone):
+        if len(signs) > 1:
+            raise RunDirError(
+                f"Checkpoint(save_on_each_node=True), and the machines of ranks "
+                f"{', '.join(map(str, signs))} share {run_dir.absolute()}: leave save_on_each_node "
+                "out, or give a run_dir= on a disk of each machine"
+            )
+        if not signs:
+            raise RunDirError(
+                f"rank {rank} does not see {run_dir} of its machine: give run_dir= an absolute path"
+            )
 
 
 def _appears(path: Path) -> bool:

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from loopkit.checkpoint import (
     BackgroundWriter,
+    NodeDisks,
     Snapshot,
     Store,
     apply_retention,
     checkpoints_dir,
     clean,
+    complete_on_nodes,
     detach_after,
+    find_on_nodes,
     load_checkpoint,
     load_newest,
     load_snapshot,
     scan,
     write_checkpoint,
+    write_on_nodes,
     write_sharded,
 )
 from loopkit.distributed.communicator import Communicator
-from loopkit.errors import CheckpointError, LoopkitError, RunDirError
+from loopkit.distributed.environment import find_rank_info
+from loopkit.errors import CheckpointError, LoopkitError, OptionError, RunDirError
 from loopkit.fit.remote_run import resume_path
 from loopkit.fit.state import check_saveable, load_run_state, run_state
-from loopkit.options import Checkpoint
+from loopkit.options import Checkpoint, Options
 from loopkit.run import Run
 from loopkit.storage import RunStorage
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Checkpointer:
     """Save the state of a run, at once or in the background, and delete old checkpoints.
 
-    Every rank calls each method. Rank 0 writes, or under ``sharded`` every rank its own shards. An
-    error of one rank is raised on all of them.
+    Every rank calls each method. Rank 0 writes, or under ``sharded`` every rank its own shards. With
+    ``disks`` each machine keeps what it needs on its own. An error of one rank is raised on all of
+    them.
 
     Args:
         settings: what is saved, and which checkpoints are kept.
@@ -59,6 +68,7 @@ class Checkpointer:
         *,
         sharded: bool = False,
         storage: RunStorage | None = None,
+        disks: NodeDisks | None = None,
     ) -> None:
         self.settings = settings
         self.run_dir = run_dir
@@ -70,9 +80,14 @@ class Checkpointer:
         self._in_flight: int | None = None  # the step of a background save that is not reported
         self._world = world
         # Background writers exchange messages while training does: in a group of their own.
-        self._writers = world.new_group() if sharded else None
-        self._background = BackgroundWriter(store, run_dir, self._retain, self._writers)
-        world.run_on_rank_zero(lambda: clean(store, run_dir))
+        self._writers = world.new_group() if sharded or disks else None
+        self._sharded, self._disks = sharded, disks
+        if disks is not None and self._writers is not None:
+            self._disks = replace(disks, communicator=self._writers)
+        self._background = BackgroundWriter(
+            store, run_dir, self._retain, self._writers, self._disks
+        )
+        _on_writers(world, disks, lambda: clean(store, run_dir))
 
     def save(self, run: Run, *, again: bool = False) -> None:
         """Save the state of this moment, unless it is saved already.
@@ -93,6 +108,8 @@ class Checkpointer:
             # Retention of the next save may delete the last one: listeners get it before.
             self._report(run, self._on_writing_ranks(self._background.wait))
         snapshot = run_state(run, weights_only=self.settings.weights_only)
+        if self._disks is not None and not self._sharded and self._world.rank != 0:
+            snapshot = replace(snapshot, tensors={})  # those of rank 0 are sent
         self._report(run, self._on_writing_ranks(lambda: self._write(snapshot)))
         self._saved_step = run.progress.step
         self._in_flight = self._saved_step if self.settings.background else None
@@ -131,6 +148,8 @@ class Checkpointer:
         entries = self._world.run_on_rank_zero(lambda: scan(self.store, self.run_dir))
         step = run.record.best.get("step")
         found = [entry.path for entry in entries if entry.step == step and not entry.problem]
+        if found and self._disks is not None and self.settings.load_best:
+            complete_on_nodes(self.store, found[-1], replace(self._disks, communicator=self._world))
         return found[-1] if found else None
 
     def resumed(self, path: Path, step: int) -> None:
@@ -148,11 +167,15 @@ class Checkpointer:
         if self.settings.background:
             self._background.submit(snapshot)
             return []
-        if self._writers is None:
+        writes = self._world.rank == 0
+        if self._disks is not None:
+            path = write_on_nodes(self.store, self.run_dir, snapshot, self._disks)
+            writes = self._disks.leads
+        elif self._writers is None:
             path = write_checkpoint(self.store, self.run_dir, snapshot)
         else:
             path = write_sharded(self.store, self.run_dir, snapshot, self._writers)
-        if self._world.rank == 0:
+        if writes:
             self._retain(path)
         return [path]
 
@@ -189,15 +212,10 @@ def open_checkpointer(run: Run, storage: RunStorage | None = None) -> None:
         CheckpointError: the named checkpoint is missing, does not fit, or cannot be read by every
             rank.
     """
-    options, world = run.options, run.strategy.world
-    store, run_dir = Store(maps=run.strategy.sharded), run.run_dir
+    options, world, disks = run.options, run.strategy.world, node_disks(run)
+    store, run_dir = Store(maps=run.strategy.sharded, partial=disks is not None), run.run_dir
     assert run_dir is not None
-    present = world.run_on_rank_zero(lambda: scan(store, run_dir))
-    if present and options.resume is None:
-        raise RunDirError(
-            f"{options.url or run_dir} holds {len(present)} checkpoint(s), up to {present[-1].path.name}: pass "
-            "resume='auto' to continue from the newest, or another run_dir"
-        )
+    _on_writers(world, disks, lambda: _check_unused(options, store, run_dir))
     settings = options.saves()
     if settings is not None:
         check_saveable(run)
@@ -208,8 +226,14 @@ def open_checkpointer(run: Run, storage: RunStorage | None = None) -> None:
             world,
             sharded=run.strategy.sharded,
             storage=storage,
+            disks=disks,
         )
-    found = _find_on_all_ranks(run, store, run_dir, storage)
+    resume = options.resume
+    if disks is not None and resume == "auto":
+        resume = find_on_nodes(store, run_dir, disks)
+    elif disks is not None and resume is not None:
+        complete_on_nodes(store, Path(resume), disks)
+    found = _find_on_all_ranks(run, store, run_dir, resume, storage)
     if found is None:
         return
     path, snapshot = found
@@ -218,9 +242,40 @@ def open_checkpointer(run: Run, storage: RunStorage | None = None) -> None:
     logger.info("resumed from %s at step %d", path, run.progress.step)
     if path.resolve().parent == checkpoints_dir(run_dir).resolve():
         # Later checkpoints do not belong to this run any more; one would be the newest next time.
-        world.run_on_rank_zero(lambda: _detach_after(store, run_dir, path, storage))
+        _on_writers(world, disks, lambda: _detach_after(store, run_dir, path, storage))
         if run.checkpointer is not None:
             run.checkpointer.resumed(path, run.progress.step)
+
+
+def node_disks(run: Run) -> NodeDisks | None:
+    """Return how the machines share their run directories out; None if they share one.
+
+    Raises:
+        OptionError: the run is kept in a store, which all machines share.
+    """
+    settings, info = run.options.saves(), find_rank_info()
+    if settings is None or not settings.save_on_each_node:
+        return None
+    if run.options.url is not None:
+        raise OptionError(
+            f"save_on_each_node with run_dir={run.options.url!r}: all machines share the store. "
+            "Leave save_on_each_node out, or give a directory"
+        )
+    return NodeDisks(run.strategy.world, leads=info is None or info.local_rank == 0)
+
+
+def _on_writers(world: Communicator, disks: NodeDisks | None, function: Callable[[], T]) -> T:
+    """Call ``function`` on rank 0, or on one rank of each machine that has its own run directory."""
+    return world.run_on_rank_zero(function) if disks is None else disks.on_each(function)
+
+
+def _check_unused(options: Options, store: Store, run_dir: Path) -> None:
+    present = scan(store, run_dir)
+    if present and options.resume is None:
+        raise RunDirError(
+            f"{options.url or run_dir} holds {len(present)} checkpoint(s), up to "
+            f"{present[-1].path.name}: pass resume='auto' to continue from the newest, or another run_dir"
+        )
 
 
 def _detach_after(store: Store, run_dir: Path, path: Path, storage: RunStorage | None) -> None:
@@ -237,14 +292,18 @@ def _detach_after(store: Store, run_dir: Path, path: Path, storage: RunStorage |
 
 
 def _find_on_all_ranks(
-    run: Run, store: Store, run_dir: Path, storage: RunStorage | None
+    run: Run,
+    store: Store,
+    run_dir: Path,
+    resume: str | Path | None,
+    storage: RunStorage | None,
 ) -> tuple[Path, Snapshot] | None:
     """Return the checkpoint that rank 0 finds, as each rank reads it from its own file system."""
     world = run.strategy.world
     local: list[tuple[Path, Snapshot]] = []
 
     def find() -> Path | None:
-        found = _find(run.options.resume, run_dir, store, storage)
+        found = _find(resume, run_dir, store, storage)
         if found is None:
             return None
         local.append(found)

@@ -14,8 +14,8 @@ from loopkit.console import build_progress
 from loopkit.errors import LoopkitError, OptionError
 from loopkit.events import Subscription
 from loopkit.files import sync_entry
-from loopkit.fit.agreement import check_run_dir
-from loopkit.fit.checkpointer import open_checkpointer
+from loopkit.fit.agreement import check_node_dirs, check_run_dir
+from loopkit.fit.checkpointer import node_disks, open_checkpointer
 from loopkit.fit.remote_run import open_storage, wait_for_upload
 from loopkit.fit.run_dir import RunDirectory, choose_run_dir
 from loopkit.fit.run_keeper import RunKeeper
@@ -211,11 +211,13 @@ def close_with(resources: ExitStack, run: Run) -> None:
 def _open_run_dir(run: Run, locks: ExitStack) -> RunDirectory | None:
     """Create the directory of the run on rank 0, lock it and return it; None on other ranks.
 
-    Until it is kept, the end of ``locks`` removes what this start has made.
+    Where machines have disks of their own, one rank of each does. Until the directory is kept, the
+    end of ``locks`` removes what this start has made.
     """
     made: list[RunDirectory] = []
+    disks = node_disks(run)
 
-    def open_on_rank_zero() -> Path:
+    def open_here() -> Path:
         directory = choose_run_dir(run.options, run.task)
         locks.callback(directory.remove)
         held = RunLock(directory.path, str(directory.path))
@@ -226,8 +228,13 @@ def _open_run_dir(run: Run, locks: ExitStack) -> RunDirectory | None:
         sync_entry(directory.path)
         return directory.path
 
-    run_dir = run.strategy.world.run_on_rank_zero(open_on_rank_zero)
-    check_run_dir(run, run_dir)
+    if disks is None:
+        run_dir = run.strategy.world.run_on_rank_zero(open_here)
+        check_run_dir(run, run_dir)
+    else:
+        run_dir = disks.on_each(lambda: Path(run.options.run_dir or ""))
+        check_node_dirs(disks, run_dir)
+        disks.on_each(open_here)
     run.run_dir = run_dir
     return made[0] if made else None
 

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from loopkit.devices import visible_devices
-from loopkit.distributed.environment import RankInfo, find_rank_info
+from loopkit.distributed.environment import (
+    ONE_MACHINE,
+    RankInfo,
+    find_node_info,
+    find_rank_info,
+    nodes_started,
+)
 from loopkit.distributed.failures import FailureReporter
 from loopkit.distributed.heartbeat import Heartbeat
 from loopkit.distributed.launcher import die_with_parent, launch, relaunch_command
@@ -48,24 +54,29 @@ def start_ranks(options: Options) -> int:
         script that the processes could run.
 
     Raises:
-        OptionError: the options ask for more devices than the machine has, or for another number
-            than the launcher has started.
+        OptionError: the options ask for more devices than the machine has, for another number
+            than the launcher has started, or for several machines without a launcher's variables.
         SystemExit: this process only started the ranks, and they have ended.
     """
     rank_info, count = find_rank_info(), processes_wanted(options)
     if rank_info is None:
+        node = ONE_MACHINE
         if options.nodes > 1 and _is_multi_process(options):
+            node = find_node_info(options.nodes)
+        elif nodes_started() > 1 and _is_multi_process(options):
             raise OptionError(
-                f"nodes={options.nodes}: start the script on each machine, with "
-                f"torchrun --nnodes {options.nodes} (or srun)"
+                f"this program was started on {nodes_started()} machines (PET_NNODES): start the script "
+                f"with torchrun, or pass nodes={nodes_started()}"
             )
-        if count == 1:
+        if count * node.nodes == 1:
             return 0
         command = relaunch_command()
+        if command is None and node.nodes > 1:
+            raise OptionError(f"nodes={node.nodes} needs a script, and this session has none")
         if command is None:
             return count
         logger.info("starting %d ranks on this machine", count)
-        raise SystemExit(launch(count, command))
+        raise SystemExit(launch(count, command, node))
     if rank_info.size > 1 and not isinstance(sys.excepthook, FailureReporter):
         die_with_parent()
         _reporter(rank_info).install()

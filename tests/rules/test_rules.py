@@ -62,6 +62,7 @@ LAYERS = (
         "fit.state",
         "fit.checkpointer",
         "fit.signals",
+        "fit.job_clock",
         "fit.task_checks",
         "fit.strategy_setup",
         "fit.remote_run",
