@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.module import register_module_parameter_registration_hook
-
 from torch.utils.weak import WeakIdKeyDictionary
 
 from loopkit.data.batches import map_batch

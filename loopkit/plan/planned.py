@@ -24,8 +24,8 @@ from loopkit.fit.setup import new_run, prepare_training, torch_settings
 from loopkit.fit.strategy_setup import build_strategy
 from loopkit.loops.step import StepLoop
 from loopkit.options import Options
-from loopkit.plan.fakes import fake_parameters, make_fake, resized
 from loopkit.plan.absent_ranks import absent_ranks, send_real_objects
+from loopkit.plan.fakes import fake_parameters, make_fake, resized
 from loopkit.plan.timeline import HOST, KINDS, MemoryTimeline, Peak, tensors_in
 from loopkit.run import Run
 from loopkit.strategies.activation_checkpointing import parse_activation_checkpointing
@@ -279,7 +279,9 @@ def _largest_batch(run: Run) -> tuple[Any, int]:
             if size and (found is None or elements > found[0]):
                 found = elements, batch, size
     if found is None:
-        raise TaskError(f"{name_of(run.task)}.train_data() gives no batch: there is no step to plan")
+        raise TaskError(
+            f"{name_of(run.task)}.train_data() gives no batch: there is no step to plan"
+        )
     return found[1:]
 
 

@@ -107,9 +107,7 @@ class MemoryTimeline(TorchDispatchMode):
         super().__exit__(*error)
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and look at its tensors."""
         if any(kind.__name__ == "DTensor" for kind in types):
             return NotImplemented  # a sharded tensor calls the operator again for its part
