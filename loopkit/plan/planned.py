@@ -105,8 +105,8 @@ class PlannedRun:
     def largest_batch(self, limit: int) -> int:
         """Return the most samples of a micro-batch whose peak is at most ``limit`` bytes; 0 for none.
 
-        The peak grows by about the same for each sample, so a line through the last two peaks is
-        near the limit after a few steps.
+        The peak grows by about the same for each sample, so a line through two peaks finds the limit
+        in a few steps.
         """
         measured: dict[int, int] = {}
         fits, too_many = 0, MOST_SAMPLES + 1
@@ -295,6 +295,8 @@ def _next_size(measured: dict[int, int], limit: int, fits: int, too_many: int) -
         guess = int(low + (limit - at_low) / slope) if slope > 0 else guess
     elif measured[sizes[0]] > limit:
         guess = sizes[0] // 2
+    if too_many in measured and len(measured) % 3 == 0:
+        guess = (fits + too_many) // 2  # where the peaks are no line
     return max(fits + 1, min(guess, too_many - 1))
 
 
