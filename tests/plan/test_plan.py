@@ -31,7 +31,7 @@ LIMITS = dict.fromkeys(cases.CASES, 0.02) | {"convolutions": 0.05}
 def run(*words: str, code: int = 0) -> str:
     """Run a program of this Python in a process that has joined no ranks; return what it prints."""
     done = fork_server.run(
-        [sys.executable, "-m", *words], capture_output=True, text=True, timeout=240
+        [sys.executable, "-m", *words], capture_output=True, text=True, timeout=1000
     )
     assert done.returncode == code, done.stderr
     return done.stdout if code in (0, 1) else done.stderr
