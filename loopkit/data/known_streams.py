@@ -20,7 +20,7 @@ def has_state(part: Any) -> bool:
 
     A shuffle buffer of Hugging Face's ``datasets`` is in no state, and its samples would be lost.
     The data sets of litdata and mosaicml-streaming leave the position to their own loaders: their
-    ``state_dict`` has to be told it.
+    ``state_dict`` takes it as an argument.
     """
     if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
         return False
@@ -82,9 +82,8 @@ def warn_of_inexact(data: Any, what: str) -> None:
 
 def _is_seeded(stage: Any) -> bool:
     """Return whether a ``shuffle`` of webdataset has a seed, its fourth argument."""
-    arguments = getattr(stage, "args", ())
-    seed = getattr(stage, "kw", {}).get("seed", arguments[3] if len(arguments) > 3 else None)
-    return seed is not None
+    fourth = list(getattr(stage, "args", ()))[3:4]
+    return getattr(stage, "kw", {}).get("seed", [*fourth, None][0]) is not None
 
 
 def _parts(data: Any) -> Iterator[Any]:

@@ -65,7 +65,7 @@ class Peak:
         return sum(self.bytes.values())
 
 
-class MemoryTimeline(TorchDispatchMode):
+class MemoryTimeline(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the storages of tensors from allocation to release; enter it around steps.
 
     It sees what torch's operators return, and what they are given that was there before. It does
@@ -77,7 +77,7 @@ class MemoryTimeline(TorchDispatchMode):
     """
 
     def __init__(self, *, updates_on_host: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._update = HOST if updates_on_host else "update"
         self._numbers: Any = WeakIdKeyDictionary()
         self._references: dict[int, Any] = {}
@@ -100,11 +100,11 @@ class MemoryTimeline(TorchDispatchMode):
                 timeline._change(number, storage.nbytes())
 
         torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
