@@ -9,7 +9,17 @@ from loopkit.cli.args.config import fit_parameters
 from loopkit.cli.main import COMMANDS
 
 # Where the options are those of Fit, and a file comes first.
-TASK_COMMANDS = ("fit", "evaluate", "test", "predict", "eject", "lr-find", "sweep", "resume")
+TASK_COMMANDS = (
+    "fit",
+    "evaluate",
+    "test",
+    "predict",
+    "eject",
+    "lr-find",
+    "sweep",
+    "resume",
+    "plan",
+)
 CKPT = ("ls", "verify", "diff", "export", "import")
 
 BASH = """_loopkit() {{

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from loopkit import rng
+from loopkit.data.known_streams import has_state
 from loopkit.errors import DataError, LoopkitWarning
 
 
@@ -155,9 +156,9 @@ class IterableState:
 
 
 def _stateful(batches: Any) -> Any:
-    if _has_state(batches):
+    if has_state(batches):
         return batches
-    if not isinstance(batches, DataLoader) or not _has_state(batches.dataset):
+    if not isinstance(batches, DataLoader) or not has_state(batches.dataset):
         return None
     if not batches.num_workers:
         return batches.dataset if isinstance(batches.dataset, IterableDataset) else None
@@ -172,13 +173,9 @@ def _stateful(batches: Any) -> Any:
     return None
 
 
-def _has_state(part: Any) -> bool:
-    return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
-
-
 def _generators(batches: Any) -> list[torch.Generator]:
     """Return the generators of a DataLoader, of its samplers, and of a sampler's own sampler."""
-    if not isinstance(batches, DataLoader) or _has_state(batches):
+    if not isinstance(batches, DataLoader) or has_state(batches):
         return []
     waiting: list[Any] = [batches]
     found: list[torch.Generator] = []

@@ -22,6 +22,7 @@ from loopkit.data.batches import SampleCounter
 from loopkit.data.collate import StreamCollate
 from loopkit.data.combined import CombinedLoader, CombinedSource
 from loopkit.data.indexed import IndexedSource
+from loopkit.data.known_streams import divides_itself, warn_of_inexact
 from loopkit.data.loader import OUT_OF_ORDER, Loader, dataset_length
 from loopkit.data.sampler import Sharding
 from loopkit.data.stream import StreamSource, has_plain_order
@@ -115,6 +116,12 @@ def _open_stream(data: Any, config: DataConfig, what: str, *, sharded: bool) -> 
             f"{what} returned {kind}, whose order may depend on torch's random streams: on several "
             "ranks rng='stream' takes a Dataset or a Loader over one, or pass rng='counter'"
         )
+    if several and not sharded and divides_itself(data):
+        raise DataError(
+            f"{what} returned {kind} over data that divides itself over the ranks, and loopkit would "
+            "divide it again, so that samples are lost: give Loader(data, sharded=True)"
+        )
+    warn_of_inexact(data, what)
     size = data.batch_size if isinstance(data, DataLoader) else None
     source = StreamSource(
         data,

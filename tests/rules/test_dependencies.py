@@ -30,6 +30,8 @@ NOT_IMPORTED = {
     "tokenizers": "transformers imports it, for the tokenizer that goes beside exported weights",
     "datasets": "a task returns its Datasets, of which loopkit uses only what every Dataset has",
     "accelerate": "transformers imports it to load quantised models",
+    "webdataset": "a task returns its streams, of which loopkit reads the names of the stages",
+    "torchdata": "a task returns its loaders, of which loopkit uses only their state",
 }
 
 

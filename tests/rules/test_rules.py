@@ -78,7 +78,7 @@ LAYERS = (
         "fit.prepared",
     },
     {"fit"},
-    {"testing"},
+    {"testing", "plan"},
     {"cli", "__main__", "__init__"},
 )
 FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc", "common")

@@ -53,6 +53,15 @@ def draw(kind: str, title: str, rows: Sequence[Row], path: Path) -> None:
         axes = figure.add_subplot(1, len(panels), number)
         _panel(axes, name, [row.title for row in measured], series)
     figure.suptitle(_plain(title), fontweight="bold")
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib to a file, in one piece.
+
+    Raises:
+        RunDirError: the file cannot be written.
+    """
     try:
         with replacing(path) as temporary:
             _canvas(figure).print_figure(temporary)

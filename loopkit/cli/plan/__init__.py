@@ -1,0 +1,1 @@
+"""``loopkit plan``: foresee the memory of a run."""
