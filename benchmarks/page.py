@@ -88,7 +88,7 @@ A network with dropout trains {steps} steps on noisy, shuffled samples, saves ev
 run of the same framework that nothing disturbed.
 
 - "Same bits": the resumed run ends with the same weights. If it began at an earlier save, the table says so.
-- "Another run": it goes through without a word, and ends with other weights.
+- "Another run": it goes through without a warning, and ends with other weights.
 - "Error": it ends with an error, and the user has to help.
 
 Damage is done to the largest file of the newest checkpoint. `kill -9` comes at {kills} moments of a save. "Clock set

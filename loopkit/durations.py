@@ -274,3 +274,22 @@ class Cadence:
         if self.every.unit != "epoch" or epoch_ended is None or epoch_ended % self.every.amount:
             return False
         return started and epoch_ended >= self.start.epoch
+
+
+def parse_seconds(value: str | int | float, option: str) -> float:
+    """Return the seconds of a length of time above 0.
+
+    Raises:
+        OptionError: it is none.
+    """
+    seconds = 0.0
+    if isinstance(value, str):
+        duration = Duration.parse(value, option)
+        seconds = float(duration.amount) if duration.unit == "second" else 0.0
+    elif not isinstance(value, bool):
+        seconds = value
+    if seconds > 0:
+        return seconds
+    raise OptionError(
+        f"{option}={value!r}: give a length of time above 0, such as '30 min' or seconds"
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from loopkit.checks import checked_choice, checked_int, checked_number
 from loopkit.devices import ACCELERATORS
-from loopkit.durations import Duration
+from loopkit.durations import Duration, parse_seconds
 from loopkit.errors import OptionError
 from loopkit.events import Hook
 from loopkit.foreign_values import answer_value
@@ -267,9 +267,9 @@ class Options:
                     "to switch evaluation off, give eval_every='never'"
                 )
         if self.time is not None:
-            _seconds(self.time, "time")
+            parse_seconds(self.time, "time")
         if self.job_margin is not False and self.job_margin != "auto":
-            _seconds(self.job_margin, "job_margin")
+            parse_seconds(self.job_margin, "job_margin")
 
     def _check_objects(self) -> None:
         if not isinstance(self.hooks, Iterable):
@@ -316,34 +316,15 @@ class Options:
 
     def seconds(self) -> float | None:
         """Return the time limit in seconds; None without one."""
-        return None if self.time is None else _seconds(self.time, "time")
+        return None if self.time is None else parse_seconds(self.time, "time")
 
     def job_margin_seconds(self) -> float | None:
         """Return the seconds that ``job_margin`` gives; None for "auto"."""
-        return None if self.job_margin == "auto" else _seconds(self.job_margin, "job_margin")
+        return None if self.job_margin == "auto" else parse_seconds(self.job_margin, "job_margin")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON values; settings as text, other objects by their class."""
         return {option.name: _as_json(getattr(self, option.name)) for option in fields(self)}
-
-
-def _seconds(value: str | int | float, option: str) -> float:
-    """Return the seconds of a length of time above 0.
-
-    Raises:
-        OptionError: it is none.
-    """
-    seconds = 0.0
-    if isinstance(value, str):
-        duration = Duration.parse(value, option)
-        seconds = float(duration.amount) if duration.unit == "second" else 0.0
-    elif not isinstance(value, bool):
-        seconds = value
-    if seconds > 0:
-        return seconds
-    raise OptionError(
-        f"{option}={value!r}: give a length of time above 0, such as '30 min' or seconds"
-    )
 
 
 def _as_json(value: Any) -> Any:

@@ -97,7 +97,6 @@ def test_a_reason_is_given_for_declared_packages_alone():
 
 def test_all_installs_every_extra_of_use():
     (line,) = EXTRAS["all"]
-    assert set(re.fullmatch(r"loopkit-torch\[(.*)\]", line)[1].split(",")) == {
-        *OPTIONAL,
-        "examples",
-    }
+    # The packages of a cloud are large, and nobody needs them all: they are installed by name.
+    wanted = {*OPTIONAL, "examples"} - {"gcs", "azure"}
+    assert set(re.fullmatch(r"loopkit-torch\[(.*)\]", line)[1].split(",")) == wanted

@@ -119,7 +119,8 @@ class Request:
         if url is not None:
             self._fetched = TemporaryDirectory(prefix="loopkit-checkpoint-")
             folder = Path(self._fetched.name)
-            typed, _ = fetch_checkpoint(url, folder, option="--checkpoint ")
+            found, _ = fetch_checkpoint(url, folder, option="--checkpoint ")
+            typed = str(found)
         path, snapshot = load_checkpoint(Path(typed), option="--checkpoint ")
         check_state(snapshot.state, path, only=("task",))
         about = snapshot.state.get("task", {})

@@ -135,7 +135,8 @@ def has_step_end(task: Task) -> bool:
     """Return whether a task has an ``on_step_end`` that uses the task alone, and not its arguments."""
     if isinstance(task, HFTask) or not listens(task, "step_end"):
         return False
-    function = ast.parse(inspect.cleandoc("\n" + inspect.getsource(type(task).on_step_end))).body[0]
+    kind: Any = type(task)
+    function = ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind.on_step_end))).body[0]
     assert isinstance(function, ast.FunctionDef)
     arguments = {each.arg for each in function.args.args[1:]}
     used = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
