@@ -42,6 +42,8 @@ The start and the last checkpoint lie outside of the blocks.
 
 Each contestant does that by its own means.
 
+![Bars of the time of a step of each contestant](pictures/benchmarks.svg)
+
 loopkit runs with its defaults in both settings. So it catches non-finite losses and gradients before the update, and
 its randomness is a function of seed and step. No other contestant does either by default. loopkit can still be faster
 than the best hand-written loop, which uses torch's public interface. The reason: loopkit calls torch's fused kernel
@@ -134,7 +136,7 @@ def _where(result: dict[str, Any]) -> str:
 def _overhead(result: dict[str, Any]) -> str:
     text = OVERHEAD.format(rounds=result["rounds"], steps=f"{result['parameters']} parameters")
     for setting, rows in result["settings"].items():
-        text += f"\n### {setting.capitalize()}\n\n| | µs per step | quartiles | over the best | ratio |\n"
+        text += f"\n### {setting.capitalize()}\n\n| contestant | µs per step | quartiles | over the best | ratio |\n"
         text += "|---|---:|---:|---:|---:|\n"
         for name, row in sorted(rows.items(), key=lambda item: item[1]["over"]["median"]):
             step = row["step"]
@@ -148,7 +150,7 @@ def _overhead(result: dict[str, Any]) -> str:
 def _strategies(result: dict[str, Any]) -> str:
     text = STRATEGIES.format(**{key: result[key] for key in ("parameters", "ranks", "rounds")})
     for kind, rows in result["settings"].items():
-        text += f"\n### {kind}\n\n| | ms per step | ratio | quartiles |\n|---|---:|---:|---:|\n"
+        text += f"\n### {kind}\n\n| contestant | ms per step | ratio | quartiles |\n|---|---:|---:|---:|\n"
         for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]["median"]):
             ratio = row["ratio"]
             text += (
@@ -160,7 +162,7 @@ def _strategies(result: dict[str, Any]) -> str:
 
 def _gpu(result: dict[str, Any]) -> str:
     text = GPU.format(**{key: result[key] for key in ("gpu", "steps", "rounds")})
-    text += "\n| | host, ms | device, ms | ratio |\n|---|---:|---:|---:|\n"
+    text += "\n| contestant | host, ms | device, ms | ratio |\n|---|---:|---:|---:|\n"
     for name, row in result["rows"].items():
         text += (
             f"| {name} | {row['host']['median']:.2f} | {row['device']['median']:.2f} | "
@@ -170,7 +172,10 @@ def _gpu(result: dict[str, Any]) -> str:
 
 
 def _imports(result: dict[str, Any]) -> str:
-    text = IMPORTS.format(rounds=result["rounds"]) + "\n| | ms | over torch |\n|---|---:|---:|\n"
+    text = (
+        IMPORTS.format(rounds=result["rounds"])
+        + "\n| package | ms | over torch |\n|---|---:|---:|\n"
+    )
     for name, row in result["milliseconds"].items():
         text += f"| {name} | {row['whole']['median']:.0f} | {row['over']['median']:+.0f} |\n"
     return text + _where(result)
@@ -178,7 +183,7 @@ def _imports(result: dict[str, Any]) -> str:
 
 def _checkpoints(result: dict[str, Any]) -> str:
     text = CHECKPOINTS.format(**{key: result[key] for key in ("megabytes", "tensors", "rounds")})
-    text += "\n| | save, s | durable | load, s | verified |\n|---|---:|---|---:|---|\n"
+    text += "\n| format | save, s | durable | load, s | verified |\n|---|---:|---|---:|---|\n"
     for name, row in result["seconds"].items():
         text += (
             f"| {name} | {row['save']['median']:.2f} | {row['durable']} | "

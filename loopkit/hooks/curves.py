@@ -32,7 +32,7 @@ class Curves(Hook):
     follow each other so fast that drawing would take more than a tenth of the time, some of them
     are not drawn. matplotlib must be installed (``pip install 'loopkit-torch[plots]'``).
 
-    Example:
+    Examples:
         >>> Fit(hooks=[Curves("curves.svg")]).run(task)
 
     Args:

@@ -23,7 +23,7 @@ class EarlyStop(Hook):
     its logs. NaN is no improvement. The counters are saved with the run. A run that was stopped stays
     stopped if it is resumed, without another step, unless it is resumed with a larger patience.
 
-    Example:
+    Examples:
         >>> Fit(epochs=50, hooks=[EarlyStop("eval/accuracy:max", patience=5)]).run(task)
 
     Args:

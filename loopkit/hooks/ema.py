@@ -34,7 +34,7 @@ class EMA(Hook):
     Checkpoints hold both sets of weights; :meth:`apply` takes the averages from one. Weights in
     float16 or bfloat16 are averaged in float32, where small updates are not rounded away.
 
-    Example:
+    Examples:
         >>> ema = EMA(decay=0.999)
         >>> Fit(epochs=10, hooks=[ema]).run(task)
         >>> ema.apply(task)

@@ -35,7 +35,7 @@ class FindLR(Hook):
     the run that follows is the same as without the test. The rates and losses are written to
     ``find_lr.csv`` in the run directory, and drawn in ``find_lr.png`` if matplotlib is installed.
 
-    Example:
+    Examples:
         >>> finder = FindLR(low=1e-6, high=1.0)
         >>> Fit(hooks=[finder]).run(task)
         >>> finder.suggestion

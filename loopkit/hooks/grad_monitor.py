@@ -30,7 +30,7 @@ class GradMonitor(Hook):
     ratio near 0.001 is usual; a much larger or smaller one means that the layer's learning rate is
     wrong. ``train/grad_norm``, the norm of all gradients before clipping, is logged too.
 
-    Example:
+    Examples:
         >>> Fit(hooks=[GradMonitor(every="100 steps")]).run(task)
 
     Args:

@@ -19,7 +19,7 @@ class LRMonitor(Hook):
     The name of a group is its ``"name"``, which groups of ``loopkit.optim`` have, or else its
     number. With several optimizers, the name of the optimizer comes first (``lr/generator/decay``).
 
-    Example:
+    Examples:
         >>> Fit(hooks=[LRMonitor()]).run(task)
     """
 

@@ -20,7 +20,7 @@ class ModelSummary(Hook):
 
     ``loopkit.console.layer_table`` has the same table as an object, with shapes of outputs too.
 
-    Example:
+    Examples:
         >>> Fit(hooks=[ModelSummary(depth=1)]).run(task)
 
     Args:

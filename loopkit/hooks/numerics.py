@@ -25,7 +25,7 @@ class Numerics(Hook):
     (``precision="fp16"``) gradients are not checked, because the scaler lets them overflow to find
     its scale.
 
-    Example:
+    Examples:
         >>> Fit(debug="numerics").run(task)
     """
 

@@ -30,7 +30,7 @@ class Profiler(Hook):
     ``trace-<rank>.json``. On a CUDA device the history of allocations is recorded too. If the run
     runs out of memory, the hook writes it to ``memory.pickle``, for pytorch.org/memory_viz.
 
-    Example:
+    Examples:
         >>> Fit(steps=20, hooks=[Profiler(wait=10, active=5)]).run(task)
 
     Args:

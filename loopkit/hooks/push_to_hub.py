@@ -50,7 +50,7 @@ class PushToHub(Hook):
     newest is uploaded. A failed upload does not end the run: one warning at the end counts them.
     A run that a signal interrupts uploads nothing more, because it is to be resumed.
 
-    Example:
+    Examples:
         >>> Fit(hooks=[PushToHub("me/digits", when="every_save")]).run(task)
 
     Args:

@@ -37,7 +37,7 @@ class SWA(Hook):
     The last checkpoint holds the weights of the last step and the averages, so the run can be
     resumed from it.
 
-    Example:
+    Examples:
         >>> Fit(epochs=20, hooks=[SWA(start="75%", every="1 epoch")]).run(task)
 
     Args:

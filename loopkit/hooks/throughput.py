@@ -27,7 +27,7 @@ class Throughput(Hook):
     evaluations are left out; loading data and saving are not. The hook waits for the device only
     at a log, which waits for it anyway.
 
-    Example:
+    Examples:
         >>> Fit(hooks=[Throughput(peak_flops=989e12)], precision="bf16").run(task)
 
     Args:

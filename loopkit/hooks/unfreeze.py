@@ -31,7 +31,7 @@ class Unfreeze(Hook):
     frozen parameter has no gradient, so it neither moves nor decays, and a frozen BatchNorm layer
     keeps its statistics. The step alone decides what is frozen, so a resumed run continues exactly.
 
-    Example:
+    Examples:
         Train the rest for one epoch, then the last two layers too, and everything from half of
         the run:
 

@@ -50,7 +50,7 @@ class HFTask(Task):
     accumulation and several ranks are exact. A subclass may override any method, such as
     ``train_step`` for another loss.
 
-    Example:
+    Examples:
         >>> model = AutoModelForSequenceClassification.from_pretrained("distilbert-base-uncased")
         >>> task = HFTask(model, train, eval, tokenizer=tokenizer)
         >>> Fit(epochs=3, precision="bf16").run(task)

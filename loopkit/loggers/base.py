@@ -14,7 +14,7 @@ from loopkit.loggers.media import Kind, Media
 class Logger:
     """A destination of logged values. Override the methods for what it can store.
 
-    Example:
+    Examples:
         >>> class Printer(Logger):
         ...     def log(self, values, step):
         ...         print(step, values)

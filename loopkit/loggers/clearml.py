@@ -23,11 +23,13 @@ class ClearMLLogger(RemoteLogger):
     "train/loss" is the series "loss" of the plot "train". ClearML's own detection of arguments,
     frameworks and printed lines is off, unless ``settings`` turn it on.
 
-    Example:
+    Examples:
         >>> Fit(loggers=[ClearMLLogger(project="digits")]).run(task)
 
     Args:
-        project, name, timeout: as ``RemoteLogger``.
+        project: as of ``RemoteLogger``.
+        name: as of ``RemoteLogger``.
+        timeout: as of ``RemoteLogger``.
         tags: of the task.
         offline: write a session into ClearML's cache ($CLEARML_CACHE_DIR) instead, for
             ``clearml.Task.import_offline_session``. ClearML stays offline in this process.

@@ -23,11 +23,13 @@ class CometLogger(RemoteLogger):
     A 1-D array is logged as a histogram, a square matrix of whole numbers as a confusion matrix,
     and any other array as a JSON asset.
 
-    Example:
+    Examples:
         >>> Fit(loggers=[CometLogger(project="digits")]).run(task)
 
     Args:
-        project, name, timeout: as ``RemoteLogger``; the project's variable is $COMET_PROJECT_NAME.
+        project: as of ``RemoteLogger``; its variable is $COMET_PROJECT_NAME.
+        name: as of ``RemoteLogger``.
+        timeout: as of ``RemoteLogger``.
         workspace: None for $COMET_WORKSPACE, or else the account's default.
         tags: of the experiment.
         offline: write archives instead, for ``comet upload``.

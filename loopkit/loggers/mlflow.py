@@ -34,12 +34,14 @@ class MLflowLogger(RemoteLogger):
     Characters that MLflow refuses in a name become "_". Parameters of a run cannot change in
     MLflow, so a resumed run keeps those of the first attempt.
 
-    Example:
+    Examples:
         >>> Fit(loggers=[MLflowLogger(tracking_uri="http://localhost:5000")]).run(task)
 
     Args:
-        project, name, timeout: as ``RemoteLogger``. The project is MLflow's experiment; the
-            variables are $MLFLOW_EXPERIMENT_NAME and $MLFLOW_RUN_NAME.
+        project: MLflow's experiment, as of ``RemoteLogger``; its variable is
+            $MLFLOW_EXPERIMENT_NAME.
+        name: as of ``RemoteLogger``; its variable is $MLFLOW_RUN_NAME.
+        timeout: as of ``RemoteLogger``.
         tracking_uri: a server ("http://…"), a database ("sqlite:///mlflow.db", which needs the
             whole mlflow package) or a folder. None for $MLFLOW_TRACKING_URI or the URI given to
             ``mlflow.set_tracking_uri``, or else a folder ``mlruns`` in the run directory.

@@ -21,11 +21,13 @@ class TrackioLogger(RemoteLogger):
     Tables have up to 10,000 cells. Trackio finds a run by its name, so a few random letters are
     added to a name that the user did not give.
 
-    Example:
+    Examples:
         >>> Fit(loggers=[TrackioLogger(project="digits")]).run(task)
 
     Args:
-        project, name, timeout: as ``RemoteLogger``.
+        project: as of ``RemoteLogger``.
+        name: as of ``RemoteLogger``.
+        timeout: as of ``RemoteLogger``.
         group: of the run.
         space_id: the Space to log to; None for $TRACKIO_SPACE_ID, or else a database in
             $TRACKIO_DIR.

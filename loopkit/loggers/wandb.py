@@ -19,13 +19,18 @@ class WandbLogger(RemoteLogger):
     log yourself need no step. If ``wandb.init`` was called before ``Fit.run`` (in a sweep, for
     example), that run is used, and left open.
 
-    Example:
+    Examples:
         >>> Fit(loggers=[WandbLogger(project="digits", tags=["baseline"])]).run(task)
 
     Args:
-        project, name, timeout: as ``RemoteLogger``; the variables are $WANDB_PROJECT and
-            $WANDB_NAME.
-        entity, group, job_type, notes, tags: as of ``wandb.init``.
+        project: as of ``RemoteLogger``; its variable is $WANDB_PROJECT.
+        name: as of ``RemoteLogger``; its variable is $WANDB_NAME.
+        timeout: as of ``RemoteLogger``.
+        entity: who owns the run, as of ``wandb.init``.
+        group: of the run, as of ``wandb.init``.
+        job_type: of the run, as of ``wandb.init``.
+        notes: on the run, as of ``wandb.init``.
+        tags: of the run, as of ``wandb.init``.
         offline: write files instead, for ``wandb sync``; $WANDB_MODE=offline does the same.
         dir: the parent of W&B's folder ``wandb/``, absolute or within the run directory.
         settings: other arguments of ``wandb.init``.

@@ -100,7 +100,8 @@ def check_faults(
         fit: the options of a short run; ``run_dir``, ``loggers``, ``checkpoint`` and ``resume``
             are replaced.
         steps: the steps to train.
-        kills, full_disks: how often, spread evenly over the operations of the store.
+        kills: how often to kill, spread evenly over the operations of the store.
+        full_disks: how often the disk is full, spread in the same way.
         power_losses: how many states of the disk to check.
         resumes: how many of these to resume.
         seed: of the states.

@@ -9,12 +9,14 @@ import sys
 
 import pytest
 
+import loopkit
 from benchmarks import page as benchmarks_page
 from benchmarks import record
-from loopkit import errors
+from loopkit import errors, hooks
 from loopkit.errors import LoopkitError
 from loopkit.events import EVENTS
 from loopkit.foreign_names import TRAINER_NAMES, Reason
+from loopkit.loggers.registry import LOGGERS
 from tests.docs import architecture_picture, options_table
 from tests.docs.pages import DOCS, ROOT, rows_of
 from tests.rules.test_rules import LAYERS
@@ -106,7 +108,7 @@ def test_every_row_of_the_coverage_is_done_with_a_test_or_not_yet():
         assert ("](../tests/" in status) == (not status.startswith("not yet")), status
 
 
-REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
+REFERENCE = "\n".join(page.read_text("utf-8") for page in sorted(DOCS.glob("reference/*.md")))
 OBJECTS = re.findall(
     r"^::: ([\w.]+)(?:\n    options: .*members: \[(.*)\])?", REFERENCE, re.MULTILINE
 )
@@ -117,6 +119,19 @@ def test_the_reference_names_objects_that_exist(name, members):
     found = pkgutil.resolve_name(name)
     for member in filter(None, members.split(", ")):
         assert hasattr(found, member), member
+
+
+def test_the_reference_has_every_hook_error_and_logger():
+    named = {name.rpartition(".")[2] for name, _ in OBJECTS}
+    family = {
+        name
+        for name, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, (LoopkitError, Warning))
+    }
+    loggers = {kind for _, kind in LOGGERS.values()}
+    assert not {*hooks.__all__, *family, *loggers, *loopkit.__all__} - named - {
+        "all_gather", "is_rank_zero", "rank_zero_first", "rank_zero_only",
+    }  # fmt: skip
 
 
 def test_the_page_on_benchmarks_shows_the_results_on_disk():
@@ -173,6 +188,7 @@ def test_every_table_of_a_page_is_one_table(page):
             continue
         cells = len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line))) - 1
         if width is None:  # the first row of a table; the second one has dashes alone
+            assert not re.search(r"\|\s*\|", line), f"line {number + 1} has an empty head"
             assert re.fullmatch(r"\|[-:| ]+\|", lines[number + 1]), f"line {number + 1} has no head"
             width = cells
         assert cells == width, f"line {number + 1} has {cells} cells, the head has {width}"

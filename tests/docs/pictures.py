@@ -1,0 +1,420 @@
+"""Draws the pictures of the pages from real runs: ``python -m tests.docs.pictures [name ...]``.
+
+Each has a light and a dark form, but the recording of a terminal, which is dark.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tests.docs.pages import DOCS, ROOT, blocks
+from tests.docs.terminal import Recording
+
+FOLDER = DOCS / "pictures"
+COLOURS = ("#1f77b4", "#e6550d", "#2ca25f", "#8250df", "#cf222e", "#0a7ea4", "#bf8700")
+# Background, text, lines, and a paler fill.
+LIGHT = {"back": "#ffffff", "text": "#24292f", "line": "#8c959f", "fill": "#eef2f6"}
+DARK = {"back": "#1e2129", "text": "#d7dbe0", "line": "#768390", "fill": "#2b303b"}
+
+
+@contextmanager
+def digits() -> Iterator[Path]:
+    """A folder with digits.py of First ten minutes."""
+    with tempfile.TemporaryDirectory() as name:
+        for block in blocks(DOCS / "first-ten-minutes.md"):
+            if block.title == "digits.py":
+                Path(name, block.title).write_text(block.text, encoding="utf-8")
+        yield Path(name)
+
+
+def python(folder: Path, code: str, *arguments: str, ends: int = 0) -> str:
+    """Run Python in a folder and return what it prints."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == ends, done.stderr
+    return done.stdout
+
+
+def recording() -> None:
+    """A run, Ctrl-C, and its resume, as a terminal shows them."""
+    program = "import sys; from loopkit.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLORTERM": "truecolor",
+        "COLUMNS": "88", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    environment.pop("NO_COLOR", None)
+    film = Recording()
+    typed = "fit digits.py --epochs 10 --hidden 384 --batch-size 8 --run-dir runs/digits"
+    with digits() as folder:
+        before = Path.cwd()
+        os.chdir(folder)
+        try:
+            start = [sys.executable, "-c", program]
+            code = film.run(
+                f"loopkit {typed}", [*start, *typed.split()], environment,
+                press=lambda text: "    5     8" in text,
+            )  # fmt: skip
+            assert code == 130, film.screen.text()
+            resumed = film.run(
+                "loopkit resume runs/digits", [*start, "resume", "runs/digits"], environment
+            )
+            assert resumed == 0, film.screen.text()
+        finally:
+            os.chdir(before)
+    film.see(6.0)
+    (FOLDER / "recording.svg").write_text(
+        film.svg("A run is interrupted with Ctrl-C and resumed"), encoding="utf-8"
+    )
+
+
+_RESUMED = """
+import os, signal, sys
+from digits import Digits
+from loopkit import Fit
+import torch
+torch.manual_seed(0)
+fit = Fit(epochs=8, batch_size=64, run_dir=sys.argv[1], resume="auto", progress=False,
+          log_every=1, checkpoint=__import__("loopkit").Checkpoint(every="20 steps"))
+if at := int(sys.argv[2]):
+    fit.on("step_end", lambda run, out: run.progress.step == at and os.kill(os.getpid(), signal.SIGKILL))
+fit.run(Digits())
+"""
+KILLS = (57, 113)
+
+
+def resumed() -> None:
+    """The losses of a run that was killed twice, on those of one that was not."""
+    with digits() as folder:
+        python(folder, _RESUMED, "whole", "0")
+        for step in KILLS:
+            python(folder, _RESUMED, "killed", str(step), ends=-signal.SIGKILL)
+        python(folder, _RESUMED, "killed", "0")
+        rows = {name: _losses(folder / name) for name in ("whole", "killed")}
+    assert rows["whole"] == rows["killed"]
+
+    def draw(axes: Any, colours: dict[str, str]) -> None:
+        steps, losses = zip(*rows["whole"])
+        axes.plot(steps, losses, color=COLOURS[0], lw=4, alpha=0.45, label="never stopped")
+        bounds = (0, *KILLS, len(steps))
+        for number, (start, end) in enumerate(pairwise(bounds)):
+            steps, losses = zip(*rows["killed"][start:end])
+            label = None if number else "killed with SIGKILL twice, and resumed"
+            axes.plot(steps, losses, color=COLOURS[1], lw=1.2, label=label)
+        for step in KILLS:
+            axes.axvline(step, color=colours["line"], ls="--", lw=1)
+            axes.annotate(
+                f"killed at step {step}", (step, max(losses) * 0 + 1.9), xytext=(6, 0),
+                textcoords="offset points", color=colours["text"], fontsize=9,
+            )  # fmt: skip
+        axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+        axes.legend(frameon=False, labelcolor=colours["text"])
+
+    plot("resumed", draw)
+
+
+def _losses(run: Path) -> list[tuple[int, float]]:
+    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+def schedules() -> None:
+    """The schedules of loopkit.optim over 1000 steps."""
+    from loopkit import optim
+
+    made = {
+        'cosine(warmup="10%")': optim.cosine(warmup="10%"),
+        'linear(warmup="10%")': optim.linear(warmup="10%"),
+        'wsd(warmup="10%", decay="20%")': optim.wsd(warmup="10%", decay="20%"),
+        "one_cycle()": optim.one_cycle(),
+        'inverse_sqrt(warmup="10%")': optim.inverse_sqrt(warmup="10%"),
+        "cosine_restarts(cycles=3)": optim.cosine_restarts(cycles=3),
+    }
+    rates = {name: _rates(schedule) for name, schedule in made.items()}
+
+    def draw(axes: Any, colours: dict[str, str]) -> None:
+        for colour, (name, values) in zip(COLOURS, rates.items()):
+            axes.plot(values, label=name, color=colour, lw=1.8)
+        axes.set(xlabel="step of 1000", ylabel="learning rate, of its peak", ylim=(0, 1.05))
+        axes.legend(
+            frameon=False, labelcolor=colours["text"], fontsize=9, bbox_to_anchor=(1.0, 1.0)
+        )
+
+    plot("schedules", draw, size=(9.2, 3.4))
+
+
+def _rates(schedule: Any) -> list[float]:
+    """Return the rates that a run of 1000 steps sets."""
+    import torch
+    from torch import nn
+    from torch.utils.data import TensorDataset
+
+    from loopkit import Fit, Task
+    from loopkit.optim import SGD
+
+    class Still(Task):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(1, 1)
+
+        def train_step(self, batch: Any) -> Any:
+            return self.net(batch[0]).mean()
+
+        def optimizers(self) -> Any:
+            return SGD(lr=1.0, schedule=schedule)
+
+        def train_data(self) -> Any:
+            return TensorDataset(torch.zeros(1000, 1))
+
+    seen: list[float] = []
+    fit = Fit(batch_size=1, progress=False, loggers=None, checkpoint=False)
+    fit.on(
+        "before_update",
+        lambda run, norm: seen.append(run.optimizers["main"].param_groups[0]["lr"]),
+    )
+    fit.run(Still())
+    return seen
+
+
+def confusion() -> None:
+    """The confusion matrix of First ten minutes."""
+    import torch
+
+    from loopkit import Fit
+
+    with digits() as folder:
+        found = runpy.run_path(str(folder / "digits.py"))
+        torch.manual_seed(0)
+        task = found["Digits"]()
+        fit = Fit(epochs=2, run_dir=folder / "run", progress=False)
+        fit.run(task)
+        predicted = fit.predict(task)
+        target = task.eval_data().tensors[1]
+    counts = torch.zeros(10, 10, dtype=torch.long)
+    for true, named in zip(target.tolist(), predicted.tolist()):
+        counts[true, named] += 1
+
+    def draw(axes: Any, colours: dict[str, str]) -> None:
+        axes.imshow(counts, cmap="Blues", vmax=int(counts.max()) * 1.3)
+        for true in range(10):
+            for named in range(10):
+                count = int(counts[true, named])
+                if count:
+                    dark = count > counts.max() * 0.7
+                    colour = "#ffffff" if dark else "#24292f"
+                    axes.text(
+                        named, true, count, ha="center", va="center", color=colour, fontsize=9
+                    )
+        axes.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10))
+
+    plot("confusion", draw, size=(4.6, 4.2), grid=False)
+
+
+def benchmarks() -> None:
+    """Bars of the cost of a step, from benchmarks/results."""
+    from benchmarks import record
+
+    settings = record.results()["overhead"]["settings"]
+    everything = {name: row["step"]["median"] for name, row in settings["everything on"].items()}
+    bare = {name: row["step"]["median"] for name, row in settings["bare"].items()}
+    names = sorted(everything, key=lambda name: -everything[name])
+
+    def draw(axes: Any, colours: dict[str, str]) -> None:
+        for offset, values, colour, label in (
+            (0.2, everything, COLOURS[0], "everything on"),
+            (-0.2, bare, "#9ecae1", "bare"),
+        ):
+            at = [number + offset for number in range(len(names))]
+            bars = axes.barh(at, [values[name] for name in names], 0.38, color=colour, label=label)
+            axes.bar_label(bars, fmt="%.0f", padding=3, color=colours["text"], fontsize=8)
+        axes.set_yticks(range(len(names)), names)
+        for tick in axes.get_yticklabels():
+            tick.set_fontweight("bold" if tick.get_text() == "loopkit" else "normal")
+        axes.set(xlabel="µs per step: shorter is better")
+        axes.legend(frameon=False, labelcolor=colours["text"])
+
+    plot("benchmarks", draw, size=(7.6, 4.6))
+
+
+def find_lr() -> None:
+    """The curve of the learning-rate test on the digits."""
+    import torch
+
+    from loopkit import Fit
+    from loopkit.hooks import FindLR
+
+    with digits() as folder:
+        found = runpy.run_path(str(folder / "digits.py"))
+        torch.manual_seed(0)
+        finder = FindLR()
+        Fit(run_dir=folder / "run", progress=False, hooks=[finder]).run(found["Digits"]())
+    rates, losses, smooth = zip(*finder.rows)
+    assert finder.suggestion is not None
+
+    def draw(axes: Any, colours: dict[str, str]) -> None:
+        axes.plot(rates, losses, color=COLOURS[0], lw=0.8, alpha=0.6, label="loss")
+        axes.plot(rates, smooth, color=COLOURS[0], lw=1.8, label="smoothed")
+        axes.axvline(finder.suggestion, color=COLOURS[1], ls="--")
+        axes.annotate(
+            f"suggestion: {finder.suggestion:.2g}", (finder.suggestion, max(losses) * 0.9),
+            xytext=(6, 0), textcoords="offset points", color=colours["text"], fontsize=9,
+        )  # fmt: skip
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+        axes.legend(frameon=False, labelcolor=colours["text"])
+
+    plot("find-lr", draw)
+
+
+def page_code(page: str, last: int | None = None) -> dict[str, Any]:
+    """Run the Python blocks of a page, up to the ``last`` one; return what they have defined."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        os.chdir(folder)
+        try:
+            for block in [b for b in blocks(DOCS / page) if b.language == "python"][:last]:
+                exec(compile(block.text, page, "exec"), namespace)
+        finally:
+            os.chdir(before)
+    return namespace
+
+
+def seeds() -> None:
+    """Mean and range over seeds, as the recipe computes them."""
+    curves = page_code("recipes.md")["curves"]
+
+    def draw(axes: Any, colours: dict[str, str]) -> None:
+        for colour, (lr, losses) in zip(COLOURS, curves.items()):
+            epochs = range(1, 1 + losses.shape[1])
+            axes.plot(epochs, losses.mean(0), color=colour, label=f"lr={lr}")
+            axes.fill_between(epochs, losses.amin(0), losses.amax(0), color=colour, alpha=0.2)
+        axes.set(xlabel="epoch", ylabel="validation loss", xticks=list(epochs))
+        axes.legend(frameon=False, labelcolor=colours["text"])
+
+    plot("seeds", draw)
+
+
+def plot(
+    name: str,
+    draw: Callable[[Any, dict[str, str]], None],
+    size: tuple[float, float] = (7.6, 3.2),
+    grid: bool = True,
+) -> None:
+    """Write one drawing in its light and its dark form."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    for colours, path in (
+        (LIGHT, FOLDER / f"{name}.svg"),
+        (DARK, FOLDER / f"{name}-dark.svg"),
+    ):
+        line = {f"{part}.color": colours["text"] for part in ("xtick", "ytick", "text")}
+        settings = {
+            **line, "axes.labelcolor": colours["text"], "axes.edgecolor": colours["line"],
+            "axes.facecolor": colours["back"], "svg.fonttype": "none", "svg.hashsalt": name,
+            "font.family": "sans-serif", "font.size": 10,
+        }  # fmt: skip
+        with matplotlib.rc_context(settings):
+            figure = Figure(figsize=size, layout="constrained", facecolor=colours["back"])
+            canvas = FigureCanvasSVG(figure)
+            axes = figure.add_subplot()
+            axes.spines[["top", "right"]].set_visible(False)
+            if grid:
+                axes.grid(True, alpha=0.25)
+            axes.set_axisbelow(True)
+            draw(axes, colours)
+            canvas.print_svg(path, metadata={"Date": None, "Creator": None})
+        text = "\n".join(row.rstrip() for row in path.read_text(encoding="utf-8").splitlines())
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def diagram() -> None:
+    """Task, Fit, Loops, Hooks and Strategy, and what passes between them."""
+    for colours, path in ((LIGHT, "diagram.svg"), (DARK, "diagram-dark.svg")):
+        (FOLDER / path).write_text(_diagram(colours), encoding="utf-8")
+
+
+# Name, text, place and size.
+_BOXES = (
+    ("Task", ("your nn.Module:", "train_step, eval_step,", "metrics, optimizers, data"), 20, 130, 200, 104),
+    ("Fit", ("options in, result out:", ".run(task), .evaluate, .predict"), 290, 16, 240, 84),
+    ("Loops", ("epoch, step, evaluation,", "prediction: short, public,", "and yours to replace"), 290, 130, 240, 104),
+    ("Hooks", ("listen to events: early stop,", "averages, loggers, monitors,", "your functions"), 600, 130, 220, 104),
+    ("Strategy", ("one device, DDP, FSDP, tensor parallel,", "DeepSpeed; precision; sharded state"), 265, 268, 290, 84),
+)  # fmt: skip
+# Text, where it begins, and the line.
+_ARROWS = (
+    ("runs", 418, 119, "M410 100 V126"),
+    ("calls", 240, 172, "M286 182 H224"),
+    ("events", 546, 166, "M534 176 H596"),
+    ("requests", 540, 212, "M600 196 H534"),
+    ("forward, backward, update", 418, 256, "M410 234 V264"),
+)
+
+
+def _diagram(colours: dict[str, str]) -> str:
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 840 368" role="img" '
+        'aria-label="Fit runs the loops. The loops call the task, send events to hooks, and '
+        'compute through the strategy."><style>text{font:13px system-ui,sans-serif;'
+        f"fill:{colours['text']}}}.name{{font-size:17px;font-weight:600}}"
+        f".on{{font-size:12px;fill:{colours['line']}}}</style>"
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{colours["line"]}"/>'
+        f'</marker></defs><rect width="840" height="368" rx="8" fill="{colours["back"]}"/>'
+    ]
+    for colour, (name, lines, x, y, width, height) in zip(COLOURS, _BOXES):
+        parts.append(
+            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" '
+            f'fill="{colours["fill"]}" stroke="{colour}" stroke-width="2"/>'
+            f'<text class="name" x="{x + 14}" y="{y + 28}">{name}</text>'
+        )
+        parts += [
+            f'<text x="{x + 14}" y="{y + 50 + 18 * number}">{line}</text>'
+            for number, line in enumerate(lines)
+        ]
+    for text, x, y, path in _ARROWS:
+        parts.append(
+            f'<path d="{path}" fill="none" stroke="{colours["line"]}" stroke-width="1.6" '
+            f'marker-end="url(#tip)"/><text class="on" x="{x}" y="{y}">{text}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+PICTURES: dict[str, Callable[[], None]] = {
+    "benchmarks": benchmarks,
+    "confusion": confusion,
+    "diagram": diagram,
+    "find-lr": find_lr,
+    "recording": recording,
+    "resumed": resumed,
+    "schedules": schedules,
+    "seeds": seeds,
+}
+
+
+def main(names: list[str]) -> None:
+    """Draw the pictures of these names, or all."""
+    for name in names or PICTURES:
+        PICTURES[name]()
+        print("drawn:", name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,158 @@
+"""The site: its build refuses what a reader would stumble over, and its pages keep their promises."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+
+import pytest
+
+from tests.docs import front_page, lightning_tables, pictures, terminal
+from tests.docs.pages import DOCS, ROOT, blocks, rows_of
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+WIDEST = 88
+
+
+def build(folder, page):
+    """Build a site of one page with the settings of the real one."""
+    config = pytest.importorskip("mkdocs.config")
+    from mkdocs.commands.build import build
+
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    (folder / "docs").mkdir()
+    shutil.copy(DOCS / "_site.py", folder / "docs")
+    (folder / "CHANGELOG.md").write_text("# Changelog\n")
+    (folder / "docs/index.md").write_text("# Home\n\n" + page)
+    build(
+        config.load_config(
+            str(folder / "mkdocs.yml"),
+            nav=[{"Home": "index.md"}, {"Changelog": "changelog.md"}],
+            theme={"name": "mkdocs"},
+            plugins=[],
+        )
+    )
+
+
+GOOD = "[a](changelog.md), [b](#home)\n\n| one | two |\n|---|---|\n| `a | b` | 2 |\n\n`x | y`\n"
+
+
+def test_the_build_takes_a_good_page(tmp_path):
+    build(tmp_path, GOOD)
+    assert (tmp_path / "site/changelog.html").exists()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "[a](nowhere.md)",
+        "[a](changelog.md#nowhere)",
+        "![a](nowhere.svg)",
+        "| one | |\n|---|---|\n| 1 | 2 |\n",
+        "| one | two |\n|---|---|\n| 1 | 2 |\n\n| 3 | 4 |\n",
+    ],
+    ids=["page", "anchor", "picture", "empty-head", "stray-pipe"],
+)
+def test_the_build_fails_on(fault, tmp_path):
+    from mkdocs.exceptions import Abort
+
+    with pytest.raises(Abort):
+        build(tmp_path, GOOD + "\n" + fault)
+
+
+def test_make_docs_hides_no_warning():
+    recipe = (ROOT / "Makefile").read_text().split("\ndocs:")[1].split("\n\n")[0]
+    assert "--strict" in recipe
+    assert "-q" not in recipe
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_of_a_page_fits_beside_both_menus(page):
+    wide = [
+        f"{block.line + number}: {line}"
+        for block in blocks(page)
+        if block.language in ("python", "sh")
+        for number, line in enumerate(block.text.splitlines())
+        if len(line) > WIDEST
+    ]
+    assert not wide, "\n".join(wide)
+
+
+def test_every_page_is_in_the_menu_once():
+    menu = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1])
+    listed = [name for name in menu if (DOCS / name).exists() or name == "changelog.md"]
+    on_disk = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} | {"changelog.md"}
+    assert on_disk <= set(listed)
+
+
+def test_the_tables_for_lightning_are_what_the_code_makes():
+    pytest.importorskip("lightning.pytorch")
+    page = lightning_tables.PAGE.read_text(encoding="utf-8")
+    assert page == lightning_tables.written(page), (
+        "to update it, run: python -m tests.docs.lightning_tables"
+    )
+
+
+def messages():
+    """The texts of the package, with … for each value."""
+    for path in (ROOT / "loopkit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+                yield "".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_each_message_of_the_troubleshooting_page_is_one_of_the_package():
+    table = rows_of(DOCS / "troubleshooting.md")
+    shown = [row[0].strip("`") for row in table if row[0].startswith("`") and "…" in row[0]]
+    assert len(shown) > 10
+    texts = list(messages())
+    for message in shown:
+        pattern = re.compile(".*".join(map(re.escape, filter(None, message.split("…")))), re.DOTALL)
+        assert any(map(pattern.search, texts)), message
+
+
+def test_the_front_page_shows_the_numbers_of_the_benchmarks():
+    for page in front_page.FRONT:
+        text = page.read_text(encoding="utf-8")
+        assert text == front_page.written(text), (
+            "to update it, run: python -m tests.docs.write_pages"
+        )
+
+
+def test_a_picture_is_there_in_both_forms_and_on_a_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for name in pictures.PICTURES:
+        assert f"pictures/{name}.svg" in text, name
+        assert (pictures.FOLDER / f"{name}.svg").exists()
+        if name != "recording":
+            assert (pictures.FOLDER / f"{name}-dark.svg").exists()
+
+
+def test_the_bars_show_the_results_on_disk():
+    from benchmarks import record
+
+    drawn = (pictures.FOLDER / "benchmarks.svg").read_text(encoding="utf-8")
+    for rows in record.results()["overhead"]["settings"].values():
+        for name, row in rows.items():
+            assert f">{name}<" in drawn
+            assert f">{row['step']['median']:.0f}<" in drawn, (
+                "to update it, run: python -m tests.docs.pictures benchmarks"
+            )
+
+
+def test_a_screen_shows_what_a_terminal_would():
+    screen = terminal.Screen(width=6)
+    screen.write("one\r\n\x1b[32mtwo\x1b[0m\r\n")
+    screen.write("three\r\x1b[2Kbar\x1b[1A\r\x1b[1mT\x1b[0m\x1b[?25l\r\n\nabcdefgh")
+    plain = [re.sub(r"\x1b\[\d*m", "", line) for line in screen.text().splitlines()]
+    assert plain == ["one", "Two", "bar", "abcdef", "gh"]
+    assert "\x1b[1mT" in screen.text()
+    assert "\x1b[32mwo" in screen.text()
+    drawn = terminal.Recording(screen, [screen.text(), "loss 0.123456"], [1.0, 1.0]).svg("two")
+    assert "0.123456" in drawn
+    with pytest.raises(ValueError, match="unknown"):
+        screen.write("\x1b[5n")
