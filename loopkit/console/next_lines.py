@@ -54,9 +54,10 @@ def next_lines(run: Run) -> dict[str, str]:
     if run.run_dir is None or newest is None:
         return {}
     best = run.record.best.get("checkpoint")
-    own = best is None or best == newest
     place = run.options.url or str(run.run_dir)
-    path = place if own else f"{place}/{best.relative_to(run.run_dir).as_posix()}"
+    path = place
+    if best is not None and best != newest:
+        path += f"/{best.relative_to(run.run_dir).as_posix()}"
     task, target = name_of(run.task), typed_target(run.run_dir)
     load = f"{task}.load({path!r})"
     if target is None:

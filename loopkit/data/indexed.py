@@ -299,10 +299,10 @@ class IndexedSource:
         while True:
             try:
                 batch = next(batches, waiting)
-            except (RuntimeError, OSError, EOFError) as error:
+            except Exception as error:
+                end_workers(self._workers, batches)
                 if not is_worker_failure(error):
                     raise
-                end_workers(batches)
                 ids = ", ".join(str(index) for _, index in waiting[0][:8])
                 raise DataError(
                     f"a worker reading {type(self.loader.dataset).__name__} failed at or after the "

@@ -167,10 +167,10 @@ class StreamSource(BatchCounting):
             except StopIteration:
                 state.exhausted = True
                 break
-            except (RuntimeError, OSError, EOFError) as error:
+            except Exception as error:
+                end_workers(self.batches, iterator)
                 if not (getattr(self.batches, "num_workers", 0) and is_worker_failure(error)):
                     raise
-                end_workers(iterator)
                 raise DataError(
                     f"a worker of the {type(self.batches).__name__} over "
                     f"{type(getattr(self.batches, 'dataset', None)).__name__} failed at or after "

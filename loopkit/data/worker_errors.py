@@ -23,13 +23,19 @@ def is_worker_failure(error: BaseException) -> bool:
     )
 
 
-def end_workers(iterator: Any) -> None:
-    """End the workers of a DataLoader's iterator after one of them has failed.
+def end_workers(loader: Any, iterator: Any) -> None:
+    """End the workers of a DataLoader's iterator after an error.
 
     While torch watches them, the signal of a worker's death can raise a second error anywhere in
-    this process, some time after the first.
+    this process, some time after the first. And the error's traceback keeps the iterator: Python's
+    garbage collector would end its queues first, and each worker would then wait for 5 seconds.
+
+    Args:
+        loader: the DataLoader, which starts new workers the next time.
+        iterator: its iterator, or another one, which has no workers.
     """
     shutdown = getattr(iterator, "_shutdown_workers", None)
     if shutdown is not None:
         with suppress(RuntimeError, OSError):
             shutdown()
+        loader._iterator = None
