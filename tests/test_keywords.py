@@ -146,7 +146,7 @@ def test_what_a_foreign_name_is_here_exists(owner, name):
         (lambda: loopkit.Fit(num_workers=2),
          "Fit has no option 'num_workers': here that is Loader(num_workers=...), returned by Task.train_data"),
         (lambda: loopkit.Fit(logging_first_step=True), "Fit has no option 'logging_first_step': step 1 is always logged"),
-        (lambda: loopkit.Fit(nonsense=1), "Fit has no option 'nonsense'. See help(Fit) for its 42 options"),
+        (lambda: loopkit.Fit(nonsense=1), "Fit has no option 'nonsense'. See help(Fit) for its 43 options"),
         (lambda: hooks.EarlyStop(waits=1), "EarlyStop has no option 'waits'. It has metric, patience, min_delta"),
         (lambda: optim.AdamW(learning_rate=1.0), "AdamW has no option 'learning_rate': here that is lr"),
         (lambda: optim.SGD(learning_rate=1.0), "SGD has no option 'learning_rate': here that is lr"),

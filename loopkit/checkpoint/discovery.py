@@ -10,6 +10,9 @@ from typing import Any
 
 from loopkit.checkpoint.format import (
     LATEST,
+    MANIFEST,
+    STATE,
+    TENSORS,
     aside_name,
     checkpoints_dir,
     is_quarantined,
@@ -157,6 +160,12 @@ def _resolve(
         raise CheckpointError(f"{option}{path}: there is no such checkpoint or run directory")
     if problem := no_run_in(path):
         raise CheckpointError(f"{option}{problem}")
+    weights = path / f"model{TENSORS}"
+    if weights.exists() and not (path / MANIFEST).exists() and not (path / STATE).exists():
+        raise CheckpointError(
+            f"{option}{path} is an export, which has weights and no state of a run: load them with "
+            f"safetensors.torch.load_file({str(weights)!r}), or name the run or a checkpoint"
+        )
     return path, read_checkpoint(store, path) if load else None
 
 

@@ -33,7 +33,7 @@ COMMANDS = {
     "ckpt": ("ckpt", "list, verify, compare and export checkpoints"),
     "runs": ("runs", "list runs, to sort and to filter"),
     "report": ("report.command", "show what runs did: as text, as JSON or as a page"),
-    "plan": ("plan.plan", "foresee the memory of a run on any number of ranks, without a GPU"),
+    "plan": ("plan.plan", "foresee the memory of a run on any number of ranks"),
     "bench": ("bench.bench", "measure a task's time and memory, by precision or over a grid"),
     "convert-args": ("convert_args", "turn a Trainer's arguments into a Fit"),
     "doctor": ("doctor", "show what this machine has: versions, devices, extras"),

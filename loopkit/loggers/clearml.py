@@ -114,6 +114,8 @@ class ClearMLLogger(RemoteLogger):
             self._service.mark_failed(status_message="the run ended by an exception")
         elif status == "interrupted":
             self._service.mark_stopped(status_message="the run was interrupted by a signal")
+        # An offline session is packed by close(), with what has been written by then.
+        self._service.flush(wait_for_uploads=True)
         self._service.close()
 
 

@@ -262,13 +262,13 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
         while not over.wait(0.001):
             seen.append(own_memory())
 
-    def open_checkpointer(run: Any) -> None:
+    def open_checkpointer(*arguments: Any) -> None:
         thread = threading.Thread(target=watch)
         # Memory that is free already would not show when it is used again.
         ctypes.CDLL(None).malloc_trim(0)
         seen.append(own_memory())
         thread.start()
-        kept(run)
+        kept(*arguments)
         over.set()
         thread.join()
 

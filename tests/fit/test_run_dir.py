@@ -103,6 +103,13 @@ def test_resume_from_what_is_not_there(tmp_path):
         quiet(run_dir=tmp_path / "new", resume=tmp_path / "old").run(Tiny())
 
 
+def test_an_export_is_no_checkpoint(tmp_path):
+    folder = quiet(run_dir=tmp_path / "run", steps=2).run(Tiny()).export(tmp_path / "export")
+    for load in (Tiny.load, lambda path: quiet(resume=path).run(Tiny())):
+        with pytest.raises(CheckpointError, match=r"is an export.*load_file\('.*model.safetensors"):
+            load(folder)
+
+
 def test_resume_from_another_run_continues_in_a_new_directory(tmp_path):
     whole, first = Tiny(), Tiny()
     quiet(epochs=4).run(whole)

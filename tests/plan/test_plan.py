@@ -23,9 +23,11 @@ from tests.docs.pages import DOCS, blocks, matches
 from tests.plan import cases
 from tests.support import Tiny
 
-QUICK = ("bf16", "checkpointing", "ddp", "fsdp bf16")
+QUICK = ("bf16", "checkpointing", "ddp")
 # Kernels of convolutions allocate for themselves, which a plan does not see.
 LIMITS = dict.fromkeys(cases.CASES, 0.02) | {"convolutions": 0.05}
+# gloo copies what it reduces over shards, and frees the copy at a time that is a matter of chance.
+LIMITS |= {name: 0.08 for name in cases.CASES if name.startswith("fsdp")}
 
 
 def run(*words: str, code: int = 0) -> str:

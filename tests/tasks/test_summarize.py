@@ -146,7 +146,7 @@ def test_it_names_functions_by_their_docstrings_better_than_lead_1(tmp_path):
     torch.manual_seed(0)
     sizes = {"width": 128, "longest_text": 40, "max_new_tokens": 10, "dropout": 0.2, "lr": 2e-3}
     task = Summarize(names_of_functions(tmp_path), **sizes)
-    fit = quiet(epochs=30, batch_size=32, clip_norm=1.0, eval_every="10 epochs")
+    fit = quiet(epochs=20, batch_size=32, clip_norm=1.0, eval_every="10 epochs")
     fit.on("eval_end", lambda run, metrics: print(run.progress.step, metrics, flush=True))
     metrics = fit.run(task).metrics
     print("lead-1", lead_1(task.measured), "of", len(task.measured))

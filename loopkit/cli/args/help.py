@@ -17,7 +17,7 @@ INDENT = 26
 
 # The options of Fit by what they are for. A test compares with the options that there are.
 GROUPS = {
-    "How long": ("epochs", "steps", "time"),
+    "How long": ("epochs", "steps", "time", "job_margin"),
     "Data and batches": (
         "batch_size", "eval_batch_size", "global_batch_size", "accumulate", "micro_batch", "limit_train",
         "limit_eval",
