@@ -276,7 +276,7 @@ def memory_to_resume(place: Path, maps: bool) -> tuple[int, str]:
 
     loopkit.fit.lifecycle.open_checkpointer, init = open_checkpointer, Store.__init__
     if not maps:
-        Store.__init__ = lambda self, *, maps=False: None  # type: ignore[method-assign,misc]
+        Store.__init__ = lambda self, **how: None  # type: ignore[method-assign,misc]
     try:
         quiet(strategy="fsdp", epochs=1, resume="auto", checkpoint=True, run_dir=place).run(task)
     finally:

@@ -104,7 +104,8 @@ def test_resume_from_what_is_not_there(tmp_path):
 
 
 def test_an_export_is_no_checkpoint(tmp_path):
-    folder = quiet(run_dir=tmp_path / "run", steps=2).run(Tiny()).export(tmp_path / "export")
+    saved = quiet(run_dir=tmp_path / "run", steps=2, checkpoint=True).run(Tiny())
+    folder = saved.export(tmp_path / "export")
     for load in (Tiny.load, lambda path: quiet(resume=path).run(Tiny())):
         with pytest.raises(CheckpointError, match=r"is an export.*load_file\('.*model.safetensors"):
             load(folder)
