@@ -36,6 +36,15 @@ def open_remote(url: str) -> Remote:
 
 
 @contextmanager
+def _temporary_folder(prefix: str) -> Iterator[Path]:
+    """Inside, there is a new folder beside the local copies of runs, on a disk that has room for them."""
+    root = staging_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def fetched(place: str | Path) -> Iterator[Path]:
     """Inside, a checkpoint of a store lies in a temporary folder. A path is returned as it is.
 
@@ -50,10 +59,8 @@ def fetched(place: str | Path) -> Iterator[Path]:
     if url is None:
         yield Path(place)
         return
-    root = staging_root()
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetched-", dir=root) as folder:
-        yield fetch_checkpoint(url, Path(folder))[0]
+    with _temporary_folder(".fetched-") as folder:
+        yield fetch_checkpoint(url, folder)[0]
 
 
 def fetch_checkpoint(
@@ -148,11 +155,9 @@ def outlined(place: str | Path) -> Iterator[Path]:
     if url is None:
         yield Path(place)
         return
-    root = staging_root()
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".outline-", dir=root) as folder:
+    with _temporary_folder(".outline-") as folder:
         # Names of runs are made of the end of their paths.
-        target = Path(folder, *filter(safe_name, url.split("/")[2:]))
+        target = folder.joinpath(*filter(safe_name, url.split("/")[2:]))
         if not _outline(open_remote(url), target):
             raise CheckpointError(f"there is nothing at {url}")
         yield target
