@@ -111,4 +111,5 @@ def test_it_learns_real_reviews():
         .run(Sentiment(str(REVIEWS)))
         .metrics
     )
+    assert metrics["eval/accuracy"] > 0.74
     assert metrics["eval/f1"] > 0.74
