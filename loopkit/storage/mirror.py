@@ -141,7 +141,9 @@ class Mirror:
         self._retries.restart(PATIENCE)
         self._closing = True
         self._wake.set()
-        self._thread.join()
+        # A join without a limit can miss a Ctrl-C that comes right before it begins to wait.
+        while self._thread.is_alive():
+            self._thread.join(0.2)
         if self._failure is not None:
             return str(self._failure)
         with suppress(LoopkitError):
