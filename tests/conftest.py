@@ -71,13 +71,24 @@ def pytest_runtest_makereport(item, call):
     item.failed = getattr(item, "failed", False) or outcome.get_result().failed
 
 
+def shares_with_its_module(item: pytest.Item) -> bool:
+    """Return whether a test uses a fixture that is made once for its module."""
+    definitions = item._fixtureinfo.name2fixturedefs.values()
+    return any(d.scope == "module" for found in definitions for d in found)
+
+
 # First, because xdist reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Give the tests that use ranks to one worker, first: this is the longest group by far."""
+    """Give the tests that use ranks to one worker, first: this is the longest group by far.
+
+    So do tests that share a fixture of their module: otherwise each worker makes it again.
+    """
     for item in items:
         if "pool" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("ranks"))
+        elif shares_with_its_module(item):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
     items.sort(key=lambda item: "pool" not in item.fixturenames)
 
 
