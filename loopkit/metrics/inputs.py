@@ -63,8 +63,14 @@ def named_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any, Metric
     """Yield the metrics of nested dicts, with their keys joined by "/", and what they take.
 
     Raises:
-        MetricError: a value is neither a metric, nor a metric with the keys of its outputs.
+        MetricError: it is no mapping, or a value is neither a metric, nor a metric with the keys of
+            its outputs.
     """
+    if not hasattr(metrics, "items"):
+        raise MetricError(
+            f"metrics() returned {type(metrics).__name__}: return a dict of names to metrics, as "
+            "{'accuracy': MulticlassAccuracy(num_classes=10)}"
+        )
     yield from _named_metrics(metrics, "")
 
 

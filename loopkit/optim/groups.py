@@ -189,12 +189,24 @@ def select(task: nn.Module, chosen: Any, what: str) -> dict[str, nn.Parameter]:
                 f"{what}(params=...) holds {len(strangers)} parameter(s) that are not the task's"
             )
         found = {name: p for name, p in trainable.items() if id(p) in ids}
+    if not found and chosen is None:
+        raise OptionError(f"{what} has nothing to train in {name_of(task)}: {_why_nothing(task)}")
     if not found:
-        picked = chosen if isinstance(chosen, str) else getattr(chosen, "__name__", "...")
+        named = type(chosen) if isinstance(chosen, nn.Module) else chosen
+        picked = chosen if isinstance(chosen, str) else getattr(named, "__name__", "...")
         raise OptionError(
             f"{what}(params={picked!r}) picks no trainable parameter of {name_of(task)}"
         )
     return found
+
+
+def _why_nothing(task: nn.Module) -> str:
+    if frozen := sum(1 for _ in task.parameters()):
+        return (
+            f"each of its {frozen} parameters is frozen. Call requires_grad_(True) on the layers "
+            "that are to learn"
+        )
+    return "it has no parameters. Build its layers in __init__ or configure_model"
 
 
 def check_complete(task: nn.Module, optimizers: Mapping[str, Optimizer]) -> None:

@@ -71,9 +71,10 @@ class OptimizerSpec:
             self.layer_decay, f"{self.name}(layer_decay=)", above=0, at_most=1, or_none=True
         )
         if self.schedule is not None and not isinstance(self.schedule, (Schedule, Plateau)):
-            known = SCHEDULE_NAMES.get(str(self.schedule), "such as cosine()")
+            meant = SCHEDULE_NAMES.get(str(self.schedule), "cosine()")
             raise OptionError(
-                f"{self.name}(schedule={self.schedule!r}): give one of loopkit.optim's, {known}"
+                f"{self.name}(schedule={self.schedule!r}): give a schedule of loopkit.optim, as "
+                f"schedule={meant}"
             )
         for pattern in [self.no_decay] if isinstance(self.no_decay, str) else self.no_decay:
             check_pattern(pattern, f"{self.name}(no_decay=)")

@@ -197,7 +197,10 @@ def test_a_run_that_takes_too_long_is_given_up(heavy, forks):
             "grid shapes.py acumulate=2",
             "there is no option --acumulate. Did you mean '--accumulate'?",
         ),
-        ("grid shapes.py accumulate=1,two", "accumulate: 'two' is not accepted: give int"),
+        (
+            "grid shapes.py accumulate=1,two",
+            "accumulate: 'two' is not accepted: give a whole number",
+        ),
         (
             "grid shapes.py activation_checkpointing=none,some",
             "activation_checkpointing='some' is not known: give 'full'",

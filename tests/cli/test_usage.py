@@ -87,16 +87,19 @@ def test_an_abbreviation_is_no_option(loopkit, shapes):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--epochs x", "epochs: 'x' is not accepted: give int or float or null."),
+        ("--epochs x", "epochs: 'x' is not accepted: give a number or null."),
         ("--epochs -1", "epochs=-1: here that is steps=<number> without epochs"),
         ("--epochs", "--epochs needs a value"),
         ("--run_dir", "--run_dir needs a value"),
-        ("--steps 1.5", "steps: '1.5' is not accepted: give int or null."),
-        ("--hidden 8.5", "task.hidden: '8.5' is not accepted: give int."),
-        ("--momentum fast", "task.momentum: 'fast' is not accepted: give float."),
+        ("--steps 1.5", "steps: '1.5' is not accepted: give a whole number or null."),
+        ("--hidden 8.5", "task.hidden: '8.5' is not accepted: give a whole number."),
+        ("--momentum fast", "task.momentum: 'fast' is not accepted: give a number."),
         ("--on_nan rase", "Did you mean 'raise'?"),
         ("--precision bf61", "Did you mean 'bf16'?"),
-        ("--checkpoint.keep x", "checkpoint.keep: 'x' is not accepted: give int or null."),
+        (
+            "--checkpoint.keep x",
+            "checkpoint.keep: 'x' is not accepted: give a whole number or null.",
+        ),
         ("--checkpoint.keep 0", "Checkpoint(keep=0): give a whole number of at least 1"),
         ("--checkpoint.every sometimes", "Checkpoint(every='sometimes') is not a duration"),
         ("--hooks+=Shot", "hooks: there is no class 'Shot'. Did you mean 'Shout'?"),
@@ -108,7 +111,10 @@ def test_an_abbreviation_is_no_option(loopkit, shapes):
             "--hooks+=Shout --hooks.wrd x",
             "hooks: Shout has no option 'wrd'. Did you mean 'word'?",
         ),
-        ("--hooks+=Shout --hooks.times x", "hooks.times: 'x' is not accepted: give int."),
+        (
+            "--hooks+=Shout --hooks.times x",
+            "hooks.times: 'x' is not accepted: give a whole number.",
+        ),
         ("--step=nowhere.Loop", "nowhere"),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_parameter_in_no_optimizer_is_named():
         (lambda t: {}, "empty dict"),
         (lambda t: AdamW(lr=-1), "lr=-1"),
         (lambda t: SGD(lr=0.1, params="nothing"), "picks no trainable parameter of Tiny"),
-        (lambda t: AdamW(lr=0.1, schedule=lambda s: 1.0), "give one of loopkit.optim's"),
+        (lambda t: AdamW(lr=0.1, schedule=lambda s: 1.0), "give a schedule of loopkit.optim"),
         (lambda t: SGD(lr=0.1, nesterov=True), "SGD cannot be built: Nesterov"),
     ],
 )

@@ -371,7 +371,7 @@ def test_a_longer_horizon_is_not_mentioned_where_it_changes_nothing(tmp_path):
         (lambda: reduce_on_plateau(patience=-1), r"reduce_on_plateau\(patience=-1\)"),
         (
             lambda: SGD(lr=0.1, schedule="cosine_with_restarts"),
-            r"give one of loopkit.optim's, cosine_restarts\(cycles=...\)",
+            r"give a schedule of loopkit.optim, as schedule=cosine_restarts\(cycles=...\)",
         ),
         (
             lambda: cosine("1 min").resolve(RunLength(steps=3)),

@@ -21,6 +21,7 @@ from loopkit.cli.args.signature import SCALARS, alternatives, is_class, paramete
 from loopkit.cli.args.tokens import Text
 from loopkit.cli.args.yaml_io import load
 from loopkit.errors import OptionError, nearest
+from loopkit.foreign_values import OBJECTS
 from loopkit.keywords import unknown_keyword
 
 LISTS: dict[Any, type] = {
@@ -38,6 +39,10 @@ READERS: dict[Any, Callable[[str], Any]] = {
 READ: dict[Any, tuple[type, ...]] = {
     int: (int,), float: (int, float), str: (str,), Path: (str, Path), bool: (bool,),
     NoneType: (NoneType,),
+}  # fmt: skip
+WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false",
+    NoneType: "null",
 }  # fmt: skip
 Location = tuple[
     str | int, ...
@@ -137,7 +142,10 @@ def _parse_union(hint: Any, value: Any, location: Location) -> Any:
     reasons = [refused for refused in named if refused.reason]
     if reasons and (len(named) == 1 or not isinstance(value, str)):
         raise reasons[0]
-    raise Refused(location, value, " or ".join(refused.accepts for refused in refusals))
+    accepted = list(dict.fromkeys(refused.accepts for refused in refusals))
+    if WORDS[float] in accepted and WORDS[int] in accepted:
+        accepted.remove(WORDS[int])
+    raise Refused(location, value, " or ".join(accepted))
 
 
 def _parse_scalar(kind: Any, value: Any, location: Location) -> Any:
@@ -149,7 +157,7 @@ def _parse_scalar(kind: Any, value: Any, location: Location) -> Any:
             return READERS[kind](value)
         except (ValueError, KeyError):
             pass
-    raise Refused(location, value, spell(kind))
+    raise Refused(location, value, WORDS[kind])
 
 
 def _parse_choice(choices: Mapping[str, Any], value: Any, location: Location) -> Any:
@@ -180,9 +188,13 @@ def _parse_list(hint: Any, value: Any, location: Location) -> Any:
 def _why_no_list(items: Any, value: Any, location: Location) -> str:
     flag = f"--{'.'.join(map(str, location))}"
     if isinstance(value, Text):
-        return (
-            f"{value!r} is not a list: give {flag} '[{value}]', or {flag}+='{value}' to add to it"
-        )
+        meant = OBJECTS.get(value.partition("(")[0], "")
+        if meant and not meant.startswith("loopkit."):
+            return f"there is no class {value!r}: here that is {meant}"
+        ours = meant.rpartition(".")[2]
+        item = ours or value
+        here = f": here that is {ours}, in a list" if ours else " is not a list"
+        return f"{value!r}{here}: give {flag} '[{item}]', or {flag}+='{item}' to add to it"
     if isinstance(items, Mapping):
         return f"add an item first, as {flag}+=NAME, then its {', '.join(items)}"
     return ""
