@@ -27,7 +27,7 @@ def fake_parameters(mode: FakeTensorMode) -> Iterator[None]:
     made: Any = WeakIdKeyDictionary()  # modules may share a parameter
 
     def replace(module: nn.Module, name: str, parameter: Any) -> Any:
-        if parameter is None or isinstance(parameter, FakeTensor):
+        if parameter is None or isinstance(local_tensor(parameter), FakeTensor):
             return None
         if parameter not in made:
             made[parameter] = _fake(mode, parameter)

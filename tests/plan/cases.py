@@ -24,6 +24,7 @@ from loopkit.options import Options
 from loopkit.plan.planned import planned_run
 from loopkit.strategies.ddp import DDP
 from loopkit.strategies.fsdp import FSDP
+from loopkit.strategies.tensor_parallel import TensorParallel
 
 MEASURED = "the measured step"
 # Made before the profiler looks, so that no step holds it.
@@ -118,6 +119,15 @@ CASES: dict[str, tuple[int, Any, dict[str, Any]]] = {
     "fsdp bf16": (2, Language, {"strategy": "fsdp", "precision": "bf16"}),
     "fsdp checkpointing": (2, Language, {"strategy": "fsdp", "activation_checkpointing": "full"}),
     "fsdp accumulate": (2, Language, {"strategy": "fsdp", "accumulate": 3, "batch_size": 4}),
+    "tensor parallel": (
+        2,
+        Language,
+        {
+            "strategy": TensorParallel(
+                {"blocks.*.up": "colwise", "blocks.*.down": "rowwise"}, size=2
+            )
+        },
+    ),
     "fsdp keeps": (2, Language, {"strategy": FSDP(reshard_after_forward=False)}),
 }
 
