@@ -157,6 +157,7 @@ class RunKeeper(Hook):
             "progress": counters,
             "total_steps": total_steps(run.length),
             "best": jsonable(record.best),
+            "class_names": list(record.class_names),
             "timings": kept["timings"],
             "peak_memory": kept["peak_memory"],
             "updated": _now(),

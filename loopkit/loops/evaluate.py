@@ -62,6 +62,7 @@ class EvalLoop:
                     evaluation = Evaluation(run.task, run.strategy.device, dp)
                     samples += self.measure(run, source, evaluation)
                     scalars, shaped = evaluation.compute(f"{run.task.eval_set}/")
+                run.record.class_names = evaluation.class_names
                 metrics |= scalars
                 arrays |= shaped
         seconds = perf_counter() - began

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from loopkit.metrics.class_names import names_by_id
+
 
 class Confidence(Metric):
     """The mean confidence of right predictions, of wrong ones and of all.
@@ -104,20 +106,6 @@ class PerClassAccuracy(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the share of right predictions of each class under its name."""
         return dict(zip(self.labels, self.right / self.total))
-
-
-def names_by_id(labels: Sequence[str] | Mapping[int, str]) -> list[str]:
-    """Return the names of the ids 0, 1, …, of which JSON may have made strings.
-
-    Raises:
-        ValueError: a mapping leaves out an id.
-    """
-    if not isinstance(labels, Mapping):
-        return list(labels)
-    named = {int(number): name for number, name in labels.items()}
-    if sorted(named) != list(range(len(named))):
-        raise ValueError(f"labels name the ids {sorted(named)}: give every id from 0 on a name")
-    return [named[number] for number in range(len(named))]
 
 
 def _predicted(metric: Metric, preds: Tensor, target: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from loopkit.distributed.communicator import Communicator
 from loopkit.distributed.no_collectives import NoCollectives
 from loopkit.errors import MetricError, TaskError
 from loopkit.metrics.accumulator import Gather, MetricAccumulator, as_float
+from loopkit.metrics.class_names import class_names
 from loopkit.metrics.inputs import named_metrics
 from loopkit.metrics.outputs import BatchOutput, check_outputs, join_outputs, on_cpu
 from loopkit.metrics.sync import (
@@ -65,6 +66,9 @@ class Evaluation:
         device: where the metrics keep their state.
         communicator: over the ranks that evaluate together. ``compute`` calls its collectives.
 
+    Attributes:
+        class_names: the names of the classes; empty if nobody has them.
+
     Raises:
         MetricError: ``Task.metrics`` returned something that is not a metric.
     """
@@ -73,9 +77,11 @@ class Evaluation:
         self._task = task
         self._communicator = communicator
         self._step = f"{name_of(task)}.{eval_step_of(task)}"
+        named = list(named_metrics(task.metrics()))
+        self.class_names = class_names(task, (metric for _, metric, _ in named))
         self._metrics = [
             (f"{name!r} ({type(metric).__name__})", name, self._prepared(metric, device), inputs)
-            for name, metric, inputs in named_metrics(task.metrics())
+            for name, metric, inputs in named
         ]
         used = [key for *_, inputs in self._metrics for key in inputs.all_keys]
         self._not_logged = {*_OWN_KEYS, *used}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from loopkit.metrics.classification import names_by_id
+from loopkit.metrics.class_names import names_by_id
 
 # The rules of a scheme: its prefixes, then which neighbours start a span, continue it and end it.
 # A rule is the prefix before, the prefix after, and whether their types must be equal (=), differ

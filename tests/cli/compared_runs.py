@@ -16,7 +16,9 @@ from tests.support import Tiny
 
 
 class Shown(Tiny):
-    """Tiny with a matrix and, to know it again, a name that would be a tag."""
+    """Tiny with a matrix, whose classes have names, and a name that would be a tag."""
+
+    class_names = ("left", "in the middle", "right")
 
     def metrics(self) -> Any:
         return {

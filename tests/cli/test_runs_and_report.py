@@ -146,6 +146,9 @@ def test_the_page_is_drawn_from_a_file(browser, page, width, theme):
         "ctx.canvas.height).data.some((value) => value > 0))"
     )
     assert browser.js("document.querySelectorAll('.bar').length") > 4
+    labels = browser.js("[...document.querySelectorAll('.matrix .label')].map((e) => e.innerText)")
+    names = [*compared_runs.Shown.class_names]
+    assert list(filter(None, labels)) == [*names, *names]
     assert not browser.problems
 
 

@@ -26,6 +26,7 @@ from loopkit.version import __version__
 _ABOUT = (
     "task", "reason", "started", "ended", "updated", "command", "directory", "host", "devices", "strategy",
     "precision", "commit", "versions", "parameters", "progress", "total_steps", "timings", "peak_memory",
+    "class_names",
 )  # fmt: skip
 _ENDED_EARLY = ("killed", "interrupted", "stopped", "failed")
 

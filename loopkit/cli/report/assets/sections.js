@@ -166,40 +166,49 @@ function rankOf(name, run) {
 
 const MOST_NUMBERS = 16;
 
-function matrixOf(each) {
-  const size = each.value.length, room = Math.min(560, document.documentElement.clientWidth - 90);
+// The names of the classes, where the run has one for each; else their numbers.
+function namesOf(run, size) {
+  const known = run.class_names || [];
+  return known.length === size ? known : Array.from({ length: size }, (_, i) => String(i));
+}
+
+function matrixOf(each, run) {
+  const size = each.value.length, names = namesOf(run, size), longest = Math.max(...names.map((name) => name.length));
+  const upright = longest > 3; // names of columns that do not fit their cells
+  const room = Math.min(560, document.documentElement.clientWidth - 90) - (upright ? Math.min(132, 7 * longest) : 0);
   const cell = Math.max(5, Math.min(40, Math.floor(room / size) - 1));
   const sums = each.value.map((row) => row.reduce((a, b) => a + Math.max(0, b), 0) || 1);
   const labelled = size <= 40;
   const grid = h("div", { class: "matrix", style: { gridTemplateColumns: `${labelled ? "max-content " : ""}repeat(${size}, ${cell}px)` } });
   const dark = document.documentElement.dataset.theme === "dark";
   each.value.forEach((row, i) => {
-    if (labelled) grid.append(h("div", { class: "label", style: { aspectRatio: "auto", paddingRight: "6px" } }, String(i)));
+    if (labelled) grid.append(h("div", { class: "label row", title: names[i] }, names[i]));
     row.forEach((count, j) => {
       const share = Math.max(0, count) / sums[i];
       // Right answers are blue, wrong ones orange, so that a faint mistake still shows.
       const hue = i === j ? "47,111,179" : "224,108,26", depth = count > 0 ? 0.07 + 0.93 * Math.sqrt(share) : 0;
-      grid.append(h("div", { title: `true ${i}, predicted ${j}: ${number(count)} (${percent(share)} of true ${i})`,
+      grid.append(h("div", { title: `true ${names[i]}, predicted ${names[j]}: ${number(count)} (${percent(share)} of true ${names[i]})`,
         style: { background: count > 0 ? `rgba(${hue},${depth.toFixed(3)})` : "var(--soft)", color: depth > (dark ? 0.45 : 0.6) ? "#fff" : "inherit" } },
         size <= MOST_NUMBERS && cell >= 22 && count ? (Number.isInteger(count) ? String(count) : count.toFixed(2)) : ""));
     });
   });
-  if (labelled) grid.append(h("div", { class: "label" }), ...each.value.map((_, j) => h("div", { class: "label" }, cell >= 18 || j % 5 === 0 ? String(j) : "")));
+  if (labelled) grid.append(h("div", { class: "label" }), ...names.map((name, j) => h("div", { class: `label${upright ? " upright" : ""}`, title: name }, cell >= 18 || j % 5 === 0 ? h("span", {}, name) : "")));
   return h("div", {}, h("h3", {}, each.name), h("div", { class: "scroll" }, grid),
     h("p", { class: "axis" }, `rows: true class, columns: predicted · step ${whole(each.step)}${each.best ? ", the best" : ""} · shade: share of the row`));
 }
 
-function vectorOf(each) {
+function vectorOf(each, run) {
+  const names = namesOf(run, each.value.length);
   const most = Math.max(...each.value.map(Math.abs), 1e-12);
   return h("div", {}, h("h3", {}, each.name), h("div", { class: "vector" }, each.value.slice(0, 60).flatMap((value, i) =>
-    [h("span", {}, String(i)), h("i", { style: { width: `${(100 * Math.abs(value)) / most}%` } }), h("span", {}, number(value))])),
+    [h("span", {}, names[i]), h("i", { style: { width: `${(100 * Math.abs(value)) / most}%` } }), h("span", {}, number(value))])),
     h("p", { class: "axis" }, `step ${whole(each.step)}${each.best ? ", the best" : ""}${each.value.length > 60 ? `, the first 60 of ${each.value.length}` : ""}`));
 }
 
 function picturesOf(run) {
   if (!run.arrays.length) return null;
   return h("section", {}, h("h2", {}, run.arrays.some((each) => each.kind === "matrix") ? "Confusion matrix" : "By class"),
-    h("div", { class: "pictures", style: { marginTop: "10px" } }, run.arrays.map((each) => (each.kind === "matrix" ? matrixOf(each) : vectorOf(each)))));
+    h("div", { class: "pictures", style: { marginTop: "10px" } }, run.arrays.map((each) => (each.kind === "matrix" ? matrixOf(each, run) : vectorOf(each, run)))));
 }
 
 function checkpointsOf(run) {
