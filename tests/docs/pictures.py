@@ -5,78 +5,37 @@ Each has a light and a dark form, but the recording of a terminal, which is dark
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import runpy
 import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.docs.pages import DOCS, ROOT, blocks
+from tests.docs import guide_pictures
+from tests.docs.drawing import (
+    COLOURS,
+    FOLDER,
+    Drawing,
+    digits,
+    draw_both,
+    page_code,
+    plot,
+    python,
+)
 from tests.docs.terminal import Recording
-
-FOLDER = DOCS / "pictures"
-COLOURS = ("#1f77b4", "#e6550d", "#2ca25f", "#8250df", "#cf222e", "#0a7ea4", "#bf8700")
-# Background, text, lines, and a paler fill.
-LIGHT = {"back": "#ffffff", "text": "#24292f", "line": "#8c959f", "fill": "#eef2f6"}
-DARK = {"back": "#1e2129", "text": "#d7dbe0", "line": "#768390", "fill": "#2b303b"}
-
-
-@contextmanager
-def digits() -> Iterator[Path]:
-    """A folder with digits.py of First ten minutes."""
-    with tempfile.TemporaryDirectory() as name:
-        for block in blocks(DOCS / "first-ten-minutes.md"):
-            if block.title == "digits.py":
-                Path(name, block.title).write_text(block.text, encoding="utf-8")
-        yield Path(name)
-
-
-def python(folder: Path, code: str, *arguments: str, ends: int = 0) -> str:
-    """Run Python in a folder and return what it prints."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == ends, done.stderr
-    return done.stdout
 
 
 def recording() -> None:
     """A run, Ctrl-C, and its resume, as a terminal shows them."""
-    program = "import sys; from loopkit.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLORTERM": "truecolor",
-        "COLUMNS": "88", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    environment.pop("NO_COLOR", None)
     film = Recording()
     typed = "fit digits.py --epochs 10 --hidden 384 --batch-size 8 --run-dir runs/digits"
     with digits() as folder:
-        before = Path.cwd()
-        os.chdir(folder)
-        try:
-            start = [sys.executable, "-c", program]
-            code = film.run(
-                f"loopkit {typed}", [*start, *typed.split()], environment,
-                press=lambda text: "    5     8" in text,
-            )  # fmt: skip
-            assert code == 130, film.screen.text()
-            resumed = film.run(
-                "loopkit resume runs/digits", [*start, "resume", "runs/digits"], environment
-            )
-            assert resumed == 0, film.screen.text()
-        finally:
-            os.chdir(before)
+        code = film.loopkit(folder, typed, press=lambda text: "    5     8" in text)
+        assert code == 130, film.screen.text()
+        assert film.loopkit(folder, "resume runs/digits") == 0, film.screen.text()
     film.see(6.0)
     (FOLDER / "recording.svg").write_text(
         film.svg("A run is interrupted with Ctrl-C and resumed"), encoding="utf-8"
@@ -280,20 +239,6 @@ def find_lr() -> None:
     plot("find-lr", draw)
 
 
-def page_code(page: str, last: int | None = None) -> dict[str, Any]:
-    """Run the Python blocks of a page, up to the ``last`` one; return what they have defined."""
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
-        os.chdir(folder)
-        try:
-            for block in [b for b in blocks(DOCS / page) if b.language == "python"][:last]:
-                exec(compile(block.text, page, "exec"), namespace)
-        finally:
-            os.chdir(before)
-    return namespace
-
-
 def seeds() -> None:
     """Mean and range over seeds, as the recipe computes them."""
     curves = page_code("recipes.md")["curves"]
@@ -309,92 +254,46 @@ def seeds() -> None:
     plot("seeds", draw)
 
 
-def plot(
-    name: str,
-    draw: Callable[[Any, dict[str, str]], None],
-    size: tuple[float, float] = (7.6, 3.2),
-    grid: bool = True,
-) -> None:
-    """Write one drawing in its light and its dark form."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    for colours, path in (
-        (LIGHT, FOLDER / f"{name}.svg"),
-        (DARK, FOLDER / f"{name}-dark.svg"),
-    ):
-        line = {f"{part}.color": colours["text"] for part in ("xtick", "ytick", "text")}
-        settings = {
-            **line, "axes.labelcolor": colours["text"], "axes.edgecolor": colours["line"],
-            "axes.facecolor": colours["back"], "svg.fonttype": "none", "svg.hashsalt": name,
-            "font.family": "sans-serif", "font.size": 10,
-        }  # fmt: skip
-        with matplotlib.rc_context(settings):
-            figure = Figure(figsize=size, layout="constrained", facecolor=colours["back"])
-            canvas = FigureCanvasSVG(figure)
-            axes = figure.add_subplot()
-            axes.spines[["top", "right"]].set_visible(False)
-            if grid:
-                axes.grid(True, alpha=0.25)
-            axes.set_axisbelow(True)
-            draw(axes, colours)
-            canvas.print_svg(path, metadata={"Date": None, "Creator": None})
-        text = "\n".join(row.rstrip() for row in path.read_text(encoding="utf-8").splitlines())
-        path.write_text(text + "\n", encoding="utf-8")
+# Name, text, place and size.
+_BOXES = (
+    ("Task", ("your nn.Module:", "train_step, eval_step,", "metrics, optimizers, data"), 12, 236, 206, 104),
+    ("Fit", ("options in, result out:", ".run(task), .evaluate, .predict"), 12, 12, 436, 84),
+    ("Loops", ("epoch, step, evaluation, prediction:", "short, public, and yours to replace"), 12, 124, 436, 84),
+    ("Hooks", ("listen to events: early", "stop, averages, loggers,", "monitors, your functions"), 242, 236, 206, 104),
+    ("Strategy", ("one device, DDP, FSDP, tensor parallel, DeepSpeed;", "precision; sharded state"), 12, 384, 436, 84),
+)  # fmt: skip
+# Text, where it begins, and the arrow.
+_ARROWS = (
+    ("runs", 240, 115, (230, 96, 230, 122)),
+    ("calls", 116, 227, (106, 208, 106, 234)),
+    ("events", 286, 227, (276, 208, 276, 234)),
+    ("requests", 386, 227, (376, 236, 376, 210)),
+    ("forward, backward, update", 242, 366, (230, 208, 230, 382)),
+)
 
 
 def diagram() -> None:
     """Task, Fit, Loops, Hooks and Strategy, and what passes between them."""
-    for colours, path in ((LIGHT, "diagram.svg"), (DARK, "diagram-dark.svg")):
-        (FOLDER / path).write_text(_diagram(colours), encoding="utf-8")
+    draw_both("diagram", _diagram)
 
 
-# Name, text, place and size.
-_BOXES = (
-    ("Task", ("your nn.Module:", "train_step, eval_step,", "metrics, optimizers, data"), 20, 130, 200, 104),
-    ("Fit", ("options in, result out:", ".run(task), .evaluate, .predict"), 290, 16, 240, 84),
-    ("Loops", ("epoch, step, evaluation,", "prediction: short, public,", "and yours to replace"), 290, 130, 240, 104),
-    ("Hooks", ("listen to events: early stop,", "averages, loggers, monitors,", "your functions"), 600, 130, 220, 104),
-    ("Strategy", ("one device, DDP, FSDP, tensor parallel,", "DeepSpeed; precision; sharded state"), 265, 268, 290, 84),
-)  # fmt: skip
-# Text, where it begins, and the line.
-_ARROWS = (
-    ("runs", 418, 119, "M410 100 V126"),
-    ("calls", 240, 172, "M286 182 H224"),
-    ("events", 546, 166, "M534 176 H596"),
-    ("requests", 540, 212, "M600 196 H534"),
-    ("forward, backward, update", 418, 256, "M410 234 V264"),
-)
-
-
-def _diagram(colours: dict[str, str]) -> str:
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 840 368" role="img" '
-        'aria-label="Fit runs the loops. The loops call the task, send events to hooks, and '
-        'compute through the strategy."><style>text{font:13px system-ui,sans-serif;'
-        f"fill:{colours['text']}}}.name{{font-size:17px;font-weight:600}}"
-        f".on{{font-size:12px;fill:{colours['line']}}}</style>"
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-        f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{colours["line"]}"/>'
-        f'</marker></defs><rect width="840" height="368" rx="8" fill="{colours["back"]}"/>'
-    ]
+def _diagram(colours: dict[str, str]) -> Drawing:
+    drawing = Drawing(
+        460,
+        "Fit runs the loops. The loops call the task, send events to hooks, and compute through "
+        "the strategy.",
+        colours,
+    )
     for colour, (name, lines, x, y, width, height) in zip(COLOURS, _BOXES):
-        parts.append(
-            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" '
-            f'fill="{colours["fill"]}" stroke="{colour}" stroke-width="2"/>'
-            f'<text class="name" x="{x + 14}" y="{y + 28}">{name}</text>'
-        )
-        parts += [
-            f'<text x="{x + 14}" y="{y + 50 + 18 * number}">{line}</text>'
-            for number, line in enumerate(lines)
-        ]
-    for text, x, y, path in _ARROWS:
-        parts.append(
-            f'<path d="{path}" fill="none" stroke="{colours["line"]}" stroke-width="1.6" '
-            f'marker-end="url(#tip)"/><text class="on" x="{x}" y="{y}">{text}</text>'
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"
+        edge = f' rx="8" stroke="{colour}" stroke-width="2"'
+        drawing.rect(x, y, width, height, colours["fill"], edge)
+        drawing.text(x + 14, y + 28, name, "title")
+        for number, line in enumerate(lines):
+            drawing.text(x + 14, y + 50 + 18 * number, line)
+    for text, x, y, ends in _ARROWS:
+        drawing.arrow(*ends)
+        drawing.text(x, y, text, "small")
+    return drawing
 
 
 PICTURES: dict[str, Callable[[], None]] = {
@@ -406,6 +305,7 @@ PICTURES: dict[str, Callable[[], None]] = {
     "resumed": resumed,
     "schedules": schedules,
     "seeds": seeds,
+    **guide_pictures.PICTURES,
 }
 
 

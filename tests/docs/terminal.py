@@ -8,14 +8,19 @@ import io
 import os
 import pty
 import re
+import shlex
 import struct
+import sys
 import termios
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
+
+from tests.docs.pages import ROOT
 
 WIDTH, HEIGHT = 88, 26
 MOST_FRAMES, FRAME = 18, 0.4  # of one command, and the seconds for which each is seen
@@ -122,6 +127,7 @@ class Recording:
         command: Sequence[str],
         environment: Mapping[str, str],
         press: Callable[[str], bool] = lambda text: False,
+        folder: Path | None = None,
     ) -> int:
         """Run a command on a terminal of its own, and record what it shows.
 
@@ -131,16 +137,20 @@ class Recording:
             shown: the command as it is typed.
             press: is given all that the program has written, and returns True once: when Ctrl-C
                 is pressed.
+            folder: where the program runs.
 
         Returns:
             The exit code.
         """
         self.screen.write(f"\x1b[32m$\x1b[0m {shown}\r\n")
         self.see(1.2)
+        size = struct.pack("HHHH", HEIGHT, self.screen.width, 0, 0)
         child, terminal = pty.fork()
         if child == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, size)
+            if folder is not None:
+                os.chdir(folder)
             os.execvpe(command[0], list(command), dict(environment))
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         written, pressed, seen = "", False, [self.screen.text()]
         for piece in _pieces(terminal):
@@ -158,6 +168,20 @@ class Recording:
         os.close(terminal)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
+    def loopkit(
+        self, folder: Path, typed: str, press: Callable[[str], bool] = lambda text: False
+    ) -> int:
+        """Run ``loopkit`` in a folder, as it is typed, and record it; return its exit code."""
+        program = "import sys; from loopkit.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLORTERM": "truecolor",
+            "COLUMNS": str(self.screen.width), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        environment.pop("NO_COLOR", None)
+        command = [sys.executable, "-c", program, *shlex.split(typed)]
+        return self.run(f"loopkit {typed}", command, environment, press, folder)
+
     def svg(self, title: str) -> str:
         """Return the frames as one picture that plays them, or shows the last one where motion is unwanted."""
         total, at = sum(self.seconds), 0.0
@@ -171,7 +195,7 @@ class Recording:
             styles.append(
                 f"@keyframes f{number}{{{hidden}{start:.2f}%{{visibility:visible}}{ends}}}"
             )
-            rules, body = _drawn(frame, f"f{number}")
+            rules, body = _drawn(frame, f"f{number}", self.screen.width)
             styles.append(rules)
             groups.append(
                 f'<g class="frame{" last" if last else ""}" '
@@ -181,7 +205,7 @@ class Recording:
             ".frame{visibility:hidden}.last{visibility:visible}"
             "@media(prefers-reduced-motion:reduce){.frame{animation:none!important}}"
         )
-        return _window(title, "".join(styles), "".join(groups))
+        return _window(title, "".join(styles), "".join(groups), self.screen.width, HEIGHT)
 
 
 def _pieces(terminal: int) -> Iterator[bytes]:
@@ -196,13 +220,21 @@ def _pieces(terminal: int) -> Iterator[bytes]:
         yield piece
 
 
+def still(title: str, lines: Sequence[str], columns: int) -> str:
+    """Return the lines of a terminal, with the codes of their colours, as one picture."""
+    while lines and not re.sub(r"\x1b\[[\d;]*m", "", lines[-1]).strip():
+        lines = lines[:-1]
+    rules, body = _drawn("\n".join(lines), "f", columns)
+    return _window(title, rules, f"<g>{body}</g>", columns, len(lines))
+
+
 _FORMAT = "{styles}\0{backgrounds}{matrix}\0{char_height}\0{line_height}\0{terminal_width}"
 
 
-def _drawn(frame: str, name: str) -> tuple[str, str]:
+def _drawn(frame: str, name: str, columns: int) -> tuple[str, str]:
     """Return the rules and the elements of one frame."""
     console = Console(
-        record=True, width=WIDTH, file=io.StringIO(), force_terminal=True,
+        record=True, width=columns, file=io.StringIO(), force_terminal=True,
         color_system="truecolor", legacy_windows=False, height=HEIGHT,
     )  # fmt: skip
     text = Text.from_ansi(frame, no_wrap=True)
@@ -216,11 +248,12 @@ def _drawn(frame: str, name: str) -> tuple[str, str]:
     return re.sub(r"\s+", " ", rules), re.sub(r"\s*\n\s*", "", body)
 
 
-def _window(title: str, styles: str, body: str) -> str:
+def _window(title: str, styles: str, body: str, columns: int, lines: int) -> str:
     # A character of rich's pictures is 12.2 wide, and a line 24.4 high.
-    width, height = WIDTH * 12.2 + 24, HEIGHT * 24.4 + 60
+    width, height = columns * 12.2 + 24, lines * 24.4 + 60
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{0.7 * width:.0f}" '
+        f'height="{0.7 * height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'role="img" aria-label="{title}"><style>'
         "text{font:20px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace}"
         f'{styles}</style><rect width="{width:.0f}" height="{height:.0f}" rx="10" fill="#161b22"/>'

@@ -8,11 +8,17 @@ import shutil
 
 import pytest
 
-from tests.docs import front_page, lightning_tables, pictures, terminal
+from tests.docs import drawing, front_page, guide_pictures, lightning_tables, pictures, terminal
 from tests.docs.pages import DOCS, ROOT, blocks, rows_of
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 WIDEST = 88
+TERMINALS = {"recording", "console", "cli"}  # dark in both themes
+# Guides whose tables, code and messages are all that they claim.
+WITHOUT_PICTURE = {
+    "task.md", "troubleshooting.md", "fine-tuning.md", "transformers.md", "export.md", "testing.md", "hooks.md",
+    "eject.md", "support.md", "clusters.md", "storage.md", "streams.md",
+}  # fmt: skip
 
 
 def build(folder, page):
@@ -127,15 +133,43 @@ def test_a_picture_is_there_in_both_forms_and_on_a_page():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for name in pictures.PICTURES:
         assert f"pictures/{name}.svg" in text, name
-        assert (pictures.FOLDER / f"{name}.svg").exists()
-        if name != "recording":
-            assert (pictures.FOLDER / f"{name}-dark.svg").exists()
+        assert (drawing.FOLDER / f"{name}.svg").exists()
+        if name not in TERMINALS:
+            assert (drawing.FOLDER / f"{name}-dark.svg").exists()
+
+
+def test_each_guide_has_a_picture_where_a_picture_can_show_its_claim():
+    menu = (ROOT / "mkdocs.yml").read_text().split("  - Guides:\n")[1].split("  - Tasks:\n")[0]
+    guides = re.findall(r"[\w-]+\.md", menu)
+    assert set(guides) >= WITHOUT_PICTURE
+    for name in [*set(guides) - WITHOUT_PICTURE, "index.md"]:
+        assert re.search(r"^!\[", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE), name
+
+
+def test_the_picture_of_the_loop_shows_the_events_of_a_run():
+    events = guide_pictures.first_epoch(drawing.page_code("loop.md", 1)["trace"].seen)
+    drawn = guide_pictures.loop_drawing(events, drawing.LIGHT).svg()
+    assert drawn == (drawing.FOLDER / "loop.svg").read_text(encoding="utf-8"), (
+        "to update it, run: python -m tests.docs.pictures loop"
+    )
+
+
+@pytest.mark.long  # a plan for each of ten bars
+@pytest.mark.parametrize("name", ["memory", "strategies"])
+def test_the_bars_of_memory_are_those_of_a_plan(name):
+    bars = guide_pictures.plans(vars(guide_pictures)[name.upper()])
+    drawn = (drawing.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+    shown = [float(gb) for gb in re.findall(r">([\d.]+) GB<", drawn)]
+    planned = [sum(bar.parts.values()) / 1e9 for bar in bars]
+    assert shown == pytest.approx(planned, abs=0.06), (
+        f"to update it, run: python -m tests.docs.pictures {name}"
+    )
 
 
 def test_the_bars_show_the_results_on_disk():
     from benchmarks import record
 
-    drawn = (pictures.FOLDER / "benchmarks.svg").read_text(encoding="utf-8")
+    drawn = (drawing.FOLDER / "benchmarks.svg").read_text(encoding="utf-8")
     for rows in record.results()["overhead"]["settings"].values():
         for name, row in rows.items():
             assert f">{name}<" in drawn
@@ -152,7 +186,9 @@ def test_a_screen_shows_what_a_terminal_would():
     assert plain == ["one", "Two", "bar", "abcdef", "gh"]
     assert "\x1b[1mT" in screen.text()
     assert "\x1b[32mwo" in screen.text()
-    drawn = terminal.Recording(screen, [screen.text(), "loss 0.123456"], [1.0, 1.0]).svg("two")
+    drawn = terminal.Recording(terminal.Screen(), [screen.text(), "loss 0.123456"], [1.0, 1.0]).svg(
+        "two"
+    )
     assert "0.123456" in drawn
     with pytest.raises(ValueError, match="unknown"):
         screen.write("\x1b[5n")
