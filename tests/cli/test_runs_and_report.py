@@ -82,6 +82,7 @@ def test_several_runs_are_compared_as_text_and_as_json(loopkit, runs):
     killed = values["runs"][3]
     assert [attempt["status"] for attempt in killed["attempts"]] == ["killed", "finished"]
     assert killed["attempts"][1]["from_step"] == 18
+    assert [attempt["to_step"] for attempt in killed["attempts"]] == [18, 48]
     assert killed["timings"]["step"] > 0
     rows = read_run(runs[3]).rows
     losses = [row["train/loss"] for row in rows if "train/loss" in row]

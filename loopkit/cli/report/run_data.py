@@ -74,8 +74,16 @@ class RunData:
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
-        """The starts of the run, oldest first."""
-        return list(self.about.get("attempts") or [])
+        """The starts of the run, oldest first.
+
+        A process that was killed could not write how far it came: a later start or the rows say it.
+        """
+        found = [dict(attempt) for attempt in self.about.get("attempts") or []]
+        reached = [each.get("from_step", 0) for each in found[1:]] + [self.step]
+        for attempt, step in zip(found, reached):
+            if attempt.get("status") == "killed":
+                attempt["to_step"] = max(attempt.get("to_step", 0), step)
+        return found
 
     @property
     def step(self) -> int:

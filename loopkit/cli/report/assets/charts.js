@@ -134,7 +134,7 @@ function buildChart(panel, runs, view, wide) {
     scales: { x: { time: false }, y: { distr: view.log ? 3 : 1, range: view.log ? undefined : rangeOf } },
     axes: [
       { ...axis, values: (plot, ticks) => ticks.map((value) => axisText(view, value)), space: 70, size: 30, incrs: view.axis === "time" ? [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800] : undefined },
-      { ...axis, size: 52, values: (plot, ticks) => ticks.map(tick) },
+      { ...axis, size: 52, values: (plot, ticks) => ticksText(ticks) },
     ],
     hooks: {
       draw: [(plot) => drawMarks(plot, marks, view)],

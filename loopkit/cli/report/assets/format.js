@@ -51,8 +51,15 @@ function amount(name, value) {
 function tick(value) {
   if (value == null) return "";
   const size = Math.abs(value);
-  if (size >= 1e6 || (size > 0 && size < 1e-2)) return Number(value.toPrecision(3)).toExponential();
+  if (size >= 1e6 || (size > 0 && size < 1e-3)) return Number(value.toPrecision(3)).toExponential();
   return String(Number(value.toPrecision(4)));
+}
+
+// The ticks of one axis, all with an exponent if one has it.
+function ticksText(values) {
+  const texts = values.map(tick);
+  if (!texts.some((text) => text.includes("e"))) return texts;
+  return values.map((value) => (value ? Number(value.toPrecision(3)).toExponential() : tick(value)));
 }
 
 function duration(seconds) {
