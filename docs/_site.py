@@ -17,6 +17,10 @@ _BOOST = {"decisions/": 0.01, "coverage.md": 0.01, "changelog.md": 0.01, "lifecy
 _CODE = re.compile(
     r"<pre.*?</pre>|<code.*?</code>|<svg.*?</svg>|<script.*?</script>", re.DOTALL
 )
+_CODE_OR_TAG = re.compile(
+    r"(<pre.*?</pre>|<code.*?</code>|<svg.*?</svg>|<script.*?</script>|<[^>]*>)",
+    re.DOTALL,
+)
 _HERE = Path(__file__).parent
 _PICTURE = re.compile(
     r'(?P<start><img[^>]*src="[^"]*pictures/)(?P<name>[\w-]+)\.svg(?P<end>"[^>]*>)'
@@ -69,8 +73,18 @@ def on_page_content(html, page, **_):
             "%s: a pipe outside of a table: %r", page.file.src_uri, stray.strip()[:60]
         )
     html = _PICTURE.sub(_in_both_forms, html)
+    html = "".join(_whole_numbers(part) for part in _CODE_OR_TAG.split(html))
     return html.replace(
         '<div class="language-', '<div data-search-exclude class="language-'
+    )
+
+
+def _whole_numbers(part):
+    """Return a text in which a number such as 1e-6 cannot be broken at its sign."""
+    if part.startswith("<"):
+        return part
+    return re.sub(
+        r"(?<![\w.-])(\d[\d.]*e-\d+)", r'<span class="number">\1</span>', part
     )
 
 

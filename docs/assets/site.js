@@ -1,6 +1,10 @@
-// Marks tables that are wider than the page.
+// Marks tables that are wider than the page, and cells with sentences, which a phone shows wider.
+const LONG = 24; // characters
 const mark = () => {
   for (const box of document.querySelectorAll(".md-typeset__scrollwrap")) {
+    for (const cell of box.querySelectorAll("td")) {
+      cell.classList.toggle("wordy", cell.textContent.length > LONG);
+    }
     box.classList.toggle("scrolls", box.scrollWidth > box.clientWidth + 1);
   }
 };

@@ -60,7 +60,7 @@ def page_code(page: str, last: int | None = None) -> dict[str, Any]:
 def plot(
     name: str,
     draw: Callable[[Any, dict[str, str]], None],
-    size: tuple[float, float] = (7.6, 3.2),
+    size: tuple[float, float] = (5.0, 3.0),
     grid: bool = True,
 ) -> None:
     """Write one drawing in its light and its dark form."""

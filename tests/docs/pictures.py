@@ -25,12 +25,12 @@ from tests.docs.drawing import (
     plot,
     python,
 )
-from tests.docs.terminal import Recording
+from tests.docs.terminal import Recording, Screen
 
 
 def recording() -> None:
     """A run, Ctrl-C, and its resume, as a terminal shows them."""
-    film = Recording()
+    film = Recording(Screen(64))
     typed = "fit digits.py --epochs 10 --hidden 384 --batch-size 8 --run-dir runs/digits"
     with digits() as folder:
         code = film.loopkit(folder, typed, press=lambda text: "    5     8" in text)
@@ -73,7 +73,7 @@ def resumed() -> None:
         bounds = (0, *KILLS, len(steps))
         for number, (start, end) in enumerate(pairwise(bounds)):
             steps, losses = zip(*rows["killed"][start:end])
-            label = None if number else "killed with SIGKILL twice, and resumed"
+            label = None if number else "killed twice, and resumed"
             axes.plot(steps, losses, color=COLOURS[1], lw=1.2, label=label)
         for step in KILLS:
             axes.axvline(step, color=colours["line"], ls="--", lw=1)
@@ -107,14 +107,19 @@ def schedules() -> None:
     rates = {name: _rates(schedule) for name, schedule in made.items()}
 
     def draw(axes: Any, colours: dict[str, str]) -> None:
-        for colour, (name, values) in zip(COLOURS, rates.items()):
+        for colour, (name, values) in zip((*COLOURS[:5], COLOURS[6]), rates.items()):
             axes.plot(values, label=name, color=colour, lw=1.8)
         axes.set(xlabel="step of 1000", ylabel="learning rate, of its peak", ylim=(0, 1.05))
-        axes.legend(
-            frameon=False, labelcolor=colours["text"], fontsize=9, bbox_to_anchor=(1.0, 1.0)
+        axes.figure.legend(
+            frameon=False,
+            labelcolor=colours["text"],
+            loc="outside lower center",
+            ncols=2,
+            fontsize=8,
+            handlelength=1.2,
         )
 
-    plot("schedules", draw, size=(9.2, 3.4))
+    plot("schedules", draw, size=(5.2, 4.0))
 
 
 def _rates(schedule: Any) -> list[float]:
@@ -143,8 +148,8 @@ def _rates(schedule: Any) -> list[float]:
     seen: list[float] = []
     fit = Fit(batch_size=1, progress=False, loggers=None, checkpoint=False)
     fit.on(
-        "before_update",
-        lambda run, norm: seen.append(run.optimizers["main"].param_groups[0]["lr"]),
+        "step_end",
+        lambda run, out: seen.append(run.optimizers["main"].param_groups[0]["lr"]),
     )
     fit.run(Still())
     return seen
@@ -204,10 +209,10 @@ def benchmarks() -> None:
         axes.set_yticks(range(len(names)), names)
         for tick in axes.get_yticklabels():
             tick.set_fontweight("bold" if tick.get_text() == "loopkit" else "normal")
-        axes.set(xlabel="µs per step: shorter is better")
+        axes.set(xlabel="µs per step: shorter is better", xlim=(0, 1.12 * max(everything.values())))
         axes.legend(frameon=False, labelcolor=colours["text"])
 
-    plot("benchmarks", draw, size=(7.6, 4.6))
+    plot("benchmarks", draw, size=(5.2, 4.8))
 
 
 def find_lr() -> None:
@@ -231,7 +236,7 @@ def find_lr() -> None:
         axes.axvline(finder.suggestion, color=COLOURS[1], ls="--")
         axes.annotate(
             f"suggestion: {finder.suggestion:.2g}", (finder.suggestion, max(losses) * 0.9),
-            xytext=(6, 0), textcoords="offset points", color=colours["text"], fontsize=9,
+            xytext=(-6, 0), textcoords="offset points", color=colours["text"], fontsize=9, ha="right",
         )  # fmt: skip
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
         axes.legend(frameon=False, labelcolor=colours["text"])
