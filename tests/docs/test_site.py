@@ -45,8 +45,11 @@ GOOD = "[a](changelog.md), [b](#home)\n\n| one | two |\n|---|---|\n| `a | b` | 2
 
 
 def test_the_build_takes_a_good_page(tmp_path):
-    build(tmp_path, GOOD)
+    build(tmp_path, GOOD + "\nAbout 1e-6, `1e-6`.\n\n```python\nx = 1e-6\n```\n")
     assert (tmp_path / "site/changelog.html").exists()
+    page = (tmp_path / "site/index.html").read_text(encoding="utf-8")
+    assert page.count('<span class="number">1e-6</span>') == 1
+    assert '<div data-search-exclude class="language-python' in page  # examples are not found
 
 
 @pytest.mark.parametrize(
