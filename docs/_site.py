@@ -73,14 +73,16 @@ def on_page_content(html, page, **_):
             "%s: a pipe outside of a table: %r", page.file.src_uri, stray.strip()[:60]
         )
     html = _PICTURE.sub(_in_both_forms, html)
-    html = "".join(_whole_numbers(part) for part in _CODE_OR_TAG.split(html))
+    html = "".join(_in_one_piece(part) for part in _CODE_OR_TAG.split(html))
     return html.replace(
         '<div class="language-', '<div data-search-exclude class="language-'
     )
 
 
-def _whole_numbers(part):
-    """Return a text in which a number such as 1e-6 cannot be broken at its sign."""
+def _in_one_piece(part):
+    """Return a text or an element in which 1e-6 and --port cannot be broken at their signs."""
+    if re.fullmatch("<code>--.{1,24}</code>", part):
+        return part.replace("<code>", '<code class="number">', 1)
     if part.startswith("<"):
         return part
     return re.sub(

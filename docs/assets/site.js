@@ -1,5 +1,5 @@
 // Marks tables that are wider than the page, and cells with sentences, which a phone shows wider.
-const LONG = 24; // characters
+const LONG = 40; // characters
 const MARGIN = 16; // pixels beside a table, into which it may reach
 const mark = () => {
   for (const box of document.querySelectorAll(".md-typeset__scrollwrap")) {
