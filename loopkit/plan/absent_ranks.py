@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -48,7 +49,9 @@ def absent_ranks(devices: int, nodes: int) -> Iterator[None]:
     }  # fmt: skip
     before = {name: os.environ.get(name) for name in shown}
     os.environ.update({name: str(value) for name, value in shown.items()})
+    excepthook = sys.excepthook
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    sys.excepthook = excepthook  # torch's marks each line of an error with a rank
     try:
         yield
     finally:

@@ -68,7 +68,9 @@ def test_so_it_is_on_each_of_two_ranks(case, planned, pair):
 
 
 def test_the_largest_micro_batch_fits_and_one_sample_more_does_not():
+    shown = sys.excepthook
     with planned_run(lambda: cases.Language(64, 1), Options(batch_size=4)) as plan:
+        assert sys.excepthook is shown
         limit = 20_000_000
         found = plan.largest_batch(limit)
         assert plan.peak(found).total <= limit < plan.peak(found + 1).total
