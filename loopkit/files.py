@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +53,21 @@ def sync_entry(directory: Path) -> None:
                 os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Make ``target`` a copy of a directory: of hard links, or of files where there are no links.
+
+    It stays whole if ``source`` is deleted afterwards.
+    """
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # no links here, or another file system
+        shutil.copyfile(source, target)
 
 
 def rename_aside(path: Path) -> None:

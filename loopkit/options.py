@@ -17,7 +17,7 @@ from loopkit.keywords import checks_keywords
 from loopkit.loggers.base import Logger
 from loopkit.loggers.registry import check_loggers
 from loopkit.monitor import Monitor
-from loopkit.storage.urls import as_url, check_url
+from loopkit.storage.urls import as_url, check_url, place_of
 from loopkit.strategies.activation_checkpointing import parse_activation_checkpointing
 from loopkit.strategies.base import Strategy
 from loopkit.strategies.compile import Compile
@@ -119,7 +119,8 @@ class Options:
         log_every: how often to log; step 1 is always logged.
         checkpoint: what to save: a Checkpoint, True for its defaults, or False for nothing.
         resume: where to continue from: "auto" (the newest valid checkpoint of run_dir, or the
-            start), or the path or URL of a checkpoint or run directory.
+            start), or the path or URL of a checkpoint or run directory, or what
+            ray.train.get_checkpoint() returns.
         run_dir: the directory for all files of this run, or a URL such as s3://bucket/runs/a; None
             makes the next runs/<task>/<n>.
         hooks: the hooks to call, in this order.
@@ -204,6 +205,7 @@ class Options:
             answer = "" if value == option.default else answer_value(option.name, value)
             if answer:
                 raise OptionError(f"{option.name}={value!r}{answer}")
+        object.__setattr__(self, "resume", place_of(self.resume, "resume"))
         for name in ("run_dir", "resume"):
             if (url := as_url(getattr(self, name))) is not None:
                 check_url(url, name)

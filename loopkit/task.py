@@ -237,7 +237,7 @@ class Task(LogsMedia, nn.Module):
 
         Args:
             checkpoint: a checkpoint directory, or a run directory for its newest valid one; a path
-                or a URL.
+                or a URL, or a ``ray.train.Checkpoint``.
             strict: False loads the weights whose names and shapes fit, and warns of the others.
                 Saved arguments that the constructor no longer takes are left out in the same way.
             arguments: constructor arguments that replace the saved ones, or that could not be
@@ -246,6 +246,7 @@ class Task(LogsMedia, nn.Module):
         Raises:
             CheckpointError: the checkpoint is not valid, or its arguments or weights do not fit.
         """
+        checkpoint = loopkit.storage.place_of(checkpoint, "checkpoint")
         with loopkit.storage.fetched(checkpoint) as path:
             snapshot = loopkit.checkpoint.load_snapshot(path)
         check_state, reading = loopkit.checkpoint.check_state, loopkit.checkpoint.reading

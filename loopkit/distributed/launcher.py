@@ -38,6 +38,9 @@ def relaunch_command() -> list[str] | None:
 
     Returns:
         None if there is no script: in an interactive session, a notebook or ``python -c``.
+
+    Raises:
+        OptionError: the program is Ray's, which has called the user's function.
     """
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
@@ -46,6 +49,11 @@ def relaunch_command() -> list[str] | None:
     script = getattr(main, "__file__", None)
     if script is None or not os.path.exists(script):
         return None
+    if "ray" in sys.modules and os.path.basename(script) == "default_worker.py":
+        raise OptionError(
+            "this process is a worker of Ray, and several devices need several: give the function to "
+            "TorchTrainer(..., scaling_config=ScalingConfig(num_workers=2)), or pass devices=1"
+        )
     return [sys.executable, "-u", os.path.abspath(script), *sys.argv[1:]]
 
 

@@ -76,9 +76,14 @@ def init_process_group(
     Args:
         rank_info: this process's rank; None makes a group of one.
         device: CUDA tensors go over NCCL, all others over gloo.
-        timeout: seconds that a rank waits in a collective before it gives up.
+        timeout: seconds that a rank waits in a collective before it gives up. A group that is there
+            keeps its own.
+
+    Raises:
+        OptionError: the group that is there does not send the tensors of both devices.
     """
     if dist.is_initialized():
+        check_backends(dist.get_backend_config(), device.type)
         return ProcessGroupCommunicator()
     limit = timedelta(seconds=timeout)
     rank, size = (rank_info.rank, rank_info.size) if rank_info else (0, 1)
@@ -98,6 +103,41 @@ def init_process_group(
     atexit.register(_destroy_process_group)
     logger.debug("rank %d of %d has joined the process group on %s", rank, size, device)
     return ProcessGroupCommunicator()
+
+
+def check_backends(config: str, device_type: str) -> None:
+    """Check that a process group sends the tensors of the CPU and of a kind of device.
+
+    Args:
+        config: as ``torch.distributed.get_backend_config`` returns it: "cpu:gloo,cuda:nccl".
+        device_type: "cpu" or "cuda".
+
+    Raises:
+        OptionError: it does not. Only whoever made the group can change that.
+    """
+    devices = {part.partition(":")[0] for part in config.split(",")}
+    if devices >= {"cpu", device_type}:
+        return
+    wanted = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    raise OptionError(
+        f"the process group that was made before this Fit sends {config}, and loopkit sends tensors of "
+        f"the {' and '.join(sorted({'cpu', device_type}))}: make it with backend={wanted!r}. In Ray that "
+        f"is TorchTrainer(torch_config=TorchConfig(backend={wanted!r}))"
+    )
+
+
+def check_alone(strategy: str) -> None:
+    """Check that a run which trains in one process by itself is not one of several ranks.
+
+    Raises:
+        OptionError: the process belongs to a process group of several.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        raise OptionError(
+            f"{strategy} trains in one process, and this one is rank {dist.get_rank()} of "
+            f"{dist.get_world_size()} in a process group: each would train alone, on all of the data, and "
+            "write the same files. Leave strategy out, or give 'ddp' or 'fsdp'"
+        )
 
 
 def device_mesh(device_type: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
@@ -140,7 +180,10 @@ def _connected(rank_info: RankInfo) -> list[Any]:
     return []
 
 
-def _connect(rank_info: RankInfo, limit: timedelta) -> TCPStore:
+def _connect(rank_info: RankInfo, limit: timedelta) -> Any:
+    if dist.is_initialized():
+        # The script, or Ray, has made the group: its rank 0 holds a store at that address.
+        return dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
     is_master = not rank_info.hosted and rank_info.rank == 0
     try:
         return TCPStore(

@@ -17,6 +17,7 @@ from loopkit import rng
 from loopkit.data.micro_batches import MicroBatchLoader
 from loopkit.data.sources import DataConfig, Source, is_source, open_source
 from loopkit.data.transfer import group_transfer_fn
+from loopkit.distributed.process_group import check_alone
 from loopkit.durations import RunLength
 from loopkit.errors import DataError, LoopkitWarning, OptionError, TaskError
 from loopkit.events import Events, Hook, listens, logging_to_accumulator
@@ -134,6 +135,8 @@ def prepare_training(run: Run) -> None:
     options, task = run.options, run.task
     open_strategy(run, "train")
     strategy = run.strategy
+    if strategy.world_size == 1 and options.saves() is not None:
+        check_alone(strategy.name)
     run.loader = open_train_loader(task, options, strategy)
     run.length = run_length(options, run.loader, run.progress)
     run.eval_data = open_eval_data(task, options, strategy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from functools import cache
 from typing import Any
 
@@ -77,7 +78,9 @@ def start_ranks(options: Options) -> int:
             return count
         logger.info("starting %d ranks on this machine", count)
         raise SystemExit(launch(count, command, node))
-    if rank_info.size > 1 and not isinstance(sys.excepthook, FailureReporter):
+    # What fails in another thread goes to whoever started the thread, as Ray does, and not to the hook.
+    is_main = threading.current_thread() is threading.main_thread()
+    if rank_info.size > 1 and is_main and not isinstance(sys.excepthook, FailureReporter):
         die_with_parent()
         _reporter(rank_info).install()
     started = rank_info.local_size

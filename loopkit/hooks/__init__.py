@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from loopkit.hooks.optuna_prune import OptunaPrune
     from loopkit.hooks.profiler import Profiler
     from loopkit.hooks.push_to_hub import PushToHub
+    from loopkit.hooks.ray_report import RayReport
     from loopkit.hooks.swa import SWA
     from loopkit.hooks.throughput import Throughput
     from loopkit.hooks.unfreeze import Unfreeze
 
 __all__ = [
     "EMA", "SWA", "Curves", "EarlyStop", "FindLR", "GradMonitor", "LRMonitor", "ModelSummary", "Numerics",
-    "OptunaPrune", "Profiler", "PushToHub", "Throughput", "Unfreeze",
+    "OptunaPrune", "Profiler", "PushToHub", "RayReport", "Throughput", "Unfreeze",
 ]  # fmt: skip
 
 _HOMES = {
     "Curves": "curves", "EarlyStop": "early_stop", "EMA": "ema", "FindLR": "find_lr", "GradMonitor": "grad_monitor",
     "LRMonitor": "lr_monitor", "ModelSummary": "model_summary", "Numerics": "numerics",
     "OptunaPrune": "optuna_prune", "Profiler": "profiler",
-    "PushToHub": "push_to_hub", "SWA": "swa", "Throughput": "throughput", "Unfreeze": "unfreeze",
+    "PushToHub": "push_to_hub", "RayReport": "ray_report", "SWA": "swa", "Throughput": "throughput",
+    "Unfreeze": "unfreeze",
 }  # fmt: skip
 
 __getattr__, __dir__ = lazy_names("loopkit.hooks", _HOMES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from loopkit.checkpoint.tools import export_model
 from loopkit.checks import checked_choice
 from loopkit.errors import LoopkitWarning, OptionError, missing_extra
 from loopkit.events import Hook
+from loopkit.files import link_tree
 from loopkit.hooks.model_card import MARK, model_card
 from loopkit.keywords import checks_keywords
 
@@ -175,7 +175,7 @@ class PushToHub(Hook):
             if self._staging is None:
                 self._staging = Path(tempfile.mkdtemp(prefix=".push-", dir=run.run_dir))
             folder = Path(tempfile.mkdtemp(prefix=f"{path.name}-", dir=self._staging))
-            shutil.copytree(path, folder / path.name, copy_function=_link)
+            link_tree(path, folder / path.name)
             for name in _EXTRA_FILES:
                 with suppress(FileNotFoundError):
                     shutil.copy(run.run_dir / name, folder / name)
@@ -264,14 +264,6 @@ def _step(path: Path) -> int:
     found = parse_name(path.name)
     assert found is not None
     return found[0]
-
-
-def _link(source: str, target: str) -> None:
-    """Hard-link a file, or copy it if the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 @contextmanager

@@ -17,20 +17,21 @@ if TYPE_CHECKING:
     )
     from loopkit.storage.local_copy import FETCHED, local_copy_of, remove_fetched
     from loopkit.storage.run_storage import AUTO, RunStorage
-    from loopkit.storage.urls import as_place, as_url, check_url
+    from loopkit.storage.urls import as_place, as_url, check_url, place_of
 
 _HOMES = {
     "checkpoints": ("Kept", "RemoteCheckpoints"),
     "copies": ("fetch_checkpoint", "fetched", "open_remote", "outlined", "remote_problems"),
     "local_copy": ("FETCHED", "local_copy_of", "remove_fetched"),
     "run_storage": ("AUTO", "RunStorage"),
-    "urls": ("as_place", "as_url", "check_url"),
+    "urls": ("as_place", "as_url", "check_url", "place_of"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AUTO", "FETCHED", "Kept", "RemoteCheckpoints", "RunStorage", "as_place", "as_url", "check_url",
-    "fetch_checkpoint", "fetched", "local_copy_of", "open_remote", "outlined", "remote_problems", "remove_fetched",
+    "fetch_checkpoint", "fetched", "local_copy_of", "open_remote", "outlined", "place_of", "remote_problems",
+    "remove_fetched",
 ]  # fmt: skip
 
 # A run in a directory needs nothing of this.

@@ -23,7 +23,7 @@ from loopkit.storage.owner import OWNER
 from loopkit.storage.remote_files import Remote
 from loopkit.storage.retries import Retries
 from loopkit.storage.run_files import fetch_file, files_of_run
-from loopkit.storage.urls import as_url
+from loopkit.storage.urls import as_url, place_of
 
 READ_PATIENCE = 30.0
 """Seconds that a reader waits for a store that fails all the time."""
@@ -55,6 +55,7 @@ def fetched(place: str | Path) -> Iterator[Path]:
         CheckpointError: there is none, or it is corrupt.
         StorageError: the store does not answer.
     """
+    place = place_of(place, "checkpoint")
     url = as_url(place)
     if url is None:
         yield Path(place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import threading
 import time
@@ -19,6 +18,7 @@ from loopkit.checkpoint.reader import read_manifest
 from loopkit.checkpoint.retention import delete_checkpoint
 from loopkit.checkpoint.staging import staging_name
 from loopkit.errors import CheckpointError, LoopkitError, LoopkitWarning, RunDirError
+from loopkit.files import link_tree
 from loopkit.storage.checkpoints import Kept, RemoteCheckpoints
 from loopkit.storage.local_copy import mirrored_files
 from loopkit.storage.owner import Owner
@@ -232,7 +232,7 @@ class Mirror:
         held = source.with_name(staging_name())
         try:
             try:
-                shutil.copytree(source, held, copy_function=_link)
+                link_tree(source, held)
             except (OSError, shutil.Error):
                 yield None  # it was deleted meanwhile
                 return
@@ -273,10 +273,3 @@ class Mirror:
                 metrics[name] = read_manifest(store, parent / name).meta.get("metrics") or {}
         ranked = best.ranked(list(metrics), lambda name: metrics[name])
         return ranked[0] if ranked else ""
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # no links here, or another file system
-        shutil.copy(source, target)

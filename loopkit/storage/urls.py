@@ -22,6 +22,8 @@ SCHEMES = {
     "memory": ("fsspec.implementations.memory.MemoryFileSystem", ""),
 }
 # Path("s3://bucket/run") has one slash. A drive of Windows has one letter.
+# By the name that pyarrow gives a file system: the scheme of its URLs.
+_ARROW = {"local": "", "s3": "s3://", "gcs": "gs://", "abfs": "abfs://"}
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/+|:)(.*)", flags=re.DOTALL)
 
 
@@ -40,6 +42,27 @@ def as_url(place: object) -> str | None:
 def as_place(text: str) -> Path | str:
     """Return what a person typed: a path, or a URL as text."""
     return as_url(text) or Path(text)
+
+
+def place_of(checkpoint: Any, option: str) -> Any:
+    """Return the path or URL of a ``ray.train.Checkpoint``, and anything else as it is.
+
+    Args:
+        checkpoint: what the user gave.
+        option: how the user gave it, for messages.
+
+    Raises:
+        OptionError: Ray keeps the checkpoint where loopkit cannot read.
+    """
+    if not type(checkpoint).__module__.startswith("ray."):
+        return checkpoint
+    kind = checkpoint.filesystem.type_name
+    if kind not in _ARROW:
+        raise OptionError(
+            f"{option}={checkpoint}: loopkit does not read from {kind!r}. Give a directory to which "
+            "checkpoint.to_directory() has copied it"
+        )
+    return f"{_ARROW[kind]}{checkpoint.path}"
 
 
 def child(url: str, *names: str) -> str:

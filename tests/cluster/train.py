@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from loopkit import DDP, FSDP, Checkpoint
+from loopkit.distributed.environment import is_rank_zero
 from tests.support import Tiny, digest, quiet
 
 STEPS = 60
@@ -26,8 +28,8 @@ class Slow(Tiny):
         return super().train_step(batch)
 
 
-def main() -> None:
-    run_dir, *words = sys.argv[1:]
+def main(run_dir: str, /, *words: str, hooks: Sequence[Any] = (), **options: Any) -> list[str]:
+    """Train as the words say; ``hooks`` and ``options`` are for Fit. Return what came of it."""
     given = dict(word.split("=", 1) for word in words)
     under = {"ddp": DDP, "fsdp": FSDP}[given.get("under", "ddp")]
     margin = given.get("job_margin", "auto")
@@ -51,7 +53,10 @@ def main() -> None:
             every="4 steps", keep=None, save_on_each_node=given.get("each_node") == "1"
         ),
         eval_every="20 steps",
+        hooks=hooks,
     )
+    if options:
+        fit = fit.with_options(**options)
 
     @fit.on("fit_start")
     def began(run: Any) -> None:
@@ -70,10 +75,12 @@ def main() -> None:
         name: t.full_tensor() if hasattr(t, "full_tensor") else t
         for name, t in task.state_dict().items()
     }
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-        loss = result.metrics["eval/loss"].hex()
-        print("end", result.status, result.step, loss, digest(weights), flush=True)
+    loss = result.metrics["eval/loss"].hex()
+    outcome = [result.status, str(result.step), loss, digest(weights)]
+    if is_rank_zero():
+        print("end", *outcome, flush=True)
+    return outcome
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -86,7 +86,7 @@ FORBIDDEN = ("mixin", "manager", "connector", "handler", "util", "helper", "misc
 OPTIONAL = {
     "rich", "yaml", "tensorboardX", "matplotlib", "torchmetrics", "IPython", "sklearn", "deepspeed", "cloudpickle",
     "transformers", "peft", "mlflow", "huggingface_hub", "filelock", "nltk",
-    "optuna", "fsspec",
+    "optuna", "fsspec", "ray",
 }  # fmt: skip
 
 

@@ -1,0 +1,226 @@
+"""A real Ray: training by TorchTrainer, workers killed and restarted, checkpoints handed over, trials pruned."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopkit.checkpoint import Store, verify_checkpoint
+from loopkit.loggers.jsonl import read_rows
+from tests.cluster import ray_jobs
+from tests.cluster.programs import ROOT, models, steps_of, wait_for
+from tests.cluster.ray_jobs import noted
+from tests.cluster.train import STEPS, Slow
+from tests.docs.pages import DOCS, blocks
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+FREED = 256 << 20  # bytes of Ray's object store, which the tests hardly use
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """A Ray of two CPUs on this machine; its folder, whose path is short enough for sockets."""
+    ray = pytest.importorskip("ray", reason="pip install 'loopkit-torch[ray]'")
+    folder = Path(tempfile.mkdtemp(prefix="lk-ray-", dir="/tmp"))
+    env = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**env, "RAY_DEDUP_LOGS": "0"}.items():
+            patch.setenv(name, value)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            patch.delenv(name, raising=False)
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=FREED,
+            _temp_dir=str(folder),
+            log_to_driver=False,
+        )
+        try:
+            yield folder
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def fit(function: Any, folder: Path, workers: int = 2, failures: int = 0, **config: Any) -> Any:
+    """Run a function by TorchTrainer; return Ray's result."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        function,
+        train_loop_config={"folder": str(folder), **config},
+        scaling_config=ScalingConfig(num_workers=workers),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(folder / "storage"),
+            failure_config=FailureConfig(max_failures=failures),
+        ),
+    ).fit()
+
+
+def reported(result: Any) -> list[int]:
+    """Return the step of each checkpoint that Ray keeps, in the order of the reports."""
+    for checkpoint, metrics in result.best_checkpoints:
+        assert Path(checkpoint.path).name == f"step-{metrics['step']:012d}"
+        assert verify_checkpoint(Store(), Path(checkpoint.path)) == []
+    return [metrics["step"] for _, metrics in result.best_checkpoints]
+
+
+def losses(run_dir: Path) -> list[dict[str, float]]:
+    """Return the rows that a run logged, without what depends on the clock."""
+    timed = {"time", "eval/runtime", "eval/samples_per_second"}
+    rows = read_rows(run_dir / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+def kill_after(folder: Path, rank: int, what: Callable[[], Any]) -> threading.Thread:
+    """Kill the process of a rank, once, as soon as ``what`` is true."""
+
+    def kill() -> None:
+        wait_for(what, "the moment to kill")
+        os.kill(noted(folder, f"pid-{rank}")[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def test_two_workers_train_to_the_bits_of_two_ranks_and_each_checkpoint_is_reported_once(
+    cluster, tmp_path, whole
+):
+    options = {"strategy": "auto", "run_dir": str(tmp_path / "run")}
+    result = fit(ray_jobs.training, tmp_path, options=options)
+    assert noted(tmp_path, "outcome") == [whole.outcome] * 2
+    assert models(tmp_path / "run") == models(whole.run_dir)
+    assert losses(tmp_path / "run") == losses(whole.run_dir)
+    assert reported(result) == list(range(4, STEPS + 1, 4))
+    assert result.metrics["eval/loss"].hex() == whole.outcome[2]
+    by_step = {metrics["step"]: metrics.get("eval/loss") for _, metrics in result.best_checkpoints}
+    rows = {row["step"]: row["eval/loss"] for row in losses(whole.run_dir) if "eval/loss" in row}
+    assert [by_step[step] for step in (16, 20, 36, 40, 56, 60)] == [
+        None, rows[20], rows[20], rows[40], rows[40], rows[60],
+    ]  # fmt: skip
+    trained = Slow.load(result.checkpoint).state_dict()
+    last = Slow.load(tmp_path / "run").state_dict()
+    assert all((trained[name] == last[name]).all() for name in last)
+    assert list((tmp_path / "run" / ".ray").iterdir()) == [], "nothing is staged any more"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_is_restarted_and_the_run_ends_with_the_same_bits(
+    cluster, tmp_path, whole, rank
+):
+    run_dir = tmp_path / "run"
+    killer = kill_after(tmp_path, rank, (run_dir / f"checkpoints/step-{12:012d}").exists)
+    options = {"run_dir": str(run_dir)}
+    result = fit(ray_jobs.training, tmp_path, failures=2, options=options)
+    killer.join()
+    assert len(noted(tmp_path, "pid")) == 4, "two workers, twice"
+    assert noted(tmp_path, "outcome") == [whole.outcome] * 2
+    assert models(run_dir) == models(whole.run_dir)
+    assert losses(run_dir) == losses(whole.run_dir)
+    steps = reported(result)
+    assert steps == sorted(set(steps)), "each once"
+    assert steps[-1] == STEPS
+    assert set(steps) >= set(range(16, STEPS + 1, 4)), "all those after the restart"
+
+
+def test_a_restart_continues_from_what_ray_keeps_where_the_run_directory_is_lost(
+    cluster, tmp_path, whole
+):
+    kept = tmp_path / "storage/ray/checkpoint_manager_snapshot.json"
+    known = f"step-{8:012d}"
+    killer = kill_after(tmp_path, 1, lambda: kept.exists() and known in kept.read_text())
+    result = fit(ray_jobs.training, tmp_path, failures=2, from_ray=True)
+    killer.join()
+    assert len(noted(tmp_path, "pid")) == 4, "two workers, twice"
+    assert noted(tmp_path, "outcome") == [whole.outcome] * 2
+    first, again = [Path(path).name for path in noted(tmp_path, "from-0")]
+    assert (first, again >= known) == ("", True)
+    assert reported(result)[-1] == STEPS
+    rows = [row for row in losses(whole.run_dir) if row["step"] > int(again[5:])]
+    newest = sorted(cluster.glob("session_*/**/runs/slow/2/metrics.jsonl"))[-1]
+    assert losses(newest.parent) == rows
+
+
+def test_shards_of_two_workers_reach_ray_as_one_checkpoint(cluster, tmp_path, whole_fsdp):
+    options = {"run_dir": str(tmp_path / "run")}
+    result = fit(ray_jobs.training, tmp_path, given={"under": "fsdp"}, options=options)
+    assert noted(tmp_path, "outcome") == [whole_fsdp.outcome] * 2
+    assert models(tmp_path / "run") == models(whole_fsdp.run_dir)
+    assert reported(result)[-1] == STEPS
+    assert len(list(Path(result.checkpoint.path).glob("**/model*.safetensors"))) == 2
+
+
+def test_one_worker_trains_alone_and_a_run_that_is_over_is_reported_again(cluster, tmp_path):
+    options = {"run_dir": str(tmp_path / "run"), "strategy": "auto", "steps": 8}
+    first = fit(ray_jobs.training, tmp_path, workers=1, options=options)
+    assert (reported(first), steps_of(tmp_path / "run")[-1]) == ([4, 8], "step-000000000008")
+    shutil.rmtree(tmp_path / "storage")
+    again = fit(ray_jobs.training, tmp_path, workers=1, options=options)
+    assert reported(again) == [8]
+    assert again.metrics["eval/loss"] == first.metrics["eval/loss"]
+
+
+def test_what_ranks_do_outside_of_a_run_meets_in_the_store_of_rays_group(cluster, tmp_path):
+    fit(ray_jobs.exporting, tmp_path)
+    assert [len(noted(tmp_path, "exported-0")), len(noted(tmp_path, "exported-1"))] == [1, 1]
+    first, second = noted(tmp_path, "entered")
+    assert second - first >= 0.2
+
+
+CASES = {
+    "single": ({"strategy": "single"}, "SingleDevice trains in one process, and this one is rank"),
+    "relative": (
+        {"reports": True, "checkpoint": True, "run_dir": "runs/a"},
+        r"run_dir='runs/a': Ray runs each worker in a directory of its own, .*absolute path",
+    ),
+    "devices": ({"devices": 3}, "devices=3, and 2 processes were started"),
+}
+
+
+def test_what_cannot_work_under_a_trainer_is_refused_before_the_first_step(cluster, tmp_path):
+    cases = {name: dict(options) for name, (options, _) in CASES.items()}
+    cases["single"] |= {"checkpoint": True, "run_dir": str(tmp_path / "single")}
+    fit(ray_jobs.refused, tmp_path, cases=cases)
+    for name, (_, message) in CASES.items():
+        assert len(found := noted(tmp_path, name)) == 2, name
+        assert all(re.search(message, text) for text in found), found
+
+
+def test_a_plain_task_of_ray_starts_no_ranks_and_reports_to_nobody(cluster, tmp_path):
+    import ray
+
+    cases = {"ranks": {"devices": 2}, "nobody": {"reports": True}}
+    ray.get(ray.remote(ray_jobs.refused).remote({"folder": str(tmp_path), "cases": cases}))
+    assert (
+        "this process is a worker of Ray, and several devices need several"
+        in noted(tmp_path, "ranks")[0]
+    )
+    assert "neither a TorchTrainer nor a Tuner runs this process" in noted(tmp_path, "nobody")[0]
+
+
+def run_page(title: str, folder: Path, **replaced: str) -> dict[str, Any]:
+    """Run the file of docs/ray.md that has a title; return its names."""
+    (block,) = [each for each in blocks(DOCS / "ray.md") if each.title == title]
+    text = block.text
+    for old, new in replaced.items():
+        assert old in text
+        text = text.replace(old, new)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, title, "exec"), names)
+    return names
