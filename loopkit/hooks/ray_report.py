@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loopkit.checkpoint import checkpoints_dir
-from loopkit.checkpoint.format import parse_name
+from loopkit.checkpoint import Store, checkpoints_dir
+from loopkit.checkpoint.reader import read_manifest
 from loopkit.errors import OptionError, missing_extra
 from loopkit.events import Hook
 from loopkit.files import link_tree
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @checks_keywords
 class RayReport(Hook):
-    """Report each evaluation to Ray, and each checkpoint with what was known at its step.
+    """Report each evaluation to Ray, and each checkpoint with the metrics of its step.
 
     In a function that TorchTrainer runs, all ranks report to Ray Train, and Ray copies each
     checkpoint into its own storage, in the background. In a trial of Ray Tune, the one process
-    reports, and Tune may end the trial there. A report has the latest value of every name that was
-    logged, and "step".
+    reports, and Tune may end the trial there. A report has "step" and "epoch" too, and the latest
+    value of every other name that was logged.
 
     Example::
 
@@ -54,12 +54,10 @@ class RayReport(Hook):
             raise missing_extra("ray", "ray", "RayReport")
         self._checkpoints = checkpoints
         self._ray: _Receiver | None = None
-        # The evaluations that a checkpoint in flight may belong to: step, and what was known then.
-        self._evaluations: list[tuple[int, dict[str, Any]]] = []
 
     def on_setup(self, run: Run) -> None:
         """Find out who gets the reports."""
-        self._ray, self._evaluations = None, []
+        self._ray = None
         if run.loader is None:  # it only evaluates or predicts
             return
         self._ray = _receiver(run, self._checkpoints)
@@ -81,26 +79,21 @@ class RayReport(Hook):
     def on_eval_end(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Report what is known."""
         if self._ray is not None:
-            known = {**run.metrics, "step": run.progress.step}
-            self._evaluations.append((run.progress.step, known))
-            self._ray.report(known)
+            known = {**run.metrics, **run.record.since_eval, **metrics}
+            self._ray.report({**known, "step": run.progress.step, "epoch": run.epochs_done()})
 
     def on_save(self, run: Run, path: Path) -> None:
-        """Report a checkpoint, with what was known at its step."""
-        if self._ray is not None and self._checkpoints:
-            found = parse_name(path.name)
-            assert found is not None
-            self._ray.report(self._known_at(run, found[0]), path)
-
-    def _known_at(self, run: Run, step: int) -> dict[str, Any]:
-        """Return what was known at a step: a checkpoint is reported some steps after its own."""
-        while len(self._evaluations) > 1 and self._evaluations[1][0] <= step:
-            del self._evaluations[0]
-        if self._evaluations and self._evaluations[0][0] <= step:
-            return self._evaluations[0][1] | {"step": step}
-        logged = run.record.logged_at
-        known = {name: value for name, value in run.metrics.items() if logged.get(name, 0) <= step}
-        return {**known, "step": step}
+        """Report a checkpoint, with the metrics of its step: training is some steps further."""
+        if self._ray is None or not self._checkpoints:
+            return
+        known: dict[str, Any] = {}
+        if run.rank == 0:  # whose metrics Ray takes
+            about, logged = read_manifest(Store(), path).meta, run.record.logged_at
+            for name, value in run.metrics.items():
+                if not name.startswith("eval/") and logged.get(name, 0) <= about["step"]:
+                    known[name] = value
+            known |= {**about["metrics"], "step": about["step"], "epoch": about["epoch"]}
+        self._ray.report(known, path)
 
 
 class _Receiver(Protocol):
@@ -146,15 +139,21 @@ class _TrainWorker:
 
 
 class _Trial:
-    """A trial of Ray Tune, which copies a checkpoint while the trial waits."""
+    """A trial of Ray Tune, which copies a checkpoint while the trial waits.
+
+    Tune wants the metric of the search in every report: one without has those of the last evaluation.
+    """
 
     def __init__(self, tune: Any) -> None:
         self._tune = tune
+        self._evaluated: dict[str, Any] = {}
 
     def report(self, metrics: dict[str, Any], checkpoint: Path | None = None) -> None:
         tune = self._tune
         given = None if checkpoint is None else tune.Checkpoint.from_directory(checkpoint)
-        tune.report(metrics, checkpoint=given)
+        if checkpoint is None:
+            self._evaluated = metrics
+        tune.report({**self._evaluated, **metrics}, checkpoint=given)
 
     def has(self, checkpoint: Path) -> bool:
         return self._tune.get_checkpoint() is not None
