@@ -38,13 +38,25 @@ def has_state(part: Any) -> bool:
 def divides_itself(data: Any) -> bool:
     """Return whether each rank reads a part of its own of ``data``, which another library made."""
     for part in _parts(data):
-        if type(part).__module__.partition(".")[0] in _DIVIDING and hasattr(part, "state_dict"):
+        if _library_of(part) in _DIVIDING and hasattr(part, "state_dict"):
             return True
         if getattr(part, "_distributed", None) is not None:  # datasets' split_dataset_by_node
             return True
         if getattr(part, "__name__", "") in _SPLITTERS:
             return True
     return False
+
+
+def set_next_epoch(part: Any, epoch: int) -> bool:
+    """Tell a data set of mosaicml-streaming which pass begins; return whether it is one.
+
+    It counts the passes in memory that the ranks of a machine share, and from 0 after a restart. All
+    ranks set the same number before any of them reads on.
+    """
+    if not (_library_of(part) == "streaming" and hasattr(part, "next_epoch")):
+        return False
+    part.next_epoch = epoch
+    return True
 
 
 def set_stage_epochs(pipeline: Any, epoch: int) -> bool:
@@ -69,15 +81,14 @@ def warn_of_inexact(data: Any, what: str) -> None:
                 "shuffle() without a seed draws by the clock: take "
                 ".compose(webdataset.detshuffle(1000, seed=0)), which follows the epoch"
             )
-        elif type(part).__module__.partition(".")[0] == "streaming" and hasattr(part, "state_dict"):
-            reason = (
-                "mosaicml-streaming counts the passes itself and takes its position from its own "
-                "loader: a resume is exact in the first pass alone"
-            )
         if reason:
             warnings.warn(
                 f"{what} cannot be resumed exactly: {reason}", LoopkitWarning, stacklevel=2
             )
+
+
+def _library_of(part: Any) -> str:
+    return type(part).__module__.partition(".")[0]
 
 
 def _is_seeded(stage: Any) -> bool:

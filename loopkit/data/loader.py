@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import ConcatDataset
 
 from loopkit.checks import checked_int
-from loopkit.data.known_streams import set_stage_epochs
+from loopkit.data.known_streams import set_next_epoch, set_stage_epochs
 from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
 
@@ -164,6 +164,7 @@ def announce_epoch(data: Any, epoch: int) -> bool:
             part.set_epoch(epoch)
             found = True
         waiting += [getattr(part, name, None) for name in ("batch_sampler", "sampler", "dataset")]
+        found = set_next_epoch(part, epoch) or found
         pipeline = getattr(part, "pipeline", None)
         if isinstance(pipeline, list):
             found = set_stage_epochs(pipeline, epoch) or found

@@ -200,7 +200,9 @@ def _load_data_state(run: Run, state: Mapping[str, Any], path: Path) -> None:
         measured = state.get("measured")
         run.loader.measured = None if measured is None else (measured[0], measured[1])
         update_length(run)
-    run.committed.data = _own_part(run, state["data"], path) if _is_uneven(run) else state["data"]
+    data = state["data"]
+    by_rank = _is_uneven(run) or isinstance(data, list)
+    run.committed.data = _own_part(run, data, path) if by_rank else data
     if run.loader is not None and hasattr(run.train_loader.source, "load_state"):
         with reading(path, "data"):
             run.train_loader.source.load_state(run.committed.data)
@@ -255,7 +257,7 @@ def _own_part(run: Run, saved: Any, path: Path) -> Any:
         count = len(saved) if isinstance(saved, list) else 1
         raise CheckpointError(
             f"{path} was saved by {count} ranks with data of their own (Loader(sharded=True)), "
-            f"which {world.size} ranks cannot resume: start as many ranks as before"
+            f"which {world.size} cannot resume: start as many ranks as before"
         )
     return saved[world.rank]
 

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
+from torch.utils.data import IterableDataset
 
-from loopkit import Checkpoint, Fit, Task
+from loopkit import Checkpoint, Fit, Loader, Task
 from loopkit.optim import SGD
 
 COUNT = 24
-KINDS = ("datasets", "datasets shuffled", "webdataset", "torchdata", "litdata")
+SHARED = ("datasets", "datasets shuffled", "webdataset", "torchdata")
+# Each rank reads a part of its own. "streaming" is the package of mosaicml-streaming.
+DIVIDING = ("torch", "litdata", "streaming")
 PACKAGES = {"datasets shuffled": "datasets", "torchdata": "torchdata.stateful_dataloader"}
+
+
+class OwnPart(IterableDataset):
+    """Every n-th number, from that of this rank."""
+
+    def __iter__(self) -> Iterator[int]:
+        several = dist.is_initialized()
+        first, step = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        return iter(range(first, COUNT, step))
 
 
 def stream(kind: str, folder: Path) -> Any:
@@ -36,13 +50,38 @@ def stream(kind: str, folder: Path) -> Any:
         from torchdata.stateful_dataloader import StatefulDataLoader
 
         return StatefulDataLoader(range(COUNT), batch_size=2, shuffle=True)
-    import litdata
+    if kind == "torch":
+        data = OwnPart()
+    elif kind == "litdata":
+        import litdata
 
-    return litdata.StreamingDataset(str(folder / "litdata"), shuffle=True)
+        data = litdata.StreamingDataset(str(folder / kind), shuffle=True, drop_last=False)
+    else:
+        import streaming
+
+        data = streaming.StreamingDataset(local=str(folder / kind), shuffle=True, batch_size=2)
+    return Loader(data, sharded=True)
 
 
-def write(folder: Path) -> None:
-    """Write the shards of webdataset."""
+def write(kind: str, folder: Path) -> None:
+    """Write the numbers as the library of a stream reads them, in several shards."""
+    if kind == "litdata":
+        from litdata.streaming.writer import BinaryWriter
+
+        writer = BinaryWriter(str(folder / kind), chunk_size=4)
+        for number in range(COUNT):
+            writer[number] = number
+        writer.done()
+        writer.merge()
+        return
+    if kind == "streaming":
+        import streaming
+
+        out = {"out": str(folder / kind), "columns": {"x": "int"}, "size_limit": 200}
+        with streaming.MDSWriter(**out) as writer:
+            for number in range(COUNT):
+                writer.write({"x": number})
+        return
     for shard in range(3):
         with tarfile.open(folder / f"{shard}.tar", "w") as archive:
             for number in range(8 * shard, 8 * shard + 8):

@@ -7,19 +7,17 @@ import importlib
 import pytest
 
 from loopkit.data.known_streams import divides_itself, has_state, warn_of_inexact
-from loopkit.errors import LoopkitWarning
+from loopkit.errors import CheckpointError, LoopkitWarning
 from tests.data import stream_jobs
-from tests.data.stream_jobs import COUNT, KINDS, PACKAGES, read
-
-TESTED = [kind for kind in KINDS if kind != "litdata"]
+from tests.data.stream_jobs import COUNT, DIVIDING, PACKAGES, SHARED, read
 
 
 @pytest.fixture
 def made(request, tmp_path):
     """A folder with the shards; skips where the library is not installed."""
     kind = request.getfixturevalue("kind")
-    pytest.importorskip(PACKAGES.get(kind, kind), reason="pip install 'loopkit-torch[streams]'")
-    stream_jobs.write(tmp_path)
+    pytest.importorskip(PACKAGES.get(kind, kind), reason=f"needs {kind}")
+    stream_jobs.write(kind, tmp_path)
     return str(tmp_path)
 
 
@@ -27,7 +25,7 @@ def samples(batches):
     return sorted(value for batch in batches for value in batch)
 
 
-@pytest.mark.parametrize("kind", TESTED)
+@pytest.mark.parametrize("kind", [*SHARED, *DIVIDING])
 @pytest.mark.parametrize("stop", [5, 17])  # in the first pass of 12 steps, and in the second
 def test_a_resume_reads_on_and_each_pass_has_each_sample_once(kind, stop, made):
     whole = read(kind, made, "whole")
@@ -35,13 +33,27 @@ def test_a_resume_reads_on_and_each_pass_has_each_sample_once(kind, stop, made):
     assert read(kind, made, "parts", stop) + read(kind, made, "parts") == whole
 
 
-@pytest.mark.parametrize("kind", TESTED)
+@pytest.mark.parametrize("kind", SHARED)
 def test_ranks_share_the_samples_and_another_number_of_ranks_reads_on(kind, made, pair, tmp_path):
     run_dir = str(tmp_path / "run")
     first = pair.call(read, kind, made, run_dir, 4)
     rest = read(kind, made, run_dir)
     first_pass = [*first[0], *first[1], *rest[: 12 - 8]]
     assert samples(first_pass) == samples(rest[12 - 8 :]) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("kind", DIVIDING)
+def test_ranks_with_parts_of_their_own_read_on_and_other_ranks_are_refused(
+    kind, made, pair, tmp_path
+):
+    whole = pair.call(read, kind, made, str(tmp_path / "whole"))
+    for one_pass in (slice(6), slice(6, None)):
+        assert samples([*whole[0][one_pass], *whole[1][one_pass]]) == list(range(COUNT))
+    first = pair.call(read, kind, made, str(tmp_path / "run"), 9)
+    with pytest.raises(CheckpointError, match=r"saved by 2 ranks .* start as many ranks as before"):
+        read(kind, made, str(tmp_path / "run"))
+    rest = pair.call(read, kind, made, str(tmp_path / "run"))
+    assert [begun + read_on for begun, read_on in zip(first, rest)] == whole
 
 
 @pytest.mark.parametrize("kind", ["webdataset"])
