@@ -183,7 +183,9 @@ def _connected(rank_info: RankInfo) -> list[Any]:
 def _connect(rank_info: RankInfo, limit: timedelta) -> Any:
     if dist.is_initialized():
         # The script, or Ray, has made the group: its rank 0 holds a store at that address.
-        return dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        store: Any = dist.distributed_c10d._get_default_store()
+        # torch 2.6 and 2.7 cannot clone one, and its time limit then changes too.
+        return store.clone() if hasattr(store, "clone") else store
     is_master = not rank_info.hosted and rank_info.rank == 0
     try:
         return TCPStore(

@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
+from loopkit import Fit
 from loopkit.checkpoint import Store, verify_checkpoint
+from loopkit.errors import OptionError
 from loopkit.loggers.jsonl import read_rows
 from tests.cluster import ray_jobs
 from tests.cluster.programs import PYTHON, ROOT, Program, models, steps_of, wait_for
@@ -249,3 +252,15 @@ def test_the_search_of_the_docs_prunes_trials_and_names_the_best(typed):
     assert min(iterations) < 8, "some were pruned"
     best = min(trial.last_result["eval/loss"] for trial in trials)
     assert str(best) in program.text().splitlines()[-1]
+
+
+def test_a_checkpoint_that_ray_keeps_in_a_store_is_a_url():
+    train = pytest.importorskip("ray.train", reason="pip install 'loopkit-torch[ray]'")
+    from pyarrow.fs import FSSpecHandler, PyFileSystem, S3FileSystem
+
+    store = S3FileSystem(anonymous=True, region="us-east-1", endpoint_override="127.0.0.1:9")
+    kept = train.Checkpoint("bucket/ray/step-000000000004", filesystem=store)
+    assert Fit(resume=kept).options.resume == "s3://bucket/ray/step-000000000004"
+    memory = PyFileSystem(FSSpecHandler(fsspec.filesystem("memory")))
+    with pytest.raises(OptionError, match=r"does not read from .*checkpoint\.to_directory\(\)"):
+        Fit(resume=train.Checkpoint("ray/a", filesystem=memory))

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset, IterableDataset
 
 import loopkit
 from loopkit import Fit, Loader, Task
+from loopkit.distributed.process_group import ProcessGroupSetup
 from loopkit.errors import OptionError, RunDirError
 from loopkit.fit import agreement
 from loopkit.optim import SGD
-from tests.support import quiet
+from tests.support import Tiny, quiet
 
 
 def rank() -> int:
@@ -179,3 +180,13 @@ def other_nodes(nodes: int) -> str:
         return quiet(strategy="ddp", nodes=nodes, steps=1).run(Plain()).status
     except OptionError as error:
         return str(error)
+
+
+def alone_in_a_group(run_dir: str) -> str:
+    """Train in one process on each of two ranks that have a process group; return the error."""
+    ProcessGroupSetup("cpu", 60).init()
+    try:
+        quiet(strategy="single", checkpoint=True, run_dir=run_dir, steps=1).run(Tiny())
+    except OptionError as error:
+        return str(error)
+    return ""

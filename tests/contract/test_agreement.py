@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from loopkit.distributed.process_group import check_backends
+from loopkit.errors import OptionError
 from tests.contract import agreement_jobs
 
 
@@ -78,3 +80,21 @@ def test_a_number_of_machines_that_was_not_started_is_refused(pair, nodes, right
     for told in pair.call(agreement_jobs.other_nodes, nodes):
         assert (told == "finished") == right
         assert right or told.startswith(f"nodes={nodes}, and processes were started on 1 machine:")
+
+
+def test_each_rank_of_a_group_that_would_train_alone_says_so(pair, tmp_path):
+    told = pair.call(agreement_jobs.alone_in_a_group, str(tmp_path / "run"))
+    assert [
+        f"this one is rank {rank} of 2 in a process group" in told[rank] for rank in (0, 1)
+    ] == [
+        True,
+        True,
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_group_that_does_not_send_what_loopkit_sends_is_refused_with_the_remedy():
+    check_backends("cpu:gloo,cuda:nccl", "cuda")
+    check_backends("cpu:gloo,cuda:gloo", "cpu")
+    with pytest.raises(OptionError, match=r"sends cuda:nccl, .*backend='cpu:gloo,cuda:nccl'"):
+        check_backends("cuda:nccl", "cuda")

@@ -13,8 +13,8 @@ from loopkit.cli.main import main
 from tests import fork_server
 from tests.docs.pages import DOCS, ROOT, Block, blocks, matches
 
-# In tests/cli, tests/hooks, tests/plan and test_first_ten_minutes.py.
-RUN_ELSEWHERE = ("cli.md", "hooks-included.md", "plan.md", "first-ten-minutes.md")
+# In tests/cli, tests/plan and test_first_ten_minutes.py.
+RUN_ELSEWHERE = ("cli.md", "plan.md", "first-ten-minutes.md")
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if page.name not in RUN_ELSEWHERE]
 LONGEST = 8.0  # seconds of CPU, which a busy machine makes more of: about 4 when it is quiet
