@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +28,40 @@ from tests.cluster.train import STEPS, Slow
 from tests.docs.pages import DOCS, blocks, matches
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-FREED = 256 << 20  # bytes of Ray's object store, which the tests hardly use
+STORE = 256 << 20  # bytes of Ray's object store, which the tests hardly use
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Path]:
-    """A Ray of two CPUs on this machine; its folder, whose path is short enough for sockets."""
-    ray = pytest.importorskip("ray", reason="pip install 'loopkit-torch[ray]'")
+    """A Ray of four CPUs on this machine; its folder, whose path is short enough for sockets."""
+    if find_spec("ray") is None:
+        pytest.skip("needs Ray: pip install 'loopkit-torch[ray]'")
     folder = Path(tempfile.mkdtemp(prefix="lk-ray-", dir="/tmp"))
+    token = folder / "token"  # else Ray leaves one in the home directory
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
     env = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
     }
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**env, "RAY_DEDUP_LOGS": "0"}.items():
+        for name, value in env.items():
             patch.setenv(name, value)
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             patch.delenv(name, raising=False)
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=FREED,
-            _temp_dir=str(folder),
-            log_to_driver=False,
-        )
+        import ray  # reads the variables when it is imported
+
         try:
+            ray.init(
+                num_cpus=4,
+                include_dashboard=False,
+                object_store_memory=STORE,
+                _temp_dir=str(folder),
+                log_to_driver=False,
+            )
             yield folder
         finally:
             ray.shutdown()
