@@ -67,3 +67,11 @@ def exporting(config: dict[str, Any]) -> None:
         note(folder, "entered", time.monotonic())
         time.sleep(0.2)
     note(folder, "exported", sorted(path.name for path in exported.iterdir()))
+
+
+def trial(config: dict[str, Any]) -> None:
+    """Train in a trial of Ray Tune, which gets evaluations and checkpoints."""
+    import ray.tune
+
+    fit = quiet(epochs=2, checkpoint=True, resume=ray.tune.get_checkpoint(), hooks=[RayReport()])
+    fit.run(Tiny(lr=config["lr"]))
