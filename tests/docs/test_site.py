@@ -17,7 +17,7 @@ TERMINALS = {"recording", "console", "cli"}  # dark in both themes
 # Guides whose tables, code and messages are all that they claim.
 WITHOUT_PICTURE = {
     "task.md", "troubleshooting.md", "fine-tuning.md", "transformers.md", "export.md", "testing.md", "hooks.md",
-    "eject.md", "support.md", "clusters.md", "storage.md", "streams.md",
+    "eject.md", "support.md", "clusters.md", "ray.md", "storage.md", "streams.md",
 }  # fmt: skip
 
 
