@@ -118,7 +118,7 @@ def test_two_workers_train_to_the_bits_of_two_ranks_and_each_checkpoint_is_repor
 ):
     options = {"strategy": "auto", "run_dir": str(tmp_path / "run")}
     result = fit(ray_jobs.training, tmp_path, options=options)
-    assert noted(tmp_path, "outcome") == [whole.outcome] * 2
+    assert noted(tmp_path, "outcome") == [whole.outcome[:-1]] * 2
     assert models(tmp_path / "run") == models(whole.run_dir)
     assert losses(tmp_path / "run") == losses(whole.run_dir)
     assert reported(result) == list(range(4, STEPS + 1, 4))
@@ -142,7 +142,7 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_with_the_same_bits(
     result = fit(ray_jobs.training, tmp_path, failures=2, options=options)
     killer.join()
     assert len(noted(tmp_path, "pid")) == 4, "two workers, twice"
-    assert noted(tmp_path, "outcome") == [whole.outcome] * 2
+    assert noted(tmp_path, "outcome") == [whole.outcome[:-1]] * 2
     assert models(run_dir) == models(whole.run_dir)
     assert losses(run_dir) == losses(whole.run_dir)
     steps = reported(result)
@@ -160,7 +160,7 @@ def test_a_restart_continues_from_what_ray_keeps_where_the_run_directory_is_lost
     result = fit(ray_jobs.training, tmp_path, failures=2, from_ray=True)
     killer.join()
     assert len(noted(tmp_path, "pid")) == 4, "two workers, twice"
-    assert noted(tmp_path, "outcome") == [whole.outcome] * 2
+    assert noted(tmp_path, "outcome") == [whole.outcome[:-1]] * 2
     first, again = [Path(path).name for path in noted(tmp_path, "from-0")]
     assert (first, again >= known) == ("", True)
     assert reported(result)[-1] == STEPS
@@ -172,7 +172,7 @@ def test_a_restart_continues_from_what_ray_keeps_where_the_run_directory_is_lost
 def test_shards_of_two_workers_reach_ray_as_one_checkpoint(cluster, tmp_path, whole_fsdp):
     options = {"run_dir": str(tmp_path / "run")}
     result = fit(ray_jobs.training, tmp_path, given={"under": "fsdp"}, options=options)
-    assert noted(tmp_path, "outcome") == [whole_fsdp.outcome] * 2
+    assert noted(tmp_path, "outcome") == [whole_fsdp.outcome[:-1]] * 2
     assert models(tmp_path / "run") == models(whole_fsdp.run_dir)
     assert reported(result)[-1] == STEPS
     assert len(list(Path(result.checkpoint.path).glob("**/model*.safetensors"))) == 2

@@ -5,14 +5,19 @@ python -m tests.cluster.train RUN_DIR [name=value ...]
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from loopkit import DDP, FSDP, Checkpoint
 from loopkit.distributed.environment import is_rank_zero
+from loopkit.loggers.jsonl import read_rows
+from loopkit.testing.trace import TIMES
 from tests.support import Tiny, digest, quiet
 
 STEPS = 60
@@ -26,6 +31,15 @@ class Slow(Tiny):
     def train_step(self, batch: Any) -> Any:
         time.sleep(self.pause)
         return super().train_step(batch)
+
+
+def rows_digest(run_dir: Path) -> str:
+    """Return a digest of all rows of the log, without times."""
+    rows = [
+        {name: value for name, value in row.items() if not re.search(f"{TIMES}|^time$", name)}
+        for row in read_rows(run_dir / "metrics.jsonl")
+    ]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
 def main(run_dir: str, /, *words: str, hooks: Sequence[Any] = (), **options: Any) -> list[str]:
@@ -78,7 +92,7 @@ def main(run_dir: str, /, *words: str, hooks: Sequence[Any] = (), **options: Any
     loss = result.metrics["eval/loss"].hex()
     outcome = [result.status, str(result.step), loss, digest(weights)]
     if is_rank_zero():
-        print("end", *outcome, flush=True)
+        print("end", *outcome, rows_digest(result.run_dir), flush=True)
     return outcome
 
 

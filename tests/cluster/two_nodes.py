@@ -32,12 +32,16 @@ class TwoNodes:
 
     Args:
         directory: where the output of programs goes.
+
+    Attributes:
+        spared: processes that a node's end leaves alone, such as a server beside the ranks.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._name = f"lk{os.getpid() % 100000}"
         self._programs = 0
+        self.spared: set[int] = set()
         self.spaces = [f"{self._name}n{node}" for node in (0, 1)]
         self.links = [f"{self._name}v{node}" for node in (0, 1)]
         try:
@@ -86,11 +90,10 @@ class TwoNodes:
         ]  # fmt: skip
         return self.start(node, agent, cwd, **env)
 
-    def by_hand(self, node: int, words: Sequence[str], cwd: Path) -> Program:
+    def by_hand(self, node: int, words: Sequence[str], cwd: Path, **env: str) -> Program:
         """Start the script with the variables that loopkit's own launcher reads."""
-        return self.start(
-            node, words, cwd, NODE_RANK=str(node), MASTER_ADDR=ADDRESSES[0], MASTER_PORT=str(PORT)
-        )
+        meet = {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": str(PORT)}
+        return self.start(node, words, cwd, NODE_RANK=str(node), **meet, **env)
 
     def cut(self) -> None:
         """Cut the link between the nodes."""
@@ -112,8 +115,9 @@ class TwoNodes:
         return sum(map(int, re.findall(r"tbf.*?dropped (\d+)", shown, flags=re.DOTALL)))
 
     def processes(self, node: int) -> list[int]:
-        """Return the processes that live on a node."""
-        return [int(pid) for pid in ip("netns", "pids", self.spaces[node]).split()]
+        """Return the processes that live on a node, without those in ``spared``."""
+        found = [int(pid) for pid in ip("netns", "pids", self.spaces[node]).split()]
+        return [pid for pid in found if pid not in self.spared]
 
     def kill(self, node: int) -> None:
         """Kill every process of a node at once."""
@@ -124,6 +128,7 @@ class TwoNodes:
 
     def close(self) -> None:
         """End everything on both nodes, and the nodes."""
+        self.spared = set()
         for node, space in enumerate(self.spaces):
             with suppress(subprocess.CalledProcessError):
                 self.kill(node)

@@ -83,7 +83,13 @@ class Proxy:
     connection before the request is passed on, or "lose" to close it after.
     """
 
-    def __init__(self, port: int, fault: Callable[[int, str], str] = lambda n, what: "") -> None:
+    def __init__(
+        self,
+        port: int,
+        fault: Callable[[int, str], str] = lambda n, what: "",
+        address: str = "127.0.0.1",
+        own_port: int = 0,
+    ) -> None:
         self.fault = fault
         self.log: list[str] = []
         self._lock = threading.Lock()
@@ -100,9 +106,9 @@ class Proxy:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((address, own_port), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{address}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
