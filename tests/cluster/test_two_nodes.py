@@ -89,7 +89,9 @@ def test_a_link_that_stays_cut_ends_both_and_each_names_whom_it_cannot_reach(
     wait_for(lambda: "rank 1, on node1, cannot reach" in two.text(), "the end of rank 1")
     assert one.end(ENDS_WITHIN) != 0
     assert time.monotonic() - began < ENDS_WITHIN
-    # torchrun's agent of the machine that is cut off waits another minute or two for its store.
+    if how == "torchrun":
+        # Its agent on the machine that is cut off waits for its store, until TCP itself gives up.
+        nodes.heal()
     codes = [one.end(), two.end()]
     assert codes == ([75, 75] if how == "by hand" else [1, 1]), one.text() + two.text()
     seen = f"hung: rank 1 cannot be reached from rank 0, on node0 ({ADDRESSES[0]}): no heartbeat"
@@ -198,7 +200,8 @@ def test_two_machines_with_disks_of_their_own(nodes, tmp_path, whole, whole_fsdp
     # The other machine is rank 0 now.
     again = [nodes.by_hand(node, words, disks[1 - node]) for node in (0, 1)]
     assert again[1].end() == 0, again[1].text()
-    assert again[0].outcome() == (whole if under == "ddp" else whole_fsdp).outcome
+    # Without the rows of the log, of which each machine has those of its time as rank 0.
+    assert again[0].outcome()[:-1] == (whole if under == "ddp" else whole_fsdp).outcome[:-1]
     began = next(line for line in again[0].text().splitlines() if line.startswith("began"))
     assert int(began.split()[1]) >= 4
     assert steps_of(disks[0] / "run")[-1] == steps_of(disks[1] / "run")[-1]
