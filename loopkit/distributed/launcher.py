@@ -10,11 +10,9 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +23,7 @@ from types import FrameType
 from typing import IO, Any
 
 from loopkit.distributed.environment import ONE_MACHINE, NodeInfo
+from loopkit.distributed.launch_directory import launch_directory
 from loopkit.errors import OptionError
 
 # All in seconds.
@@ -81,14 +80,14 @@ def launch(count: int, command: Sequence[str], node: NodeInfo = ONE_MACHINE) -> 
     sys.stdout.flush()
     # Held here, the store outlives any rank. On one machine the system chooses its port.
     store = hold_store(node.host, node.port) if node.node_rank == 0 else None
-    directory = Path(tempfile.mkdtemp(prefix="loopkit-launch-"))
-    ranks = RankProcesses(command, count, directory, port=store.port if store else None, node=node)
-    try:
-        with ranks.forwarding_signals():
-            return ranks.watch()
-    finally:
-        ranks.kill()
-        shutil.rmtree(directory, ignore_errors=True)
+    with launch_directory() as directory:
+        port = store.port if store else None
+        ranks = RankProcesses(command, count, directory, port=port, node=node)
+        try:
+            with ranks.forwarding_signals():
+                return ranks.watch()
+        finally:
+            ranks.kill()
 
 
 def hold_store(host: str, port: int) -> Any:

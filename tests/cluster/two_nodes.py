@@ -34,14 +34,14 @@ class TwoNodes:
         directory: where the output of programs goes.
 
     Attributes:
-        spared: processes that a node's end leaves alone, such as a server beside the ranks.
+        kept: processes that a node's end leaves alone, such as a server beside the ranks.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._name = f"lk{os.getpid() % 100000}"
         self._programs = 0
-        self.spared: set[int] = set()
+        self.kept: set[int] = set()
         self.spaces = [f"{self._name}n{node}" for node in (0, 1)]
         self.links = [f"{self._name}v{node}" for node in (0, 1)]
         try:
@@ -115,9 +115,9 @@ class TwoNodes:
         return sum(map(int, re.findall(r"tbf.*?dropped (\d+)", shown, flags=re.DOTALL)))
 
     def processes(self, node: int) -> list[int]:
-        """Return the processes that live on a node, without those in ``spared``."""
+        """Return the processes that live on a node, without those in ``kept``."""
         found = [int(pid) for pid in ip("netns", "pids", self.spaces[node]).split()]
-        return [pid for pid in found if pid not in self.spared]
+        return [pid for pid in found if pid not in self.kept]
 
     def kill(self, node: int) -> None:
         """Kill every process of a node at once."""
@@ -128,7 +128,7 @@ class TwoNodes:
 
     def close(self) -> None:
         """End everything on both nodes, and the nodes."""
-        self.spared = set()
+        self.kept = set()
         for node, space in enumerate(self.spaces):
             with suppress(subprocess.CalledProcessError):
                 self.kill(node)
