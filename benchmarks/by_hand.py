@@ -48,6 +48,23 @@ def naive(job: Job) -> None:
     )
 
 
+def with_tqdm(job: Job) -> None:
+    """Run the best loop with tqdm around it, which gets the loss every 50 steps."""
+    from tqdm import tqdm
+
+    model, optimizer = job.model, job.optimizer()
+    parameters = list(model.parameters())
+    bar = tqdm(job.data)
+    for step, batch in enumerate(bar, start=1):
+        loss = model(**batch)
+        loss.backward()
+        optimizer.step()
+        for parameter in parameters:
+            parameter.grad = None
+        if step % LOG_EVERY == 0:
+            bar.set_postfix(loss=loss.item())
+
+
 def best(job: Job) -> None:
     """Run the fastest loop: fused AdamW, and losses kept as tensors.
 

@@ -45,12 +45,13 @@ class Job:
 
     With everything on, the contestant uses its own means to clip to norm 1, to follow a cosine
     schedule by step, to log every 50 steps to files, to draw a progress bar, and to save a
-    checkpoint at the end.
+    checkpoint at the end. ``bar`` alone asks for the progress bar.
     """
 
     steps: int
     full: bool
     folder: Path
+    bar: bool = False
     model: Model = field(init=False, repr=False)
     data: list[dict[str, Tensor]] = field(init=False, repr=False)
 

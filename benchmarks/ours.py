@@ -35,5 +35,6 @@ def loopkit(job: Job) -> None:
     if job.full:
         options: dict[str, Any] = {"clip_norm": CLIP, "log_every": LOG_EVERY}
     else:
-        options = {"loggers": None, "progress": False, "checkpoint": False, "log_every": "never"}
+        options = {"loggers": None, "checkpoint": False, "log_every": "never"}
+        options |= {"log_every": LOG_EVERY} if job.bar else {"progress": False}
     Fit(run_dir=job.folder, **options).run(Classifier(job))

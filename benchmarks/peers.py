@@ -35,7 +35,7 @@ def lightning(job: Job) -> None:
 
         def training_step(self, batch: Any, index: int) -> Any:
             loss = self.model(**batch)
-            if job.full:
+            if job.full or job.bar:
                 self.log("train/loss", loss, prog_bar=True)
             return loss
 
@@ -56,7 +56,7 @@ def lightning(job: Job) -> None:
     if job.full:
         options |= {"gradient_clip_val": CLIP, "logger": TensorBoardLogger(str(job.folder))}
     else:
-        options |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        options |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": job.bar}
     pl.Trainer(**options).fit(Module(), PreparedBatches(job.data))
 
 
@@ -80,8 +80,10 @@ def transformers(job: Job) -> None:
         "save_strategy": "no",
         "logging_strategy": "no",
         "report_to": [],
-        "disable_tqdm": True,
+        "disable_tqdm": not job.bar,
     }
+    if job.bar:
+        options |= {"logging_strategy": "steps", "logging_steps": LOG_EVERY}
     if job.full:
         options = {
             "save_strategy": "steps", "save_steps": job.steps, "logging_steps": LOG_EVERY, "disable_tqdm": False,
@@ -114,7 +116,7 @@ def accelerate(job: Job) -> None:
     )
     if job.full:
         accelerator.init_trackers("run")
-    for step, batch in enumerate(tqdm(job.data, disable=not job.full), start=1):
+    for step, batch in enumerate(tqdm(job.data, disable=not (job.full or job.bar)), start=1):
         loss = model(**batch)
         accelerator.backward(loss)
         if job.full:
@@ -143,7 +145,7 @@ def fabric(job: Job) -> None:
     )
     model, optimizer = runner.setup(job.model, job.optimizer())
     scheduler = job.scheduler(optimizer) if job.full else None
-    for step, batch in enumerate(tqdm(job.data, disable=not job.full), start=1):
+    for step, batch in enumerate(tqdm(job.data, disable=not (job.full or job.bar)), start=1):
         loss = model(**batch)
         runner.backward(loss)
         if scheduler is not None:

@@ -1,33 +1,45 @@
-"""Cost of the progress bar for the thread that trains, with the bar drawn on a real terminal.
+"""Cost of a progress bar that is drawn on a terminal: loopkit, tqdm by hand, the peers.
 
-    python benchmarks/progress.py                      # a minute
+    python benchmarks/progress.py                      # three minutes
 
-Runs with the bar and runs without it take turns. The terminal is a pseudo-terminal that a thread
-of another process reads. What is measured is the CPU time of the training thread, per step.
+The terminal is a pseudo-terminal that another process reads. A run is long enough to draw the bar
+many times. The contestants take turns, and the clock is in the model, as in overhead.py. The bar
+shows the loss, which is logged every 50 steps, or as often as the framework does by itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import logging
 import os
 import pty
-import statistics
 import struct
 import sys
 import tempfile
 import termios
-import time
-from contextlib import redirect_stderr
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from benchmarks import by_hand, ours, peers, record
 from benchmarks.job import Job
-from benchmarks.ours import Classifier
-from loopkit import Fit
+from benchmarks.overhead import BASE, PACKAGES, table
+
+BAR = {
+    "loopkit": ours.loopkit,
+    "tqdm by hand": by_hand.with_tqdm,
+    "lightning": peers.lightning,
+    "transformers": peers.transformers,
+    "accelerate": peers.accelerate,
+}
+WARMUP = 100
 
 
 def terminal(columns: int = 100) -> int:
@@ -45,37 +57,49 @@ def terminal(columns: int = 100) -> int:
     return follower
 
 
-def once(progress: str | bool, steps: int) -> float:
-    """Return the µs of CPU that the training thread takes per step."""
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(steps, False, Path(folder))
-        fit = Fit(
-            loggers=None, checkpoint=False, log_every="50 steps", run_dir=folder, progress=progress
-        )
-        began = time.thread_time()
-        fit.run(Classifier(job))
-        return (time.thread_time() - began) / steps * 1e6
+def once(train: Callable[[Job], None], steps: int, bar: bool, screen: TextIO) -> float:
+    """Return the µs per step of one run, with all that happens between two calls of the model."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        job = Job(steps, False, Path(folder), bar)
+        with redirect_stderr(screen), redirect_stdout(screen):
+            train(job)
+    stamps = job.model.stamps
+    return (stamps[-1] - stamps[WARMUP]) / (len(stamps) - 1 - WARMUP) * 1e6
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="The cost of the progress bar per step.")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=10_000)
+    """Measure, print, and write the results."""
+    parser = argparse.ArgumentParser(description="The cost of a progress bar on a terminal.")
+    parser.add_argument("--rounds", type=int, default=9, help="runs of each (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="of a run (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str | bool, list[float]] = {False: [], "rich": []}
-    with open(terminal(), "w") as screen, redirect_stderr(screen):
+    logging.disable(logging.WARNING)
+    contestants: dict[str, tuple[Callable[[Job], None], bool]] = {
+        BASE: (by_hand.best, False),
+        "loopkit without a bar": (ours.loopkit, False),
+        **{name: (train, True) for name, train in BAR.items()},
+    }
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    with open(terminal(), "w") as screen:
         for number in range(-1, args.rounds):  # the first round imports and warms up
-            for progress, all_of_it in found.items():
-                taken = once(progress, args.steps if number >= 0 else 500)
+            for name, (train, bar) in contestants.items():
+                taken = once(train, args.steps if number >= 0 else 500, bar, screen)
                 if number >= 0:
-                    all_of_it.append(taken)
-    extra = [bar - none for bar, none in zip(found["rich"], found[False])]
-    print(f"without a bar  {statistics.median(found[False]):8.1f} µs per step")
-    print(f"with the bar   {statistics.median(found['rich']):8.1f} µs per step")
-    print(f"difference     {statistics.median(extra):+8.1f} µs, of pairs of runs in turns")
-    print(f"               {', '.join(f'{each:+.1f}' for each in sorted(extra))}")
+                    found[name].append(taken)
+            print(f"\rround {number + 1} of {args.rounds}", end="", file=sys.stderr)
+    summary: dict[str, Any] = {
+        name: {
+            "step": record.quartiles(each),
+            "over": record.quartiles([a - b for a, b in zip(each, found[BASE])]),
+            "ratio": record.quartiles([a / b for a, b in zip(each, found[BASE])]),
+        }
+        for name, each in found.items()
+    }
+    print(f"\n{table(summary)}")
+    about = {"rounds": args.rounds, "steps": args.steps, "versions": record.versions(PACKAGES)}
+    record.save("progress", {**about, "settings": {"": summary}})
 
 
 if __name__ == "__main__":

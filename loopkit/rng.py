@@ -81,6 +81,18 @@ def get_state(device: torch.device | None = None) -> dict[str, Any]:
     return state
 
 
+def is_state(state: dict[str, Any]) -> bool:
+    """Return whether the generators of the CPU are in a state that ``get_state`` returned."""
+    kind, keys, *rest = state["numpy"]
+    kind_now, keys_now, *rest_now = numpy.random.get_state()
+    return (
+        torch.equal(state["torch"], torch.get_rng_state())
+        and state["python"] == random.getstate()
+        and (kind, rest) == (kind_now, rest_now)
+        and keys.tobytes() == keys_now.tobytes()
+    )
+
+
 def set_state(state: dict[str, Any], device: torch.device | None = None) -> None:
     """Restore a state that ``get_state`` returned."""
     torch.set_rng_state(state["torch"])

@@ -8,51 +8,14 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from loopkit import rng
 from loopkit.data.collate import collate_error
 from loopkit.data.loader import Loader, announce_epoch, dataset_length
 from loopkit.data.sampler import Sharding, WorkItem, group_by_length, permutation, weighted_sample
+from loopkit.data.samples import SeededSamples
 from loopkit.data.worker_errors import end_workers, is_worker_failure
-from loopkit.errors import DataError, LoopkitError
-
-
-class _SeededSamples(Dataset[Any]):
-    """The data set by (epoch, index). Each sample has its own seed, the same in every worker."""
-
-    def __init__(self, loader: Loader, seed: int, seeded: bool) -> None:
-        self.dataset = loader.dataset
-        self.columns = loader.columns
-        self.seed = seed
-        self.seeded = seeded
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
-        if self.seeded:
-            rng.seed_all(rng.mix(self.seed, epoch, index, 1))
-        try:
-            sample = self.dataset[index]
-            return sample if self.columns is None else {name: sample[name] for name in self.columns}
-        except LoopkitError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"{type(self.dataset).__name__}[{index}] failed in epoch {epoch}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> _Samples:
-        """Return the samples of a batch for the worker's collate function, which names them."""
-        samples = _Samples(self[key] for key in keys)
-        samples.keys = keys
-        return samples
-
-
-class _Samples(list[Any]):
-    """The samples of one batch in a worker process, with their keys."""
-
-    keys: list[tuple[int, int]]
+from loopkit.errors import DataError
 
 
 class _WorkerCollate:
@@ -117,7 +80,7 @@ class IndexedSource:
         self.shuffle = shuffle if loader.shuffle is None else loader.shuffle
         self.seeded = seeded
         self._collate = loader.collate_fn or default_collate
-        self._samples = _SeededSamples(loader, self.seed, seeded or loader.num_workers > 0)
+        self._samples = SeededSamples(loader, self.seed, seeded or loader.num_workers > 0)
         self._columns = self._tensor_columns()
         self._lengths = self._read_lengths()
         self._epoch_batches = _EpochBatches()
@@ -188,7 +151,7 @@ class IndexedSource:
     def samples_at(self, epoch: int, start: int, end: int) -> list[int]:
         """Return the indices of the samples between two positions of an epoch, over all ranks."""
         indices = self.permutation(epoch)
-        return [int(index) for index in indices[start:end]]
+        return as_ints(indices[start:end])
 
     def promised(self) -> int:
         """Return the position at the end of an epoch, which is exact."""
@@ -258,8 +221,7 @@ class IndexedSource:
         Raises:
             DataError: reading a sample failed, or no batch could be made of the samples.
         """
-        samples = self._samples
-        read = [samples[order, int(index)] for index in indices]
+        read = self._samples.read(order, as_ints(indices))
         try:
             return self._collate(read)
         except Exception as error:
@@ -282,7 +244,7 @@ class IndexedSource:
 
         def keys() -> Iterator[list[tuple[int, int]]]:
             for order, indices in requests:
-                waiting.append([(order, int(index)) for index in indices])
+                waiting.append([(order, index) for index in as_ints(indices)])
                 yield waiting[-1]
 
         if self._workers is None:
@@ -322,3 +284,8 @@ class IndexedSource:
     def close(self) -> None:
         """End the worker processes."""
         self._workers = None
+
+
+def as_ints(indices: Any) -> list[int]:
+    """Return indices, which are a tensor, a range or a list, as a list."""
+    return indices.tolist() if isinstance(indices, torch.Tensor) else [int(i) for i in indices]

@@ -220,7 +220,13 @@ class Evaluation:
 
 
 def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    """Return a value without its graph; of a scalar in the memory of the CPU, the number."""
+    if not isinstance(value, Tensor):
+        return value
+    # A small tensor that stays between large ones that are freed splits the heap: it would grow.
+    if value.device.type == "cpu" and value.numel() == 1 and not value.is_complex():
+        return value.item()
+    return value.detach()
 
 
 def _named_values(computed: Any, name: str) -> dict[str, Any]:

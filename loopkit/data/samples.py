@@ -1,0 +1,133 @@
+"""Reads samples of a map-style data set, each as if under its own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from loopkit import rng
+from loopkit.data.loader import Loader
+from loopkit.errors import DataError, LoopkitError
+
+_FEW = 4
+"""Below so many samples, seeding each costs less than a look at the generators."""
+
+
+class Samples(list[Any]):
+    """The samples of one batch, with their keys."""
+
+    keys: list[tuple[int, int]]
+
+
+class SeededSamples(Dataset[Any]):
+    """The data set by (epoch, index). Each sample has its own seed, the same in every worker.
+
+    Seeding three generators costs more than reading a row of a table. So batches of a data set that
+    draws no random numbers are read without seeds, with its ``__getitems__`` where it has one. The
+    generators tell whether it drew: they are compared before and after. Once a data set has drawn,
+    the samples of that batch are read again, and all others later, one by one, each under its seed.
+
+    Args:
+        loader: the data set, and which columns to keep.
+        seed: the seed of the data.
+        seeded: False reads from the random streams as they are.
+    """
+
+    def __init__(self, loader: Loader, seed: int, seeded: bool) -> None:
+        self.dataset = loader.dataset
+        self.columns = loader.columns
+        self.seed = seed
+        self.seeded = seeded
+        self._draws: bool | None = None  # None: nothing was read yet
+        self._reads_batches = callable(getattr(loader.dataset, "__getitems__", None))
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """Return one sample, under its seed.
+
+        Raises:
+            DataError: reading failed; the error names the sample.
+        """
+        epoch, index = key
+        if self.seeded:
+            self._seed(epoch, index)
+        return self._one_by_one(epoch, [index])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Samples:
+        """Return the samples of a batch for the worker's collate function, which names them."""
+        samples = Samples(self.read(keys[0][0], [index for _, index in keys]))
+        samples.keys = keys
+        return samples
+
+    def read(self, epoch: int, indices: Sequence[int]) -> list[Any]:
+        """Return the samples of a batch. It leaves the generators as the last sample's seed does.
+
+        Raises:
+            DataError: reading failed; the error names the sample.
+        """
+        if not self.seeded:
+            return self._at_once(epoch, indices)
+        if self._draws is None and indices:
+            return self._first(epoch, indices)
+        if self._draws is False and len(indices) >= _FEW:
+            before = rng.get_state()
+            samples = self._at_once(epoch, indices)
+            if rng.is_state(before):
+                self._seed(epoch, indices[-1])
+                return samples
+            self._draws = True
+        return [self[epoch, index] for index in indices]
+
+    def _first(self, epoch: int, indices: Sequence[int]) -> list[Any]:
+        """Read a first batch: a few samples one by one, to see whether one draws, and the rest."""
+        samples, draws = [], False
+        for index in indices[:_FEW]:
+            self._seed(epoch, index)
+            fresh = rng.get_state()
+            samples.append(self[epoch, index])
+            draws = draws or not rng.is_state(fresh)
+        self._draws = draws
+        return samples + self.read(epoch, indices[_FEW:])
+
+    def _at_once(self, epoch: int, indices: Sequence[int]) -> list[Any]:
+        if not self._reads_batches:
+            return self._one_by_one(epoch, indices)
+        name = type(self.dataset).__name__
+        try:
+            samples = self.dataset.__getitems__(list(indices))
+        except LoopkitError:
+            raise
+        except Exception as error:
+            self._one_by_one(epoch, indices)  # so that the error names the sample
+            shown = ", ".join(str(index) for index in indices[:8])
+            raise DataError(
+                f"{name}.__getitems__ failed in epoch {epoch} for samples {shown}, which {name} "
+                f"gives one by one: {type(error).__name__}: {error}"
+            ) from error
+        if len(samples) != len(indices):
+            raise DataError(
+                f"{name}.__getitems__ returned {len(samples)} samples for {len(indices)} indices"
+            )
+        return samples if self.columns is None else [self._kept(sample) for sample in samples]
+
+    def _one_by_one(self, epoch: int, indices: Sequence[int]) -> list[Any]:
+        dataset, samples, index = self.dataset, [], -1
+        try:
+            for index in indices:
+                sample = dataset[index]
+                samples.append(sample if self.columns is None else self._kept(sample))
+            return samples
+        except LoopkitError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{type(dataset).__name__}[{index}] failed in epoch {epoch}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _kept(self, sample: Any) -> Any:
+        return {name: sample[name] for name in self.columns}
+
+    def _seed(self, epoch: int, index: int) -> None:
+        rng.seed_all(rng.mix(self.seed, epoch, index, 1))
