@@ -4,6 +4,8 @@ training.
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -177,3 +179,16 @@ def test_what_compute_metrics_may_not_return_is_named(found, told):
 
     with pytest.raises(MetricError, match=told):
         quiet().evaluate(Own())
+
+
+def test_no_tensor_of_a_batch_outlives_it():
+    """Small tensors that stay between large ones split the heap: memory grew with the samples."""
+    alive = []
+
+    class Watched(Tiny):
+        def eval_step(self, batch):
+            alive.append(sum(type(each) is torch.Tensor for each in gc.get_objects()))
+            return {**super().eval_step(batch), "score": batch[0].mean()}
+
+    quiet(eval_batch_size=1).evaluate(Watched(), points(60, seed=2))
+    assert alive[-1] <= alive[2] + 4

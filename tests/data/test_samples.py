@@ -1,0 +1,160 @@
+"""Seeds of samples: none where reading draws nothing, and each sample's own where it draws."""
+
+from __future__ import annotations
+
+import random
+
+import numpy
+import pytest
+import torch
+
+from loopkit import rng
+from loopkit.data import Loader
+from loopkit.data.samples import SeededSamples
+from loopkit.errors import DataError
+
+SEED, EPOCH = 7, 2
+
+
+class Plain:
+    """Squares; it notes what is read."""
+
+    def __init__(self) -> None:
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> float:
+        self.reads.append(index)
+        return float(index * index)
+
+
+class AtOnce(Plain):
+    """Squares that can be read together, as in a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[int]] = []
+
+    def __getitems__(self, indices: list[int]) -> list[float]:
+        self.batches.append(indices)
+        return [float(index * index) for index in indices]
+
+
+class Draws(Plain):
+    """Samples of which those from ``first`` on draw from one of the generators."""
+
+    def __init__(self, kind: str, first: int = 0) -> None:
+        super().__init__()
+        self.kind, self.first = kind, first
+
+    def __getitem__(self, index: int) -> float:
+        value = super().__getitem__(index)
+        if index < self.first:
+            return value
+        draws = {
+            "torch": lambda: float(torch.rand(())),
+            "numpy": numpy.random.rand,
+            "python": random.random,
+        }
+        return value + float(draws[self.kind]())
+
+
+def reader(dataset: Plain, seeded: bool = True) -> SeededSamples:
+    return SeededSamples(Loader(dataset), SEED, seeded)
+
+
+def alone(dataset: Plain, index: int) -> float:
+    """The sample under its own seed, with nothing read before it."""
+    rng.seed_all(rng.mix(SEED, EPOCH, index, 1))
+    return dataset[index]
+
+
+def state() -> list[float]:
+    """What the generators give next."""
+    return [float(torch.rand(())), random.random(), float(numpy.random.rand())]
+
+
+def test_data_that_draws_nothing_is_read_at_once_and_leaves_the_generators_as_seeds_would():
+    data, plain = AtOnce(), Plain()
+    at_once, one_by_one = reader(data), reader(plain)
+    for batch in (list(range(16)), list(range(40, 60)), [3, 9]):
+        wanted = [float(i * i) for i in batch]
+        assert at_once.read(EPOCH, batch) == wanted
+        first = state()
+        assert one_by_one.read(EPOCH, batch) == wanted
+        assert state() == first
+        alone(Plain(), batch[-1])
+        assert state() == first
+    assert data.batches == [list(range(4, 16)), list(range(40, 60))]
+    assert plain.reads == [*range(16), *range(40, 60), 3, 9], "each once"
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "python"])
+@pytest.mark.parametrize("first", [0, 2, 10, 30, 55])
+def test_samples_that_draw_are_those_of_their_own_seeds_whenever_the_first_of_them_comes(
+    kind, first
+):
+    read = reader(Draws(kind, first))
+    wanted = Draws(kind, first)
+    for low in range(0, 80, 10):
+        batch = list(range(low, low + 10))
+        assert read.read(EPOCH, batch) == [alone(wanted, index) for index in batch]
+        after = state()
+        alone(wanted, batch[-1])
+        assert state() == after
+
+
+def test_what_is_read_does_not_depend_on_the_batches():
+    wanted = reader(Draws("numpy", 37)).read(EPOCH, list(range(60)))
+    read, found = reader(Draws("numpy", 37)), []
+    for low, high in ((0, 1), (1, 3), (3, 30), (30, 31), (31, 60)):
+        found += read.read(EPOCH, list(range(low, high)))
+    assert found == wanted
+
+
+def test_without_seeds_the_streams_are_those_of_a_loop_by_hand():
+    torch.manual_seed(0)
+    found = reader(Draws("torch"), seeded=False).read(EPOCH, [5, 6])
+    torch.manual_seed(0)
+    data = Draws("torch")
+    assert found == [data[5], data[6]]
+
+
+class Broken(AtOnce):
+    """Reads sample 20 neither alone nor with others; or, ``together``, fails with others alone."""
+
+    def __init__(self, together: bool) -> None:
+        super().__init__()
+        self.together = together
+
+    def __getitem__(self, index: int) -> float:
+        if index == 20 and not self.together:
+            raise ValueError("bits rot")
+        return super().__getitem__(index)
+
+    def __getitems__(self, indices: list[int]) -> list[float]:
+        if 20 in indices:
+            raise ValueError("bits rot")
+        return super().__getitems__(indices)
+
+
+def test_an_error_of_reading_at_once_names_the_sample_or_else_the_batch():
+    for together, names in (
+        (False, r"Broken\[20\] failed in epoch 2"),
+        (True, "one by one: ValueError"),
+    ):
+        read = reader(Broken(together))
+        read.read(EPOCH, list(range(10)))
+        with pytest.raises(DataError, match=names):
+            read.read(EPOCH, list(range(15, 25)))
+
+
+def test_a_batch_of_another_length_is_an_error():
+    class Short(AtOnce):
+        def __getitems__(self, indices):
+            return super().__getitems__(indices)[1:]
+
+    with pytest.raises(DataError, match="returned 5 samples for 6 indices"):
+        reader(Short()).read(EPOCH, list(range(10)))
