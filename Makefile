@@ -27,8 +27,11 @@ docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
 	@echo "docs: site/index.html"
 
+# Beside the peers, in turns, on a machine with nothing else to do; as root for the small disk.
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/overhead.py
+	for name in overhead progress throughput evaluation strategies import_time checkpoint reliability; do \
+	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; \
+	done
 
 $(VENV)/bin/python:
 	@echo "== making the environment in $(VENV)"

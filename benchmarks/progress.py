@@ -99,7 +99,7 @@ def main() -> None:
     }
     print(f"\n{table(summary)}")
     about = {"rounds": args.rounds, "steps": args.steps, "versions": record.versions(PACKAGES)}
-    record.save("progress", {**about, "settings": {"": summary}})
+    record.save("progress", {**about, "rows": summary})
 
 
 if __name__ == "__main__":

@@ -83,13 +83,13 @@ def get_state(device: torch.device | None = None) -> dict[str, Any]:
 
 def is_state(state: dict[str, Any]) -> bool:
     """Return whether the generators of the CPU are in a state that ``get_state`` returned."""
+    now: Any = numpy.random.get_state()
     kind, keys, *rest = state["numpy"]
-    kind_now, keys_now, *rest_now = numpy.random.get_state()
     return (
         torch.equal(state["torch"], torch.get_rng_state())
         and state["python"] == random.getstate()
-        and (kind, rest) == (kind_now, rest_now)
-        and keys.tobytes() == keys_now.tobytes()
+        and (kind, rest) == (now[0], [*now[2:]])
+        and keys.tobytes() == now[1].tobytes()
     )
 
 

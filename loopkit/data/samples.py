@@ -109,14 +109,15 @@ class SeededSamples(Dataset[Any]):
             raise DataError(
                 f"{name}.__getitems__ returned {len(samples)} samples for {len(indices)} indices"
             )
-        return samples if self.columns is None else [self._kept(sample) for sample in samples]
+        return samples if self.columns is None else [_kept(s, self.columns) for s in samples]
 
     def _one_by_one(self, epoch: int, indices: Sequence[int]) -> list[Any]:
-        dataset, samples, index = self.dataset, [], -1
+        dataset, columns, index = self.dataset, self.columns, -1
+        samples = []
         try:
             for index in indices:
                 sample = dataset[index]
-                samples.append(sample if self.columns is None else self._kept(sample))
+                samples.append(sample if columns is None else _kept(sample, columns))
             return samples
         except LoopkitError:
             raise
@@ -126,8 +127,9 @@ class SeededSamples(Dataset[Any]):
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def _kept(self, sample: Any) -> Any:
-        return {name: sample[name] for name in self.columns}
-
     def _seed(self, epoch: int, index: int) -> None:
         rng.seed_all(rng.mix(self.seed, epoch, index, 1))
+
+
+def _kept(sample: Any, columns: Sequence[str]) -> dict[str, Any]:
+    return {name: sample[name] for name in columns}
