@@ -250,7 +250,9 @@ class Task(LogsMedia, nn.Module):
         with loopkit.storage.fetched(checkpoint) as path:
             snapshot = loopkit.checkpoint.load_snapshot(path)
         check_state, reading = loopkit.checkpoint.check_state, loopkit.checkpoint.reading
-        check_state(snapshot.state, checkpoint, ("task",), only=("task", "extra_state"))
+        check_state(
+            snapshot.state, checkpoint, ("task",), only=("task", "extra_state", "new_buffers")
+        )
         saved, unsaved = snapshot.state["task"]["hparams"], snapshot.state["task"]["unsaved"]
         arguments = cls._from_files(snapshot.files, {*saved, *arguments}) | arguments
         lost = [name for name in unsaved if name not in arguments]

@@ -146,7 +146,7 @@ def recorded(place: Path, ranks: int = 1, **options: Any) -> tuple[Path, Path, l
     if ranks == 1:
         run_twice()
     else:
-        assert [(each.code, each.error) for each in on_forked_ranks(ranks, run_twice)] == [
+        assert [(each.code, each.error) for each in on_forked_ranks(ranks, run_twice, 240.0)] == [
             (0, "")
         ] * 2
     return root, run_dir, read_log(log)
