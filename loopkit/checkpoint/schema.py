@@ -200,9 +200,9 @@ def check_like(saved: Any, present: Any, path: str) -> None:
         path: the name of the field.
     """
     if isinstance(present, bool):
-        # torch's two choices of a kernel may be open.
-        free = path.endswith((".foreach", ".fused"))
-        (_optional(_FLAG) if free else _FLAG)(saved, path)
+        # An optimizer takes no flag that is open, but for torch's two choices of a kernel.
+        strict = ".groups." in path and not path.endswith((".foreach", ".fused"))
+        (_FLAG if strict else _optional(_FLAG))(saved, path)
     elif _is_number(present):
         if not isinstance(saved, Tensor):
             _NUMBER(saved, path)
