@@ -142,7 +142,7 @@ def main() -> None:
             "megabytes": args.megabytes,
             "tensors": args.tensors,
             "rounds": args.rounds,
-            "versions": record.versions(("torch", "safetensors", "loopkit")),
+            "versions": record.versions(("torch", "safetensors", "loopkit-torch")),
             "seconds": summary,
         },
     )

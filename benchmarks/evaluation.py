@@ -38,7 +38,7 @@ PACKAGES = ("torch", "loopkit-torch", "torchmetrics", "lightning", "transformers
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
-    """``count`` samples, of which 1,000 differ; a list of them may be read at once."""
+    """``count`` samples, of which 1,000 differ."""
 
     def __init__(self, count: int) -> None:
         draw = torch.Generator().manual_seed(0)

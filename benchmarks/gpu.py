@@ -181,7 +181,11 @@ def main() -> None:
         }
         record.save(
             "gpu",
-            {**about, "versions": record.versions(("torch", "loopkit", "deepspeed")), "rows": rows},
+            {
+                **about,
+                "versions": record.versions(("torch", "loopkit-torch", "deepspeed")),
+                "rows": rows,
+            },
         )
 
 

@@ -80,7 +80,7 @@ def main() -> None:
     print(f"imported by loopkit of {', '.join(LAZY)}: {heavy}")
     packages = (
         "torch",
-        "loopkit",
+        "loopkit-torch",
         "lightning",
         "transformers",
         "accelerate",

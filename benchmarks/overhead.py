@@ -41,7 +41,7 @@ PEERS = {
 CONTESTANTS: dict[str, Callable[[Job], None]] = {**HAND, "loopkit": ours.loopkit, **PEERS}
 PACKAGES = (
     "torch",
-    "loopkit",
+    "loopkit-torch",
     "lightning",
     "transformers",
     "accelerate",

@@ -144,66 +144,94 @@ def _where(result: dict[str, Any]) -> str:
     )
 
 
+def _ranked(
+    columns: tuple[str, ...],
+    rows: dict[str, Any],
+    by: str,
+    cells: Callable[[dict[str, Any]], tuple[str, ...]],
+    *,
+    highest_first: bool = False,
+) -> str:
+    """Return a table of the contestants, the best first.
+
+    Args:
+        columns: the heads, that of the contestants first.
+        rows: what was measured, by contestant.
+        by: the value whose median gives the order.
+        cells: makes the other cells of a contestant's row.
+        highest_first: the highest median is the best.
+    """
+    text = f"\n| {' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}\n"
+    order = sorted(rows, key=lambda name: rows[name][by]["median"], reverse=highest_first)
+    return text + "".join(f"| {' | '.join((name, *cells(rows[name])))} |\n" for name in order)
+
+
 def _overhead(result: dict[str, Any]) -> str:
     text = OVERHEAD.format(rounds=result["rounds"], steps=f"{result['parameters']} parameters")
+    columns = ("contestant", "µs per step", "quartiles", "over the best", "ratio")
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        step = row["step"]
+        quartiles = f"{step['low']:.0f} to {step['high']:.0f}"
+        return (f"{step['median']:.0f}", quartiles, *_compared(row))
+
     for setting, rows in result["settings"].items():
-        text += f"\n### {setting.capitalize()}\n\n| contestant | µs per step | quartiles | over the best | ratio |\n"
-        text += "|---|---:|---:|---:|---:|\n"
-        for name, row in sorted(rows.items(), key=lambda item: item[1]["over"]["median"]):
-            step = row["step"]
-            text += (
-                f"| {name} | {step['median']:.0f} | {step['low']:.0f} to {step['high']:.0f} | "
-                f"{row['over']['median']:+.0f} | {row['ratio']['median']:.2f} |\n"
-            )
+        text += f"\n### {setting.capitalize()}\n" + _ranked(columns, rows, "over", cells)
     return text + _where(result)
+
+
+def _compared(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['over']['median']:+.0f}", f"{row['ratio']['median']:.2f}"
 
 
 def _progress(result: dict[str, Any]) -> str:
     text = PROGRESS.format(steps=result["steps"], rounds=result["rounds"])
-    text += "\n| contestant | µs per step | over the best | ratio |\n|---|---:|---:|---:|\n"
-    for name, row in sorted(result["rows"].items(), key=lambda item: item[1]["over"]["median"]):
-        text += (
-            f"| {name} | {row['step']['median']:.0f} | {row['over']['median']:+.0f} | "
-            f"{row['ratio']['median']:.2f} |\n"
-        )
-    return text + _where(result)
+    columns = ("contestant", "µs per step", "over the best", "ratio")
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        return (f"{row['step']['median']:.0f}", *_compared(row))
+
+    return text + _ranked(columns, result["rows"], "over", cells) + _where(result)
 
 
 def _throughput(result: dict[str, Any]) -> str:
     text = THROUGHPUT.format(rounds=result["rounds"])
+    columns = ("contestant", "samples/s", "ratio", "quartiles", "peak memory, MB")
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        return (f"{row['speed']['median']:.0f}", *_ratio_and_quartiles(row), f"{row['memory']:.0f}")
+
     for job, rows in result["jobs"].items():
-        text += f"\n### {job}\n\n| contestant | samples/s | ratio | quartiles | peak memory, MB |\n"
-        text += "|---|---:|---:|---:|---:|\n"
-        for name, row in sorted(rows.items(), key=lambda item: -item[1]["ratio"]["median"]):
-            ratio = row["ratio"]
-            text += (
-                f"| {name} | {row['speed']['median']:.0f} | {ratio['median']:.3f} | "
-                f"{ratio['low']:.3f} to {ratio['high']:.3f} | {row['memory']:.0f} |\n"
-            )
+        text += f"\n### {job}\n" + _ranked(columns, rows, "ratio", cells, highest_first=True)
     return text + _where(result)
+
+
+def _ratio_and_quartiles(row: dict[str, Any]) -> tuple[str, str]:
+    ratio = row["ratio"]
+    return f"{ratio['median']:.3f}", f"{ratio['low']:.3f} to {ratio['high']:.3f}"
 
 
 def _evaluation(result: dict[str, Any]) -> str:
     text = EVALUATION.format(classes=result["classes"], samples=result["samples"])
-    text += "\n| contestant | samples/s | ratio | growth, MB |\n|---|---:|---:|---:|\n"
-    for name, row in sorted(result["rows"].items(), key=lambda item: -item[1]["ratio"]["median"]):
-        text += (
-            f"| {name} | {row['speed']['median']:,.0f} | {row['ratio']['median']:.2f} | "
-            f"{abs(row['growth']):.0f} |\n"
-        )
-    return text + _where(result)
+    columns = ("contestant", "samples/s", "ratio", "growth, MB")
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        speed, ratio = row["speed"]["median"], row["ratio"]["median"]
+        return f"{speed:,.0f}", f"{ratio:.2f}", str(round(row["growth"]))
+
+    table = _ranked(columns, result["rows"], "ratio", cells, highest_first=True)
+    return text + table + _where(result)
 
 
 def _strategies(result: dict[str, Any]) -> str:
     text = STRATEGIES.format(**{key: result[key] for key in ("parameters", "ranks", "rounds")})
+    columns = ("contestant", "ms per step", "ratio", "quartiles")
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        return (f"{row['step']['median']:.2f}", *_ratio_and_quartiles(row))
+
     for kind, rows in result["settings"].items():
-        text += f"\n### {kind}\n\n| contestant | ms per step | ratio | quartiles |\n|---|---:|---:|---:|\n"
-        for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]["median"]):
-            ratio = row["ratio"]
-            text += (
-                f"| {name} | {row['step']['median']:.2f} | {ratio['median']:.3f} | "
-                f"{ratio['low']:.3f} to {ratio['high']:.3f} |\n"
-            )
+        text += f"\n### {kind}\n" + _ranked(columns, rows, "ratio", cells)
     return text + _where(result)
 
 

@@ -39,7 +39,7 @@ from loopkit.distributed.process_group import init_process_group
 
 RANKS, BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 8, 64, 128, 4, 96
 BLOCKS, LR = 4, 1e-3
-PACKAGES = ("torch", "loopkit", "lightning", "accelerate")
+PACKAGES = ("torch", "loopkit-torch", "lightning", "accelerate")
 
 
 class Block(nn.Module):

@@ -191,18 +191,17 @@ def check_state(
         _fields({name: _STATE[name] for name in only}, needed=False)(state, "")
 
 
-def check_like(saved: Any, present: Any, path: str) -> None:
+def check_like(saved: Any, present: Any, path: str, open_flags: bool = True) -> None:
     """Check that a saved value has the form of the one that it replaces, as far as that tells.
 
     Args:
         saved: from a checkpoint, inside of :func:`reading`.
         present: of the object that takes it over. Of two dicts the common names are compared.
         path: the name of the field.
+        open_flags: whether a flag that is true or false now may have been None.
     """
     if isinstance(present, bool):
-        # An optimizer takes no flag that is open, but for torch's two choices of a kernel.
-        strict = ".groups." in path and not path.endswith((".foreach", ".fused"))
-        (_FLAG if strict else _optional(_FLAG))(saved, path)
+        (_optional(_FLAG) if open_flags else _FLAG)(saved, path)
     elif _is_number(present):
         if not isinstance(saved, Tensor):
             _NUMBER(saved, path)

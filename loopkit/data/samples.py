@@ -85,7 +85,7 @@ class SeededSamples(Dataset[Any]):
         for index in indices[:_FEW]:
             self._seed(epoch, index)
             fresh = rng.get_state()
-            samples.append(self[epoch, index])
+            samples += self._one_by_one(epoch, [index])
             draws = draws or not rng.is_state(fresh)
         self._draws = draws
         return samples + self.read(epoch, indices[_FEW:])

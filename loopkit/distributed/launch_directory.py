@@ -28,9 +28,7 @@ def launch_directory() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        if handle is not None:
-            os.close(handle)
+        _remove(directory, handle)
 
 
 def _lock(directory: Path) -> int | None:
@@ -53,7 +51,12 @@ def _remove_left() -> None:
             mine = not hasattr(os, "geteuid") or about.st_uid == os.geteuid()
             if not mine or time.time() - about.st_mtime < _YOUNG:
                 continue
-        handle = _lock(directory)
-        if handle is not None:
-            shutil.rmtree(directory, ignore_errors=True)
-            os.close(handle)
+            if (handle := _lock(directory)) is not None:
+                _remove(directory, handle)
+
+
+def _remove(directory: Path, handle: int | None) -> None:
+    """Remove a directory, and then unlock it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if handle is not None:
+        os.close(handle)

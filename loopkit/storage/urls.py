@@ -21,9 +21,9 @@ SCHEMES = {
     "file": ("fsspec.implementations.local.LocalFileSystem", ""),
     "memory": ("fsspec.implementations.memory.MemoryFileSystem", ""),
 }
-# Path("s3://bucket/run") has one slash. A drive of Windows has one letter.
 # By the name that pyarrow gives a file system: the scheme of its URLs.
 _ARROW = {"local": "", "s3": "s3://", "gcs": "gs://", "abfs": "abfs://"}
+# Path("s3://bucket/run") has one slash. A drive of Windows has one letter.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/+|:)(.*)", flags=re.DOTALL)
 
 

@@ -153,7 +153,9 @@ def match_groups(
                 f"holds just {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
             )
         for key in match.keys() & present.keys() - {"params"}:
-            check_like(match[key], present[key], f"optimizers.{name}.groups.{key}")
+            # Of an optimizer's flags only torch's two choices of a kernel may be open.
+            open_flags = key in ("foreach", "fused")
+            check_like(match[key], present[key], f"optimizers.{name}.groups.{key}", open_flags)
         groups.append({**present, **match, "params": names})
     return groups
 

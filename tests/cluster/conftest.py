@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.programs import Program, train
+from tests.cluster.programs import Program, need, train
 from tests.cluster.two_nodes import TwoNodes
 
 
@@ -37,6 +37,7 @@ def whole_fsdp(tmp_path_factory) -> Whole:
 
 @pytest.fixture
 def nodes(tmp_path) -> Iterator[TwoNodes]:
+    need("ip", "tc", "unshare")
     both = TwoNodes(tmp_path)
     yield both
     both.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.programs import PYTHON, Program, need, outcome, train, wait_for
+from tests.cluster.programs import PYTHON, Program, outcome, train, wait_for
 from tests.cluster.test_two_nodes import TIMEOUT, is_still
 from tests.cluster.two_nodes import ADDRESSES, TwoNodes
 
@@ -158,7 +158,6 @@ def reaches(both: list[Program], steps: int) -> bool:
 
 
 def test_half_an_hour_of_random_faults_changes_no_bit(nodes, tmp_path):
-    need("ip", "unshare")
     pytest.importorskip("moto.server")
     pytest.importorskip("s3fs")
     draw, counts, lives, runs = random.Random(SEED), Counter(), 0, 0

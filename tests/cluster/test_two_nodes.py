@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.cluster.programs import Program, models, need, outcome, steps_of, train, wait_for
+from tests.cluster.programs import Program, models, outcome, steps_of, train, wait_for
 from tests.cluster.train import STEPS
 from tests.cluster.two_nodes import ADDRESSES, PORT, TwoNodes
 
@@ -15,11 +15,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 TIMEOUT = 20.0
 # A failure is known after the limit of a collective; then come the diagnosis and the ends.
 ENDS_WITHIN = TIMEOUT + 60.0
-
-
-@pytest.fixture(autouse=True)
-def iproute2() -> None:
-    need("ip", "tc", "unshare")
 
 
 def start_both(nodes: TwoNodes, how: str, tmp_path, *options: str, **given) -> list[Program]:
