@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m tasks.charlm $(if $(RESUME),--resume $(RESUME))
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 long: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long --timeout=3000 $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -12,6 +13,13 @@ from tests import fork_server
 from tests.ranks import Ranks
 
 torch.set_num_threads(1)
+
+
+def pytest_configure():
+    """Undo what a program in the background, or under nohup, inherits: it ignores these signals."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -63,17 +63,25 @@ class Heartbeat:
                 store, machine = self._connect()
                 while not self._stopped.is_set():
                     number += 1
-                    frame = sys._current_frames().get(self._watched or 0)
                     report: Report = {
                         "number": number,
                         "pid": os.getpid(),
                         "identity": identity_of(os.getpid()),
                         "machine": machine,
-                        "at": "" if frame is None else describe(frame),
+                        "at": self._position(),
                     }
                     store.set(self._key(self._rank_info.rank), json.dumps(report))
                     self._stopped.wait(_INTERVAL)
             self._stopped.wait(_INTERVAL)
+
+    def _position(self) -> str:
+        """Return where the watched thread is.
+
+        Its frame is not kept. This thread would otherwise be the last to hold what the frame names,
+        such as a process group, whose end waits for a thread that waits for Python's lock.
+        """
+        frame = sys._current_frames().get(self._watched or 0)
+        return "" if frame is None else describe(frame)
 
     def _connect(self) -> tuple[Any, str]:
         """Return a connection to the store, and this machine's name and address as the store sees it.

@@ -125,18 +125,10 @@ def test_all_ranks_leave_an_evaluation_before_the_same_batch(pair, tmp_path, sen
     assert first[:3] == (143, 1, True)
 
 
-@pytest.fixture
-def hangup():
-    """SIGHUP, which ``nohup`` makes every program below it ignore."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield signal.SIGHUP
-    signal.signal(signal.SIGHUP, before)
-
-
-def test_an_evaluation_can_be_cut_short_again_and_again(tmp_path, whole, hangup):
+def test_an_evaluation_can_be_cut_short_again_and_again(tmp_path, whole):
     for batch in (3, 1, 7):
         with pytest.raises(SystemExit):
-            train(tmp_path, Sends(hangup, 1, batch))
+            train(tmp_path, Sends(signal.SIGHUP, 1, batch))
     assert train(tmp_path)[:-1] == whole[:-1]
 
 
