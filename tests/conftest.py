@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +24,22 @@ def pytest_configure():
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory) -> Iterator[Path]:
+    """Directories for tests that name none; tmp_path looks at all earlier ones each time."""
+    base = tmp_path_factory.mktemp("directories")
+    return (base / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def own_directory(tmp_path, monkeypatch):
+def own_directory(directories, request, monkeypatch):
     """Runs go to runs/ in the current directory unless told otherwise."""
-    monkeypatch.chdir(tmp_path)
+    if "tmp_path" in request.fixturenames:
+        directory = request.getfixturevalue("tmp_path")
+    else:
+        directory = next(directories)
+        directory.mkdir()
+    monkeypatch.chdir(directory)
 
 
 @pytest.fixture

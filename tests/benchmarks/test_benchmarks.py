@@ -96,6 +96,7 @@ def test_the_page_shows_what_was_measured():
     assert "import" not in text.split("## The cost of a step")[1]
 
 
+@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
 def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights():
     words = [sys.executable, "benchmarks/strategies.py", "--rounds=2", "--block=1", "--kind=DDP"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

@@ -360,6 +360,7 @@ SCRIPTS = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
 def test_each_script_runs_as_it_is_printed(tmp_path):
     """In one process, which imports torch once; each script in a directory of its own."""
     pytest.importorskip("transformers")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed
 
 from tests import fork_server, ranks
 from tests.faults.rank_run import TIMEOUT
@@ -234,6 +235,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(tmp_path, how, whole):
     assert (tmp_path / "run" / "failed").exists()
 
 
+@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
 def test_deepspeeds_launcher_gives_a_rank(tmp_path, whole):
     launcher = (
         sys.executable,
@@ -330,7 +332,7 @@ def test_a_launcher_tells_the_number_of_machines(env, nodes):
     assert find_rank_info({"RANK": "1", "MASTER_PORT": "1", **env}).nodes == nodes
 
 
-def test_a_port_that_another_process_holds_is_named():
+def test_a_port_that_another_process_holds_is_named(monkeypatch):
     import socket
     from datetime import timedelta
 
@@ -338,6 +340,8 @@ def test_a_port_that_another_process_holds_is_named():
     from loopkit.distributed.process_group import _connect
     from loopkit.errors import OptionError
 
+    # An earlier test may have left the group of one process, which lives as long as the process.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         info = RankInfo(0, 2, 0, 2, "127.0.0.1", port)

@@ -8,7 +8,7 @@ import re
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pytest
@@ -96,10 +96,16 @@ def avoided_name(name: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1)
+def tokens_of(source: str) -> list[tokenize.TokenInfo]:
+    """The tokens of Python source."""
+    return list(tokenize.generate_tokens(io.StringIO(source).readline))
+
+
 def names_in(source: str) -> Iterator[tuple[int, str]]:
     """Line and text of every identifier of Python source that the table avoids."""
     before = ""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    for token in tokens_of(source):
         if token.type == tokenize.NAME:
             allowed = before == "." and token.string in avoided()[2]
             if not allowed and avoided_name(token.string):
@@ -113,7 +119,7 @@ def prose_of(source: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
     comments: list[tuple[int, str]] = []
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    for token in tokens_of(source):
         if token.type == tokenize.COMMENT:
             comments.append((token.start[0], token.string.lstrip("#: ")))
     while comments:
@@ -169,15 +175,26 @@ def finished(paths: list[Path]) -> list[Path]:
     return [path for path in paths if not {path, *path.parents} & set(pending)]
 
 
-@pytest.mark.parametrize("path", finished(CODE), ids=lambda path: str(path.relative_to(ROOT)))
-def test_code_says_the_words_of_the_glossary(path):
-    faults = faults_of_code(path)
+def folders(paths: list[Path]) -> list[Path]:
+    """Return the folders that hold the paths: a test for each file would take longer than its work."""
+    return sorted({path.parent for path in paths})
+
+
+def short(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("folder", folders(finished(CODE)), ids=short)
+def test_code_says_the_words_of_the_glossary(folder):
+    files = [path for path in finished(CODE) if path.parent == folder]
+    faults = [f"{short(path)}:{fault}" for path in files for fault in faults_of_code(path)]
     assert not faults, advice(faults)
 
 
-@pytest.mark.parametrize("path", finished(PAGES), ids=lambda path: str(path.relative_to(ROOT)))
-def test_pages_say_the_words_of_the_glossary(path):
-    faults = faults_of_page(path)
+@pytest.mark.parametrize("folder", folders(finished(PAGES)), ids=short)
+def test_pages_say_the_words_of_the_glossary(folder):
+    files = [path for path in finished(PAGES) if path.parent == folder]
+    faults = [f"{short(path)}: {fault}" for path in files for fault in faults_of_page(path)]
     assert not faults, advice(faults)
 
 
@@ -185,10 +202,15 @@ def advice(faults: list[str]) -> str:
     return "docs/glossary.md has the words to use instead:\n" + "\n".join(faults)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_sentence_of_a_page_can_be_read_in_one_breath(path):
-    text = path.read_text(encoding="utf-8")
-    long = [s for s in sentences(text) if len(s.split()) > MOST_WORDS]
+@pytest.mark.parametrize("folder", folders(PAGES), ids=short)
+def test_a_sentence_of_a_page_can_be_read_in_one_breath(folder):
+    long = [
+        f"{short(path)}: {sentence}"
+        for path in PAGES
+        if path.parent == folder
+        for sentence in sentences(path.read_text(encoding="utf-8"))
+        if len(sentence.split()) > MOST_WORDS
+    ]
     assert not long, f"over {MOST_WORDS} words: " + "\n\n".join(long)
 
 

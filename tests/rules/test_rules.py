@@ -94,6 +94,14 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+# A test for each room: one for each file would take longer than its work.
+ROOMS = sorted({room(path) for path in FILES})
+
+
+def files_of(where: str) -> list[Path]:
+    return [path for path in FILES if room(path) == where]
+
+
 def layer_of(module: str) -> int:
     """Return the layer of a dotted name below loopkit. The most exact entry decides."""
     parts = module.split(".")
@@ -146,51 +154,56 @@ def _is_docstring(node: ast.AST) -> bool:
     )
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_sizes_and_names(path):
-    tree = TREES[path]
-    assert statements(tree) <= MOST_FILE_STATEMENTS, f"{statements(tree)} statements"
-    assert not any(
-        word in part.lower() for part in path.relative_to(PACKAGE).parts for word in FORBIDDEN
-    )
-    assert ast.get_docstring(tree), "no module docstring"
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            length = statements(node) - 1
-            assert length <= MOST_FUNCTION_STATEMENTS, f"{node.name} has {length} statements"
-        if isinstance(node, ast.ClassDef):
-            assert not any(word in node.name.lower() for word in FORBIDDEN), node.name
-            assert not any(keyword.arg == "metaclass" for keyword in node.keywords), node.name
-            public = [
-                n.name
-                for n in node.body
-                if isinstance(n, ast.FunctionDef) and not n.name.startswith(("_", "on_"))
-            ]
-            assert len(public) <= RAISED.get(node.name, MOST_PUBLIC_METHODS), (
-                f"{node.name} has {len(public)} public methods"
-            )
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path):
-    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    here = layer_of(module.removesuffix(".__init__") or "__init__")
-    for name, _ in imports(TREES[path]):
-        if name.startswith("loopkit."):
-            assert layer_of(name.removeprefix("loopkit.")) <= here, f"{module} imports {name}"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_function_level_imports_are_for_optional_packages_alone(path):
-    if room(path) == "cli" or path.name in ("__init__.py", "__main__.py"):
-        return  # the command line and the package start without torch
-    for function in ast.walk(TREES[path]):
-        if isinstance(function, (ast.FunctionDef, ast.Lambda)):
-            for name, _ in imports(function):
-                lazy = name.split(".")[0] in {*OPTIONAL, "torch"} or name.startswith(
-                    ("loopkit.console.", "loopkit.loggers.")
+@pytest.mark.parametrize("where", ROOMS)
+def test_sizes_and_names(where):
+    for path in files_of(where):
+        tree = TREES[path]
+        assert statements(tree) <= MOST_FILE_STATEMENTS, f"{path}: {statements(tree)} statements"
+        assert not any(
+            word in part.lower() for part in path.relative_to(PACKAGE).parts for word in FORBIDDEN
+        ), path
+        assert ast.get_docstring(tree), f"{path}: no module docstring"
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = statements(node) - 1
+                assert length <= MOST_FUNCTION_STATEMENTS, f"{path}: {node.name}: {length}"
+            if isinstance(node, ast.ClassDef):
+                assert not any(word in node.name.lower() for word in FORBIDDEN), node.name
+                assert not any(keyword.arg == "metaclass" for keyword in node.keywords), node.name
+                public = [
+                    n.name
+                    for n in node.body
+                    if isinstance(n, ast.FunctionDef) and not n.name.startswith(("_", "on_"))
+                ]
+                assert len(public) <= RAISED.get(node.name, MOST_PUBLIC_METHODS), (
+                    f"{node.name} has {len(public)} public methods"
                 )
-                assert lazy, f"{path.name}: {name} is imported inside a function"
+
+
+@pytest.mark.parametrize("where", ROOMS)
+def test_imports_point_down(where):
+    for path in files_of(where):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        here = layer_of(module.removesuffix(".__init__") or "__init__")
+        for name, _ in imports(TREES[path]):
+            if name.startswith("loopkit."):
+                layer = layer_of(name.removeprefix("loopkit."))
+                assert layer <= here, f"{module} imports {name}"
+
+
+# The command line starts without torch.
+@pytest.mark.parametrize("where", [where for where in ROOMS if where != "cli"])
+def test_function_level_imports_are_for_optional_packages_alone(where):
+    for path in files_of(where):
+        if path.name in ("__init__.py", "__main__.py"):
+            continue  # so does the package
+        for function in ast.walk(TREES[path]):
+            if isinstance(function, (ast.FunctionDef, ast.Lambda)):
+                for name, _ in imports(function):
+                    lazy = name.split(".")[0] in {*OPTIONAL, "torch"} or name.startswith(
+                        ("loopkit.console.", "loopkit.loggers.")
+                    )
+                    assert lazy, f"{path}: {name} is imported inside a function"
 
 
 def test_inheritance_is_shallow():

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
 def test_killed_and_resumed_it_ends_with_the_same_bits(name, tmp_path):
     whole = train(name, tmp_path / "whole")
     words = [sys.executable, "-m", "tests.tasks.image_jobs", name, str(tmp_path / "killed"), "7"]

@@ -39,6 +39,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
 def test_killed_and_resumed_it_ends_with_the_same_bits(name, folder, tmp_path):
     whole = train(name, folder, tmp_path / "whole")
     words = [sys.executable, "-m", "tests.tasks.model_jobs", name, str(folder)]

@@ -93,7 +93,10 @@ def test_files_of_every_kind_give_the_same_pairs(tmp_path):
     assert task.measured == ROWS[9::10]
 
 
-def test_what_is_wrong_with_data_is_said(tmp_path, capsys):
+def test_what_is_wrong_with_data_is_said(tmp_path, capsys, monkeypatch):
+    # Without a network, the hub would be tried for 20 seconds.
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     file = tmp_path / "a.csv"
     file.write_text("id,text\n1,a\n2,\n")
     for name, columns, said in (
