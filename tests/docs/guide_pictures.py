@@ -317,11 +317,61 @@ def cli() -> None:
     )
 
 
+def _page_screen(name: str, title: str, typed: Sequence[str], *files: str) -> None:
+    """Draw what commands print in a folder; its files are the first blocks of Python of the guide."""
+    film = Recording(Screen(76))
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        python = [block.text for block in blocks(DOCS / f"{name}.md") if block.language == "python"]
+        for file, code in zip(files, python):
+            (folder / file).write_text(f"import torch\n{code}", encoding="utf-8")
+        for command in typed:
+            program, _, words = command.partition(" ")
+            if program == "loopkit":
+                film.loopkit(folder, words)
+            else:
+                environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+                film.run(command, [sys.executable, *words.split()], environment, folder=folder)
+            film.screen.write("\n")
+    lines = film.screen.text(height=1000).splitlines()
+    (FOLDER / f"{name}.svg").write_text(still(title, lines, 76), encoding="utf-8")
+
+
+def eject() -> None:
+    """The script of a run, its run, the run itself, and the comparison of their weights."""
+    options = "points.py --steps 50 --clip-norm 1.0"
+    _page_screen(
+        "eject",
+        "A run and its script give the same weights",
+        [
+            f"loopkit eject {options} --out train_points.py",
+            "python train_points.py",
+            f"loopkit fit {options} --run-dir run --progress false",
+            "python compare.py",
+        ],
+        "points.py",
+        "compare.py",
+    )
+
+
+def troubleshooting() -> None:
+    """A loss that is not finite, and the layer that debug="numerics" names."""
+    options = "points.py --epochs 5 --scale 1e30 --lr 1e9 --progress false"
+    _page_screen(
+        "troubleshooting",
+        "A loss that is not finite, and where it begins",
+        [f"loopkit fit {options}", f"loopkit fit {options} --debug numerics"],
+        "points.py",
+    )
+
+
 PICTURES: dict[str, Callable[[], Any]] = {
     "cli": cli,
     "console": console,
     "data": data,
+    "eject": eject,
     "loop": loop,
     "memory": memory,
     "strategies": strategies,
+    "troubleshooting": troubleshooting,
 }

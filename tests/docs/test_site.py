@@ -8,16 +8,17 @@ import shutil
 
 import pytest
 
+from loopkit.errors import NotFiniteError
 from tests.docs import drawing, front_page, guide_pictures, lightning_tables, pictures, terminal
 from tests.docs.pages import DOCS, ROOT, blocks, rows_of
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 WIDEST = 88
-TERMINALS = {"recording", "console", "cli"}  # dark in both themes
+TERMINALS = {"recording", "console", "cli", "eject", "troubleshooting"}  # dark in both themes
 # Guides whose tables, code and messages are all that they claim.
 WITHOUT_PICTURE = {
-    "task.md", "troubleshooting.md", "fine-tuning.md", "transformers.md", "export.md", "testing.md", "hooks.md",
-    "eject.md", "support.md", "clusters.md", "ray.md", "storage.md", "streams.md",
+    "task.md", "fine-tuning.md", "transformers.md", "export.md", "testing.md", "hooks.md",
+    "support.md", "clusters.md", "ray.md", "storage.md", "streams.md",
 }  # fmt: skip
 
 
@@ -154,6 +155,19 @@ def test_the_picture_of_the_loop_shows_the_events_of_a_run():
     drawn = guide_pictures.loop_drawing(events, drawing.LIGHT).svg()
     assert drawn == (drawing.FOLDER / "loop.svg").read_text(encoding="utf-8"), (
         "to update it, run: python -m tests.docs.pictures loop"
+    )
+
+
+def test_the_screens_of_the_guides_show_what_their_pages_say():
+    drawn = (drawing.FOLDER / "eject.svg").read_text(encoding="utf-8")
+    assert "the&#160;same&#160;weights:&#160;True" in drawn
+    drawn = (drawing.FOLDER / "troubleshooting.svg").read_text(encoding="utf-8")
+    code = drawing.page_code("troubleshooting.md", 1)
+    with pytest.raises(NotFiniteError, match=r"step 2 \(epoch 0\): the output of net.0 \(Linear\)"):
+        code["Fit"](epochs=5, debug="numerics", **code["quiet"]).run(code["Points"](1e9, 1e30))
+    assert (
+        "step&#160;2&#160;(epoch&#160;0):&#160;the&#160;output&#160;of&#160;net.0&#160;(Linear)"
+        in drawn
     )
 
 
