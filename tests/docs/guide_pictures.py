@@ -9,8 +9,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -284,48 +284,28 @@ def data() -> None:
 # ---- screens ----
 
 
-def _screen(name: str, title: str, commands: Sequence[str], end: str | None = None) -> None:
-    """Draw what commands print, up to the line before the one that begins with ``end``."""
-    film = Recording(Screen(64))
-    with digits() as folder:
-        for command in commands:
-            film.loopkit(folder, command)
-            film.screen.write("\n")
-    lines = film.screen.text(height=1000).splitlines()
-    if end is not None:
-        lines = lines[: next(n for n, line in enumerate(lines) if end in line)]
-    (FOLDER / f"{name}.svg").write_text(still(title, lines, 64), encoding="utf-8")
-
-
-def console() -> None:
-    """A run on a terminal of 64 columns, up to its summary."""
-    command = "fit digits.py --epochs 5 --run-dir runs/digits"
-    _screen("console", "The bar and the table of a run on a terminal", [command], "***** finished")
-
-
-def cli() -> None:
-    """Misspellings and their answers, a sweep, and the checkpoints of its best run."""
-    _screen(
-        "cli",
-        "Commands and their answers on a terminal",
-        [
-            "fit digits.py --epohcs 3",
-            "fit digits.py --num_train_epochs 3",
-            "sweep digits.py hidden=8,64,256 --epochs 3 --progress false",
-            "ckpt ls sweeps/digits/003",
-        ],
-    )
-
-
-def _page_screen(name: str, title: str, typed: Sequence[str], *files: str) -> None:
-    """Draw what commands print in a folder; its files are the first blocks of Python of the guide."""
-    film = Recording(Screen(76))
+@contextmanager
+def _files(page: str, *names: str) -> Iterator[Path]:
+    """A folder with the first blocks of Python of a page, under these names."""
     with TemporaryDirectory() as place:
-        folder = Path(place)
-        python = [block.text for block in blocks(DOCS / f"{name}.md") if block.language == "python"]
-        for file, code in zip(files, python):
-            (folder / file).write_text(f"import torch\n{code}", encoding="utf-8")
-        for command in typed:
+        code = [block.text for block in blocks(DOCS / page) if block.language == "python"]
+        for name, text in zip(names, code):
+            Path(place, name).write_text(f"import torch\n{text}", encoding="utf-8")
+        yield Path(place)
+
+
+def _screen(
+    name: str,
+    title: str,
+    where: AbstractContextManager[Path],
+    commands: Sequence[str],
+    columns: int = 64,
+    end: str | None = None,
+) -> None:
+    """Draw what commands print in a folder, up to the line before the first that has ``end`` in it."""
+    film = Recording(Screen(columns))
+    with where as folder:
+        for command in commands:
             program, _, words = command.partition(" ")
             if program == "loopkit":
                 film.loopkit(folder, words)
@@ -334,34 +314,63 @@ def _page_screen(name: str, title: str, typed: Sequence[str], *files: str) -> No
                 film.run(command, [sys.executable, *words.split()], environment, folder=folder)
             film.screen.write("\n")
     lines = film.screen.text(height=1000).splitlines()
-    (FOLDER / f"{name}.svg").write_text(still(title, lines, 76), encoding="utf-8")
+    if end is not None:
+        lines = lines[: next(n for n, line in enumerate(lines) if end in line)]
+    (FOLDER / f"{name}.svg").write_text(still(title, lines, columns), encoding="utf-8")
+
+
+def console() -> None:
+    """A run on a terminal of 64 columns, up to its summary."""
+    _screen(
+        "console",
+        "The bar and the table of a run on a terminal",
+        digits(),
+        ["loopkit fit digits.py --epochs 5 --run-dir runs/digits"],
+        end="***** finished",
+    )
+
+
+def cli() -> None:
+    """Misspellings and their answers, a sweep, and the checkpoints of its best run."""
+    _screen(
+        "cli",
+        "Commands and their answers on a terminal",
+        digits(),
+        [
+            "loopkit fit digits.py --epohcs 3",
+            "loopkit fit digits.py --num_train_epochs 3",
+            "loopkit sweep digits.py hidden=8,64,256 --epochs 3 --progress false",
+            "loopkit ckpt ls sweeps/digits/003",
+        ],
+    )
 
 
 def eject() -> None:
     """The script of a run, its run, the run itself, and the comparison of their weights."""
     options = "points.py --steps 50 --clip-norm 1.0"
-    _page_screen(
+    _screen(
         "eject",
         "A run and its script give the same weights",
+        _files("eject.md", "points.py", "compare.py"),
         [
             f"loopkit eject {options} --out train_points.py",
             "python train_points.py",
             f"loopkit fit {options} --run-dir run --progress false",
             "python compare.py",
         ],
-        "points.py",
-        "compare.py",
+        columns=76,
     )
 
 
 def troubleshooting() -> None:
     """A loss that is not finite, and the layer that debug="numerics" names."""
     options = "points.py --epochs 5 --scale 1e30 --lr 1e9 --progress false"
-    _page_screen(
+    _screen(
         "troubleshooting",
         "A loss that is not finite, and where it begins",
+        _files("troubleshooting.md", "points.py"),
         [f"loopkit fit {options}", f"loopkit fit {options} --debug numerics"],
-        "points.py",
+        columns=76,
     )
 
 

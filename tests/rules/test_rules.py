@@ -196,7 +196,7 @@ def test_imports_point_down(where):
 def test_function_level_imports_are_for_optional_packages_alone(where):
     for path in files_of(where):
         if path.name in ("__init__.py", "__main__.py"):
-            continue  # so does the package
+            continue  # the package starts without torch too
         for function in ast.walk(TREES[path]):
             if isinstance(function, (ast.FunctionDef, ast.Lambda)):
                 for name, _ in imports(function):
