@@ -29,7 +29,8 @@ docs: $(VENV)/.dev
 
 # Beside the peers, in turns, on a machine with nothing else to do; as root for the small disk.
 bench: $(VENV)/.bench
-	for name in overhead progress throughput evaluation strategies import_time checkpoint reliability; do \
+	for name in overhead progress throughput evaluation prediction start counts strategies import_time checkpoint \
+	  reliability; do \
 	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; \
 	done
 

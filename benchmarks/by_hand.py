@@ -73,7 +73,7 @@ def best(job: Job) -> None:
     model, optimizer = job.model, job.optimizer()
     parameters = list(model.parameters())
     if not job.full:
-        losses = []
+        losses, hooks = [], [job.hook] * job.hooks
         for batch in job.data:
             loss = model(**batch)
             loss.backward()
@@ -81,6 +81,8 @@ def best(job: Job) -> None:
             for parameter in parameters:
                 parameter.grad = None
             losses.append(loss.detach())
+            for hook in hooks:
+                hook()
         return
     from tensorboardX import SummaryWriter
 

@@ -45,13 +45,16 @@ class Job:
 
     With everything on, the contestant uses its own means to clip to norm 1, to follow a cosine
     schedule by step, to log every 50 steps to files, to draw a progress bar, and to save a
-    checkpoint at the end. ``bar`` alone asks for the progress bar.
+    checkpoint at the end. ``bar`` alone asks for the progress bar, and ``hooks`` for as many hooks
+    of the contestant's own kind, each of which calls ``hook`` after every step.
     """
 
     steps: int
     full: bool
     folder: Path
     bar: bool = False
+    hooks: int = 0
+    called: int = field(init=False, default=0)
     model: Model = field(init=False, repr=False)
     data: list[dict[str, Tensor]] = field(init=False, repr=False)
 
@@ -59,6 +62,10 @@ class Job:
         torch.manual_seed(0)
         self.model = Model()
         self.data = batches(self.steps)
+
+    def hook(self) -> None:
+        """Count a call."""
+        self.called += 1
 
     def optimizer(self, **options: Any) -> torch.optim.Optimizer:
         """Return AdamW over all parameters in one group. It is fused by default."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.job import CLIP, LOG_EVERY, LR, Job
-from loopkit import Fit, Task
+from loopkit import Fit, Hook, Task
 from loopkit.optim import AdamW, cosine
 
 
@@ -37,4 +37,13 @@ def loopkit(job: Job) -> None:
     else:
         options = {"loggers": None, "checkpoint": False, "log_every": "never"}
         options |= {"log_every": LOG_EVERY} if job.bar else {"progress": False}
-    Fit(run_dir=job.folder, **options).run(Classifier(job))
+    hooks = [_counting(job) for _ in range(job.hooks)]
+    Fit(run_dir=job.folder, hooks=hooks, **options).run(Classifier(job))
+
+
+def _counting(job: Job) -> Hook:
+    class Counting(Hook):
+        def on_step_end(self, run: Any, step: Any) -> None:
+            job.hook()
+
+    return Counting()

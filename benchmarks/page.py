@@ -75,6 +75,35 @@ one by one. "By hand" adds up two tensors; loopkit and Lightning use torchmetric
 process takes for 1,000,000 samples than for 100,000. Trainer keeps the class of a sample and not its logits.
 """
 
+PREDICTION = """
+## Prediction
+
+The class of each of {samples:,} samples, by the model and the data of the evaluation above. "By hand" is a loop around
+torch's `DataLoader`.
+"""
+
+START = """
+## The start, and a resume
+
+The time from the call of the contestant to the first call of the model, on a shuffled data set whose samples take no
+memory. "More memory" is what the order of the samples takes: the growth of the peak of a process that trained on
+10,000 before. torch's sampler makes a list of all indices, so 1,000,000,000 of them do not fit into 24 GB, and only
+loopkit was measured there.
+"""
+
+RESUME = """
+A resume after {consumed:,} samples, in batches of {batch:,}, in the middle of an epoch. The time goes from the call to
+the first step. Trainer and accelerate draw the indices again up to that place. Lightning starts the epoch over.
+"""
+
+COUNTS = """
+## By number
+
+What a step costs with more parameters and more hooks, and a batch of an evaluation with more metrics. A parameter has 8
+numbers. A hook counts the steps in the contestant's own kind of hook. A metric is an F-score of torchmetrics, alone or
+in a `MetricCollection`. Medians of {rounds} runs in turns; "ratio" compares with the loop by hand of the same round.
+"""
+
 STRATEGIES = """
 ## The cost of a step over several ranks
 
@@ -223,6 +252,49 @@ def _evaluation(result: dict[str, Any]) -> str:
     return text + table + _where(result)
 
 
+def _prediction(result: dict[str, Any]) -> str:
+    text = PREDICTION.format(samples=result["samples"])
+    columns = ("contestant", "samples/s", "ratio", "quartiles")
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        return (f"{row['speed']['median']:,.0f}", *_ratio_and_quartiles(row))
+
+    table = _ranked(columns, result["rows"], "ratio", cells, highest_first=True)
+    return text + table + _where(result)
+
+
+def _start(result: dict[str, Any]) -> str:
+    text = START + "\n| contestant | samples | ms to the first step | more memory, MB |\n"
+    text += "|---|---:|---:|---:|\n"
+    for row in result["samples"]:
+        text += (
+            f"| {row['name']} | {row['samples']:,} | {row['seconds']['median'] * 1e3:,.0f} | "
+            f"{row['growth']:,.0f} |\n"
+        )
+    text += RESUME.format(consumed=result["resume"][0]["samples"], batch=result["batch"])
+    text += "\n| contestant | ms to the first step |\n|---|---:|\n"
+    for row in sorted(result["resume"], key=lambda row: row["seconds"]["median"]):
+        text += f"| {row['name']} | {row['seconds']['median'] * 1e3:,.0f} |\n"
+    return text + _where(result)
+
+
+def _counts(result: dict[str, Any]) -> str:
+    text = COUNTS.format(rounds=result["rounds"])
+    for kind, numbers in result["kinds"].items():
+        names = list(next(iter(numbers.values())))
+        heads = [head for name in names for head in (f"{name}, µs", "ratio")]
+        text += f"\n### {kind.capitalize()}\n\n| {kind} | {' | '.join(heads)} |\n"
+        text += f"|---:|{'---:|' * len(heads)}\n"
+        for number, rows in numbers.items():
+            cells = [
+                cell
+                for row in rows.values()
+                for cell in (f"{row['time']['median']:,.0f}", f"{row['ratio']['median']:.2f}")
+            ]
+            text += f"| {int(number):,} | {' | '.join(cells)} |\n"
+    return text + _where(result)
+
+
 def _strategies(result: dict[str, Any]) -> str:
     text = STRATEGIES.format(**{key: result[key] for key in ("parameters", "ranks", "rounds")})
     columns = ("contestant", "ms per step", "ratio", "quartiles")
@@ -283,6 +355,9 @@ _PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "progress": _progress,
     "throughput": _throughput,
     "evaluation": _evaluation,
+    "prediction": _prediction,
+    "start": _start,
+    "counts": _counts,
     "strategies": _strategies,
     "gpu": _gpu,
     "import_time": _imports,

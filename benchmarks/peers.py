@@ -45,7 +45,12 @@ def lightning(job: Job) -> None:
                 return optimizer
             return [optimizer], [{"scheduler": job.scheduler(optimizer), "interval": "step"}]
 
+    class Counting(pl.Callback):
+        def on_train_batch_end(self, *arguments: Any, **more: Any) -> None:
+            job.hook()
+
     options: dict[str, Any] = {
+        "callbacks": [Counting() for _ in range(job.hooks)],
         "accelerator": "cpu",
         "devices": 1,
         "max_epochs": 1,
@@ -62,7 +67,7 @@ def lightning(job: Job) -> None:
 
 def transformers(job: Job) -> None:
     """Run Hugging Face's Trainer."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Outer(torch.nn.Module):
         def __init__(self) -> None:
@@ -75,6 +80,10 @@ def transformers(job: Job) -> None:
     class Direct(Trainer):
         def get_train_dataloader(self) -> Any:
             return job.data
+
+    class Counting(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            job.hook()
 
     options: dict[str, Any] = {
         "save_strategy": "no",
@@ -99,7 +108,8 @@ def transformers(job: Job) -> None:
     )
     optimizer = job.optimizer()
     scheduler = job.scheduler(optimizer) if job.full else None
-    Direct(Outer(), arguments, optimizers=(optimizer, scheduler)).train()
+    callbacks: list[Any] = [Counting() for _ in range(job.hooks)]
+    Direct(Outer(), arguments, optimizers=(optimizer, scheduler), callbacks=callbacks).train()
 
 
 def accelerate(job: Job) -> None:

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-BATCH, SAVE_EVERY, WIDTH = 8, 5, 768
+BATCH, SAVE_EVERY, WIDTH, SAMPLES = 8, 5, 768, 64
 
 
 class Noisy(Dataset[dict[str, Tensor]]):
-    """64 samples, which get new noise each time they are read: 8 steps are an epoch."""
+    """Samples that get new noise each time they are read: 8 steps are an epoch of 64."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(1)
-        self.x = torch.randn(64, 16, generator=generator)
+        self.x = torch.randn(SAMPLES, 16, generator=generator)
         self.y = self.x.sum(1, keepdim=True)
 
     def __len__(self) -> int:
@@ -206,8 +206,9 @@ def dcp(net: Net, folder: Path, steps: int, *, resume: bool) -> int:
         step = int(newest.name.rpartition("_")[2])
     began = step
     while step < steps:
-        for number, batch in enumerate(DataLoader(Noisy(), BATCH, shuffle=True)):
-            if number < step % 8:
+        data = DataLoader(Noisy(), BATCH, shuffle=True)
+        for number, batch in enumerate(data):
+            if number < step % len(data):
                 continue
             net(**batch)["loss"].backward()
             optimizer.step()

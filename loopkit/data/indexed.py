@@ -205,9 +205,10 @@ class IndexedSource:
     def _from_workers(self, epoch: int, start: int, indices: Any) -> Iterator[WorkItem]:
         sharding = self.sharding
         positions = range(start, sharding.end, sharding.stride)
-        slices = [sharding.slice_at(position) for position in positions]
+        slices = map(sharding.slice_at, positions)  # no list: it would grow with the data
         batches = self.read((epoch, indices[low:high]) for low, high, _ in slices)
-        for position, (_, _, size), batch in zip(positions, slices, batches):
+        for position, batch in zip(positions, batches):
+            size = sharding.slice_at(position)[2]
             end = min(position + sharding.stride, sharding.end)
             yield WorkItem(batch, size, end - position, end)
 

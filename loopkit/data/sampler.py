@@ -9,9 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from loopkit.data.shuffled_range import ShuffledRange
 from loopkit.rng import mix
 
 _MEGABATCH = 50
+# From here on the order is computed where it is read: torch.randperm takes 8 bytes per sample, and
+# its time before the first step.
+MANY = 1 << 24
+Order = Sequence[int] | torch.Tensor | ShuffledRange
 
 
 class WorkItem(NamedTuple):
@@ -29,12 +34,15 @@ class WorkItem(NamedTuple):
     end: int
 
 
-def permutation(
-    length: int, *, seed: int, epoch: int, shuffle: bool
-) -> Sequence[int] | torch.Tensor:
-    """Return the order of ``length`` samples in ``epoch``: an int64 permutation, or the range."""
+def permutation(length: int, *, seed: int, epoch: int, shuffle: bool) -> Order:
+    """Return the order of ``length`` samples in ``epoch``.
+
+    It is the range, or an int64 permutation. From 2**24 samples on, the permutation takes no memory.
+    """
     if not shuffle:
         return range(length)
+    if length >= MANY:
+        return ShuffledRange(length, mix(seed, epoch))
     generator = torch.Generator().manual_seed(mix(seed, epoch))
     return torch.randperm(length, generator=generator)
 
@@ -51,9 +59,7 @@ def weighted_sample(weights: torch.Tensor, length: int, *, seed: int, epoch: int
     return torch.searchsorted(ends, drawn, right=True).clamp(max=len(weights) - 1)
 
 
-def group_by_length(
-    indices: Sequence[int] | torch.Tensor, lengths: torch.Tensor, batch: int
-) -> torch.Tensor:
+def group_by_length(indices: Order, lengths: torch.Tensor, batch: int) -> torch.Tensor:
     """Return ``indices`` reordered so that batches hold samples of about the same length.
 
     Every 50 batches in a row are sorted by falling length, so the order stays random at large. The
@@ -63,7 +69,7 @@ def group_by_length(
         lengths: [samples], the length of each sample.
         batch: samples per batch, over all ranks.
     """
-    runs = torch.split(torch.as_tensor(indices), _MEGABATCH * batch)
+    runs = torch.split(torch.as_tensor(indices[:]), _MEGABATCH * batch)
     ordered = [run[lengths[run].argsort(descending=True, stable=True)] for run in runs]
     longest = int(torch.stack([lengths[run[0]] for run in ordered]).argmax())
     ordered[0], ordered[longest] = ordered[longest], ordered[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import by_hand, checkpoint, ours, overhead, page
+from benchmarks import by_hand, checkpoint, counts, ours, overhead, page, prediction, record, start
 from benchmarks.job import Job
 from tests import ranks
 
@@ -68,6 +68,39 @@ def test_every_way_to_save_gives_the_state_back(tmp_path):
         save(state, folder)
         loaded = load(folder)
         assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("name", ["by hand", "loopkit"])
+def test_hooks_and_parameters_are_counted(name):
+    assert counts.step(name, 20, parameters=100) > 0
+    assert counts.step(name, 20, hooks=3) > 0
+    pytest.importorskip("torchmetrics")
+    wanted: dict[int, dict[str, float]] = {}
+    assert counts.batch("by hand", 3, 4, wanted) > 0
+    assert counts.batch(name, 3, 4, wanted) > 0
+    assert list(wanted[3]) == ["f0", "f1", "f2"]
+    with pytest.raises(RuntimeError, match="gives"):
+        counts.batch(name, 3, 4, {3: {"f0": 2.0}})
+
+
+def test_the_first_step_is_timed_from_the_call_to_the_model():
+    assert all(start.first_step(name, 100) > 0 for name in ("by hand", "loopkit"))
+    assert start.resumed("loopkit", 2_000, 4_000) > 0
+
+
+def test_predictions_are_compared(monkeypatch):
+    own = {name: prediction.CONTESTANTS[name] for name in (prediction.BASE, "loopkit")}
+    monkeypatch.setattr(prediction, "CONTESTANTS", own)
+    rows = prediction.measure(2, 1_200)
+    assert rows[prediction.BASE]["ratio"]["median"] == 1.0
+    assert rows["loopkit"]["speed"]["low"] > 0
+    monkeypatch.setitem(own, "loopkit", lambda model, data: torch.zeros(len(data)))
+    with pytest.raises(RuntimeError, match="loopkit predicts other classes"):
+        prediction.measure(1, 1_200)
+
+
+def test_the_page_is_made_of_the_results():
+    assert record.PAGE.read_text() == page.render(record.results())
 
 
 def test_the_page_shows_what_was_measured():

@@ -13,6 +13,7 @@ from loopkit.checkpoint import load_snapshot
 from loopkit.cli.eject.schedule import schedule_context
 from loopkit.cli.eject.script import render
 from loopkit.cli.main import main
+from loopkit.data import sampler
 from loopkit.durations import RunLength
 from loopkit.optim import schedules
 from tests.cli.conftest import TASKS
@@ -127,6 +128,17 @@ def test_the_script_of_adapters_saves_them_alone_with_the_weights_of_fit(loopkit
     words += ["--steps", "50", "--batch-size", "4", "--dropout", "0.1"]
     loopkit.ok("eject", *words, "--out", "script.py")
     run_scripts(["", str(tmp_path / "script.py"), "--checkpoint", str(tmp_path / "s.pt")])
+    loopkit.ok("fit", *words, "--run-dir", "r", *FAST.split())
+    assert_equal(tmp_path / "r", tmp_path / "s.pt")
+
+
+def test_the_script_writes_an_order_that_takes_no_memory(loopkit, monkeypatch, tmp_path):
+    monkeypatch.setattr(sampler, "MANY", 1_000)
+    words = [DIGITS, "--steps", "50"]
+    loopkit.ok("eject", *words, "--out", "script.py")
+    script = tmp_path / "script.py"
+    assert "randperm" not in script.read_text()
+    run_scripts(["", str(script), "--checkpoint", str(tmp_path / "s.pt")])
     loopkit.ok("fit", *words, "--run-dir", "r", *FAST.split())
     assert_equal(tmp_path / "r", tmp_path / "s.pt")
 

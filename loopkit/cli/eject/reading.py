@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from loopkit.cli.eject.layout import literal
 from loopkit.cli.eject.refusals import refuse
+from loopkit.data import sampler
 from loopkit.data.indexed import IndexedSource
 from loopkit.data.loader import Loader
 from loopkit.options import Options
@@ -56,6 +57,7 @@ def reading_context(
         "worker_options": _worker_options(loader),
         "shuffle": source.shuffle,
         "weights": weights,
+        "many": source.shuffle and not weights and source.sharding.length >= sampler.MANY,
         "grouped": grouped,
         "lengths": _lengths_key(loader) if grouped else None,
         "given_lengths": grouped and not isinstance(loader.group_by_length, (bool, str)),
