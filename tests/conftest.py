@@ -7,11 +7,12 @@ import subprocess
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from tests import fork_server
+from tests import fork_server, ranks
 from tests.ranks import Ranks
 
 torch.set_num_threads(1)
@@ -61,8 +62,8 @@ class Pool:
 
     def close(self) -> None:
         """Close all ranks."""
-        for ranks in self.started.values():
-            ranks.close()
+        for started in self.started.values():
+            started.close()
         self.started = {}
 
 
@@ -87,10 +88,21 @@ def pair(pool) -> Ranks:
     return pool(2)
 
 
+@pytest.fixture
+def rank_programs() -> ModuleType:
+    """Start programs, by ``run`` and ``Popen``, from the server that has imported what ranks need."""
+    return ranks
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
     item.failed = getattr(item, "failed", False) or outcome.get_result().failed
+
+
+def uses_ranks(item: pytest.Item) -> bool:
+    """Return whether a test uses ranks that stay, or the server that starts others."""
+    return not {"pool", "rank_programs"}.isdisjoint(item.fixturenames)
 
 
 def shares_with_its_module(item: pytest.Item) -> bool:
@@ -102,22 +114,22 @@ def shares_with_its_module(item: pytest.Item) -> bool:
 # First, because xdist reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Give the tests that use ranks to one worker, first: this is the longest group by far.
+    """Give the tests that use ranks, or their server, to one worker, first: the longest group by far.
 
     So do tests that share a fixture of their module: otherwise each worker makes it again.
     """
     for item in items:
-        if "pool" in item.fixturenames:
+        if uses_ranks(item):
             item.add_marker(pytest.mark.xdist_group("ranks"))
         elif shares_with_its_module(item):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-    items.sort(key=lambda item: "pool" not in item.fixturenames)
+    items.sort(key=lambda item: not uses_ranks(item))
 
 
 def pytest_collection_finish(session):
     """Say so if the groups are lost: two sets of ranks on two cores take the suite far longer."""
     if getattr(session.config.option, "loadgroup", False):
-        lost = [item.nodeid for item in session.items if "pool" in item.fixturenames]
+        lost = [item.nodeid for item in session.items if uses_ranks(item)]
         lost = [nodeid for nodeid in lost if not nodeid.endswith("@ranks")]
         if lost:
             raise pytest.UsageError(

@@ -12,7 +12,6 @@ import torch
 
 from benchmarks import by_hand, checkpoint, counts, ours, overhead, page, prediction, record, start
 from benchmarks.job import Job
-from tests import ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,11 +128,12 @@ def test_the_page_shows_what_was_measured():
     assert "import" not in text.split("## The cost of a step")[1]
 
 
-@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
-def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights():
+def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights(rank_programs):
     words = [sys.executable, "benchmarks/strategies.py", "--rounds=2", "--block=1", "--kind=DDP"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = ranks.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = rank_programs.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     rows = done.stdout.split("\nDDP\n")[1].splitlines()[1:]
     ratios = {row[:12].strip(): float(row.split()[-4]) for row in rows}

@@ -15,7 +15,6 @@ from loopkit.cli.convert_optim import OPTIMIZERS, SCHEDULES
 from loopkit.cli.main import main
 from loopkit.errors import OptionError
 from loopkit.foreign_names import TRAINER_NAMES
-from tests import ranks
 from tests.cli.trainer_fields import BESIDE, VERSION_4, VERSION_5
 
 GUIDE = {
@@ -360,8 +359,7 @@ SCRIPTS = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
-def test_each_script_runs_as_it_is_printed(tmp_path):
+def test_each_script_runs_as_it_is_printed(rank_programs, tmp_path):
     """In one process, which imports torch once; each script in a directory of its own."""
     pytest.importorskip("transformers")
     for name, given in SCRIPTS.items():
@@ -370,7 +368,7 @@ def test_each_script_runs_as_it_is_printed(tmp_path):
         (folder / "script.py").write_text(convert({**given, "use_cpu": True}).source())
     runner = tmp_path / "runner.py"
     runner.write_text(_RUNNER)
-    ran = ranks.run(
+    ran = rank_programs.run(
         [sys.executable, str(runner)],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},

@@ -18,7 +18,6 @@ from torch.utils.data import TensorDataset
 from loopkit import Checkpoint, Task
 from loopkit.errors import OptionError
 from loopkit.optim import SGD
-from tests import ranks
 from tests.contract.jobs import make
 from tests.support import quiet
 
@@ -112,9 +111,9 @@ files = sorted(path.name for path in result.export(place / "out").iterdir())
 """
 
 
-def test_a_script_that_exports_on_two_ranks_ends_well(tmp_path):
+def test_a_script_that_exports_on_two_ranks_ends_well(rank_programs, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    ran = ranks.run(
+    ran = rank_programs.run(
         [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
         capture_output=True, text=True, timeout=300,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import ranks
 from tests.contract import use_jobs
 from tests.contract.test_training import distance
 
@@ -84,7 +83,9 @@ def test_ddp_names_what_the_loss_did_not_reach_before_the_update(pair):
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
-def test_a_rank_that_leaves_the_order_later_ends_all_with_the_names(tmp_path, strategy):
+def test_a_rank_that_leaves_the_order_later_ends_all_with_the_names(
+    rank_programs, tmp_path, strategy
+):
     script = tmp_path / "train.py"
     script.write_text(
         "from tests.contract import jobs, use_jobs\n"
@@ -95,7 +96,7 @@ def test_a_rank_that_leaves_the_order_later_ends_all_with_the_names(tmp_path, st
         "    loggers=None, checkpoint=False).run(use_jobs.Parts('later', scalars=False))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = ranks.run(
+    done = rank_programs.run(
         [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loopkit import is_rank_zero, rank_zero_first, rank_zero_only
 from loopkit.errors import HungError, OptionError
-from tests import ranks
 from tests.support import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -78,9 +78,11 @@ def environments(launcher: str, tmp_path: Path) -> list[dict[str, str]]:
     return [common | {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
-def started(launcher: str, tmp_path: Path, *options: str) -> list[subprocess.CompletedProcess[str]]:
+def started(
+    programs: Any, launcher: str, tmp_path: Path, *options: str
+) -> list[subprocess.CompletedProcess[str]]:
     processes = [
-        ranks.Popen(
+        programs.Popen(
             [sys.executable, "-c", SCRIPT, str(tmp_path), *options],
             env=env,
             cwd=tmp_path,
@@ -98,15 +100,15 @@ def started(launcher: str, tmp_path: Path, *options: str) -> list[subprocess.Com
 
 
 @pytest.mark.parametrize(("launcher", "options"), [("srun", []), ("torchrun", ["local"])])
-def test_rank_0_prepares_before_the_run_and_within_it(launcher, options, tmp_path):
-    first, second = started(launcher, tmp_path, *options)
+def test_rank_0_prepares_before_the_run_and_within_it(rank_programs, launcher, options, tmp_path):
+    first, second = started(rank_programs, launcher, tmp_path, *options)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert first.stdout == "said hello\n[False, 'hello', False, (12, 6, 2, 0)]\n"
     assert second.stdout == "[True, None, True, (12, 6, 2, 1)]\n"
 
 
-def test_the_others_do_not_wait_for_a_rank_0_that_failed(tmp_path):
-    first, second = started("srun", tmp_path, "fails")
+def test_the_others_do_not_wait_for_a_rank_0_that_failed(rank_programs, tmp_path):
+    first, second = started(rank_programs, "srun", tmp_path, "fails")
     assert "OSError: no network" in first.stderr
     assert "rank 0 has failed in rank_zero_first()" in second.stderr
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from tests.docs.pages import DOCS
-from tests.rules.test_rules import FILES, LAYERS, PACKAGE, TREES, imports
+from tests.rules.test_rules import FILES, LAYERS, PACKAGE, imports, parsed
 
 PAGE = DOCS / "architecture.md"
 WIDTH = 110
@@ -33,7 +33,7 @@ def imported_rooms() -> dict[str, set[str]]:
     for path in FILES:
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         here = room_of(module.removesuffix(".__init__"))
-        for name, _ in imports(TREES[path]):
+        for name, _ in imports(parsed(path)):
             if name.startswith("loopkit.") and name != "loopkit.__version__":
                 found[here].add(room_of(name.removeprefix("loopkit.")))
         found[here].discard(here)
@@ -56,7 +56,7 @@ def rooms() -> str:
 
 def summary(source: Path) -> str:
     """Return the first sentence of a module's docstring."""
-    text = ast.get_docstring(TREES[source]) or ""
+    text = ast.get_docstring(parsed(source)) or ""
     first = " ".join(text.split("\n\n")[0].split()).removesuffix(".")
     return first.replace("``", "`").replace("|", "\\|")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch.distributed
 
-from tests import fork_server, ranks
+from tests import fork_server
 from tests.faults.rank_run import TIMEOUT
 from tests.support import free_port
 
@@ -235,8 +235,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(tmp_path, how, whole):
     assert (tmp_path / "run" / "failed").exists()
 
 
-@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
-def test_deepspeeds_launcher_gives_a_rank(tmp_path, whole):
+def test_deepspeeds_launcher_gives_a_rank(rank_programs, tmp_path, whole):
     launcher = (
         sys.executable,
         str(Path(sys.executable).parent / "deepspeed"),
@@ -249,7 +248,7 @@ def test_deepspeeds_launcher_gives_a_rank(tmp_path, whole):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     words = [*launcher, "tests.faults.rank_run", str(run_dir), "none", "none", "0"]
-    done = ranks.run(
+    done = rank_programs.run(
         words,
         cwd=ROOT,
         env={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "loopkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 # Statements, not lines: the formatter owns the layout. Each name of a parallel assignment counts.
 MOST_FILE_STATEMENTS = 200
@@ -90,6 +90,12 @@ OPTIONAL = {
 }  # fmt: skip
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Return the source of a file, parsed where a test asks for it: not in every worker."""
+    return ast.parse(path.read_text())
+
+
 def room(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
@@ -157,7 +163,7 @@ def _is_docstring(node: ast.AST) -> bool:
 @pytest.mark.parametrize("where", ROOMS)
 def test_sizes_and_names(where):
     for path in files_of(where):
-        tree = TREES[path]
+        tree = parsed(path)
         assert statements(tree) <= MOST_FILE_STATEMENTS, f"{path}: {statements(tree)} statements"
         assert not any(
             word in part.lower() for part in path.relative_to(PACKAGE).parts for word in FORBIDDEN
@@ -185,7 +191,7 @@ def test_imports_point_down(where):
     for path in files_of(where):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         here = layer_of(module.removesuffix(".__init__") or "__init__")
-        for name, _ in imports(TREES[path]):
+        for name, _ in imports(parsed(path)):
             if name.startswith("loopkit."):
                 layer = layer_of(name.removeprefix("loopkit."))
                 assert layer <= here, f"{module} imports {name}"
@@ -197,7 +203,7 @@ def test_function_level_imports_are_for_optional_packages_alone(where):
     for path in files_of(where):
         if path.name in ("__init__.py", "__main__.py"):
             continue  # the package starts without torch too
-        for function in ast.walk(TREES[path]):
+        for function in ast.walk(parsed(path)):
             if isinstance(function, (ast.FunctionDef, ast.Lambda)):
                 for name, _ in imports(function):
                     lazy = name.split(".")[0] in {*OPTIONAL, "torch"} or name.startswith(
@@ -209,7 +215,7 @@ def test_function_level_imports_are_for_optional_packages_alone(where):
 def test_inheritance_is_shallow():
     bases = {
         node.name: [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
-        for tree in TREES.values()
+        for tree in map(parsed, FILES)
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     }
@@ -221,7 +227,7 @@ def test_inheritance_is_shallow():
 
     errors = {
         node.name
-        for node in ast.walk(TREES[PACKAGE / "errors.py"])
+        for node in ast.walk(parsed(PACKAGE / "errors.py"))
         if isinstance(node, ast.ClassDef)
     }
     deep = {
@@ -233,7 +239,8 @@ def test_inheritance_is_shallow():
 
 
 def test_no_global_statement_and_no_unpickling():
-    for path, tree in TREES.items():
+    for path in FILES:
+        tree = parsed(path)
         for node in ast.walk(tree):
             assert not isinstance(node, ast.Global), f"{path.name} changes a module's variable"
             # `loopkit ckpt import` runs this file as a process of its own.
@@ -254,7 +261,7 @@ def test_only_the_store_touches_files_of_checkpoints():
         if path.name in ("store.py", "streams.py"):
             continue
         calls = {
-            ast.unparse(node.func) for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)
+            ast.unparse(node.func) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)
         }
         assert not calls & {
             "open",

@@ -16,7 +16,6 @@ from PIL import Image
 
 from loopkit.errors import CheckpointError, DataError, OptionError
 from loopkit.hooks import EMA, Unfreeze
-from tests.ranks import Popen
 from tests.support import quiet
 from tests.tasks.image_jobs import NAMES, made, train, train_on_ranks, write_digits
 
@@ -35,11 +34,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
-def test_killed_and_resumed_it_ends_with_the_same_bits(name, tmp_path):
+def test_killed_and_resumed_it_ends_with_the_same_bits(rank_programs, name, tmp_path):
     whole = train(name, tmp_path / "whole")
     words = [sys.executable, "-m", "tests.tasks.image_jobs", name, str(tmp_path / "killed"), "7"]
-    assert Popen(words, cwd=ROOT).wait(timeout=120) == -signal.SIGKILL
+    assert rank_programs.Popen(words, cwd=ROOT).wait(timeout=120) == -signal.SIGKILL
     kept = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").glob("step-*"))
     assert kept[-1].endswith("6")
     assert train(name, tmp_path / "killed") == whole

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from loopkit.errors import DataError, OptionError
-from tests.ranks import Popen
 from tests.support import quiet
 from tests.tasks.model_jobs import NAMES, made, measured, train, write_texts
 
@@ -39,11 +38,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.usefixtures("pool")  # where the fork server with these imports is
-def test_killed_and_resumed_it_ends_with_the_same_bits(name, folder, tmp_path):
+def test_killed_and_resumed_it_ends_with_the_same_bits(rank_programs, name, folder, tmp_path):
     whole = train(name, folder, tmp_path / "whole")
     words = [sys.executable, "-m", "tests.tasks.model_jobs", name, str(folder)]
-    killed = Popen([*words, str(tmp_path / "killed"), "8"], cwd=ROOT)
+    killed = rank_programs.Popen([*words, str(tmp_path / "killed"), "8"], cwd=ROOT)
     assert killed.wait(timeout=120) == -signal.SIGKILL
     kept = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").glob("step-*"))
     assert kept[-1].endswith("6")

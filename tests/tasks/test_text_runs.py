@@ -19,7 +19,6 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from tests.ranks import Popen
 from tests.support import digest
 from tests.tasks.text_jobs import made, measured, train
 
@@ -32,10 +31,12 @@ OPENS = {
 
 
 @pytest.mark.parametrize("name", OPENS)
-def test_killed_and_resumed_gives_the_same_bits_and_opens_with_transformers(pool, name, tmp_path):
+def test_killed_and_resumed_gives_the_same_bits_and_opens_with_transformers(
+    rank_programs, name, tmp_path
+):
     whole = train(name, tmp_path / "whole")
     command = [sys.executable, "-m", "tests.tasks.text_jobs", name, str(tmp_path / "killed"), "5"]
-    killed = Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    killed = rank_programs.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     _, err = killed.communicate()
     assert killed.returncode == -signal.SIGKILL, err.decode()
     again = train(name, tmp_path / "killed")
