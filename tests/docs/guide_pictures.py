@@ -9,8 +9,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,9 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from loopkit.plan.timeline import KINDS
-from tests.docs.drawing import COLOURS, FOLDER, Drawing, digits, draw_both, page_code
+from tests.docs.drawing import COLOURS, Drawing, draw_both, page_code
 from tests.docs.pages import DOCS, ROOT, blocks
-from tests.docs.terminal import Recording, Screen, still
 
 WIDTH = 460  # pixels: text stays readable on a phone
 ROW = 21.0
@@ -281,106 +280,9 @@ def data() -> None:
     draw_both("data", lambda colours: data_drawing(found, colours))
 
 
-# ---- screens ----
-
-
-@contextmanager
-def _files(page: str, *names: str) -> Iterator[Path]:
-    """A folder with the first blocks of Python of a page, under these names."""
-    with TemporaryDirectory() as place:
-        code = [block.text for block in blocks(DOCS / page) if block.language == "python"]
-        for name, text in zip(names, code):
-            Path(place, name).write_text(f"import torch\n{text}", encoding="utf-8")
-        yield Path(place)
-
-
-def _screen(
-    name: str,
-    title: str,
-    where: AbstractContextManager[Path],
-    commands: Sequence[str],
-    columns: int = 64,
-    end: str | None = None,
-) -> None:
-    """Draw what commands print in a folder, up to the line before the first that has ``end`` in it."""
-    film = Recording(Screen(columns))
-    with where as folder:
-        for command in commands:
-            program, _, words = command.partition(" ")
-            if program == "loopkit":
-                film.loopkit(folder, words)
-            else:
-                environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-                film.run(command, [sys.executable, *words.split()], environment, folder=folder)
-            film.screen.write("\n")
-    lines = film.screen.text(height=1000).splitlines()
-    if end is not None:
-        lines = lines[: next(n for n, line in enumerate(lines) if end in line)]
-    (FOLDER / f"{name}.svg").write_text(still(title, lines, columns), encoding="utf-8")
-
-
-def console() -> None:
-    """A run on a terminal of 64 columns, up to its summary."""
-    _screen(
-        "console",
-        "The bar and the table of a run on a terminal",
-        digits(),
-        ["loopkit fit digits.py --epochs 5 --run-dir runs/digits"],
-        end="***** finished",
-    )
-
-
-def cli() -> None:
-    """Misspellings and their answers, a sweep, and the checkpoints of its best run."""
-    _screen(
-        "cli",
-        "Commands and their answers on a terminal",
-        digits(),
-        [
-            "loopkit fit digits.py --epohcs 3",
-            "loopkit fit digits.py --num_train_epochs 3",
-            "loopkit sweep digits.py hidden=8,64,256 --epochs 3 --progress false",
-            "loopkit ckpt ls sweeps/digits/003",
-        ],
-    )
-
-
-def eject() -> None:
-    """The script of a run, its run, the run itself, and the comparison of their weights."""
-    options = "points.py --steps 50 --clip-norm 1.0"
-    _screen(
-        "eject",
-        "A run and its script give the same weights",
-        _files("eject.md", "points.py", "compare.py"),
-        [
-            f"loopkit eject {options} --out train_points.py",
-            "python train_points.py",
-            f"loopkit fit {options} --run-dir run --progress false",
-            "python compare.py",
-        ],
-        columns=76,
-    )
-
-
-def troubleshooting() -> None:
-    """A loss that is not finite, and the layer that debug="numerics" names."""
-    options = "points.py --epochs 5 --scale 1e30 --lr 1e9 --progress false"
-    _screen(
-        "troubleshooting",
-        "A loss that is not finite, and where it begins",
-        _files("troubleshooting.md", "points.py"),
-        [f"loopkit fit {options}", f"loopkit fit {options} --debug numerics"],
-        columns=76,
-    )
-
-
 PICTURES: dict[str, Callable[[], Any]] = {
-    "cli": cli,
-    "console": console,
     "data": data,
-    "eject": eject,
     "loop": loop,
     "memory": memory,
     "strategies": strategies,
-    "troubleshooting": troubleshooting,
 }

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.docs import guide_pictures
+from tests.docs import guide_pictures, guide_screens
 from tests.docs.drawing import (
     COLOURS,
     FOLDER,
@@ -311,6 +311,7 @@ PICTURES: dict[str, Callable[[], None]] = {
     "schedules": schedules,
     "seeds": seeds,
     **guide_pictures.PICTURES,
+    **guide_screens.PICTURES,
 }
 
 
