@@ -10,14 +10,19 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import wraps
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
+from loopkit import Checkpoint, Fit
+from loopkit.events import EVENTS
 from loopkit.plan.timeline import KINDS
+from loopkit.run import Run
 from tests.docs.drawing import COLOURS, Drawing, draw_both, page_code
 from tests.docs.pages import DOCS, ROOT, blocks
 
@@ -90,6 +95,132 @@ def loop() -> None:
     """The events of an epoch of two steps, as the trace of the page has them."""
     events = first_epoch(page_code("loop.md", 1)["trace"].seen)
     draw_both("loop", lambda colours: loop_drawing(events, colours))
+
+
+# ---- hooks ----
+
+
+def stopped() -> list[tuple[str, str]]:
+    """Return the events of the last step of a run that a hook stops, and what the hooks do between.
+
+    The hooks are those of the page. What they do is ("print", text) or ("run.stop", reason).
+    """
+    with redirect_stdout(io.StringIO()):
+        code = page_code("hooks.md", 1)
+    seen: list[tuple[str, str]] = []
+
+    class Said(io.StringIO):
+        def write(self, text: str) -> int:
+            if text.strip():
+                seen.append(("print", text))
+            return len(text)
+
+    def stop(run: Run, reason: str) -> None:
+        seen.append(("run.stop", reason))
+        run.end("stopped", reason)
+
+    methods: dict[str, Any] = {
+        f"on_{event}": lambda self, run, *given, event=event: seen.append((event, ""))
+        for event in EVENTS
+    }
+    methods["optimizers"] = lambda self: code["AdamW"](lr=0.0)  # the loss stays as it is
+    task = type("Watched", (code["Small"],), methods)
+    with TemporaryDirectory() as folder, redirect_stdout(Said()), redirect_stderr(io.StringIO()):
+        fit = Fit(
+            epochs=9, hooks=[code["Patience"]()], run_dir=folder, progress=False,
+            checkpoint=Checkpoint(background=False),
+        )  # fmt: skip
+        fit.on("step_end", every="2 steps")(code["show"])
+        with mock.patch.object(Run, "stop", stop):
+            assert fit.run(task()).status == "stopped"
+    return seen[max(at for at, (event, _) in enumerate(seen) if event == "step_start") :]
+
+
+def hooks_drawing(seen: Sequence[tuple[str, str]], colours: dict[str, str]) -> Drawing:
+    """Draw events from above, and in boxes what the hooks do at each."""
+    drawing = Drawing(WIDTH, "The last step of a run that a hook stops", colours)
+    y = 16.0
+    for event, text in seen:
+        if text:
+            colour = COLOURS[event == "run.stop"]
+            drawing.rect(12, y, WIDTH - 24, ROW - 3, colour, ' rx="4" fill-opacity=".25"')
+            hook = {"print": "show", "run.stop": "Patience"}[event]
+            drawing.text(20, y + 13, f"{hook}: {event}({text!r})", "code")
+        else:
+            drawing.text(20, y + 14, event, "code")
+        y += ROW
+    return drawing
+
+
+def hooks() -> None:
+    """The events of the last step of a run, and what the two hooks of the page do."""
+    seen = stopped()
+    draw_both("hooks", lambda colours: hooks_drawing(seen, colours))
+
+
+# ---- a task ----
+
+_CALLS = ("run", "evaluate", "test", "predict")
+_METHODS = (
+    "configure_model", "train_data", "eval_data", "test_data", "predict_data", "optimizers",
+    "metrics", "loops", "train_step", "eval_step", "test_step", "predict_step",
+)  # fmt: skip
+
+
+def calls() -> dict[str, dict[str, int]]:
+    """Return how often each call of Fit calls each method of a task, by method and call."""
+    with redirect_stdout(io.StringIO()):
+        code = page_code("task.md", 1)
+    now = ""
+    found: dict[str, dict[str, int]] = {}
+
+    class Whole(code["Letters"]):  # type: ignore[misc]
+        def test_data(self) -> Any:
+            return code["Loader"](code["WORDS"][:10], collate_fn=code["spell"])
+
+        def predict_step(self, batch: Any) -> Any:
+            return self.net(batch.clamp(min=0))
+
+    def counted(name: str) -> Any:
+        @wraps(getattr(Whole, name))
+        def method(self: Any, *given: Any) -> Any:
+            found.setdefault(name, dict.fromkeys(_CALLS, 0))[now] += 1
+            return getattr(super(task, self), name)(*given)
+
+        return method
+
+    task = type("Counted", (Whole,), {name: counted(name) for name in _METHODS})
+    with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        given = task()
+        fit = Fit(epochs=2, accumulate=2, run_dir=folder, progress=False)
+        for now in _CALLS:
+            getattr(fit, now)(given)
+    return found
+
+
+def calls_drawing(found: dict[str, dict[str, int]], colours: dict[str, str]) -> Drawing:
+    """Draw a row for each method and a column for each call of Fit, with the counts."""
+    drawing = Drawing(WIDTH, "How often each call of Fit calls each method of a task", colours)
+    left, cell = 140, 77
+    middle = ' text-anchor="middle"'
+    for column, call in enumerate(_CALLS):
+        drawing.text(left + cell * column + 35, 24, f"fit.{call}", "small", middle)
+    for row, (name, counts) in enumerate(found.items()):
+        y = 34 + (ROW + 3) * row
+        drawing.text(14, y + 15, name, "code")
+        for column, count in enumerate(counts.values()):
+            if count:
+                x = left + cell * column
+                edge = ' rx="5" fill-opacity=".25"'
+                drawing.rect(x, y, cell - 6, ROW, COLOURS[column], edge)
+                drawing.text(x + 35, y + 15, str(count), "code", middle)
+    return drawing
+
+
+def task() -> None:
+    """Which methods of a task each call of Fit calls, and how often."""
+    found = calls()
+    draw_both("task", lambda colours: calls_drawing(found, colours))
 
 
 # ---- memory ----
@@ -215,6 +346,7 @@ class Seen(Task):
         self.net = nn.Linear(1, 1)
         self.rows = []
     def train_step(self, batch):
+        batch = batch if torch.is_tensor(batch) else batch["x"].float()[:, None]
         self.rows.append([int(x) for x in batch.flatten()])
         return self.net(batch).square().mean()
     def optimizers(self): return SGD(lr=0.0)
@@ -229,14 +361,21 @@ devices, stop = map(int, sys.argv[1:])
 Fit(devices=devices, strategy="ddp", accelerator="cpu", batch_size=2, run_dir="run", resume="auto",
     loggers=None, progress=False).run(Seen())
 """
+_STREAM = """__import__("datasets").Dataset.from_dict({"x": list(range(24))}).to_iterable_dataset(
+        num_shards=4).shuffle(seed=0, buffer_size=8).with_format("torch")"""
 STOPPED = 3
 
 
-def samples() -> dict[tuple[int, int], list[int]]:
-    """Return the samples by step and rank: three steps on two ranks, and the rest on three."""
+def samples(read: str = "Numbers()") -> dict[tuple[int, int], list[int]]:
+    """Return the samples by step and rank: three steps on two ranks, and the rest on three.
+
+    Args:
+        read: the data, as Python.
+    """
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "seen.py").write_text(_SAMPLES, encoding="utf-8")
+        code = _SAMPLES.replace("Numbers()", read)
+        (folder / "seen.py").write_text(code, encoding="utf-8")
         for arguments in (f"2 {STOPPED}", "3 0"):
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "seen.py", *arguments.split()]
@@ -280,9 +419,18 @@ def data() -> None:
     draw_both("data", lambda colours: data_drawing(found, colours))
 
 
+def streams() -> None:
+    """The samples of a shuffled stream, before and after a resume on another number of ranks."""
+    found = samples(_STREAM)
+    draw_both("streams", lambda colours: data_drawing(found, colours))
+
+
 PICTURES: dict[str, Callable[[], Any]] = {
     "data": data,
+    "hooks": hooks,
     "loop": loop,
     "memory": memory,
     "strategies": strategies,
+    "streams": streams,
+    "task": task,
 }

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from unittest import mock
 
 from tests.docs.drawing import FOLDER, digits
@@ -33,15 +37,16 @@ def _files(page: str, *names: str, until: str = "\0", **own: str) -> Iterator[Pa
 
     Args:
         page: the page.
-        names: the files.
+        names: the files, one for each block; "" leaves a block out.
         until: how the line begins before which each block ends.
         own: further files without their ``.py``: their text.
     """
     with TemporaryDirectory() as place:
         code = [block.text for block in blocks(DOCS / page) if block.language == "python"]
-        for name, text in filter(lambda pair: pair[0], zip(names, code)):
-            text = f"import torch\n{text}".partition(f"\n{until}")[0].rstrip() + "\n"
-            Path(place, name).write_text(text, encoding="utf-8")
+        for name, text in zip(names, code):
+            if name:
+                kept = f"import torch\n{text}".partition(f"\n{until}")[0].rstrip()
+                Path(place, name).write_text(f"{kept}\n", encoding="utf-8")
         for name, text in own.items():
             Path(place, f"{name}.py").write_text(text, encoding="utf-8")
         yield Path(place)
@@ -283,8 +288,44 @@ def storage() -> None:
     )
 
 
+def clusters() -> None:
+    """Two launchers of a rank each, as on two machines: a rank is killed, and both start again."""
+    film = Recording(Screen(76))
+    place = "MASTER_ADDR=localhost MASTER_PORT=29400"
+    options = "Fit(nodes=2, devices=1, accelerator='cpu', epochs=100,"
+    with _files("clusters.md", "train.py") as folder:
+        file = folder / "train.py"
+        code = file.read_text(encoding="utf-8").replace("Fit(", options)
+        file.write_text(code, encoding="utf-8")
+        environment = {**os.environ, **_ENVIRONMENT, **dict(w.split("=") for w in place.split())}
+        command = [sys.executable, "train.py"]
+        for killed in (True, False):
+            other = subprocess.Popen(
+                command, cwd=folder, env={**environment, "NODE_RANK": "1"}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            if killed:
+                Thread(target=_kill_rank, args=(other.pid, folder / "runs/points")).start()
+            film.run(
+                f"NODE_RANK=0 {place} python train.py", command,
+                {**environment, "NODE_RANK": "0"}, folder=folder,
+            )  # fmt: skip
+            film.screen.write(f"\n\x1b[32m$\x1b[0m NODE_RANK=1 {place} python train.py\r\n")
+            film.screen.write(other.communicate()[0].replace("\n", "\r\n") + "\n")
+    _draw("clusters", "A rank is killed, all ranks end, and the same commands resume", film)
+
+
+def _kill_rank(launcher: int, run: Path) -> None:
+    """Kill the rank of a launcher as soon as the run has saved step 100 or a later one."""
+    while not any(run.glob("checkpoints/step-*[1-9]??/MANIFEST.json")):
+        time.sleep(0.1)
+    found = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True)
+    os.kill(int(found.stdout), signal.SIGKILL)
+
+
 PICTURES: dict[str, Callable[[], None]] = {
     "cli": cli,
+    "clusters": clusters,
     "console": console,
     "eject": eject,
     "export": export,
