@@ -171,10 +171,11 @@ def calls() -> dict[str, dict[str, int]]:
     """Return how often each call of Fit calls each method of a task, by method and call."""
     with redirect_stdout(io.StringIO()):
         code = page_code("task.md", 1)
+    letters: Any = code["Letters"]
     now = ""
     found: dict[str, dict[str, int]] = {}
 
-    class Whole(code["Letters"]):  # type: ignore[misc]
+    class Whole(letters):  # type: ignore[misc]
         def test_data(self) -> Any:
             return code["Loader"](code["WORDS"][:10], collate_fn=code["spell"])
 
@@ -275,7 +276,7 @@ def bars_drawing(bars: Sequence[Bar], about: str, colours: dict[str, str]) -> Dr
     used = [kind for kind in KINDS if any(bar.parts.get(kind, 0) > most / 200 for bar in bars)]
     y, wide = 12.0, WIDTH - 32
     for at, kind in enumerate(used):
-        x = 16 + 145 * (at % 3)
+        x = 16.0 + 145 * (at % 3)
         drawing.rect(x, y + 18 * (at // 3), 11, 11, COLOURS[KINDS.index(kind)], ' rx="2"')
         drawing.text(x + 17, y + 10 + 18 * (at // 3), kind, "small")
     y += 18 * (1 + (len(used) - 1) // 3) + 8
