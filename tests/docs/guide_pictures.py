@@ -9,18 +9,22 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import wraps
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
+from loopkit import Checkpoint, Fit
+from loopkit.events import EVENTS
 from loopkit.plan.timeline import KINDS
-from tests.docs.drawing import COLOURS, FOLDER, Drawing, digits, draw_both, page_code
+from loopkit.run import Run
+from tests.docs.drawing import COLOURS, Drawing, draw_both, page_code
 from tests.docs.pages import DOCS, ROOT, blocks
-from tests.docs.terminal import Recording, Screen, still
 
 WIDTH = 460  # pixels: text stays readable on a phone
 ROW = 21.0
@@ -93,6 +97,133 @@ def loop() -> None:
     draw_both("loop", lambda colours: loop_drawing(events, colours))
 
 
+# ---- hooks ----
+
+
+def stopped() -> list[tuple[str, str]]:
+    """Return the events of the last step of a run that a hook stops, and what the hooks do between.
+
+    The hooks are those of the page. What they do is ("print", text) or ("run.stop", reason).
+    """
+    with redirect_stdout(io.StringIO()):
+        code = page_code("hooks.md", 1)
+    seen: list[tuple[str, str]] = []
+
+    class Said(io.StringIO):
+        def write(self, text: str) -> int:
+            if text.strip():
+                seen.append(("print", text))
+            return len(text)
+
+    def stop(run: Run, reason: str) -> None:
+        seen.append(("run.stop", reason))
+        run.end("stopped", reason)
+
+    methods: dict[str, Any] = {
+        f"on_{event}": lambda self, run, *given, event=event: seen.append((event, ""))
+        for event in EVENTS
+    }
+    methods["optimizers"] = lambda self: code["AdamW"](lr=0.0)  # the loss stays as it is
+    task = type("Watched", (code["Small"],), methods)
+    with TemporaryDirectory() as folder, redirect_stdout(Said()), redirect_stderr(io.StringIO()):
+        fit = Fit(
+            epochs=9, hooks=[code["Patience"]()], run_dir=folder, progress=False,
+            checkpoint=Checkpoint(background=False),
+        )  # fmt: skip
+        fit.on("step_end", every="2 steps")(code["show"])
+        with mock.patch.object(Run, "stop", stop):
+            assert fit.run(task()).status == "stopped"
+    return seen[max(at for at, (event, _) in enumerate(seen) if event == "step_start") :]
+
+
+def hooks_drawing(seen: Sequence[tuple[str, str]], colours: dict[str, str]) -> Drawing:
+    """Draw events from above, and in boxes what the hooks do at each."""
+    drawing = Drawing(WIDTH, "The last step of a run that a hook stops", colours)
+    y = 16.0
+    for event, text in seen:
+        if text:
+            colour = COLOURS[event == "run.stop"]
+            drawing.rect(12, y, WIDTH - 24, ROW - 3, colour, ' rx="4" fill-opacity=".25"')
+            hook = {"print": "show", "run.stop": "Patience"}[event]
+            drawing.text(20, y + 13, f"{hook}: {event}({text!r})", "code")
+        else:
+            drawing.text(20, y + 14, event, "code")
+        y += ROW
+    return drawing
+
+
+def hooks() -> None:
+    """The events of the last step of a run, and what the two hooks of the page do."""
+    seen = stopped()
+    draw_both("hooks", lambda colours: hooks_drawing(seen, colours))
+
+
+# ---- a task ----
+
+_CALLS = ("run", "evaluate", "test", "predict")
+_METHODS = (
+    "configure_model", "train_data", "eval_data", "test_data", "predict_data", "optimizers",
+    "metrics", "loops", "train_step", "eval_step", "test_step", "predict_step",
+)  # fmt: skip
+
+
+def calls() -> dict[str, dict[str, int]]:
+    """Return how often each call of Fit calls each method of a task, by method and call."""
+    with redirect_stdout(io.StringIO()):
+        code = page_code("task.md", 1)
+    letters: Any = code["Letters"]
+    now = ""
+    found: dict[str, dict[str, int]] = {}
+
+    class Whole(letters):  # type: ignore[misc]
+        def test_data(self) -> Any:
+            return code["Loader"](code["WORDS"][:10], collate_fn=code["spell"])
+
+        def predict_step(self, batch: Any) -> Any:
+            return self.net(batch.clamp(min=0))
+
+    def counted(name: str) -> Any:
+        @wraps(getattr(Whole, name))
+        def method(self: Any, *given: Any) -> Any:
+            found.setdefault(name, dict.fromkeys(_CALLS, 0))[now] += 1
+            return getattr(super(task, self), name)(*given)
+
+        return method
+
+    task = type("Counted", (Whole,), {name: counted(name) for name in _METHODS})
+    with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        given = task()
+        fit = Fit(epochs=2, accumulate=2, run_dir=folder, progress=False)
+        for now in _CALLS:
+            getattr(fit, now)(given)
+    return found
+
+
+def calls_drawing(found: dict[str, dict[str, int]], colours: dict[str, str]) -> Drawing:
+    """Draw a row for each method and a column for each call of Fit, with the counts."""
+    drawing = Drawing(WIDTH, "How often each call of Fit calls each method of a task", colours)
+    left, cell = 140, 77
+    middle = ' text-anchor="middle"'
+    for column, call in enumerate(_CALLS):
+        drawing.text(left + cell * column + 35, 24, f"fit.{call}", "small", middle)
+    for row, (name, counts) in enumerate(found.items()):
+        y = 34 + (ROW + 3) * row
+        drawing.text(14, y + 15, name, "code")
+        for column, count in enumerate(counts.values()):
+            if count:
+                x = left + cell * column
+                edge = ' rx="5" fill-opacity=".25"'
+                drawing.rect(x, y, cell - 6, ROW, COLOURS[column], edge)
+                drawing.text(x + 35, y + 15, str(count), "code", middle)
+    return drawing
+
+
+def task() -> None:
+    """Which methods of a task each call of Fit calls, and how often."""
+    found = calls()
+    draw_both("task", lambda colours: calls_drawing(found, colours))
+
+
 # ---- memory ----
 
 
@@ -145,7 +276,7 @@ def bars_drawing(bars: Sequence[Bar], about: str, colours: dict[str, str]) -> Dr
     used = [kind for kind in KINDS if any(bar.parts.get(kind, 0) > most / 200 for bar in bars)]
     y, wide = 12.0, WIDTH - 32
     for at, kind in enumerate(used):
-        x = 16 + 145 * (at % 3)
+        x = 16.0 + 145 * (at % 3)
         drawing.rect(x, y + 18 * (at // 3), 11, 11, COLOURS[KINDS.index(kind)], ' rx="2"')
         drawing.text(x + 17, y + 10 + 18 * (at // 3), kind, "small")
     y += 18 * (1 + (len(used) - 1) // 3) + 8
@@ -216,6 +347,7 @@ class Seen(Task):
         self.net = nn.Linear(1, 1)
         self.rows = []
     def train_step(self, batch):
+        batch = batch if torch.is_tensor(batch) else batch["x"].float()[:, None]
         self.rows.append([int(x) for x in batch.flatten()])
         return self.net(batch).square().mean()
     def optimizers(self): return SGD(lr=0.0)
@@ -230,14 +362,21 @@ devices, stop = map(int, sys.argv[1:])
 Fit(devices=devices, strategy="ddp", accelerator="cpu", batch_size=2, run_dir="run", resume="auto",
     loggers=None, progress=False).run(Seen())
 """
+_STREAM = """__import__("datasets").Dataset.from_dict({"x": list(range(24))}).to_iterable_dataset(
+        num_shards=4).shuffle(seed=0, buffer_size=8).with_format("torch")"""
 STOPPED = 3
 
 
-def samples() -> dict[tuple[int, int], list[int]]:
-    """Return the samples by step and rank: three steps on two ranks, and the rest on three."""
+def samples(read: str = "Numbers()") -> dict[tuple[int, int], list[int]]:
+    """Return the samples by step and rank: three steps on two ranks, and the rest on three.
+
+    Args:
+        read: the data, as Python.
+    """
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "seen.py").write_text(_SAMPLES, encoding="utf-8")
+        code = _SAMPLES.replace("Numbers()", read)
+        (folder / "seen.py").write_text(code, encoding="utf-8")
         for arguments in (f"2 {STOPPED}", "3 0"):
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "seen.py", *arguments.split()]
@@ -281,106 +420,18 @@ def data() -> None:
     draw_both("data", lambda colours: data_drawing(found, colours))
 
 
-# ---- screens ----
-
-
-@contextmanager
-def _files(page: str, *names: str) -> Iterator[Path]:
-    """A folder with the first blocks of Python of a page, under these names."""
-    with TemporaryDirectory() as place:
-        code = [block.text for block in blocks(DOCS / page) if block.language == "python"]
-        for name, text in zip(names, code):
-            Path(place, name).write_text(f"import torch\n{text}", encoding="utf-8")
-        yield Path(place)
-
-
-def _screen(
-    name: str,
-    title: str,
-    where: AbstractContextManager[Path],
-    commands: Sequence[str],
-    columns: int = 64,
-    end: str | None = None,
-) -> None:
-    """Draw what commands print in a folder, up to the line before the first that has ``end`` in it."""
-    film = Recording(Screen(columns))
-    with where as folder:
-        for command in commands:
-            program, _, words = command.partition(" ")
-            if program == "loopkit":
-                film.loopkit(folder, words)
-            else:
-                environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-                film.run(command, [sys.executable, *words.split()], environment, folder=folder)
-            film.screen.write("\n")
-    lines = film.screen.text(height=1000).splitlines()
-    if end is not None:
-        lines = lines[: next(n for n, line in enumerate(lines) if end in line)]
-    (FOLDER / f"{name}.svg").write_text(still(title, lines, columns), encoding="utf-8")
-
-
-def console() -> None:
-    """A run on a terminal of 64 columns, up to its summary."""
-    _screen(
-        "console",
-        "The bar and the table of a run on a terminal",
-        digits(),
-        ["loopkit fit digits.py --epochs 5 --run-dir runs/digits"],
-        end="***** finished",
-    )
-
-
-def cli() -> None:
-    """Misspellings and their answers, a sweep, and the checkpoints of its best run."""
-    _screen(
-        "cli",
-        "Commands and their answers on a terminal",
-        digits(),
-        [
-            "loopkit fit digits.py --epohcs 3",
-            "loopkit fit digits.py --num_train_epochs 3",
-            "loopkit sweep digits.py hidden=8,64,256 --epochs 3 --progress false",
-            "loopkit ckpt ls sweeps/digits/003",
-        ],
-    )
-
-
-def eject() -> None:
-    """The script of a run, its run, the run itself, and the comparison of their weights."""
-    options = "points.py --steps 50 --clip-norm 1.0"
-    _screen(
-        "eject",
-        "A run and its script give the same weights",
-        _files("eject.md", "points.py", "compare.py"),
-        [
-            f"loopkit eject {options} --out train_points.py",
-            "python train_points.py",
-            f"loopkit fit {options} --run-dir run --progress false",
-            "python compare.py",
-        ],
-        columns=76,
-    )
-
-
-def troubleshooting() -> None:
-    """A loss that is not finite, and the layer that debug="numerics" names."""
-    options = "points.py --epochs 5 --scale 1e30 --lr 1e9 --progress false"
-    _screen(
-        "troubleshooting",
-        "A loss that is not finite, and where it begins",
-        _files("troubleshooting.md", "points.py"),
-        [f"loopkit fit {options}", f"loopkit fit {options} --debug numerics"],
-        columns=76,
-    )
+def streams() -> None:
+    """The samples of a shuffled stream, before and after a resume on another number of ranks."""
+    found = samples(_STREAM)
+    draw_both("streams", lambda colours: data_drawing(found, colours))
 
 
 PICTURES: dict[str, Callable[[], Any]] = {
-    "cli": cli,
-    "console": console,
     "data": data,
-    "eject": eject,
+    "hooks": hooks,
     "loop": loop,
     "memory": memory,
     "strategies": strategies,
-    "troubleshooting": troubleshooting,
+    "streams": streams,
+    "task": task,
 }

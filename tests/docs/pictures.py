@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.docs import guide_pictures
+from tests.docs import guide_pictures, guide_screens
 from tests.docs.drawing import (
     COLOURS,
     FOLDER,
@@ -25,6 +26,7 @@ from tests.docs.drawing import (
     plot,
     python,
 )
+from tests.docs.pages import DOCS, blocks
 from tests.docs.terminal import Recording, Screen
 
 
@@ -259,6 +261,44 @@ def seeds() -> None:
     plot("seeds", draw)
 
 
+_WAYS = """
+import json
+from loopkit.hooks import Unfreeze
+
+def curve(task, **options):
+    fit = Fit(epochs=15, batch_size=8, checkpoint=False, progress=False, **options)
+    rows = fit.run(task).history
+    return [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
+
+torch.manual_seed(0)
+found = {"the whole model, from scratch": curve(Rings(classes=2, samples=40))}
+frozen = pretrained()
+frozen.body.requires_grad_(False).eval()
+frozen.optimizers = lambda: AdamW(lr=1e-2, params=frozen.head)
+found["the whole model, pretrained body"] = curve(pretrained())
+found["Unfreeze after 5 epochs"] = curve(pretrained(), hooks=[Unfreeze({"5 epochs": "body"})])
+found["a lower rate for the body"] = curve(pretrained(body_lr=1e-3))
+found["the head alone"] = curve(frozen)
+print("found:" + json.dumps(found))
+"""
+
+
+def fine_tuning() -> None:
+    """The accuracy after each epoch, for each way of the page."""
+    code = [b.text for b in blocks(DOCS / "fine-tuning.md") if b.language == "python"][:2]
+    with TemporaryDirectory() as folder:
+        said = python(Path(folder), "\n".join([*code, _WAYS]))
+    curves = json.loads(said.partition("found:")[2])
+
+    def draw(axes: Any, colours: dict[str, str]) -> None:
+        for colour, (name, values) in zip(COLOURS, curves.items()):
+            axes.plot(range(1, 1 + len(values)), values, label=name, color=colour, lw=1.8)
+        axes.set(xlabel="epoch", ylabel="accuracy on new points", ylim=(None, 1.01))
+        axes.legend(frameon=False, labelcolor=colours["text"], fontsize=9, loc="lower right")
+
+    plot("fine-tuning", draw, size=(5.2, 3.6))
+
+
 # Name, text, place and size.
 _BOXES = (
     ("Task", ("your nn.Module:", "train_step, eval_step,", "metrics, optimizers, data"), 12, 236, 206, 104),
@@ -306,11 +346,13 @@ PICTURES: dict[str, Callable[[], None]] = {
     "confusion": confusion,
     "diagram": diagram,
     "find-lr": find_lr,
+    "fine-tuning": fine_tuning,
     "recording": recording,
     "resumed": resumed,
     "schedules": schedules,
     "seeds": seeds,
     **guide_pictures.PICTURES,
+    **guide_screens.PICTURES,
 }
 
 
