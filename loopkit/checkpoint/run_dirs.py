@@ -19,8 +19,12 @@ def no_run_in(directory: Path) -> str:
     """Return an error text that names the runs below ``directory``; "" if there are none."""
     if not directory.is_dir() or checkpoints_dir(directory).is_dir():
         return ""
-    names = [str(each) for each in runs_in(directory)]
+    return holds_runs(directory, [str(each) for each in runs_in(directory)])
+
+
+def holds_runs(place: Path | str, names: list[str]) -> str:
+    """Return an error text for a place that is no run, and holds these; "" if there are none."""
     if not names:
         return ""
     shown = [*names[:_MOST], f"and {len(names) - _MOST} more"] if len(names) > _MOST else names
-    return f"{directory} is no run, and holds {len(names)}: name one of {', '.join(shown)}"
+    return f"{place} is no run, and holds {len(names)}: name one of {', '.join(shown)}"

@@ -82,6 +82,13 @@ def explain(error: BaseException, run: Run) -> None:
                 f"loopkit: {step}. {samples}. One of them may have a label, or the number of a word, "
                 "that is not below the number that the model has"
             )
+    elif isinstance(error, (TypeError, AttributeError)) and not overrides(task, "predict_step"):
+        calls = {(frame.name, frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+        if ("predict_step", inspect.getfile(Task)) in calls:
+            error.add_note(
+                f"loopkit: {name_of(task)} has no predict_step, so that forward gets the batch as it "
+                "is. Define one, such as: def predict_step(self, batch): return self(batch[0])"
+            )
     elif isinstance(error, TypeError) and re.search(r"unsupported operand.*'dict'", str(error)):
         error.add_note(
             "loopkit: a train_step that weights its loss, as that of HFTask, returns a dict. Change "

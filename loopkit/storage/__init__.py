@@ -9,6 +9,7 @@ from loopkit.lazy import lazy_names
 if TYPE_CHECKING:
     from loopkit.storage.checkpoints import Kept, RemoteCheckpoints
     from loopkit.storage.copies import (
+        checkpoints_of,
         fetch_checkpoint,
         fetched,
         open_remote,
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoints": ("Kept", "RemoteCheckpoints"),
-    "copies": ("fetch_checkpoint", "fetched", "open_remote", "outlined", "remote_problems"),
+    "copies": (
+        "checkpoints_of",
+        "fetch_checkpoint",
+        "fetched",
+        "open_remote",
+        "outlined",
+        "remote_problems",
+    ),
     "local_copy": ("FETCHED", "local_copy_of", "remove_fetched"),
     "run_storage": ("AUTO", "RunStorage"),
     "urls": ("as_place", "as_url", "check_url", "place_of"),
@@ -30,8 +38,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AUTO", "FETCHED", "Kept", "RemoteCheckpoints", "RunStorage", "as_place", "as_url", "check_url",
-    "fetch_checkpoint", "fetched", "local_copy_of", "open_remote", "outlined", "place_of", "remote_problems",
-    "remove_fetched",
+    "checkpoints_of", "fetch_checkpoint", "fetched", "local_copy_of", "open_remote", "outlined",
+    "place_of", "remote_problems", "remove_fetched",
 ]  # fmt: skip
 
 # A run in a directory needs nothing of this.

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loopkit.checkpoint.format import CHECKPOINTS, MANIFEST, safe_name
+from loopkit.checkpoint.run_dirs import holds_runs
 from loopkit.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -27,7 +28,6 @@ from loopkit.storage.urls import as_url, place_of
 
 READ_PATIENCE = 30.0
 """Seconds that a reader waits for a store that fails all the time."""
-_MOST = 8
 
 
 def open_remote(url: str) -> Remote:
@@ -80,13 +80,10 @@ def fetch_checkpoint(
         NoValidCheckpointError: the run holds none that is valid.
     """
     remote = open_remote(url)
-    folders, files = remote.entries()
-    if MANIFEST in files:
+    if MANIFEST in remote.entries()[1]:
         one, names = _parent_of(remote)
         return one.fetch(names[0], folder), url
-    if CHECKPOINTS not in folders:
-        raise CheckpointError(f"{option}{_nothing_in(remote, folders)}")
-    checkpoints = RemoteCheckpoints(remote).refresh()
+    checkpoints = checkpoints_of(remote, option)
     problems = []
     for name in reversed(checkpoints.names()):
         try:
@@ -112,13 +109,14 @@ def remote_problems(url: str) -> dict[str, list[str]]:
         What is wrong, by the URL of the checkpoint.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        CheckpointError: there is no run and no checkpoint at the URL.
+        FileNotFoundError: the run has no checkpoint.
     """
     remote = open_remote(url)
     if MANIFEST in remote.entries()[1]:
         checkpoints, names = _parent_of(remote)
     else:
-        checkpoints = RemoteCheckpoints(remote).refresh()
+        checkpoints = checkpoints_of(remote)
         names = checkpoints.names()
     if not names:
         raise FileNotFoundError(f"no checkpoint in {url}")
@@ -133,13 +131,25 @@ def _parent_of(remote: Remote) -> tuple[RemoteCheckpoints, list[str]]:
     return one, [name]
 
 
-def _nothing_in(remote: Remote, folders: list[str]) -> str:
-    runs = [each for each in folders if CHECKPOINTS in remote.below(each).entries()[0]]
-    if not runs:
-        return f"{remote.url}: there is no such checkpoint or run"
-    shown = ", ".join(f"{remote.url}/{each}" for each in runs[:_MOST])
-    more = f" and {len(runs) - _MOST} more" if len(runs) > _MOST else ""
-    return f"{remote.url} is no run, and holds {len(runs)}: name one of {shown}{more}"
+def checkpoints_of(remote: Remote, option: str = "") -> RemoteCheckpoints:
+    """Return the checkpoints of a run.
+
+    Args:
+        remote: the place of the run.
+        option: how the user gave it, for messages.
+
+    Raises:
+        CheckpointError: there is no run; the error names those below.
+    """
+    folders, files = remote.entries()
+    if CHECKPOINTS not in folders and RUN_FILE not in files:
+        runs = [each for each in folders if CHECKPOINTS in remote.below(each).entries()[0]]
+        names = [f"{remote.url}/{each}" for each in runs]
+        problem = holds_runs(remote.url, names) or (
+            f"{remote.url}: there is no such checkpoint or run"
+        )
+        raise CheckpointError(f"{option}{problem}")
+    return RemoteCheckpoints(remote).refresh()
 
 
 @contextmanager

@@ -421,3 +421,21 @@ def test_an_error_of_a_label_out_of_range_names_the_samples_of_its_step():
         quiet(batch_size=4, progress=False).run(Wrong())
     (note,) = caught.value.__notes__
     assert re.search(r"step \d+ \(epoch 0\)\. Samples: .*\b7\b", note)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have notes since Python 3.11")
+def test_a_batch_that_forward_cannot_take_in_prediction_gets_a_note():
+    class NoPredictStep(Tiny):
+        predict_step = Task.predict_step
+
+    class Wrong(Tiny):
+        def predict_step(self, batch):
+            return self(batch)
+
+    with pytest.raises(TypeError) as caught:
+        quiet().predict(NoPredictStep(), points(8))
+    (note,) = caught.value.__notes__
+    assert "def predict_step(self, batch): return self(batch[0])" in note
+    with pytest.raises(TypeError) as caught:
+        quiet().predict(Wrong(), points(8))
+    assert not getattr(caught.value, "__notes__", [])

@@ -219,11 +219,12 @@ def test_commands_and_loading_take_urls(url, on_disk, other_machine, capsys, tmp
     assert "leave --watch out" in shown("report", url, "--watch", code=2)
     assert "eval/loss" in shown("evaluate", TARGET, "--checkpoint", url)
     assert "was not started by loopkit fit" in shown("resume", url, code=73)
-    assert "there is no such checkpoint or run" in shown(
-        "evaluate", TARGET, "--checkpoint", f"{url}-none", code=1
-    )
+    parent = url.rpartition("/")[0]
+    for words in (["ckpt", "ls"], ["ckpt", "verify"], ["evaluate", TARGET, "--checkpoint"]):
+        assert "there is no such checkpoint or run" in shown(*words, f"{url}-none", code=1)
+        assert f"is no run, and holds 1: name one of {url}" in shown(*words, parent, code=1)
     assert f"is no run, and holds 1: name one of {url}" in shown(
-        "ckpt", "diff", url, url.rpartition("/")[0], code=1
+        "ckpt", "diff", url, parent, code=1
     )
     assert not [
         p for p in Path(tmp_path).glob("there-*/.*") if p.is_dir()
