@@ -83,7 +83,9 @@ def explain(error: BaseException, run: Run) -> None:
                 "that is not below the number that the model has"
             )
     elif isinstance(error, (TypeError, AttributeError)) and not overrides(task, "predict_step"):
-        calls = {(frame.name, frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+        calls = {
+            (frame.name, frame.filename) for frame in traceback.extract_tb(error.__traceback__)
+        }
         if ("predict_step", inspect.getfile(Task)) in calls:
             error.add_note(
                 f"loopkit: {name_of(task)} has no predict_step, so that forward gets the batch as it "

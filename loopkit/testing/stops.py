@@ -69,6 +69,8 @@ def check_resume(task: Task, fit: Fit, *, steps: int = 8, ignore: str = "") -> R
                 raise AssertionError(
                     f"a run that is stopped at step {step} and resumed is another run: "
                     f"{'; '.join(different[:8])}"
-                    f"{f'; and {len(different) - 8} more' if len(different) > 8 else ''}"
+                    f"{f'; and {len(different) - 8} more' if len(different) > 8 else ''}. "
+                    "What the task keeps from step to step belongs into a buffer, get_extra_state, "
+                    "or the state_dict of a hook"
                 )
     return ResumeReport(whole.step, max(0, whole.step - 1), len(whole.state))

@@ -207,7 +207,7 @@ def shown(name):
         ("eject", ["the same weights: True"]),
         ("export", ["shipped/model.safetensors", "loopkit was imported: False"]),
         ("storage", ["stopped at step 7", "ok   s3://bucket/runs/a/", "finished at step 18"]),
-        ("testing", ["1 failed", "2 passed", "stopped at step 1 and resumed is another run"]),
+        ("testing", ["1 failed", "2 passed", "stopped at step 1 and resumed is another run", "get_extra_state"]),
         ("transformers", ["HFTask: 35,138 parameters", "config.json", "a very dull film {'label':"]),
     ],
 )  # fmt: skip
