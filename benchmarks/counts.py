@@ -91,7 +91,8 @@ def evaluated_by_hand(net: nn.Module, data: list[Any], count: int) -> dict[str, 
 
 
 def evaluated_by_loopkit(net: nn.Module, data: list[Any], count: int) -> dict[str, float]:
-    """Run Fit.evaluate."""
+    """Run Fit.evaluate, with the metrics in a MetricCollection too."""
+    from torchmetrics import MetricCollection
 
     class Classifier(Task):
         def __init__(self) -> None:
@@ -103,10 +104,10 @@ def evaluated_by_loopkit(net: nn.Module, data: list[Any], count: int) -> dict[st
             return {"preds": self.net(x), "target": y}
 
         def metrics(self) -> Any:
-            return scores(count)
+            return {"of": MetricCollection(scores(count))}
 
     found = Fit(progress=False, loggers=None).evaluate(Classifier(), data)
-    return {name.removeprefix("eval/"): value for name, value in found.items()}
+    return {name.removeprefix("eval/of/"): value for name, value in found.items()}
 
 
 def evaluated_by_lightning(net: nn.Module, data: list[Any], count: int) -> dict[str, float]:

@@ -100,8 +100,8 @@ COUNTS = """
 ## By number
 
 What a step costs with more parameters and more hooks, and a batch of an evaluation with more metrics. A parameter has 8
-numbers. A hook counts the steps in the contestant's own kind of hook. A metric is an F-score of torchmetrics, alone or
-in a `MetricCollection`. Medians of {rounds} runs in turns; "ratio" compares with the loop by hand of the same round.
+numbers. A hook counts the steps in the contestant's own kind of hook. A metric is an F-score of torchmetrics, in a
+`MetricCollection`. Medians of {rounds} runs in turns; "ratio" compares with the loop by hand of the same round.
 """
 
 STRATEGIES = """
