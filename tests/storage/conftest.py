@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import asyncio
+import base64
+import importlib
 import os
+import shutil
+import subprocess
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from loopkit.storage import mirror, owner, retries
 from loopkit.testing.forks import MEMORY
 from tests.storage.stores import fit
-from tests.support import Tiny, digest
+from tests.support import Tiny, digest, free_port
 
 
 @pytest.fixture
@@ -48,6 +54,55 @@ def on_disk(tmp_path_factory):
     task = Tiny(noisy=True)
     result = fit(tmp_path_factory.mktemp("disk") / "run").run(task)
     return result.run_dir, digest(task.state_dict())
+
+
+ACCOUNT, KEY = "account", base64.b64encode(b"the key of a server of tests").decode()
+
+
+@pytest.fixture(scope="session")
+def gs_server():
+    """The port of an emulator of Google Cloud Storage."""
+    pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    port = free_port()
+    server = emulator.create_server("127.0.0.1", port, in_memory=True)
+    server.start()
+    # The library pauses for seconds.
+    patch = pytest.MonkeyPatch()
+    quick = SimpleNamespace(sleep=lambda seconds: asyncio.sleep(seconds / 100))
+    patch.setattr(importlib.import_module("gcsfs.retry"), "asyncio", quick)
+    yield port
+    patch.undo()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def az_server(tmp_path_factory):
+    """The port of Azurite, which is Azure's own server for tests (npm install -g azurite)."""
+    pytest.importorskip("adlfs")
+    program = shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("azurite-blob is not installed: npm install -g azurite")
+    # The library pauses for 15 seconds and more.
+    patch = pytest.MonkeyPatch()
+    retry = importlib.import_module("azure.storage.blob.aio").ExponentialRetry
+    patch.setattr(retry, "get_backoff_time", lambda self, settings: 0.01)
+    port = free_port()
+    words = [program, "--inMemoryPersistence", "--blobPort", str(port), "--skipApiVersionCheck"]
+    process = subprocess.Popen(
+        [*words, "--disableTelemetry"],
+        env={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "successfully listens" in line:
+            break
+    yield port
+    patch.undo()
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="session")
