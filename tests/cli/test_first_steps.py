@@ -133,5 +133,10 @@ def test_bash_completes_commands_and_options(loopkit, typed, offered):
 
 def test_zsh_and_fish_have_a_script_and_other_shells_are_refused(loopkit):
     assert loopkit.ok("completion", "zsh").startswith("autoload")
-    assert "-l clip-norm" in loopkit.ok("completion", "fish")
+    script = loopkit.ok("completion", "fish")
+    assert "-l clip-norm" in script
+    if shutil.which("fish"):
+        words = ["fish", "-c", f"{script}\ncomplete -C 'loopkit fit digits.py --clip-n'"]
+        ran = subprocess.run(words, capture_output=True, text=True)
+        assert ran.stdout == "--clip-norm\n", ran.stderr
     assert "'bash', 'zsh', 'fish'" in loopkit.refused("completion", "csh")
