@@ -13,7 +13,7 @@ from loopkit.checkpoint.run_dirs import no_run_in
 from loopkit.cli.args.command_parser import CommandParser
 from loopkit.console.text import byte_size, columns, cut, number
 from loopkit.errors import CheckpointError, NoValidCheckpointError, OptionError, nearest
-from loopkit.storage import as_place, checkpoints_of, fetched, open_remote, remote_problems
+from loopkit.storage import as_place, checkpoints_at, fetched, remote_problems
 
 USAGE = """usage: loopkit ckpt COMMAND [...]
 
@@ -54,7 +54,7 @@ def ls(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON object on each line")
     given = parser.parse_args(argv)
     if isinstance(given.run_dir, str):
-        checkpoints = checkpoints_of(open_remote(given.run_dir))
+        checkpoints, _ = checkpoints_at(given.run_dir)
         entries, parent = checkpoints.entries(), checkpoints.remote.url
     else:
         entries, parent = _local_entries(given.run_dir), ""

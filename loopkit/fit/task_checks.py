@@ -82,17 +82,19 @@ def explain(error: BaseException, run: Run) -> None:
                 f"loopkit: {step}. {samples}. One of them may have a label, or the number of a word, "
                 "that is not below the number that the model has"
             )
-    elif isinstance(error, (TypeError, AttributeError)) and not overrides(task, "predict_step"):
-        calls = {
-            (frame.name, frame.filename) for frame in traceback.extract_tb(error.__traceback__)
-        }
-        if ("predict_step", inspect.getfile(Task)) in calls:
-            error.add_note(
-                f"loopkit: {name_of(task)} has no predict_step, so that forward gets the batch as it "
-                "is. Define one, such as: def predict_step(self, batch): return self(batch[0])"
-            )
     elif isinstance(error, TypeError) and re.search(r"unsupported operand.*'dict'", str(error)):
         error.add_note(
             "loopkit: a train_step that weights its loss, as that of HFTask, returns a dict. Change "
             'the loss in it: out = super().train_step(batch); return {**out, "loss": out["loss"] + ...}'
         )
+    elif isinstance(error, (TypeError, AttributeError)) and _in_default_predict_step(error, task):
+        error.add_note(
+            f"loopkit: {name_of(task)} has no predict_step, so that forward gets the batch as it "
+            "is. Define one, such as: def predict_step(self, batch): return self(batch[0])"
+        )
+
+
+def _in_default_predict_step(error: BaseException, task: Task) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = any(f.name == "predict_step" and f.filename == inspect.getfile(Task) for f in frames)
+    return inside and not overrides(task, "predict_step")

@@ -9,7 +9,7 @@ from loopkit.lazy import lazy_names
 if TYPE_CHECKING:
     from loopkit.storage.checkpoints import Kept, RemoteCheckpoints
     from loopkit.storage.copies import (
-        checkpoints_of,
+        checkpoints_at,
         fetch_checkpoint,
         fetched,
         open_remote,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "checkpoints": ("Kept", "RemoteCheckpoints"),
     "copies": (
-        "checkpoints_of",
+        "checkpoints_at",
         "fetch_checkpoint",
         "fetched",
         "open_remote",
@@ -38,7 +38,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AUTO", "FETCHED", "Kept", "RemoteCheckpoints", "RunStorage", "as_place", "as_url", "check_url",
-    "checkpoints_of", "fetch_checkpoint", "fetched", "local_copy_of", "open_remote", "outlined",
+    "checkpoints_at", "fetch_checkpoint", "fetched", "local_copy_of", "open_remote", "outlined",
     "place_of", "remote_problems", "remove_fetched",
 ]  # fmt: skip
 

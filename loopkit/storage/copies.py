@@ -79,13 +79,11 @@ def fetch_checkpoint(
         CheckpointError: there is no checkpoint, or it is corrupt.
         NoValidCheckpointError: the run holds none that is valid.
     """
-    remote = open_remote(url)
-    if MANIFEST in remote.entries()[1]:
-        one, names = _parent_of(remote)
-        return one.fetch(names[0], folder), url
-    checkpoints = checkpoints_of(remote, option)
+    checkpoints, names = checkpoints_at(url, option)
+    if [checkpoints.url(name) for name in names] == [url]:
+        return checkpoints.fetch(names[0], folder), url
     problems = []
-    for name in reversed(checkpoints.names()):
+    for name in reversed(names):
         try:
             if kind and checkpoints.manifest(name).meta.get("kind", "full") != kind:
                 continue
@@ -112,12 +110,7 @@ def remote_problems(url: str) -> dict[str, list[str]]:
         CheckpointError: there is no run and no checkpoint at the URL.
         FileNotFoundError: the run has no checkpoint.
     """
-    remote = open_remote(url)
-    if MANIFEST in remote.entries()[1]:
-        checkpoints, names = _parent_of(remote)
-    else:
-        checkpoints = checkpoints_of(remote)
-        names = checkpoints.names()
+    checkpoints, names = checkpoints_at(url)
     if not names:
         raise FileNotFoundError(f"no checkpoint in {url}")
     return {checkpoints.url(name): checkpoints.problems(name) for name in names}
@@ -131,25 +124,26 @@ def _parent_of(remote: Remote) -> tuple[RemoteCheckpoints, list[str]]:
     return one, [name]
 
 
-def checkpoints_of(remote: Remote, option: str = "") -> RemoteCheckpoints:
-    """Return the checkpoints of a run.
+def checkpoints_at(url: str, option: str = "") -> tuple[RemoteCheckpoints, list[str]]:
+    """Return the checkpoint at a URL, or those of the run there, and their names, oldest first.
 
     Args:
-        remote: the place of the run.
+        url: of a checkpoint or a run.
         option: how the user gave it, for messages.
 
     Raises:
-        CheckpointError: there is no run; the error names those below.
+        CheckpointError: there is neither; the error names the runs below.
     """
+    remote = open_remote(url)
     folders, files = remote.entries()
+    if MANIFEST in files:
+        return _parent_of(remote)
     if CHECKPOINTS not in folders and RUN_FILE not in files:
         runs = [each for each in folders if CHECKPOINTS in remote.below(each).entries()[0]]
-        names = [f"{remote.url}/{each}" for each in runs]
-        problem = holds_runs(remote.url, names) or (
-            f"{remote.url}: there is no such checkpoint or run"
-        )
-        raise CheckpointError(f"{option}{problem}")
-    return RemoteCheckpoints(remote).refresh()
+        problem = holds_runs(url, [f"{url}/{each}" for each in runs])
+        raise CheckpointError(f"{option}{problem or f'{url}: there is no such checkpoint or run'}")
+    checkpoints = RemoteCheckpoints(remote).refresh()
+    return checkpoints, checkpoints.names()
 
 
 @contextmanager

@@ -439,3 +439,17 @@ def test_a_batch_that_forward_cannot_take_in_prediction_gets_a_note():
     with pytest.raises(TypeError) as caught:
         quiet().predict(Wrong(), points(8))
     assert not getattr(caught.value, "__notes__", [])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have notes since Python 3.11")
+def test_a_loss_that_is_added_to_a_dict_gets_a_note_without_a_predict_step_too():
+    class Adds(Tiny):
+        predict_step = Task.predict_step
+
+        def train_step(self, batch):
+            return {"loss": super().train_step(batch)} + 1
+
+    with pytest.raises(TypeError) as caught:
+        quiet(batch_size=4).run(Adds())
+    (note,) = caught.value.__notes__
+    assert "Change the loss in it" in note

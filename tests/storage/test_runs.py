@@ -209,6 +209,7 @@ def test_commands_and_loading_take_urls(url, on_disk, other_machine, capsys, tmp
 
     assert LAST in shown("ckpt", "ls", url)
     assert json.loads(shown("ckpt", "ls", url, "--json").splitlines()[-1])["path"] == one
+    assert [row.split()[0] for row in shown("ckpt", "ls", one).splitlines()] == ["checkpoint", LAST]
     assert shown("ckpt", "verify", url).count("ok   file://") == len(held(url))
     assert shown("ckpt", "verify", one) == f"ok   {one}\n"
     assert "no difference" in shown("ckpt", "diff", url, one)
