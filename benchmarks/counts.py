@@ -14,14 +14,13 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import itertools
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +68,7 @@ def step(name: str, steps: int, *, parameters: int | None = None, hooks: int = 0
     stamps = job.model.stamps[steps // 10 :]
     if len(job.model.stamps) != steps or job.called != hooks * steps:
         raise RuntimeError(f"{name}: {len(job.model.stamps)} steps, {job.called} calls of hooks")
-    return median((b - a) * 1e6 for a, b in itertools.pairwise(stamps))
+    return median((b - a) * 1e6 for a, b in pairwise(stamps))
 
 
 def scores(count: int) -> dict[str, Any]:
@@ -126,11 +125,7 @@ def evaluated_by_lightning(net: nn.Module, data: list[Any], count: int) -> dict[
             self.metrics.update(self.net(x), y)
             self.log_dict(self.metrics)
 
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    found = trainer.validate(Module(), peers.PreparedBatches(data), verbose=False)
+    found = peers.plain_trainer().validate(Module(), peers.PreparedBatches(data), verbose=False)
     return dict(found[0])
 
 
@@ -164,19 +159,14 @@ def batch(name: str, count: int, batches: int, wanted: dict[int, dict[str, float
     return taken
 
 
-def measure(rounds: int, scale: float = 1.0) -> dict[str, dict[int, dict[str, Any]]]:
-    """Return µs and the ratio to the loop by hand, by what is counted, its number and contestant.
-
-    Args:
-        scale: of the steps and batches of a run.
-    """
+def measure(rounds: int) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return µs and the ratio to the loop by hand, by what is counted, its number and contestant."""
     wanted: dict[int, dict[str, float]] = {}
     kinds: dict[str, tuple[tuple[int, ...], Any, Callable[[str, int], float]]] = {
         "parameters": (PARAMETERS, TRAIN, lambda name, n: step(
-            name, int(scale * (200 if n < 1_000 else 40)), parameters=n)),
-        "hooks": (HOOKS, TRAIN, lambda name, n: step(name, int(scale * 300), hooks=n)),
-        "metrics": (METRICS, EVALUATE, lambda name, n: batch(
-            name, n, int(scale * BATCHES), wanted)),
+            name, 200 if n < 1_000 else 40, parameters=n)),
+        "hooks": (HOOKS, TRAIN, lambda name, n: step(name, 300, hooks=n)),
+        "metrics": (METRICS, EVALUATE, lambda name, n: batch(name, n, BATCHES, wanted)),
     }  # fmt: skip
     result: dict[str, dict[int, dict[str, Any]]] = {}
     for kind, (numbers, contestants, once) in kinds.items():
@@ -185,17 +175,9 @@ def measure(rounds: int, scale: float = 1.0) -> dict[str, dict[int, dict[str, An
         for number in numbers:
             found: dict[str, list[float]] = {name: [] for name in contestants}
             for turn in range(rounds):
-                names = list(found)
-                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                for name in record.in_turn(found, turn):
                     found[name].append(once(name, number))
-            result.setdefault(kind, {})[number] = {
-                name: {
-                    "time": record.quartiles(each),
-                    "over": record.quartiles([a - b for a, b in zip(each, found[BASE])]),
-                    "ratio": record.quartiles([a / b for a, b in zip(each, found[BASE])]),
-                }
-                for name, each in found.items()
-            }
+            result.setdefault(kind, {})[number] = record.compared(found, BASE, "time")
             print(f"\r{kind}: {number}     ", end="", file=sys.stderr, flush=True)
     return result
 

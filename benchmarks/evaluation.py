@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import record
 from benchmarks.overhead import quiet
+from benchmarks.peers import plain_trainer
 from benchmarks.throughput import BASE, own_peak
 from loopkit import Fit, Task
 
@@ -116,11 +117,7 @@ def lightning(model: Model, data: Samples) -> tuple[float, float]:
             self.log("loss", F.cross_entropy(logits, y))
             self.log("accuracy", self.accuracy)
 
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    found = trainer.validate(Module(), DataLoader(data, BATCH), verbose=False)[0]
+    found = plain_trainer().validate(Module(), DataLoader(data, BATCH), verbose=False)[0]
     return found["accuracy"], found["loss"]
 
 
@@ -212,14 +209,9 @@ def main() -> None:
                     raise RuntimeError(f"{name} gives {metrics}, and by hand it is {wanted}")
                 speeds.append(speed)
         print(f"\rround {number + 1} of {args.rounds}", end="", file=sys.stderr)
-    rows: dict[str, Any] = {
-        name: {
-            "speed": record.quartiles(speeds),
-            "ratio": record.quartiles([a / b for a, b in zip(speeds, found[BASE])]),
-            "growth": growth(name),
-        }
-        for name, speeds in found.items()
-    }
+    rows = record.compared(found, BASE, "speed")
+    for name, row in rows.items():
+        row["growth"] = growth(name)
     print(f"\n{'':14}{'samples/s':>12}{'ratio':>8}{'MB for 900,000 more':>22}")
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["ratio"]["median"]):
         speed, ratio = row["speed"]["median"], row["ratio"]["median"]

@@ -30,6 +30,16 @@ class Classifier(Task):
         return self.job.data
 
 
+class Counting(Hook):
+    """Tells the job of each step."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def on_step_end(self, run: Any, step: Any) -> None:
+        self.job.hook()
+
+
 def loopkit(job: Job) -> None:
     """Run Fit with its defaults: on_nan="raise" and rng="counter" in both settings."""
     if job.full:
@@ -37,13 +47,5 @@ def loopkit(job: Job) -> None:
     else:
         options = {"loggers": None, "checkpoint": False, "log_every": "never"}
         options |= {"log_every": LOG_EVERY} if job.bar else {"progress": False}
-    hooks = [_counting(job) for _ in range(job.hooks)]
+    hooks = [Counting(job) for _ in range(job.hooks)]
     Fit(run_dir=job.folder, hooks=hooks, **options).run(Classifier(job))
-
-
-def _counting(job: Job) -> Hook:
-    class Counting(Hook):
-        def on_step_end(self, run: Any, step: Any) -> None:
-            job.hook()
-
-    return Counting()

@@ -94,9 +94,7 @@ def measure(
     found: dict[str, list[list[float]]] = {name: [] for name in contestants}
     weights: torch.Tensor | None = None
     for number in range(-1, rounds):  # the first round imports and warms up
-        names = list(found)
-        start = max(number, 0) % len(names)
-        for name in names[start:] + names[:start] if number >= 0 else names:
+        for name in record.in_turn(found, number):
             try:
                 blocks, trained = once(contestants[name], full)
             except Exception as error:

@@ -23,6 +23,16 @@ class PreparedBatches:
         return iter(self.batches)
 
 
+def plain_trainer() -> Any:
+    """Return Lightning's Trainer with nothing to see or to save, to evaluate or predict with."""
+    import lightning.pytorch as pl
+
+    return pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+
+
 def lightning(job: Job) -> None:
     """Run Lightning's Trainer."""
     import lightning.pytorch as pl

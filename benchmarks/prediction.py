@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from benchmarks import record
 from benchmarks.evaluation import BATCH, PACKAGES, Model, Samples
 from benchmarks.overhead import quiet
+from benchmarks.peers import plain_trainer
 from benchmarks.throughput import BASE
 from loopkit import Fit, Task
 
@@ -65,11 +66,7 @@ def lightning(model: Model, data: Samples) -> Tensor:
         def predict_step(self, batch: Any, index: int) -> Tensor:
             return self.model.net(batch[0]).argmax(1)
 
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    found: Any = trainer.predict(Module(), DataLoader(data, BATCH))
+    found: Any = plain_trainer().predict(Module(), DataLoader(data, BATCH))
     return torch.cat(found)
 
 
@@ -132,13 +129,7 @@ def measure(rounds: int, count: int) -> dict[str, dict[str, Any]]:
             if number >= 0:
                 speeds.append(speed)
         print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr)
-    return {
-        name: {
-            "speed": record.quartiles(speeds),
-            "ratio": record.quartiles([a / b for a, b in zip(speeds, found[BASE])]),
-        }
-        for name, speeds in found.items()
-    }
+    return record.compared(found, BASE, "speed")
 
 
 def main() -> None:

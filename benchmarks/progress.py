@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -89,14 +89,7 @@ def main() -> None:
                 if number >= 0:
                     found[name].append(taken)
             print(f"\rround {number + 1} of {args.rounds}", end="", file=sys.stderr)
-    summary: dict[str, Any] = {
-        name: {
-            "step": record.quartiles(each),
-            "over": record.quartiles([a - b for a, b in zip(each, found[BASE])]),
-            "ratio": record.quartiles([a / b for a, b in zip(each, found[BASE])]),
-        }
-        for name, each in found.items()
-    }
+    summary = record.compared(found, BASE, "step")
     print(f"\n{table(summary)}")
     about = {"rounds": args.rounds, "steps": args.steps, "versions": record.versions(PACKAGES)}
     record.save("progress", {**about, "rows": summary})

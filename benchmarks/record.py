@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,31 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     """Return the median, the lower and the upper quartile."""
     low, _, high = quantiles(values, n=4)
     return {"median": median(values), "low": low, "high": high}
+
+
+def in_turn(names: Iterable[str], turn: int) -> list[str]:
+    """Return the contestants in the order of a round: another one begins each time."""
+    order = list(names)
+    start = max(turn, 0) % len(order)
+    return order[start:] + order[:start]
+
+
+def compared(found: dict[str, list[float]], base: str, what: str) -> dict[str, dict[str, Any]]:
+    """Return quartiles of what was measured in each round, alone and against ``base`` of the round.
+
+    Args:
+        found: the values of the rounds by contestant.
+        base: the contestant that the others are compared with.
+        what: the key of the values themselves; "over" and "ratio" are those of the comparison.
+    """
+    return {
+        name: {
+            what: quartiles(each),
+            "over": quartiles([a - b for a, b in zip(each, found[base])]),
+            "ratio": quartiles([a / b for a, b in zip(each, found[base])]),
+        }
+        for name, each in found.items()
+    }
 
 
 def machine() -> dict[str, Any]:

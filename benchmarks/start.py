@@ -135,11 +135,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    if args.samples or args.resume:
-        once = grown(args.samples, args.count) if args.samples else (
-            resumed(args.resume, args.count, 2 * args.count), 0.0
-        )  # fmt: skip
-        print(json.dumps(once))
+    if args.samples:
+        print(json.dumps(grown(args.samples, args.count)))
+        return
+    if args.resume:
+        print(json.dumps((resumed(args.resume, args.count, 2 * args.count), 0.0)))
         return
     wanted = [("samples", name, size) for name, sizes in SIZES.items() for size in sizes]
     wanted += [("resume", name, CONSUMED) for name in RESUMED]

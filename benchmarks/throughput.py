@@ -56,9 +56,7 @@ def measure(name: str, rounds: int) -> dict[str, list[float]]:
     """Return samples per second of each round by contestant. The order of contestants rotates."""
     found: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
     for number in range(-1, rounds):  # the first round imports and warms up
-        names = list(found)
-        start = max(number, 0) % len(names)
-        for contestant in names[start:] + names[:start]:
+        for contestant in record.in_turn(found, number):
             try:
                 speed = once(JOBS[name], CONTESTANTS[contestant])
             except ImportError as error:
@@ -87,14 +85,8 @@ def own_peak() -> float:
 
 def summarise(found: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:
     """Return speed, ratio to the loop by hand of the same round, and memory by contestant."""
-    return {
-        name: {
-            "speed": record.quartiles(speeds),
-            "ratio": record.quartiles([a / b for a, b in zip(speeds, found[BASE])]),
-            "memory": memory.get(name),
-        }
-        for name, speeds in found.items()
-    }
+    rows = record.compared(found, BASE, "speed")
+    return {name: {**row, "memory": memory.get(name)} for name, row in rows.items()}
 
 
 def table(summary: dict[str, Any]) -> str:
