@@ -175,7 +175,7 @@ def measure(rounds: int) -> dict[str, dict[int, dict[str, Any]]]:
         for number in numbers:
             found: dict[str, list[float]] = {name: [] for name in contestants}
             for turn in range(rounds):
-                for name in record.in_turn(found, turn):
+                for name in record.rotated(found, turn):
                     found[name].append(once(name, number))
             result.setdefault(kind, {})[number] = record.compared(found, BASE, "time")
             print(f"\r{kind}: {number}     ", end="", file=sys.stderr, flush=True)

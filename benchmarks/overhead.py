@@ -94,7 +94,7 @@ def measure(
     found: dict[str, list[list[float]]] = {name: [] for name in contestants}
     weights: torch.Tensor | None = None
     for number in range(-1, rounds):  # the first round imports and warms up
-        for name in record.in_turn(found, number):
+        for name in record.rotated(found, number):
             try:
                 blocks, trained = once(contestants[name], full)
             except Exception as error:

@@ -24,7 +24,7 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "low": low, "high": high}
 
 
-def in_turn(names: Iterable[str], turn: int) -> list[str]:
+def rotated(names: Iterable[str], turn: int) -> list[str]:
     """Return the contestants in the order of a round: another one begins each time."""
     order = list(names)
     start = max(turn, 0) % len(order)

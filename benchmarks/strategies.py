@@ -245,7 +245,7 @@ def measure(kind: str, rounds: int, block: int, world: Any) -> dict[str, list[li
     found: dict[str, list[list[float]]] = {name: [] for name in KINDS[kind]}
     base: Tensor | None = None
     for number in range(-1, rounds):
-        for name in record.in_turn(found, number):
+        for name in record.rotated(found, number):
             problem, blocks, weights = "", [], None
             try:
                 blocks, weights = once(KINDS[kind][name], world.rank, block)

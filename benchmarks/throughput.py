@@ -56,7 +56,7 @@ def measure(name: str, rounds: int) -> dict[str, list[float]]:
     """Return samples per second of each round by contestant. The order of contestants rotates."""
     found: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
     for number in range(-1, rounds):  # the first round imports and warms up
-        for contestant in record.in_turn(found, number):
+        for contestant in record.rotated(found, number):
             try:
                 speed = once(JOBS[name], CONTESTANTS[contestant])
             except ImportError as error:
