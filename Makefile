@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 RESUME ?=
 export OMP_NUM_THREADS ?= 1
+# The tests start hundreds of processes: without its bytecode each would compile loopkit again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test long lint types docs bench clean
 
