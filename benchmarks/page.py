@@ -114,6 +114,14 @@ round. loopkit runs with its defaults: it catches a non-finite value on any rank
 a signal to any rank within about a second.
 """
 
+MODELS = """
+### Known models
+
+GPT-2 and ResNet-50 in bfloat16 autocast, compiled, with batches in pinned host memory. "Ratio" compares the time of a
+step with that of the loop by hand. MFU is the share of the card's peak: the operations that torch counts in a step,
+per second. "Waits" counts how often the host waits for the device in a step. Memory is the peak of the tensors.
+"""
+
 GPU = """
 ## The cost of a step on a GPU
 
@@ -315,7 +323,32 @@ def _gpu(result: dict[str, Any]) -> str:
             f"| {name} | {row['host']['median']:.2f} | {row['device']['median']:.2f} | "
             f"{row['ratio']['median']:.3f} |\n"
         )
+    if "models" in result:
+        text += _models(result["models"])
     return text + _where(result)
+
+
+def _models(result: dict[str, Any]) -> str:
+    text = MODELS
+    for name, found in result["speeds"].items():
+        text += (
+            f"\n| {name}, {found['rounds']} runs | step, ms | ratio | {found['unit']}/s | MFU | peak, MB | waits |\n"
+            "|---|---:|---:|---:|---:|---:|---:|\n"
+        )
+        for contestant, row in found["rows"].items():
+            mfu = f"{row['mfu']:.2f}" if "mfu" in row else "not known"
+            text += (
+                f"| {contestant} | {row['device']:.2f} | {row['ratio']:.3f} | {row['per_second']:,.0f} | {mfu} | "
+                f"{row['peak']:,.0f} | {row['waits']:.1f} |\n"
+            )
+    save, copies, plan = result["save"], result["copies"], result["plan"]
+    return text + (
+        f"\n- A save of {save['megabytes']:,.0f} MB in the background lengthens the run by {save['stall']:.0f} ms.\n"
+        f"- A step with the copy of its batch takes {copies['loopkit']:.3f} of a step whose batch lies on the device "
+        f"(by hand {copies['by hand']:.3f}).\n"
+        f"- `loopkit plan` says {plan['planned']:,.0f} MB for GPT-2, not compiled. Measured are "
+        f"{plan['measured']:,.0f} MB.\n"
+    )
 
 
 def _imports(result: dict[str, Any]) -> str:

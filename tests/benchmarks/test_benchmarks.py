@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,51 @@ def test_the_page_shows_what_was_measured():
     assert "| loopkit | 123 | 100 to 200 | +7 | 1.50 |" in text
     assert "abacus" in text
     assert "import" not in text.split("## The cost of a step")[1]
+
+
+def test_known_models_are_compared_on_a_device(monkeypatch):
+    pytest.importorskip("transformers")
+    from benchmarks.device import jobs, measures
+
+    def lazy(job: jobs.DeviceJob) -> None:
+        job.clocked(**job.batches[0])
+
+    kept = {name: measures.CONTESTANTS[name] for name in ("by hand", "loopkit")}
+    monkeypatch.setattr(measures, "CONTESTANTS", {**kept, "lazy": lazy})
+    make = partial(jobs.gpt2, "cpu", 3, small=True, compile=False)
+    found = measures.speeds(make, time.monotonic(), rounds=3)
+    assert found["rounds"] == 1, "the time was over"
+    assert list(found["rows"]) == ["by hand", "loopkit"], "lazy took another number of steps"
+    assert found["flops"] > 0
+    assert found["unit"] == "tokens"
+    assert measures.save_stall(make, 1)["megabytes"] > 0.1
+    assert measures.planned_memory(partial(jobs.gpt2, small=True), "cpu")["planned"] > 0.5
+    row = {**found["rows"]["loopkit"], "mfu": 0.5}
+    models = {
+        "speeds": {"GPT-2": {**found, "rows": {"loopkit": row}}},
+        "save": {"stall": 4.0, "megabytes": 1500.0},
+        "copies": {"by hand": 1.1, "loopkit": 1.0},
+        "plan": {"planned": 20000.0, "measured": 20100.0},
+    }
+    text = page._models(models)
+    assert "| GPT-2, 1 runs | step, ms | ratio | tokens/s |" in text
+    assert "1,500 MB in the background lengthens the run by 4 ms" in text
+
+
+@pytest.mark.long
+def test_each_line_of_the_gpu_command_runs_on_the_cpu():
+    words = [
+        sys.executable,
+        "benchmarks/gpu.py",
+        "--device=cpu",
+        "--small",
+        "--rounds=2",
+        "--skip-tests",
+    ]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    for told in ("loopkit FSDP", "GPT-2 124M, 2 runs", "ResNet-50, 2 runs", "a save in", "planned"):
+        assert told in done.stdout
+    assert "left out: loopkit" not in done.stderr
 
 
 def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights(rank_programs):
