@@ -15,6 +15,8 @@ _seed_torch = torch.default_generator.manual_seed
 # random.seed wraps this method of a hidden instance. An int does not need the wrapper.
 _seed_python: Any = vars(random.Random.__base__)["seed"]
 _python_generator: Any = vars(random)["_inst"]
+_WATCH = 0x6C6F6F706B6974  # any number does: no sample is made of its streams
+_following: list[tuple[bytes, int, bytes]] = []  # what the generators give after it
 
 
 def mix(*parts: int) -> int:
@@ -91,6 +93,29 @@ def is_state(state: dict[str, Any]) -> bool:
         and (kind, rest) == (now[0], [*now[2:]])
         and keys.tobytes() == now[1].tobytes()
     )
+
+
+def watch_draws() -> None:
+    """Seed the generators of the CPU with a fixed number, so that ``has_drawn`` notices a draw."""
+    seed_all(_WATCH)
+    if not _following:
+        _following.append(_next_numbers())
+        seed_all(_WATCH)
+
+
+def has_drawn() -> bool:
+    """Return whether the generators of the CPU gave a number since ``watch_draws``.
+
+    It draws from them itself. The 128 bits that NumPy and Python give next are compared with those
+    that follow the seed: as many in the middle of a stream are others, but for a chance of 2**-128.
+    A look at the whole states takes six times as long, as NumPy copies its state number by number.
+    """
+    return _next_numbers() != _following[0]
+
+
+def _next_numbers() -> tuple[bytes, int, bytes]:
+    state = torch.get_rng_state().numpy().tobytes()
+    return state, _python_generator.getrandbits(128), numpy.random.bytes(16)
 
 
 def set_state(state: dict[str, Any], device: torch.device | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from loopkit import rng
 from loopkit.data.loader import Loader
@@ -26,8 +26,9 @@ class SeededSamples(Dataset[Any]):
 
     Seeding three generators costs more than reading a row of a table. So batches of a data set that
     draws no random numbers are read without seeds, with its ``__getitems__`` where it has one. The
-    generators tell whether it drew: they are compared before and after. Once a data set has drawn,
-    the samples of that batch are read again, and all others later, one by one, each under its seed.
+    generators tell whether it drew: what they give next is compared. Where torch or Python only
+    indexes, nothing is compared. Once a data set has drawn, the samples of that batch are read
+    again, and all others later, one by one, each under its seed.
 
     Args:
         loader: the data set, and which columns to keep.
@@ -41,6 +42,7 @@ class SeededSamples(Dataset[Any]):
         self.seed = seed
         self.seeded = seeded
         self._draws: bool | None = None  # None: nothing was read yet
+        self._only_indexes = type(loader.dataset) in (TensorDataset, list, tuple, range)
         self._reads_batches = callable(getattr(loader.dataset, "__getitems__", None))
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
@@ -68,12 +70,16 @@ class SeededSamples(Dataset[Any]):
         """
         if not self.seeded:
             return self._at_once(epoch, indices)
+        if self._only_indexes and indices:
+            samples = self._at_once(epoch, indices)
+            self._seed(epoch, indices[-1])
+            return samples
         if self._draws is None and indices:
             return self._first(epoch, indices)
         if self._draws is False and len(indices) >= _FEW:
-            before = rng.get_state()
+            rng.watch_draws()
             samples = self._at_once(epoch, indices)
-            if rng.is_state(before):
+            if not rng.has_drawn():
                 self._seed(epoch, indices[-1])
                 return samples
             self._draws = True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from loopkit import rng
 from loopkit.data import Loader
@@ -104,6 +106,38 @@ def test_samples_that_draw_are_those_of_their_own_seeds_whenever_the_first_of_th
         after = state()
         alone(wanted, batch[-1])
         assert state() == after
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "python"])
+def test_a_draw_is_noticed_and_a_restored_state_is_none(kind):
+    draws: Any = {
+        "torch": lambda: torch.rand(1),
+        "numpy": numpy.random.rand,
+        "python": lambda: random.getrandbits(1),
+    }[kind]
+    for times in (1, 2, 312, 624, 1248):  # a Mersenne Twister makes 624 words at a time
+        rng.watch_draws()
+        for _ in range(times):
+            draws()
+        assert rng.has_drawn(), times
+    rng.watch_draws()
+    with rng.preserved():
+        draws()
+    assert not rng.has_drawn()
+    rng.watch_draws()
+    assert not rng.has_drawn()
+
+
+@pytest.mark.parametrize("kind", [list, tuple, TensorDataset])
+def test_data_that_is_only_indexed_leaves_the_generators_as_seeds_would(kind, monkeypatch):
+    values = torch.arange(40.0)
+    data = TensorDataset(values) if kind is TensorDataset else kind(values.tolist())
+    read = reader(data)
+    monkeypatch.setattr(rng, "watch_draws", None)
+    assert [float(torch.as_tensor(s).squeeze()) for s in read.read(EPOCH, range(9))] == [*range(9)]
+    after = state()
+    alone(Plain(), 8)
+    assert state() == after
 
 
 def test_what_is_read_does_not_depend_on_the_batches():
