@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from loopkit.checkpoint.tools import export_model
-from loopkit.console.html import result_html
 from loopkit.console.next_lines import next_lines
 from loopkit.console.summary import result_summary
 from loopkit.devices import peak_memory
@@ -90,6 +89,8 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: status, metrics, curves, and the next lines to type."""
+        from loopkit.console.html import result_html  # a notebook alone needs it
+
         return result_html(self)
 
     def summary(self) -> str:
