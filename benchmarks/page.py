@@ -377,7 +377,7 @@ def _reliability(result: dict[str, Any]) -> str:
     table = result["table"]
     names = list(next(iter(table.values())))
     text = RELIABILITY.format(steps=result["steps"], kills=result["kills"])
-    text += f"\n| | {' | '.join(names)} |\n|---|{'---|' * len(names)}\n"
+    text += f"\n| test | {' | '.join(names)} |\n|---|{'---|' * len(names)}\n"
     for scene, row in table.items():
         text += f"| {scene} | {' | '.join(row[name] for name in names)} |\n"
     return text + _where(result)
