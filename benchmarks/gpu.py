@@ -171,9 +171,12 @@ def models(device: str, small: bool, until: float, rounds: int) -> dict[str, Any
     """Return and print what ``measures`` finds of the known models."""
     timed, fewer = (4, 1) if small else (60, 2)
     speeds: dict[str, Any] = {}
-    for number, (name, make) in enumerate(JOBS.items()):
-        job = partial(make, device, timed, small=small, compile=not small)
-        share = monotonic() + 0.7 * (until - monotonic()) / (len(JOBS) - number)
+    jobs = {
+        name: partial(make, device, timed, small=small, compile=not small)
+        for name, make in JOBS.items()
+    }
+    for number, (name, job) in enumerate(jobs.items()):
+        share = monotonic() + 0.7 * (until - monotonic()) / (len(jobs) - number)
         found = speeds[name] = measures.speeds(job, share, rounds)
         print(f"\n{name}, {found['rounds']} runs of each")
         head = f"{found['unit']}/s"
@@ -184,19 +187,15 @@ def models(device: str, small: bool, until: float, rounds: int) -> dict[str, Any
             )
             told += f"{row.get('mfu', 0):7.2f}{row['peak']:9.0f}{row['waits']:7.2f}"
             print(told, flush=True)
-    gpt2, resnet = JOBS.values()
+    gpt2, resnet = jobs.values()
     result: dict[str, Any] = {"speeds": speeds}
-    result["save"] = measures.save_stall(
-        partial(gpt2, device, timed, small=small, compile=not small), fewer
-    )
+    result["save"] = measures.save_stall(gpt2, fewer)
     print(
         "\na save in the background: {stall:.1f} ms for {megabytes:.0f} MB".format(**result["save"])
     )
-    result["copies"] = measures.copies_ahead(
-        partial(resnet, device, timed, small=small, compile=not small), fewer
-    )
+    result["copies"] = measures.copies_ahead(resnet, fewer)
     print("a step with its copy, against batches on the device:", result["copies"])
-    result["plan"] = measures.planned_memory(partial(gpt2, small=small), device)
+    result["plan"] = measures.planned_memory(partial(gpt2.func, small=small), device)
     print("peak, MB: {planned:.0f} planned, {measured:.0f} measured".format(**result["plan"]))
     return result
 

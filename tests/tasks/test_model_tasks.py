@@ -203,12 +203,12 @@ def test_packed_rows_are_equal_and_lose_no_token(folder):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_language_model_learns_more_than_frequencies(name, folder, tmp_path):
-    task = made(name, folder, lr=2e-2)
-    fit = quiet(epochs=12, batch_size=8, eval_every="12 epochs", run_dir=tmp_path, checkpoint=True)
+    # With twice this learning rate the last digits of a processor's sums decide how far llama comes.
+    task = made(name, folder, lr=1e-2)
+    fit = quiet(epochs=16, batch_size=8, eval_every="16 epochs", run_dir=tmp_path, checkpoint=True)
     metrics = fit.run(task).metrics
     assert metrics["eval/perplexity"] == pytest.approx(math.exp(metrics["eval/loss"]), rel=1e-4)
-    # gpt2 comes to 0.5 and llama to 0.8 of it: the last digits of a processor's sums decide the rest.
-    assert metrics["eval/perplexity"] < 0.95 * task.unigram
+    assert metrics["eval/perplexity"] < 0.75 * task.unigram
     loaded = type(task).load(tmp_path)
     assert loaded.write("The ", 8) == task.write("The ", 8)
     assert task.write("The ", 8, seed=1).startswith("The ")
