@@ -27,6 +27,8 @@ _INTERVAL = 1.0
 _LOOK_AGAIN = 1.6 * _INTERVAL
 # Seconds to wait for an answer of the store's machine, to which the network may be cut.
 _PATIENCE = 3.0
+# Seconds that an exit waits for a heartbeat that is on its way.
+_LAST_HEARTBEAT = 10.0
 _LOOPKIT = f"{os.sep}loopkit{os.sep}"
 _TORCH = f"{os.sep}torch{os.sep}"
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
@@ -53,7 +55,7 @@ class Heartbeat:
     def stop(self) -> None:
         """Send no more heartbeats."""
         self._stopped.set()
-        self._thread.join(2 * _INTERVAL)
+        self._thread.join(_LAST_HEARTBEAT)
 
     def _send(self) -> None:
         number = 0
@@ -94,6 +96,8 @@ class Heartbeat:
         # torch would try again, in a call that nothing can end.
         with socket.create_connection((host, port), timeout=_PATIENCE) as reached:
             machine = f"{platform.node()} ({reached.getsockname()[0]})"
+            if self._stopped.is_set():
+                raise OSError("the interpreter ends, and no call to torch may outlive it")
         store = TCPStore(
             host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
         )

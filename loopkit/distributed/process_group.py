@@ -14,6 +14,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+
+# Before the default process group exists. Its functions would otherwise take that group as the default
+# of an argument, at the first DDP, and hold it beyond its end: its threads would abort the process.
+import torch.distributed.nn.functional
 from torch import nn
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -203,8 +207,15 @@ def _connect(rank_info: RankInfo, limit: timedelta) -> Any:
 
 
 def _destroy_process_group() -> None:
+    """Destroy the group and what holds it: its threads end with the last that does.
+
+    A thread that outlives the interpreter can abort the process, whose exit code is then not the run's.
+    """
+    for meshes in _MESHES.values():
+        for mesh in meshes.values():
+            # torch keeps meshes in caches of how it shards operations. Those of newer versions hold groups.
+            getattr(mesh, "_pg_registry", {}).clear()
     _MESHES.clear()
-    # Objects that hold the group must go before the interpreter, or its threads abort the process.
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
