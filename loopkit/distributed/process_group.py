@@ -14,10 +14,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-
-# Before the default process group exists. Its functions would otherwise take that group as the default
-# of an argument, at the first DDP, and hold it beyond its end: its threads would abort the process.
-import torch.distributed.nn.functional
 from torch import nn
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -89,6 +85,10 @@ def init_process_group(
     if dist.is_initialized():
         check_backends(dist.get_backend_config(), device.type)
         return ProcessGroupCommunicator()
+    # A module that takes the default group of its import as the default of its functions' arguments.
+    # DDP imports it. Imported here, before there is a group, it does not hold the group beyond its end.
+    from torch.distributed.nn import functional  # noqa: F401
+
     limit = timedelta(seconds=timeout)
     rank, size = (rank_info.rank, rank_info.size) if rank_info else (0, 1)
     options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}

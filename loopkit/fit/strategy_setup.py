@@ -6,10 +6,10 @@ import logging
 import sys
 import threading
 from functools import cache
-from typing import Any
 
 import torch
 
+from loopkit import strategies
 from loopkit.devices import visible_devices
 from loopkit.distributed.environment import (
     ONE_MACHINE,
@@ -24,16 +24,14 @@ from loopkit.distributed.launcher import die_with_parent, launch, relaunch_comma
 from loopkit.errors import OptionError, nearest
 from loopkit.options import Options
 from loopkit.strategies.base import Strategy
-from loopkit.strategies.ddp import DDP
-from loopkit.strategies.deepspeed.strategy import DeepSpeed
 from loopkit.strategies.device_map import DeviceMapStrategy
-from loopkit.strategies.fsdp import FSDP
 from loopkit.strategies.single import SingleDevice
 from loopkit.strategies.tensor_parallel import TensorParallel
 
 logger = logging.getLogger(__name__)
 
-STRATEGIES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP, "deepspeed": DeepSpeed}
+# The classes of several processes, by the names that users give.
+STRATEGIES = {"ddp": "DDP", "fsdp": "FSDP", "deepspeed": "DeepSpeed"}
 _NAMES = ("auto", "single", *STRATEGIES)
 # For each strategy that device_map excludes: how it uses several devices instead.
 _WITHOUT_DEVICE_MAP = {
@@ -143,7 +141,7 @@ def build_strategy(options: Options) -> Strategy:
     if isinstance(name, Strategy):
         return name
     if isinstance(name, TensorParallel):
-        return FSDP(options.accelerator, tensor=name)
+        return strategies.FSDP(options.accelerator, tensor=name)
     if name not in _NAMES:
         hint = nearest(str(name), (*_NAMES, "TensorParallel"))
         raise OptionError(
@@ -161,7 +159,7 @@ def build_strategy(options: Options) -> Strategy:
                 "device"
             )
         return SingleDevice(options.accelerator)
-    strategy: Strategy = STRATEGIES[name](accelerator=options.accelerator)
+    strategy: Strategy = getattr(strategies, STRATEGIES[name])(accelerator=options.accelerator)
     return strategy
 
 
