@@ -313,13 +313,16 @@ class FSDP(ModuleStrategy):
         if self._tp_size > 1:
             match_placements(held)
         sharded = [p for p in held if is_sharded(p)]
+        # With gradients on, each would be a node of a graph: ten times the cost.
+        with torch.no_grad():
+            parts = [local_tensor(p.grad) for p in sharded]
         norm = self._finalize(
             self,
-            [[local_tensor(p.grad) for p in sharded], whole],
+            [parts, whole],
             names,
             divisor,
             want_norm=want_norm,
-            reduce_norm=lambda: self._norm(sharded, whole),
+            reduce_norm=lambda: self._norm(sharded, parts, whole),
         )
         if groups is not None:
             if self._counts is None:  # no norm was wanted
@@ -328,20 +331,22 @@ class FSDP(ModuleStrategy):
             groups.drop_unused(self._counts)
         return norm
 
-    def _norm(self, sharded: list[nn.Parameter], whole: list[Tensor]) -> Tensor:
+    def _norm(
+        self, sharded: list[nn.Parameter], parts: list[Tensor], whole: list[Tensor]
+    ) -> Tensor:
         """Return the norm of all gradients; a part that several ranks hold counts once.
 
         Args:
             sharded: the parameters of which this rank holds a part.
+            parts: this rank's part of the gradient of each.
             whole: the gradients that every rank holds whole.
         """
         by_copies: dict[int, list[Tensor]] = {}
-        for parameter in sharded:
-            count = replica_count(parameter, self.world_size)
-            by_copies.setdefault(count, []).append(local_tensor(parameter.grad))
+        for parameter, part in zip(sharded, parts):
+            by_copies.setdefault(replica_count(parameter, self.world_size), []).append(part)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for count, parts in by_copies.items():
-            total = total + sum_of_squares(parts, self.device) / count
+        for count, alike in by_copies.items():
+            total = total + sum_of_squares(alike, self.device) / count
         # In the same message the ranks say which parameters they used.
         counts = total.new_empty(0) if self._groups is None else self._groups.counts(self.device)
         message = torch.cat((total.reshape(1), counts))
