@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loopkit.errors import CheckpointError, OptionError
-from loopkit.strategies.dtensor import local_tensor, shard_like
+from loopkit.strategies.dtensor import local_tensors, shard_like
 
 if TYPE_CHECKING:
     from loopkit.run import Run
@@ -82,8 +82,8 @@ class AveragedParameters:
     def move(self, parameters: Mapping[str, nn.Parameter], weight: float) -> None:
         """Compute ``average += weight * (parameter - average)`` for all, on the device."""
         # The parts of this rank: one call does not take sharded and whole tensors together.
-        averages = [local_tensor(average) for average in self.tensors.values()]
-        values = [local_tensor(parameters[name]) for name in self.tensors]
+        averages = local_tensors(self.tensors.values())
+        values = local_tensors(parameters[name] for name in self.tensors)
         if self._any_half:
             values = [value.to(average.dtype) for value, average in zip(values, averages)]
         torch._foreach_lerp_(averages, values, weight)

@@ -21,7 +21,10 @@ def _single_rank(value: Any) -> list[Any]:
 
 
 class MetricAccumulator:
-    """Named scalars since the last log. Adding a scalar keeps a reference and reads nothing.
+    """Named scalars since the last log. Adding a scalar of an accelerator keeps a reference and reads nothing.
+
+    A scalar in the CPU's memory is read at once, for nothing waits. A tensor that is kept lies between the
+    much larger ones of its step: the process would grow with each step until the next log.
 
     Besides, sums are kept from one evaluation to the next, for ``take_means``.
 
@@ -47,6 +50,10 @@ class MetricAccumulator:
         entry = self._pending.get(name)
         if entry is None:
             entry = self._pending[name] = (reduce, [])
+        if type(value) is Tensor:
+            value = _read_cpu(value)
+        if type(weight) is Tensor:
+            weight = _read_cpu(weight)
         entry[1].append((value, weight))
 
     def absorb(self, other: MetricAccumulator) -> None:
@@ -156,6 +163,11 @@ class MetricAccumulator:
                 more, its_weight = _sum(read)
                 self._sums[name] = (total + more, weight + its_weight)
         self._pending = {}
+
+
+def _read_cpu(tensor: Tensor) -> Any:
+    """Return the number in a scalar tensor of the CPU; another tensor as it is."""
+    return tensor.item() if tensor.is_cpu and tensor.numel() == 1 else tensor
 
 
 def as_float(value: Any) -> float:

@@ -30,6 +30,12 @@ def local_tensor(tensor: Any) -> Tensor:
     return local
 
 
+@torch.no_grad()
+def local_tensors(tensors: Iterable[Any]) -> list[Tensor]:
+    """Return ``local_tensor`` of each, outside of any graph: a node for each costs ten times as much."""
+    return [local_tensor(tensor) for tensor in tensors]
+
+
 def local_box(tensor: Any) -> tuple[slice, ...]:
     """Return which part of the whole this rank holds of a sharded tensor."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset

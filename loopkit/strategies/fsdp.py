@@ -24,6 +24,7 @@ from loopkit.strategies.dtensor import (
     copy_into,
     is_sharded,
     local_tensor,
+    local_tensors,
     match_placements,
     replica_count,
     sum_of_squares,
@@ -313,9 +314,7 @@ class FSDP(ModuleStrategy):
         if self._tp_size > 1:
             match_placements(held)
         sharded = [p for p in held if is_sharded(p)]
-        # With gradients on, each would be a node of a graph: ten times the cost.
-        with torch.no_grad():
-            parts = [local_tensor(p.grad) for p in sharded]
+        parts = local_tensors(p.grad for p in sharded)
         norm = self._finalize(
             self,
             [parts, whole],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import loopkit
 from loopkit import Checkpoint, Hook
 from loopkit.loops import EpochLoop
+from loopkit.metrics import accumulator
 from tests.support import Tiny, points, quiet
 
 HOME = str(Path(loopkit.__file__).parent)
@@ -126,7 +128,9 @@ class Reads:
 
 
 @pytest.mark.parametrize("on_nan", ["raise", "skip", "ignore"])
-def test_between_log_boundaries_nothing_reads_the_device(on_nan, tmp_path):
+def test_between_log_boundaries_nothing_reads_the_device(on_nan, tmp_path, monkeypatch):
+    # The device of this test is the CPU, whose scalars are read at once, as no device's are.
+    monkeypatch.setattr(accumulator, "_read_cpu", lambda tensor: tensor)
     counts: dict[int, int] = {}
     with Reads() as reads:
         fit = quiet(
@@ -183,3 +187,17 @@ def test_only_overridden_events_are_called():
     assert events.step_start is None
     events.step_end(None, {})
     assert calls == ["end"]
+
+
+def test_a_run_on_a_cpu_keeps_no_tensor_of_a_past_step():
+    """A small tensor that stays among the large ones of its step makes the process grow."""
+    alive: list[int] = []
+
+    class Counting(Plain):
+        def train_step(self, batch: Any) -> Any:
+            gc.collect()
+            alive.append(sum(isinstance(item, torch.Tensor) for item in gc.get_objects()))
+            return super().train_step(batch)
+
+    quiet(batch_size=8, eval_every="never", epochs=1, log_every="never").run(Counting())
+    assert len(set(alive[10:])) == 1, alive
