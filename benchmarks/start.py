@@ -128,7 +128,7 @@ def grown(name: str, count: int) -> tuple[float, float]:
 def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description="The time to the first step, side by side.")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each (default: 3)")
     parser.add_argument("--samples", choices=CONTESTANTS, help="measure once, in this process")
     parser.add_argument("--resume", choices=RESUMED, help="measure once, in this process")
     parser.add_argument("--count", type=int, default=FEW, help="samples (default: %(default)s)")

@@ -36,6 +36,7 @@ from loopkit.module_state import (
 from loopkit.monitor import is_of_evaluation
 from loopkit.optim.schedule_free import evaluation_weights
 from loopkit.run import Progress, Record, Run
+from loopkit.sharded import local_tensor
 from loopkit.strategies import dtensor
 from loopkit.task import name_of
 from loopkit.task_changes import describe_lost
@@ -326,7 +327,7 @@ def check_saveable(run: Run) -> None:
     kept |= {f"{key}.state_dict()": h.state_dict() for key, h in state_keys(run.hooks).items()}
     try:
         for name, tensor in tensors_of(run.task.state_dict()).items():
-            check_tensor(name, dtensor.local_tensor(tensor))
+            check_tensor(name, local_tensor(tensor))
         for name, value in kept.items():
             found: dict[str, Tensor] = {}
             encode(dtensor.local_shards(value), name, found)

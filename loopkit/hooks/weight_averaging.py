@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from loopkit.errors import CheckpointError, OptionError
-from loopkit.strategies.dtensor import local_tensors, shard_like
+from loopkit.sharded import local_tensors
+from loopkit.strategies.dtensor import shard_like
 
 if TYPE_CHECKING:
     from loopkit.run import Run

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from loopkit.sharded import local_tensors
+
 
 class LionOptimizer(Optimizer):
     """EvoLved Sign Momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2).
@@ -57,9 +59,10 @@ class LionOptimizer(Optimizer):
             if "exp_avg" not in self.state[p]:
                 zeros = torch.zeros_like(p, memory_format=torch.preserve_format)
                 self.state[p]["exp_avg"] = zeros
-        moments = [_local(self.state[p]["exp_avg"]) for p in params]
-        grads = [_local(p.grad) for p in params]
-        params = [_local(p) for p in params]
+        # This rank's part is enough: the update of an element needs no other element.
+        moments = local_tensors(self.state[p]["exp_avg"] for p in params)
+        grads = local_tensors(p.grad for p in params)
+        params = local_tensors(params)
         lr = group["lr"]
         beta1, beta2 = group["betas"]
         updates = torch._foreach_mul(moments, beta1)
@@ -69,8 +72,3 @@ class LionOptimizer(Optimizer):
         torch._foreach_add_(params, updates, alpha=-lr)
         torch._foreach_mul_(moments, beta2)
         torch._foreach_add_(moments, grads, alpha=1 - beta2)
-
-
-def _local(tensor: Any) -> Any:
-    """Return this rank's shard of a DTensor: the update of an element needs no other element."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from loopkit.data.batches import map_batch
-from loopkit.strategies.dtensor import local_tensor
+from loopkit.sharded import local_tensor
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from loopkit.nested import leaves
-from loopkit.strategies.dtensor import is_sharded, local_tensor
+from loopkit.sharded import is_sharded, local_tensor
 
 KINDS = ("parameters", "gradients", "optimizer state", "activations", "communication", "update")
 # What allocates: a part of the path of the innermost frame that is none of torch's dispatch.

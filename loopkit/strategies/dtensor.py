@@ -11,29 +11,16 @@ from torch.optim import Optimizer
 
 from loopkit.checkpoint import Shard, ShardedTensor
 from loopkit.errors import OptionError
+from loopkit.sharded import is_sharded, local_tensor
 
-
-def is_sharded(tensor: Any) -> bool:
-    """Return whether ``tensor`` is a DTensor, without the import of that class, which is slow."""
-    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+# The optimizers whose fused kernels take sharded tensors.
+_FUSED = (torch.optim.Adam, torch.optim.AdamW)
 
 
 def full_tensor(tensor: Any) -> Tensor:
     """Return a sharded tensor whole on every rank (collective); another tensor as it is."""
     whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return whole
-
-
-def local_tensor(tensor: Any) -> Tensor:
-    """Return this rank's part of a sharded tensor, in the same memory; another tensor as it is."""
-    local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
-    return local
-
-
-@torch.no_grad()
-def local_tensors(tensors: Iterable[Any]) -> list[Tensor]:
-    """Return ``local_tensor`` of each, outside of any graph: a node for each costs ten times as much."""
-    return [local_tensor(tensor) for tensor in tensors]
 
 
 def local_box(tensor: Any) -> tuple[slice, ...]:
@@ -146,3 +133,13 @@ def check_takes_parts(optimizer: Optimizer) -> None:
             f"{kind.__name__} needs each parameter whole, and under FSDP and TensorParallel a rank "
             "holds parts of them: take another optimizer (adamw, lion, muon), or strategy='ddp'"
         )
+
+
+def leave_kernels(optimizer: Optimizer) -> None:
+    """Switch off the kernels of torch that do not take the sharded tensors of ``optimizer``."""
+    for group in optimizer.param_groups:
+        # Neither kernel takes tensors of several meshes at once.
+        if len({getattr(p, "device_mesh", None) for p in group["params"]}) > 1:
+            group.update({key: False for key in ("fused", "foreach") if key in group})
+        elif group.get("fused") and type(optimizer) not in _FUSED:
+            group["fused"] = False

@@ -17,14 +17,13 @@ from loopkit.distributed.gather import set_tp_size
 from loopkit.distributed.process_group import ProcessGroupSetup, broadcast_module, device_mesh
 from loopkit.errors import OptionError
 from loopkit.keywords import checks_keywords
+from loopkit.sharded import is_sharded, local_tensor, local_tensors
 from loopkit.strategies.base import ComputeSettings
 from loopkit.strategies.collective_order import BACKWARD
 from loopkit.strategies.dtensor import (
     check_takes_parts,
     copy_into,
-    is_sharded,
-    local_tensor,
-    local_tensors,
+    leave_kernels,
     match_placements,
     replica_count,
     sum_of_squares,
@@ -35,9 +34,6 @@ from loopkit.strategies.meta_init import fill_from_rank_zero, is_on_meta, move_t
 from loopkit.strategies.module_strategy import ModuleStrategy
 from loopkit.strategies.tensor_parallel import TensorParallel
 from loopkit.strategies.unusual_gradients import refuse_complex
-
-# The optimizers whose fused kernels take sharded tensors.
-_FUSED = (torch.optim.Adam, torch.optim.AdamW)
 
 
 @checks_keywords
@@ -244,12 +240,7 @@ class FSDP(ModuleStrategy):
         """
         for optimizer in optimizers.values():
             check_takes_parts(optimizer)
-            for group in optimizer.param_groups:
-                # Neither kernel takes tensors of several meshes at once.
-                if len({getattr(p, "device_mesh", None) for p in group["params"]}) > 1:
-                    group.update({key: False for key in ("fused", "foreach") if key in group})
-                elif group.get("fused") and type(optimizer) not in _FUSED:
-                    group["fused"] = False
+            leave_kernels(optimizer)
         if self._shards and len(optimizers) > 1:
             # torch settles the dtype of a module's gradients in the first forward pass, by the
             # parameters that are trained in it. A pass for one optimizer freezes those of the others.

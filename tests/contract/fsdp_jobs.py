@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from loopkit import FSDP, Checkpoint, Compile, Task
-from loopkit.strategies.dtensor import full_tensor, local_tensor
+from loopkit.sharded import local_tensor
+from loopkit.strategies.dtensor import full_tensor
 from tests.contract import jobs
 from tests.contract.tasks import TASKS, Block, TokenClassifier
 from tests.support import Tiny, digest, quiet
@@ -326,3 +327,29 @@ def many_fits(strategy: Any, count: int, place: Path) -> list[tuple[int, int]]:
     sys.excepthook = hook
     assert strategy_setup._reporter.cache_info().currsize == 1
     return found
+
+
+def stepped(hooked: bool) -> tuple[str, int]:
+    """Train with a fused AdamW; return the digest of the weights, and how often torch stepped it.
+
+    Args:
+        hooked: gives the optimizer a hook, so that torch itself steps it.
+    """
+    calls: list[Any] = []
+
+    class Stepped(TokenClassifier):
+        def optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2, fused=True)
+            if hooked:
+                optimizer.register_step_post_hook(lambda *_: None)
+            return optimizer
+
+    # torch calls it in each step of its own.
+    original = torch.optim.AdamW._init_group
+    torch.optim.AdamW._init_group = lambda *given: calls.append(0) or original(*given)
+    try:
+        task = Stepped()
+        quiet(strategy="fsdp", batch_size=4, steps=6, eval_every="never").run(task)
+    finally:
+        torch.optim.AdamW._init_group = original
+    return digest({name: full_tensor(p) for name, p in task.named_parameters()}), len(calls)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from loopkit import Loader, Task, TensorParallel
-from loopkit.strategies.dtensor import full_tensor, local_tensor
+from loopkit.sharded import local_tensor
+from loopkit.strategies.dtensor import full_tensor
 from tests.contract.jobs import TINY, WORDS, make
 from tests.contract.tasks import TokenClassifier
 from tests.support import Tiny, digest, quiet

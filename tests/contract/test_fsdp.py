@@ -171,6 +171,13 @@ def test_a_rank_reads_only_its_parts_of_a_checkpoint(pair, tmp_path):
         assert mapped < read - whole / 2
 
 
+def test_the_fused_kernel_on_parts_gives_the_bits_of_torchs_own_step(pair):
+    own, of_torch = (pair.call(fsdp_jobs.stepped, hooked) for hooked in (False, True))
+    assert [digest for digest, _ in own] == [digest for digest, _ in of_torch]
+    assert [calls for _, calls in own] == [1, 1], "only the first step, which makes the state"
+    assert [calls for _, calls in of_torch] == [6, 6]
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "tensor"])
 @pytest.mark.parametrize(
     "name", ["sgd", "adagrad", "rmsprop", "nadam", "radam", "lion", "muon", "adamw_bf16"]

@@ -41,6 +41,7 @@ LAYERS = (
         "dtypes",
         "files",
         "preserve",
+        "sharded",
         "timings",
         "version",
     },
