@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import goals
+
 HEAD = """# Benchmarks
 
 The scripts in `benchmarks/` measured these numbers and wrote this page. `benchmarks/results/*.json` has all numbers
@@ -169,7 +171,11 @@ def render(found: dict[str, Any]) -> str:
     Args:
         found: results by name, the keys of ``_PARTS``.
     """
-    return HEAD + "".join(part(found[name]) for name, part in _PARTS.items() if name in found)
+    return (
+        HEAD
+        + goals.table(found)
+        + "".join(part(found[name]) for name, part in _PARTS.items() if name in found)
+    )
 
 
 def _where(result: dict[str, Any]) -> str:
