@@ -61,7 +61,8 @@ THROUGHPUT = """
 
 Small jobs on one core, each with its data pipeline. Every contestant reads every sample once per epoch, and has a fused
 AdamW. "By hand" is a loop around torch's `DataLoader`. "Ratio" compares the samples per second with it in the same
-round, of {rounds}: above 1 is faster. Memory is the peak of a fresh process that trains this job.
+round, of {rounds}: above 1 is faster. Each round has orders of its own, as the order decides how much is padded. Memory
+is the peak of a fresh process that trains this job.
 
 - CNN: images of digits from a `TensorDataset`.
 - charlm: a GPT on characters, from a `TensorDataset`.

@@ -35,13 +35,18 @@ WARMUP = 10
 PACKAGES = ("torch", "loopkit-torch", "lightning", "transformers", "accelerate", "datasets")
 
 
-def once(make: Callable[[], RealJob], train: Callable[[RealJob], None]) -> float:
+def once(make: Callable[[], RealJob], train: Callable[[RealJob], None], seed: int = 0) -> float:
     """Return the samples per second of one run.
+
+    Args:
+        seed: another one gives another order of the samples. Of texts, the order decides how much is padded.
 
     Raises:
         RuntimeError: the contestant did not read every sample once per epoch.
     """
     job = make()
+    job.seed = seed
+    torch.manual_seed(seed)
     gc.collect()
     with quiet():
         train(job)
@@ -58,7 +63,7 @@ def measure(name: str, rounds: int) -> dict[str, list[float]]:
     for number in range(-1, rounds):  # the first round imports and warms up
         for contestant in record.rotated(found, number):
             try:
-                speed = once(JOBS[name], CONTESTANTS[contestant])
+                speed = once(JOBS[name], CONTESTANTS[contestant], seed=number + 1)
             except ImportError as error:
                 print(f"left out: {contestant}: {error}", file=sys.stderr)
                 del found[contestant]

@@ -55,6 +55,7 @@ def loopkit(job: RealJob) -> None:
         progress=False,
         checkpoint=False,
         log_every="never",
+        seed=job.seed,
     ).run(RealTask(job))
 
 
@@ -80,6 +81,7 @@ def transformers(job: RealJob) -> None:
             dataloader_persistent_workers=job.num_workers > 0,
             remove_unused_columns=False,
             use_cpu=True,
+            seed=job.seed,
             max_grad_norm=0.0,
             lr_scheduler_type="constant",
             save_strategy="no",

@@ -39,6 +39,7 @@ class RealJob:
         batch_size: samples per batch.
         epochs: passes over the data.
         num_workers: processes that read ahead.
+        seed: seeds the order of the samples, in each contestant's own way.
     """
 
     model: Callable[[], Timed]
@@ -47,6 +48,7 @@ class RealJob:
     batch_size: int
     epochs: int
     num_workers: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
