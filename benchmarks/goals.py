@@ -69,8 +69,8 @@ def _throughput(result: dict[str, Any]) -> Iterator[Goal]:
         ratios = {name: row["ratio"]["median"] for name, row in rows.items()}
         ours = ratios.pop("loopkit")
         yield Goal(f"{job}: samples/s, of those by hand", 1.0, ours, at_least=True)
-        del ratios["by hand"]
-        best = max(ratios, key=lambda name: ratios[name])
+        peers = [name for name in ratios if not name.startswith("by hand")]
+        best = max(peers, key=lambda name: ratios[name])
         what = f"{job}: samples/s, of the fastest peer ({best})"
         yield Goal(what, 1.0, ours / ratios[best], at_least=True)
 

@@ -5,9 +5,9 @@
     python benchmarks/throughput.py --job CNN --rounds 3
 
 Every contestant trains the same model from the same weights, reads every sample once per epoch in
-an order of its own, and has a fused AdamW. The contestants take turns in one process with one torch
-thread. The clock is in the model: the first epoch's first part warms up, and the rest counts, with
-the change of the epoch. Peak memory is that of a fresh process of each contestant.
+an order of its own, and has a fused AdamW. Each contestant has a process of its own with one torch
+thread, and they take turns. The clock is in the model: the first epoch's first part warms up, and
+the rest counts, with the change of the epoch. Peak memory is that of the process's first run.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,12 @@ import torch
 
 from benchmarks import record
 from benchmarks.overhead import quiet
-from benchmarks.real.contestants import CONTESTANTS
+from benchmarks.real.contestants import CONTESTANTS, ENVIRONMENTS
 from benchmarks.real.jobs import JOBS, RealJob
 
 BASE = "by hand"
 WARMUP = 10
+MISSING = "missing"  # the answer of a process that lacks a package
 PACKAGES = ("torch", "loopkit-torch", "lightning", "transformers", "accelerate", "datasets")
 
 
@@ -57,29 +60,68 @@ def once(make: Callable[[], RealJob], train: Callable[[RealJob], None], seed: in
     return counted / (calls[-1][0] - calls[WARMUP][0])
 
 
-def measure(name: str, rounds: int) -> dict[str, list[float]]:
-    """Return samples per second of each round by contestant. The order of contestants rotates."""
+def measure(name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return samples per second of each round, and peak memory in MB, by contestant.
+
+    Each has a process of its own, so that none finds the memory as another has left it. They take
+    turns, in an order that rotates. The first round imports and warms up; it shows the peak.
+    """
     found: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
-    for number in range(-1, rounds):  # the first round imports and warms up
-        for contestant in record.rotated(found, number):
-            try:
-                speed = once(JOBS[name], CONTESTANTS[contestant], seed=number + 1)
-            except ImportError as error:
-                print(f"left out: {contestant}: {error}", file=sys.stderr)
-                del found[contestant]
-                continue
-            if number >= 0:
-                found[contestant].append(speed)
-        print(f"\r{name}: round {number + 1} of {rounds}", end="", file=sys.stderr)
+    peaks: dict[str, float] = {}
+    with ExitStack() as ends:
+        runners = {contestant: ends.enter_context(runner(name, contestant)) for contestant in found}
+        for number in range(-1, rounds):
+            for contestant in record.rotated(found, number):
+                answer = ask(runners[contestant], number + 1)
+                if answer is None:
+                    print(f"left out: {contestant}", file=sys.stderr)
+                    del found[contestant]
+                    continue
+                peaks.setdefault(contestant, answer[1])
+                if number >= 0:
+                    found[contestant].append(answer[0])
+            print(f"\r{name}: round {number + 1} of {rounds}", end="", file=sys.stderr)
     print(file=sys.stderr)
-    return found
+    return found, peaks
 
 
-def peak(name: str, contestant: str) -> float:
-    """Return the peak memory of a fresh process that trains, in MB."""
-    words = [sys.executable, __file__, "--job", name, "--memory", contestant]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
-    return float(done.stdout.splitlines()[-1])
+@contextmanager
+def runner(name: str, contestant: str) -> Iterator[subprocess.Popen[str]]:
+    """Inside, a process waits for seeds, and trains once for each."""
+    words = [sys.executable, __file__, "--job", name, "--contestant", contestant]
+    environment = {**os.environ, **ENVIRONMENTS.get(contestant, {})}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, env=environment, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def ask(process: subprocess.Popen[str], seed: int) -> tuple[float, float] | None:
+    """Return the samples per second of one run, and the peak so far; None if a package is missing.
+
+    Raises:
+        RuntimeError: the process has ended.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(seed, file=process.stdin, flush=True)
+    words = process.stdout.readline().split()
+    if words == [MISSING]:
+        return None
+    if not words:
+        raise RuntimeError(f"a contestant ended with exit code {process.wait()}")
+    return float(words[0]), float(words[1])
+
+
+def answer(job: str, contestant: str) -> None:
+    """Train once for each seed on standard input, and print speed and peak memory."""
+    for line in sys.stdin:
+        try:
+            print(once(JOBS[job], CONTESTANTS[contestant], int(line)), own_peak(), flush=True)
+        except ImportError as error:
+            print(error, file=sys.stderr)
+            print(MISSING, flush=True)
 
 
 def own_peak() -> float:
@@ -112,18 +154,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Samples per second of real jobs, side by side.")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each (default: %(default)s)")
     parser.add_argument("--job", choices=JOBS, action="append", help="this one alone; no results")
-    parser.add_argument("--memory", choices=CONTESTANTS, help="train once, and print the peak, MB")
+    parser.add_argument(
+        "--contestant", choices=CONTESTANTS, help="train once for each line of input"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    if args.memory:
-        once(JOBS[args.job[0]], CONTESTANTS[args.memory])
-        print(own_peak())
+    if args.contestant:
+        answer(args.job[0], args.contestant)
         return
     jobs = {}
     for name in args.job or JOBS:
-        found = measure(name, args.rounds)
-        jobs[name] = summarise(found, {other: peak(name, other) for other in found})
+        jobs[name] = summarise(*measure(name, args.rounds))
         print(f"\n{name}\n{table(jobs[name])}\n", flush=True)
     if args.job is None:
         about = {"rounds": args.rounds, "versions": record.versions(PACKAGES)}

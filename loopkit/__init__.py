@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from loopkit.options import Checkpoint
     from loopkit.result import Result
     from loopkit.run import Progress, Run
+    from loopkit.strategies import DDP, FSDP, DeepSpeed
     from loopkit.strategies.base import Strategy
     from loopkit.strategies.compile import Compile
-    from loopkit.strategies.ddp import DDP
-    from loopkit.strategies.deepspeed.strategy import DeepSpeed
-    from loopkit.strategies.fsdp import FSDP
     from loopkit.strategies.single import SingleDevice
     from loopkit.strategies.tensor_parallel import TensorParallel
     from loopkit.task import Task
@@ -45,11 +43,9 @@ _HOMES = {
     "options": ("Checkpoint",),
     "result": ("Result",),
     "run": ("Progress", "Run"),
+    "strategies": ("DDP", "FSDP", "DeepSpeed"),
     "strategies.base": ("Strategy",),
     "strategies.compile": ("Compile",),
-    "strategies.ddp": ("DDP",),
-    "strategies.deepspeed.strategy": ("DeepSpeed",),
-    "strategies.fsdp": ("FSDP",),
     "strategies.single": ("SingleDevice",),
     "strategies.tensor_parallel": ("TensorParallel",),
     "task": ("Task",),

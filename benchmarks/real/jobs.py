@@ -100,7 +100,7 @@ def cnn() -> RealJob:
         )  # fmt: skip
         return Timed(net, _classified)
 
-    return RealJob(model, data, stacked, batch_size=32, epochs=10)
+    return RealJob(model, data, stacked, batch_size=32, epochs=30)
 
 
 def charlm() -> RealJob:

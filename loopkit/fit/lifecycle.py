@@ -71,7 +71,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
         open_checkpointer(run, None if directory is None else directory.storage)
         keeper.open(run)  # before the loggers, whose files say when a killed attempt ended
         _open_loggers(run)
-        with signals(run), torch_settings(options):
+        with signals(run), torch_settings(run):
             start(run)
             if directory is not None:
                 directory.keep()
@@ -90,7 +90,7 @@ def inference(
     with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         close_with(resources, run)
         open_strategy(run)
-        with torch_settings(options):
+        with torch_settings(run):
             if checkpoint is not None:
                 with fetched(checkpoint) as path:
                     _load_weights(run, path)

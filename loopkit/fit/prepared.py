@@ -167,7 +167,7 @@ def prepared(task: Task, options: Options) -> Iterator[Prepared]:
                 "hand cannot meet: leave sharded out, or train with Fit.run"
             )
         resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
-        with torch_settings(options):
+        with torch_settings(run):
             if run.events.setup is not None:
                 run.events.setup(run)
             warn_of_batch_norm(run)

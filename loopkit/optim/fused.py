@@ -200,7 +200,7 @@ class FusedStep:
 
 def _differ(parameter: Any, grad: Any) -> bool:
     """Return whether a gradient is split otherwise than its parameter."""
-    return is_sharded(parameter) and parameter.placements != grad.placements
+    return is_sharded(parameter) and parameter.placements != getattr(grad, "placements", None)
 
 
 def _share_count(

@@ -192,3 +192,16 @@ def test_a_batch_of_another_length_is_an_error():
 
     with pytest.raises(DataError, match="returned 5 samples for 6 indices"):
         reader(Short()).read(EPOCH, list(range(10)))
+
+
+def test_a_tensor_dataset_gives_its_rows_and_names_one_that_is_missing():
+    data = TensorDataset(torch.arange(12.0).view(6, 2), torch.arange(6))
+    found = reader(data).read(EPOCH, [4, 1, 5])
+    for (row, label), index in zip(found, (4, 1, 5)):
+        assert torch.equal(row, data[index][0])
+        assert torch.equal(label, data[index][1])
+        assert row.data_ptr() == data[index][0].data_ptr()  # no copy, as TensorDataset gives it
+    read = reader(data)
+    data.tensors = (data.tensors[0], data.tensors[1][:5])
+    with pytest.raises(DataError, match=r"TensorDataset\[5\] failed in epoch 2"):
+        read.read(EPOCH, [4, 1, 5])

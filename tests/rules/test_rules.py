@@ -29,6 +29,7 @@ LAYERS = (
         "module_state",
         "task_changes",
         "checks",
+        "cpu_memory",
         "monitor",
         "durations",
         "rng",
