@@ -6,8 +6,9 @@
 
 Every contestant trains the same model from the same weights, reads every sample once per epoch in
 an order of its own, and has a fused AdamW. Each contestant has a process of its own with one torch
-thread, and they take turns. The clock is in the model: the first epoch's first part warms up, and
-the rest counts, with the change of the epoch. Peak memory is that of the process's first run.
+thread. All train at once and take turns of half a second, so that what else the machine does slows
+all of them. The clock is in the model, and stands still between turns: the first epoch's first part
+warms up, and the rest counts, with the change of the epoch. Peak memory is that of the first run.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -34,14 +36,46 @@ from benchmarks.real.jobs import JOBS, RealJob
 
 BASE = "by hand"
 WARMUP = 10
-MISSING = "missing"  # the answer of a process that lacks a package
+TURN = 0.5  # seconds
+# Answers of a contestant's process.
+NEXT = "next"  # its turn is over
+MISSING = "missing"  # it lacks a package
 PACKAGES = ("torch", "loopkit-torch", "lightning", "transformers", "accelerate", "datasets")
 
 
-def once(make: Callable[[], RealJob], train: Callable[[RealJob], None], seed: int = 0) -> float:
+class TurnClock:
+    """Tells the seconds of this process's turns. At the end of a turn it waits for the next one.
+
+    Args:
+        wait: ends this turn, and returns when the next one begins.
+    """
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        self._wait = wait
+        self._began = perf_counter()
+        self._waited = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds so far."""
+        now = perf_counter()
+        told = now - self._waited
+        if now - self._began > TURN:
+            self._wait()
+            self._began = perf_counter()
+            self._waited += self._began - now
+        return told
+
+
+def once(
+    make: Callable[[], RealJob],
+    train: Callable[[RealJob], None],
+    seed: int = 0,
+    clock: Callable[[], float] = perf_counter,
+) -> float:
     """Return the samples per second of one run.
 
     Args:
+        clock: tells the time, when the model is called.
         seed: another one gives another order of the samples. Of texts, the order decides how much is padded.
 
     Raises:
@@ -49,6 +83,7 @@ def once(make: Callable[[], RealJob], train: Callable[[RealJob], None], seed: in
     """
     job = make()
     job.seed = seed
+    job.timed.clock = clock
     torch.manual_seed(seed)
     gc.collect()
     with quiet():
@@ -63,23 +98,22 @@ def once(make: Callable[[], RealJob], train: Callable[[RealJob], None], seed: in
 def measure(name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return samples per second of each round, and peak memory in MB, by contestant.
 
-    Each has a process of its own, so that none finds the memory as another has left it. They take
-    turns, in an order that rotates. The first round imports and warms up; it shows the peak.
+    The first round imports and warms up; it shows the peak.
     """
     found: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
     peaks: dict[str, float] = {}
     with ExitStack() as ends:
         runners = {contestant: ends.enter_context(runner(name, contestant)) for contestant in found}
         for number in range(-1, rounds):
-            for contestant in record.rotated(found, number):
-                answer = ask(runners[contestant], number + 1)
-                if answer is None:
+            for contestant, answer in in_turns(runners, record.rotated(found, number), number + 1):
+                if answer == MISSING:
                     print(f"left out: {contestant}", file=sys.stderr)
                     del found[contestant]
                     continue
-                peaks.setdefault(contestant, answer[1])
+                speed, peak = map(float, answer.split())
+                peaks.setdefault(contestant, peak)
                 if number >= 0:
-                    found[contestant].append(answer[0])
+                    found[contestant].append(speed)
             print(f"\r{name}: round {number + 1} of {rounds}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return found, peaks
@@ -87,7 +121,7 @@ def measure(name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, f
 
 @contextmanager
 def runner(name: str, contestant: str) -> Iterator[subprocess.Popen[str]]:
-    """Inside, a process waits for seeds, and trains once for each."""
+    """Inside, a process waits for seeds, and trains once for each, in turns."""
     words = [sys.executable, __file__, "--job", name, "--contestant", contestant]
     environment = {**os.environ, **ENVIRONMENTS.get(contestant, {})}
     pipe = subprocess.PIPE
@@ -97,28 +131,42 @@ def runner(name: str, contestant: str) -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
-def ask(process: subprocess.Popen[str], seed: int) -> tuple[float, float] | None:
-    """Return the samples per second of one run, and the peak so far; None if a package is missing.
+def in_turns(
+    runners: dict[str, subprocess.Popen[str]], order: Iterable[str], seed: int
+) -> list[tuple[str, str]]:
+    """Have each contestant of ``order`` train once, one at a time; return their last answers.
 
     Raises:
-        RuntimeError: the process has ended.
+        RuntimeError: the process of a contestant has ended.
     """
-    assert process.stdin is not None
-    assert process.stdout is not None
-    print(seed, file=process.stdin, flush=True)
-    words = process.stdout.readline().split()
-    if words == [MISSING]:
-        return None
-    if not words:
-        raise RuntimeError(f"a contestant ended with exit code {process.wait()}")
-    return float(words[0]), float(words[1])
+    answers = dict.fromkeys(order, NEXT)
+    while NEXT in answers.values():
+        for contestant in [name for name, answer in answers.items() if answer == NEXT]:
+            process = runners[contestant]
+            assert process.stdin is not None
+            assert process.stdout is not None
+            print(seed, file=process.stdin, flush=True)
+            answers[contestant] = process.stdout.readline().strip()
+            if not answers[contestant]:
+                raise RuntimeError(f"{contestant} ended with exit code {process.wait()}")
+    return list(answers.items())
 
 
-def answer(job: str, contestant: str) -> None:
-    """Train once for each seed on standard input, and print speed and peak memory."""
-    for line in sys.stdin:
+def contest(job: str, contestant: str) -> None:
+    """Train once for each seed on standard input, and print speed and peak memory.
+
+    During training, each line of input is another turn.
+    """
+    out = sys.stdout  # contestants may write into another one
+
+    def wait() -> str:
+        print(NEXT, file=out, flush=True)
+        return sys.stdin.readline()
+
+    for line in iter(sys.stdin.readline, ""):
         try:
-            print(once(JOBS[job], CONTESTANTS[contestant], int(line)), own_peak(), flush=True)
+            speed = once(JOBS[job], CONTESTANTS[contestant], int(line), TurnClock(wait))
+            print(speed, own_peak(), flush=True)
         except ImportError as error:
             print(error, file=sys.stderr)
             print(MISSING, flush=True)
@@ -161,7 +209,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     if args.contestant:
-        answer(args.job[0], args.contestant)
+        contest(args.job[0], args.contestant)
         return
     jobs = {}
     for name in args.job or JOBS:
