@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -103,7 +103,11 @@ def measure(name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, f
     found: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
     peaks: dict[str, float] = {}
     with ExitStack() as ends:
-        runners = {contestant: ends.enter_context(runner(name, contestant)) for contestant in found}
+        runners = {}
+        for contestant in found:
+            words = [sys.executable, __file__, "--job", name, "--contestant", contestant]
+            process = answering(words, **ENVIRONMENTS.get(contestant, {}))
+            runners[contestant] = ends.enter_context(process)
         for number in range(-1, rounds):
             for contestant, answer in in_turns(runners, record.rotated(found, number), number + 1):
                 if answer == MISSING:
@@ -120,15 +124,18 @@ def measure(name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, f
 
 
 @contextmanager
-def runner(name: str, contestant: str) -> Iterator[subprocess.Popen[str]]:
-    """Inside, a process waits for seeds, and trains once for each, in turns."""
-    words = [sys.executable, __file__, "--job", name, "--contestant", contestant]
-    environment = {**os.environ, **ENVIRONMENTS.get(contestant, {})}
+def answering(words: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Inside, a process answers lines; it ends with its input."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, stdin=pipe, stdout=pipe, env=environment, text=True) as process:
-        yield process
+    with subprocess.Popen(
+        words, stdin=pipe, stdout=pipe, env={**os.environ, **environment}, text=True
+    ) as process:
         assert process.stdin is not None
-        process.stdin.close()
+        try:
+            yield process
+        finally:
+            with suppress(BrokenPipeError):  # it has ended by itself
+                process.stdin.close()
 
 
 def in_turns(
@@ -145,7 +152,8 @@ def in_turns(
             process = runners[contestant]
             assert process.stdin is not None
             assert process.stdout is not None
-            print(seed, file=process.stdin, flush=True)
+            with suppress(BrokenPipeError):
+                print(seed, file=process.stdin, flush=True)
             answers[contestant] = process.stdout.readline().strip()
             if not answers[contestant]:
                 raise RuntimeError(f"{contestant} ended with exit code {process.wait()}")

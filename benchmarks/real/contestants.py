@@ -15,9 +15,9 @@ from loopkit.optim import AdamW
 
 def by_hand(job: RealJob) -> None:
     """Run a loop around torch's DataLoader, with a fused AdamW."""
-    model, optimizer = job.timed.train(), job.optimizer()
+    model, optimizer, loader = job.timed.train(), job.optimizer(), job.loader()
     for _ in range(job.epochs):
-        for batch in job.loader():
+        for batch in loader:
             loss = model(**batch)
             loss.backward()
             optimizer.step()

@@ -6,13 +6,25 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import by_hand, checkpoint, counts, ours, overhead, page, prediction, record, start
+from benchmarks import (
+    by_hand,
+    checkpoint,
+    counts,
+    ours,
+    overhead,
+    page,
+    prediction,
+    record,
+    start,
+    throughput,
+)
 from benchmarks.job import Job
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +198,40 @@ def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights(rank_prog
     ratios = {row[:12].strip(): float(row.split()[-4]) for row in rows}
     assert ratios["by hand"] == 1.0
     assert ratios["loopkit"] > 0
+
+
+def test_the_clock_of_a_contestant_stands_still_between_its_turns(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(throughput, "perf_counter", lambda: now[0])
+
+    def others_train() -> None:
+        now[0] += 30.0
+
+    clock, told = throughput.TurnClock(others_train), []
+    for _ in range(5):
+        now[0] += 0.4
+        told.append(clock() - 100.0)
+    assert told == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert now[0] == pytest.approx(162.0)  # a turn ended at 0.8 and at 1.6
+
+
+TURNS = {"slow": "4", "fast": "2"}
+
+
+def test_contestants_take_turns_and_one_that_ends_is_named():
+    code = """
+import sys
+name, turns = sys.argv[1], int(sys.argv[2])
+for turn in range(turns):
+    seed = sys.stdin.readline().strip()
+    print("next" if turn < turns - 1 else f"{name} {seed}", flush=True)
+"""
+    with ExitStack() as ends:
+        words = {name: [sys.executable, "-c", code, name, turns] for name, turns in TURNS.items()}
+        runners = {
+            name: ends.enter_context(throughput.answering(each)) for name, each in words.items()
+        }
+        found = throughput.in_turns(runners, ["fast", "slow"], 7)
+        assert found == [("fast", "fast 7"), ("slow", "slow 7")]
+        with pytest.raises(RuntimeError, match="fast ended with exit code 0"):
+            throughput.in_turns(runners, ["fast"], 8)
