@@ -69,14 +69,14 @@ class TurnClock:
 def once(
     make: Callable[[], RealJob],
     train: Callable[[RealJob], None],
-    seed: int = 0,
-    clock: Callable[[], float] = perf_counter,
+    seed: int,
+    clock: Callable[[], float],
 ) -> float:
     """Return the samples per second of one run.
 
     Args:
-        clock: tells the time, when the model is called.
         seed: another one gives another order of the samples. Of texts, the order decides how much is padded.
+        clock: tells the time, when the model is called.
 
     Raises:
         RuntimeError: the contestant did not read every sample once per epoch.

@@ -49,7 +49,14 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
         _RUNS.pop()
         if not _RUNS:
             libc.mallopt(_TRIM_THRESHOLD, _MOST_TRIM)
-            libc.malloc_trim(0)
+            return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Give the system what is free; another C library than glibc decides for itself."""
+    libc = glibc({})
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
 def glibc(environment: Mapping[str, str]) -> Any:

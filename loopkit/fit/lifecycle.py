@@ -11,6 +11,7 @@ from types import TracebackType
 
 from loopkit.checkpoint import RunLock, Store, load_snapshot, sync_logs
 from loopkit.console import build_progress
+from loopkit.cpu_memory import freed_memory_kept
 from loopkit.errors import LoopkitError, OptionError
 from loopkit.events import Subscription
 from loopkit.files import sync_entry
@@ -71,7 +72,7 @@ def training(task: Task, options: Options, subscriptions: list[Subscription]) ->
         open_checkpointer(run, None if directory is None else directory.storage)
         keeper.open(run)  # before the loggers, whose files say when a killed attempt ended
         _open_loggers(run)
-        with signals(run), torch_settings(run):
+        with signals(run), torch_settings(options), freed_memory_kept(run.strategy.device):
             start(run)
             if directory is not None:
                 directory.keep()
@@ -90,7 +91,7 @@ def inference(
     with only_in_this_thread(), ExitStack() as resources, errors_reported(run):
         close_with(resources, run)
         open_strategy(run)
-        with torch_settings(run):
+        with torch_settings(options), freed_memory_kept(run.strategy.device):
             if checkpoint is not None:
                 with fetched(checkpoint) as path:
                     _load_weights(run, path)

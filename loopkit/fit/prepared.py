@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from loopkit.cpu_memory import freed_memory_kept
 from loopkit.errors import OptionError, TaskError
 from loopkit.fit.lifecycle import close_with, errors_reported, only_in_this_thread
 from loopkit.fit.setup import new_run, prepare_training, torch_settings, warn_of_batch_norm
@@ -167,7 +168,7 @@ def prepared(task: Task, options: Options) -> Iterator[Prepared]:
                 "hand cannot meet: leave sharded out, or train with Fit.run"
             )
         resources.enter_context(no_gradient_outside(run.task, list(run.optimizers.values())))
-        with torch_settings(run):
+        with torch_settings(options), freed_memory_kept(run.strategy.device):
             if run.events.setup is not None:
                 run.events.setup(run)
             warn_of_batch_norm(run)

@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from loopkit import rng
-from loopkit.cpu_memory import freed_memory_kept
 from loopkit.data.micro_batches import MicroBatchLoader
 from loopkit.data.sources import DataConfig, Source, is_source, open_source
 from loopkit.data.transfer import group_transfer_fn
@@ -189,17 +188,9 @@ def put_in_train_mode(task: Task) -> None:
 
 
 @contextmanager
-def torch_settings(run: Run) -> Iterator[None]:
-    """Inside, torch computes as ``deterministic`` and ``precision`` say; afterwards as before.
-
-    On the CPU, the memory that it frees stays with the process.
-    """
-    options = run.options
-    with (
-        determinism(options.deterministic),
-        matmul_precision(parse_precision(options.precision)),
-        freed_memory_kept(run.strategy.device),
-    ):
+def torch_settings(options: Options) -> Iterator[None]:
+    """Inside, torch computes as ``deterministic`` and ``precision`` say; afterwards as before."""
+    with determinism(options.deterministic), matmul_precision(parse_precision(options.precision)):
         yield
 
 

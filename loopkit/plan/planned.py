@@ -88,7 +88,7 @@ class PlannedRun:
         )
         group.extend(batches)
         try:
-            with torch_settings(self.run), self._mode, self._timeline as timeline:
+            with torch_settings(self.run.options), self._mode, self._timeline as timeline:
                 timeline.note("activations", tensors_in(batches))
                 del batches
                 with timeline.step() as found:

@@ -5,7 +5,6 @@ It is called as ``python -m loopkit.cli.bench.worker RESULT STEPS TARGET [--opti
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import itertools
 import json
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from loopkit.cli.args.request import Command, read_request
+from loopkit.cpu_memory import return_freed_memory
 from loopkit.devices import peak_bytes, process_bytes
 from loopkit.errors import LoopkitError
 from loopkit.events import Hook
@@ -57,8 +57,7 @@ class Gauge(Hook):
         self._loss: Any = None
         gc.collect()
         # Memory that was freed while the task was built is not the task's: give it back.
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return_freed_memory()
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
         self._start_bytes = reset_peak()
