@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,10 @@ _seed_torch = torch.default_generator.manual_seed
 _seed_python: Any = vars(random.Random.__base__)["seed"]
 _python_generator: Any = vars(random)["_inst"]
 _WATCH = 0x6C6F6F706B6974  # any number does: no sample is made of its streams
-_following: list[tuple[bytes, int, bytes]] = []  # what the generators give after it
+_following: dict[str, bytes] = {}  # what each generator gives after it
+
+GENERATORS = ("torch", "python", "numpy")
+"""The generators of the CPU that ``seed_all`` seeds."""
 
 
 def mix(*parts: int) -> int:
@@ -49,9 +52,25 @@ def at_step(base: int, step: int, micro: int) -> int:
 def seed_all(seed: int, device: torch.device | None = None) -> None:
     """Seed torch on the CPU and on ``device``, Python's random, and NumPy's global generator."""
     torch_seeder(device or torch.device("cpu"))(seed)
+    seed_python(seed)
+    seed_numpy(seed)
+
+
+def seed_python(seed: int) -> None:
+    """Seed Python's random."""
     _seed_python(_python_generator, seed)
     _python_generator.gauss_next = None
+
+
+def seed_numpy(seed: int) -> None:
+    """Seed NumPy's global generator with the low 32 bits of ``seed``."""
     numpy.random.seed(seed & 0xFFFFFFFF)
+
+
+def seed(value: int, names: Iterable[str]) -> None:
+    """Seed some of ``GENERATORS``."""
+    for name in names:
+        _SEEDERS[name](value)
 
 
 def torch_seeder(device: torch.device) -> Callable[[int], object]:
@@ -83,39 +102,47 @@ def get_state(device: torch.device | None = None) -> dict[str, Any]:
     return state
 
 
-def is_state(state: dict[str, Any]) -> bool:
-    """Return whether the generators of the CPU are in a state that ``get_state`` returned."""
+def changed(state: dict[str, Any]) -> set[str]:
+    """Return which of ``GENERATORS`` have left a state that ``get_state`` returned."""
     now: Any = numpy.random.get_state()
     kind, keys, *rest = state["numpy"]
-    return (
-        torch.equal(state["torch"], torch.get_rng_state())
-        and state["python"] == random.getstate()
-        and (kind, rest) == (now[0], [*now[2:]])
-        and keys.tobytes() == now[1].tobytes()
-    )
+    same = {
+        "torch": torch.equal(state["torch"], torch.get_rng_state()),
+        "python": state["python"] == random.getstate(),
+        "numpy": (kind, rest) == (now[0], [*now[2:]]) and keys.tobytes() == now[1].tobytes(),
+    }
+    return {name for name in GENERATORS if not same[name]}
 
 
-def watch_draws() -> None:
-    """Seed the generators of the CPU with a fixed number, so that ``has_drawn`` notices a draw."""
-    seed_all(_WATCH)
-    if not _following:
-        _following.append(_next_numbers())
-        seed_all(_WATCH)
+def watch(names: Iterable[str]) -> None:
+    """Seed some of ``GENERATORS`` with a fixed number, so that ``drawn`` notices a draw."""
+    for name in names:
+        if name not in _following:
+            _SEEDERS[name](_WATCH)
+            _following[name] = _NEXT[name]()
+        _SEEDERS[name](_WATCH)
 
 
-def has_drawn() -> bool:
-    """Return whether the generators of the CPU gave a number since ``watch_draws``.
+def drawn(names: Iterable[str]) -> set[str]:
+    """Return which of the generators that ``watch`` was given have given a number since.
 
     It draws from them itself. The 128 bits that NumPy and Python give next are compared with those
     that follow the seed: as many in the middle of a stream are others, but for a chance of 2**-128.
     A look at the whole states takes six times as long, as NumPy copies its state number by number.
     """
-    return _next_numbers() != _following[0]
+    return {name for name in names if _NEXT[name]() != _following[name]}
 
 
-def _next_numbers() -> tuple[bytes, int, bytes]:
-    state = torch.get_rng_state().numpy().tobytes()
-    return state, _python_generator.getrandbits(128), numpy.random.bytes(16)
+_SEEDERS: dict[str, Callable[[int], object]] = {
+    "torch": _seed_torch,
+    "python": seed_python,
+    "numpy": seed_numpy,
+}
+_NEXT: dict[str, Callable[[], bytes]] = {
+    "torch": lambda: torch.get_rng_state().numpy().tobytes(),
+    "python": lambda: _python_generator.randbytes(16),
+    "numpy": lambda: numpy.random.bytes(16),
+}
 
 
 def set_state(state: dict[str, Any], device: torch.device | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,11 +25,11 @@ class Samples(list[Any]):
 class SeededSamples(Dataset[Any]):
     """The data set by (epoch, index). Each sample has its own seed, the same in every worker.
 
-    Seeding three generators costs more than reading a row of a table. So batches of a data set that
-    draws no random numbers are read without seeds, with its ``__getitems__`` where it has one. The
-    generators tell whether it drew: what they give next is compared. Where torch or Python only
-    indexes, nothing is compared. Once a data set has drawn, the samples of that batch are read
-    again, and all others later, one by one, each under its seed.
+    Seeding three generators can cost more than reading a sample. So each sample is read under the
+    seeds of those that the data set draws from. Where it draws from none, a batch is read with its
+    ``__getitems__``, if it has one. The generators tell which of them it drew from: what each gives
+    next is compared. Where torch or Python only indexes, nothing is compared. When a data set draws
+    from another generator, that batch is read again, each sample under all seeds.
 
     Args:
         loader: the data set, and which columns to keep.
@@ -42,7 +42,7 @@ class SeededSamples(Dataset[Any]):
         self.columns = loader.columns
         self.seed = seed
         self.seeded = seeded
-        self._draws: bool | None = None  # None: nothing was read yet
+        self._drawn: set[str] | None = None  # generators; None: nothing was read yet
         self._only_indexes = type(loader.dataset) in (TensorDataset, list, tuple, range)
         self._has_tensors = type(loader.dataset) is TensorDataset and loader.columns is None
         self._reads_batches = callable(getattr(loader.dataset, "__getitems__", None))
@@ -54,9 +54,7 @@ class SeededSamples(Dataset[Any]):
             DataError: reading failed; the error names the sample.
         """
         epoch, index = key
-        if self.seeded:
-            self._seed(epoch, index)
-        return self._one_by_one(epoch, [index])[0]
+        return self._one_by_one(epoch, [index], rng.GENERATORS if self.seeded else ())[0]
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Samples:
         """Return the samples of a batch for the worker's collate function, which names them."""
@@ -76,26 +74,32 @@ class SeededSamples(Dataset[Any]):
             samples = self._at_once(epoch, indices)
             self._seed(epoch, indices[-1])
             return samples
-        if self._draws is None and indices:
+        if self._drawn is None and indices:
             return self._first(epoch, indices)
-        if self._draws is False and len(indices) >= _FEW:
-            rng.watch_draws()
-            samples = self._at_once(epoch, indices)
-            if not rng.has_drawn():
-                self._seed(epoch, indices[-1])
+        drawn = self._drawn or set()
+        others = [name for name in rng.GENERATORS if name not in drawn]
+        if others and len(indices) >= _FEW:
+            rng.watch(others)
+            samples = (
+                self._one_by_one(epoch, indices, drawn) if drawn else self._at_once(epoch, indices)
+            )
+            found = rng.drawn(others)
+            if not found:
+                self._seed(epoch, indices[-1], others)
                 return samples
-            self._draws = True
-        return [self[epoch, index] for index in indices]
+            self._drawn = drawn | found
+        return self._one_by_one(epoch, indices, rng.GENERATORS)
 
     def _first(self, epoch: int, indices: Sequence[int]) -> list[Any]:
-        """Read a first batch: a few samples one by one, to see whether one draws, and the rest."""
-        samples, draws = [], False
+        """Read a first batch: a few samples one by one, to see which generators they draw from."""
+        samples: list[Any] = []
+        drawn: set[str] = set()
         for index in indices[:_FEW]:
             self._seed(epoch, index)
             fresh = rng.get_state()
             samples += self._one_by_one(epoch, [index])
-            draws = draws or not rng.is_state(fresh)
-        self._draws = draws
+            drawn |= rng.changed(fresh)
+        self._drawn = drawn
         return samples + self.read(epoch, indices[_FEW:])
 
     def _at_once(self, epoch: int, indices: Sequence[int]) -> list[Any]:
@@ -124,11 +128,16 @@ class SeededSamples(Dataset[Any]):
             )
         return samples if self.columns is None else [_kept(s, self.columns) for s in samples]
 
-    def _one_by_one(self, epoch: int, indices: Sequence[int]) -> list[Any]:
+    def _one_by_one(
+        self, epoch: int, indices: Sequence[int], names: Collection[str] = ()
+    ) -> list[Any]:
+        """Read samples, each under its seed of the named generators."""
         dataset, columns, index = self.dataset, self.columns, -1
         samples = []
         try:
             for index in indices:
+                if names:
+                    self._seed(epoch, index, names)
                 sample = dataset[index]
                 samples.append(sample if columns is None else _kept(sample, columns))
             return samples
@@ -140,8 +149,8 @@ class SeededSamples(Dataset[Any]):
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def _seed(self, epoch: int, index: int) -> None:
-        rng.seed_all(rng.mix(self.seed, epoch, index, 1))
+    def _seed(self, epoch: int, index: int, names: Collection[str] = rng.GENERATORS) -> None:
+        rng.seed(rng.mix(self.seed, epoch, index, 1), names)
 
 
 def _kept(sample: Any, columns: Sequence[str]) -> dict[str, Any]:

@@ -108,6 +108,50 @@ def test_samples_that_draw_are_those_of_their_own_seeds_whenever_the_first_of_th
         assert state() == after
 
 
+class DrawsMore(Plain):
+    """Samples that draw from torch, from ``first`` on from NumPy too, and later from Python."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def __getitem__(self, index: int) -> float:
+        value = super().__getitem__(index) + float(torch.rand(()))
+        if index >= self.first:
+            value += numpy.random.rand()
+        if index >= self.first + 13:
+            value += random.random()
+        return value
+
+
+@pytest.mark.parametrize("first", [0, 3, 4, 25, 39])
+def test_another_generator_is_seeded_from_the_batch_on_that_draws_from_it(first):
+    read, wanted = reader(DrawsMore(first)), DrawsMore(first)
+    for low in range(0, 80, 10):
+        batch = list(range(low, low + 10))
+        assert read.read(EPOCH, batch) == [alone(wanted, index) for index in batch]
+        after = state()
+        alone(wanted, batch[-1])
+        assert state() == after
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "python"])
+def test_each_sample_is_read_under_the_seed_of_the_generators_that_it_draws_from(kind, monkeypatch):
+    data = Draws(kind)
+    read = reader(data)
+    read.read(EPOCH, list(range(10)))
+    data.reads.clear()
+    seeded = []
+    original = rng.seed
+    monkeypatch.setattr(
+        rng, "seed", lambda value, names: (seeded.append(sorted(names)), original(value, names))
+    )
+    read.read(EPOCH, list(range(10, 20)))
+    others = sorted({"torch", "numpy", "python"} - {kind})
+    assert seeded == [[kind]] * 10 + [others], "each sample's, and once what the batch leaves"
+    assert data.reads == [*range(10, 20)], "each once"
+
+
 @pytest.mark.parametrize("kind", ["torch", "numpy", "python"])
 def test_a_draw_is_noticed_and_a_restored_state_is_none(kind):
     draws: Any = {
@@ -116,16 +160,18 @@ def test_a_draw_is_noticed_and_a_restored_state_is_none(kind):
         "python": lambda: random.getrandbits(1),
     }[kind]
     for times in (1, 2, 312, 624, 1248):  # a Mersenne Twister makes 624 words at a time
-        rng.watch_draws()
+        rng.watch(rng.GENERATORS)
         for _ in range(times):
             draws()
-        assert rng.has_drawn(), times
-    rng.watch_draws()
+        assert rng.drawn(rng.GENERATORS) == {kind}, times
+    rng.watch(rng.GENERATORS)
     with rng.preserved():
         draws()
-    assert not rng.has_drawn()
-    rng.watch_draws()
-    assert not rng.has_drawn()
+    assert not rng.drawn(rng.GENERATORS)
+    others = [name for name in rng.GENERATORS if name != kind]
+    rng.watch(others)
+    draws()
+    assert not rng.drawn(others)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, TensorDataset])
@@ -133,7 +179,7 @@ def test_data_that_is_only_indexed_leaves_the_generators_as_seeds_would(kind, mo
     values = torch.arange(40.0)
     data = TensorDataset(values) if kind is TensorDataset else kind(values.tolist())
     read = reader(data)
-    monkeypatch.setattr(rng, "watch_draws", None)
+    monkeypatch.setattr(rng, "watch", None)
     assert [float(torch.as_tensor(s).squeeze()) for s in read.read(EPOCH, range(9))] == [*range(9)]
     after = state()
     alone(Plain(), 8)
