@@ -30,8 +30,9 @@ docs: $(VENV)/.dev
 	@echo "docs: site/index.html"
 
 # Beside the peers, in turns, on a machine with nothing else to do; as root for the small disk.
+# What has a goal comes first.
 bench: $(VENV)/.bench
-	for name in overhead progress throughput evaluation prediction start counts strategies import_time checkpoint \
+	for name in overhead progress throughput strategies evaluation start import_time checkpoint prediction counts \
 	  reliability; do \
 	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; \
 	done

@@ -62,8 +62,8 @@ THROUGHPUT = """
 Small jobs on one core, each with its data pipeline. Every contestant reads every sample once per epoch, and has a fused
 AdamW. "By hand" is a loop around torch's `DataLoader`. "Ratio" compares the samples per second with it in the same
 round, of {rounds}: above 1 is faster. Each round has orders of its own, as the order decides how much is padded. Each
-contestant has a process of its own. They take turns of half a second, so that what else the machine does slows all of
-them. Memory is the peak of the first run.
+contestant has a process of its own. They take turns of a quarter of a second, so that what else the machine does slows
+all of them. Memory is the peak of the first run.
 
 While loopkit trains on a CPU, the process keeps the memory that torch frees
 ([why](decisions/cpu-memory.md)). A loop by hand gets the same with two environment variables of glibc, and "by hand,
@@ -115,11 +115,12 @@ numbers. A hook counts the steps in the contestant's own kind of hook. A metric 
 STRATEGIES = """
 ## The cost of a step over several ranks
 
-The model is a GPT of {parameters:,} parameters on {ranks} ranks over gloo, with one torch thread each. All contestants
-run in one process group and take turns, in {rounds} short runs each, and end with the same weights. "By hand" is a loop
-around torch's `DistributedDataParallel` or `fully_shard` with a fused AdamW. "Ratio" compares with it in the same
-round. loopkit runs with its defaults: it catches a non-finite value on any rank before the update. All ranks react to
-a signal to any rank within about a second.
+The model is a GPT of {parameters:,} parameters on {ranks} ranks over gloo, with one torch thread each. Each contestant
+has two processes of its own. The contestants take turns of a few steps, in {rounds} runs each, and end with the same
+weights. "By hand" is a loop around torch's `DistributedDataParallel` or `fully_shard` with a fused AdamW. "By hand,
+tuned malloc" is as above. "Ratio" compares the time of a step with that by hand in the turns of the same moment.
+loopkit runs with its defaults: it catches a non-finite value on any rank before the update. All ranks react to a signal
+to any rank within about a second.
 """
 
 MODELS = """

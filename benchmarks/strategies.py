@@ -1,12 +1,12 @@
 """Cost of a training step over two ranks: loopkit, hand-written loops and the peers.
 
     pip install -c constraints.txt -e '.[bench]'
-    python benchmarks/strategies.py                    # five minutes on two idle cores
+    python benchmarks/strategies.py                    # eight minutes on two idle cores
 
 The ranks are two processes over gloo, with one torch thread each. Every contestant trains the same
-small GPT from the same weights on the same batches. The contestants take turns in one process
-group, in short runs. A check compares the final weights within a kind. The clock is in the user's
-code, on rank 0, as in ``overhead.py``.
+small GPT from the same weights on the same batches. Each contestant has two ranks of its own, and
+they take turns of a few steps. A check compares the final weights within a kind. The clock is in
+the user's code, on rank 0, as in ``overhead.py``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from benchmarks import record
 from benchmarks.overhead import quiet
 from benchmarks.peers import PreparedBatches
+from benchmarks.turns import MISSING, TUNED, TurnClock, rounds_of, wait_for_turn
 from loopkit import DDP, FSDP, Fit, Task
 from loopkit.distributed.environment import find_rank_info
 from loopkit.distributed.launcher import die_with_parent, launch
@@ -39,6 +40,8 @@ from loopkit.distributed.process_group import init_process_group
 
 RANKS, BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 8, 64, 128, 4, 96
 BLOCKS, LR = 4, 1e-3
+BASE = "by hand"
+PATIENCE = 3600  # seconds that a rank waits for the turns of others
 PACKAGES = ("torch", "loopkit-torch", "lightning", "accelerate")
 
 
@@ -66,10 +69,11 @@ class Gpt(nn.Module):
         self.embed = nn.Embedding(VOCABULARY, WIDTH)
         self.blocks = nn.ModuleList([Block() for _ in range(LAYERS)])
         self.head = nn.Linear(WIDTH, VOCABULARY)
+        self.clock: Callable[[], float] = perf_counter
         self.stamps: list[float] = []
 
     def forward(self, ids: Tensor) -> Tensor:
-        self.stamps.append(perf_counter())
+        self.stamps.append(self.clock())
         x = self.embed(ids)
         for block in self.blocks:
             x = block(x)
@@ -214,18 +218,27 @@ def accelerate(job: Job) -> None:
 
 KINDS: dict[str, dict[str, Callable[[Job], None]]] = {
     "DDP": {
-        "by hand": hand_ddp,
+        BASE: hand_ddp,
+        TUNED: hand_ddp,
         "loopkit": ours(DDP),
         "lightning": lightning("ddp"),
         "accelerate": accelerate,
     },
-    "FSDP": {"by hand": hand_fsdp, "loopkit": ours(FSDP), "lightning": lightning("fsdp2")},
+    "FSDP": {
+        BASE: hand_fsdp,
+        TUNED: hand_fsdp,
+        "loopkit": ours(FSDP),
+        "lightning": lightning("fsdp2"),
+    },
 }
 
 
-def once(train: Callable[[Job], None], rank: int, block: int) -> tuple[list[float], Tensor]:
+def once(
+    train: Callable[[Job], None], rank: int, block: int, clock: Callable[[], float]
+) -> tuple[list[float], list[Tensor]]:
     """Return ms per step of each block of one run, and the trained weights."""
     job = Job(rank, block)
+    job.model.clock = clock
     gc.collect()
     with quiet():
         train(job)
@@ -234,53 +247,64 @@ def once(train: Callable[[Job], None], rank: int, block: int) -> tuple[list[floa
         raise RuntimeError(f"it took {len(stamps)} steps instead of {job.steps}")
     blocks = [(end - start) / block * 1e3 for start, end in pairwise(stamps[block::block])]
     weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in job.model.parameters()]
-    return blocks, torch.cat([p.detach().flatten() for p in weights])
+    return blocks, [weight.detach() for weight in weights]
 
 
-def measure(kind: str, rounds: int, block: int, world: Any) -> dict[str, list[list[float]]]:
-    """Return the blocks of every round by contestant. The order of contestants rotates.
+def contest(kind: str, contestant: str, block: int, weights_file: Path) -> None:
+    """Train once for each line of input, on both ranks; rank 0 prints the ms per step of the blocks.
 
-    A contestant that fails on any rank is left out, and one line on stderr says why.
+    During training, each line of input is another turn.
     """
-    found: dict[str, list[list[float]]] = {name: [] for name in KINDS[kind]}
-    base: Tensor | None = None
-    for number in range(-1, rounds):
-        for name in record.rotated(found, number):
-            problem, blocks, weights = "", [], None
-            try:
-                blocks, weights = once(KINDS[kind][name], world.rank, block)
-            except Exception as error:
-                problem = f"{type(error).__name__}: {str(error)[:200]}"
-            problems = [text for text in world.all_gather_object(problem) if text]
-            if problems:
-                if world.rank == 0:
-                    print(f"left out: {name}: {problems[0]}", file=sys.stderr)
-                del found[name]
-                continue
-            base = weights if base is None else base
-            if weights is None or not torch.allclose(weights, base, rtol=1e-3, atol=1e-5):
-                raise RuntimeError(
-                    f"{name} trained to other weights than {next(iter(found))}: not the same job"
-                )
-            if number >= 0:
-                found[name].append(blocks)
+    rank_info = find_rank_info()
+    if rank_info is None:
+        sys.exit(launch(RANKS, [sys.executable, "-u", *sys.argv]))
+    die_with_parent()
+    world = init_process_group(rank_info, torch.device("cpu"), PATIENCE)
+
+    def wait() -> None:
         if world.rank == 0:
-            print(f"\r{kind}: round {number + 1} of {rounds}", end="", file=sys.stderr)
-    return found
+            wait_for_turn()
+        torch.distributed.barrier()  # so that no rank computes in a turn of others
+
+    while world.broadcast_object(sys.stdin.readline() if world.rank == 0 else ""):
+        problem = ""
+        try:
+            clock = TurnClock(wait, calls=block)
+            blocks, weights = once(KINDS[kind][contestant], world.rank, block, clock)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {str(error)[:200]}"
+        problems = [text for text in world.all_gather_object(problem) if text]
+        if world.rank:
+            continue
+        if problems:
+            print(problems[0], file=sys.stderr)
+            print(MISSING, flush=True)
+        else:
+            torch.save(weights, weights_file)
+            print(*blocks, flush=True)
 
 
-def summarise(found: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Return ms per step by contestant, alone and against the loop by hand of the same round."""
-    base = [record.quartiles(blocks)["median"] for blocks in found["by hand"]]
-    return {
-        name: {
-            "step": record.quartiles([block for blocks in rounds for block in blocks]),
-            "ratio": record.quartiles(
-                [record.quartiles(mine)["median"] / best for mine, best in zip(rounds, base)]
-            ),
+def measure(kind: str, rounds: int, block: int) -> dict[str, list[float]]:
+    """Return the ms per step of the blocks of all rounds, by contestant.
+
+    Raises:
+        RuntimeError: a contestant has trained to other weights than the loop by hand.
+    """
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / f"{i}.pt" for i, name in enumerate(KINDS[kind])}
+        words = [sys.executable, __file__, "--kind", kind, "--block", str(block)]
+        commands = {
+            name: [*words, "--contestant", name, "--weights", str(file)]
+            for name, file in files.items()
         }
-        for name, rounds in found.items()
-    }
+        for number, name, answer in rounds_of(kind, commands, rounds):
+            weights, base = torch.load(files[name]), torch.load(files[BASE])
+            if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(weights, base)):
+                raise RuntimeError(f"{name} trained to other weights than {BASE}: not the same job")
+            if number >= 0:
+                found.setdefault(name, []).extend(map(float, answer.split()))
+    return found
 
 
 def main() -> None:
@@ -289,35 +313,33 @@ def main() -> None:
         description="ms per training step over two ranks, side by side."
     )
     parser.add_argument(
-        "--rounds", type=int, default=10, help="rounds of one short run each (default: %(default)s)"
+        "--rounds", type=int, default=10, help="runs of each (default: %(default)s)"
     )
     parser.add_argument(
-        "--block", type=int, default=5, help="steps that are timed together (default: %(default)s)"
+        "--block", type=int, default=10, help="steps of a turn (default: %(default)s)"
     )
     parser.add_argument(
         "--kind", choices=KINDS, action="append", help="measure this alone; writes no results"
     )
+    parser.add_argument("--contestant", help="train once for each line of input")
+    parser.add_argument("--weights", type=Path, help="where the contestant saves its weights")
     args = parser.parse_args()
-    rank_info = find_rank_info()
-    if rank_info is None:
-        os.environ["OMP_NUM_THREADS"] = "1"
-        sys.exit(launch(RANKS, [sys.executable, "-u", *sys.argv]))
-    die_with_parent()
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    world = init_process_group(rank_info, torch.device("cpu"), 120)
+    if args.contestant:
+        contest(args.kind[0], args.contestant, args.block, args.weights)
+        return
     settings = {
-        kind: summarise(measure(kind, args.rounds, args.block, world))
+        kind: record.compared(measure(kind, args.rounds, args.block), BASE, "step")
         for kind in args.kind or KINDS
     }
-    if world.rank:
-        return
     for kind, rows in settings.items():
-        print(f"\n{kind}\n{'':12}{'ms/step':>10}{'ratio':>8}   quartiles of the ratio")
+        print(f"\n{kind}\n{'':22}{'ms/step':>10}{'ratio':>8}   quartiles of the ratio")
         for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]["median"]):
             ratio, step = row["ratio"], row["step"]["median"]
             quartiles = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
-            print(f"{name:12}{step:10.2f}{ratio['median']:8.3f}   {quartiles}")
+            print(f"{name:22}{step:10.2f}{ratio['median']:8.3f}   {quartiles}")
     if args.kind is None:
         about = {
             "rounds": args.rounds,

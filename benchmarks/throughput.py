@@ -6,9 +6,10 @@
 
 Every contestant trains the same model from the same weights, reads every sample once per epoch in
 an order of its own, and has a fused AdamW. Each contestant has a process of its own with one torch
-thread. All train at once and take turns of half a second, so that what else the machine does slows
-all of them. The clock is in the model, and stands still between turns: the first epoch's first part
-warms up, and the rest counts, with the change of the epoch. Peak memory is that of the first run.
+thread. All train at once and take turns of a quarter of a second, so that what else the machine
+does slows all of them. The clock is in the model, and stands still between turns: the first epoch's
+first part warms up, and the rest counts, with the change of the epoch. Peak memory is that of the
+first run.
 """
 
 from __future__ import annotations
@@ -16,13 +17,9 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,39 +28,13 @@ import torch
 
 from benchmarks import record
 from benchmarks.overhead import quiet
-from benchmarks.real.contestants import CONTESTANTS, ENVIRONMENTS
+from benchmarks.real.contestants import CONTESTANTS
 from benchmarks.real.jobs import JOBS, RealJob
+from benchmarks.turns import MISSING, TurnClock, rounds_of, wait_for_turn
 
 BASE = "by hand"
 WARMUP = 10
-TURN = 0.5  # seconds
-# Answers of a contestant's process.
-NEXT = "next"  # its turn is over
-MISSING = "missing"  # it lacks a package
 PACKAGES = ("torch", "loopkit-torch", "lightning", "transformers", "accelerate", "datasets")
-
-
-class TurnClock:
-    """Tells the seconds of this process's turns. At the end of a turn it waits for the next one.
-
-    Args:
-        wait: ends this turn, and returns when the next one begins.
-    """
-
-    def __init__(self, wait: Callable[[], object]) -> None:
-        self._wait = wait
-        self._began = perf_counter()
-        self._waited = 0.0
-
-    def __call__(self) -> float:
-        """Return the seconds so far."""
-        now = perf_counter()
-        told = now - self._waited
-        if now - self._began > TURN:
-            self._wait()
-            self._began = perf_counter()
-            self._waited += self._began - now
-        return told
 
 
 def once(
@@ -100,64 +71,16 @@ def measure(name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, f
 
     The first round imports and warms up; it shows the peak.
     """
-    found: dict[str, list[float]] = {contestant: [] for contestant in CONTESTANTS}
+    found: dict[str, list[float]] = {}
     peaks: dict[str, float] = {}
-    with ExitStack() as ends:
-        runners = {}
-        for contestant in found:
-            words = [sys.executable, __file__, "--job", name, "--contestant", contestant]
-            process = answering(words, **ENVIRONMENTS.get(contestant, {}))
-            runners[contestant] = ends.enter_context(process)
-        for number in range(-1, rounds):
-            for contestant, answer in in_turns(runners, record.rotated(found, number), number + 1):
-                if answer == MISSING:
-                    print(f"left out: {contestant}", file=sys.stderr)
-                    del found[contestant]
-                    continue
-                speed, peak = map(float, answer.split())
-                peaks.setdefault(contestant, peak)
-                if number >= 0:
-                    found[contestant].append(speed)
-            print(f"\r{name}: round {number + 1} of {rounds}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+    words = [sys.executable, __file__, "--job", name, "--contestant"]
+    commands = {contestant: [*words, contestant] for contestant in CONTESTANTS}
+    for number, contestant, answer in rounds_of(name, commands, rounds):
+        speed, peak = map(float, answer.split())
+        peaks.setdefault(contestant, peak)
+        if number >= 0:
+            found.setdefault(contestant, []).append(speed)
     return found, peaks
-
-
-@contextmanager
-def answering(words: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Inside, a process answers lines; it ends with its input."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        words, stdin=pipe, stdout=pipe, env={**os.environ, **environment}, text=True
-    ) as process:
-        assert process.stdin is not None
-        try:
-            yield process
-        finally:
-            with suppress(BrokenPipeError):  # it has ended by itself
-                process.stdin.close()
-
-
-def in_turns(
-    runners: dict[str, subprocess.Popen[str]], order: Iterable[str], seed: int
-) -> list[tuple[str, str]]:
-    """Have each contestant of ``order`` train once, one at a time; return their last answers.
-
-    Raises:
-        RuntimeError: the process of a contestant has ended.
-    """
-    answers = dict.fromkeys(order, NEXT)
-    while NEXT in answers.values():
-        for contestant in [name for name, answer in answers.items() if answer == NEXT]:
-            process = runners[contestant]
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with suppress(BrokenPipeError):
-                print(seed, file=process.stdin, flush=True)
-            answers[contestant] = process.stdout.readline().strip()
-            if not answers[contestant]:
-                raise RuntimeError(f"{contestant} ended with exit code {process.wait()}")
-    return list(answers.items())
 
 
 def contest(job: str, contestant: str) -> None:
@@ -165,15 +88,10 @@ def contest(job: str, contestant: str) -> None:
 
     During training, each line of input is another turn.
     """
-    out = sys.stdout  # contestants may write into another one
-
-    def wait() -> str:
-        print(NEXT, file=out, flush=True)
-        return sys.stdin.readline()
-
     for line in iter(sys.stdin.readline, ""):
         try:
-            speed = once(JOBS[job], CONTESTANTS[contestant], int(line), TurnClock(wait))
+            clock = TurnClock(wait_for_turn)
+            speed = once(JOBS[job], CONTESTANTS[contestant], int(line), clock)
             print(speed, own_peak(), flush=True)
         except ImportError as error:
             print(error, file=sys.stderr)
@@ -189,18 +107,25 @@ def own_peak() -> float:
 def summarise(found: dict[str, list[float]], memory: dict[str, float]) -> dict[str, Any]:
     """Return speed, ratio to the loop by hand of the same round, and memory by contestant."""
     rows = record.compared(found, BASE, "speed")
-    return {name: {**row, "memory": memory.get(name)} for name, row in rows.items()}
+    return {
+        name: {
+            **row,
+            "memory": memory.get(name),
+            "rounds": [round(speed, 1) for speed in found[name]],
+        }
+        for name, row in rows.items()
+    }
 
 
 def table(summary: dict[str, Any]) -> str:
     """Return the summary as lines of text, the fastest contestant first."""
-    lines = [f"{'':14}{'samples/s':>10}{'ratio':>8}{'peak MB':>10}   quartiles of the ratio"]
+    lines = [f"{'':22}{'samples/s':>10}{'ratio':>8}{'peak MB':>10}   quartiles of the ratio"]
     for name, row in sorted(summary.items(), key=lambda item: -item[1]["ratio"]["median"]):
         ratio, memory = row["ratio"], row["memory"]
         shown = f"{memory:10.0f}" if memory else f"{'':10}"
         quartiles = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
         lines.append(
-            f"{name:14}{row['speed']['median']:10.0f}{ratio['median']:8.3f}{shown}   {quartiles}"
+            f"{name:22}{row['speed']['median']:10.0f}{ratio['median']:8.3f}{shown}   {quartiles}"
         )
     return "\n".join(lines)
 

@@ -14,8 +14,8 @@ import torch
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # What glibc itself goes up to, when a program has freed such blocks: see mallopt(3).
-_MOST_MMAP = 32 * 2**20
-_MOST_TRIM = 2 * _MOST_MMAP
+MOST_MMAP = 32 * 2**20
+_MOST_TRIM = 2 * MOST_MMAP
 _NEVER = -1
 _OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 
@@ -38,7 +38,7 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
         device: where the run computes.
     """
     libc = glibc(os.environ) if device.type == "cpu" else None
-    if libc is None or not libc.mallopt(_MMAP_THRESHOLD, _MOST_MMAP):
+    if libc is None or not libc.mallopt(_MMAP_THRESHOLD, MOST_MMAP):
         yield
         return
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)

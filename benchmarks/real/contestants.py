@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.real.jobs import LR, RealJob
+from benchmarks.turns import TUNED
 from loopkit import Fit, Task
 from loopkit.data import Loader
 from loopkit.optim import AdamW
@@ -141,16 +142,9 @@ def accelerate(job: RealJob) -> None:
 
 CONTESTANTS = {
     "by hand": by_hand,
-    "by hand, tuned malloc": by_hand,
+    TUNED: by_hand,
     "loopkit": loopkit,
     "lightning": lightning,
     "transformers": transformers,
     "accelerate": accelerate,
-}
-# What its process gets besides: limits of glibc's malloc, as loopkit sets them for a run.
-ENVIRONMENTS = {
-    "by hand, tuned malloc": {
-        "MALLOC_TRIM_THRESHOLD_": str(2**40),
-        "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    },
 }

@@ -192,7 +192,7 @@ def vit() -> RealJob:
         Photos(1600),
         stacked,
         batch_size=32,
-        epochs=2,
+        epochs=4,
         num_workers=2,
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from loopkit.checks import checked_choice, checked_int
+from loopkit.data.worker_transfer import worker_transfer
 from loopkit.errors import DataError, LoopkitWarning
 from loopkit.keywords import checks_keywords
 
@@ -104,12 +105,20 @@ class StreamCollate:
         collate: makes a batch of a list of samples.
         dataset: the name of the data set's class.
         batch_size: samples per batch.
+        num_workers: how many processes collate.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any], dataset: str, batch_size: int) -> None:
+    def __init__(
+        self,
+        collate: Callable[[list[Any]], Any],
+        dataset: str,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
         self.collate = collate
         self.dataset = dataset
         self.batch_size = batch_size
+        self._transfer = worker_transfer(num_workers)
         self._looked = False
 
     def __call__(self, samples: list[Any]) -> Any:
@@ -129,13 +138,14 @@ class StreamCollate:
                     stacklevel=2,
                 )
         try:
-            return self.collate(samples)
+            batch = self.collate(samples)
         except Exception as error:
             names = [f"sample {number} of them" for number in range(len(samples))]
             where = f"{len(samples)} samples in a row of {self.dataset}"
             raise DataError(
                 f"{collate_problem(error, samples, names, where)} {YIELDS_BATCHES}"
             ) from error
+        return self._transfer(batch)
 
     def _is_batch(self, sample: Any) -> bool:
         parts = list(sample.values()) if isinstance(sample, Mapping) else sample

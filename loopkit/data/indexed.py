@@ -15,23 +15,26 @@ from loopkit.data.loader import Loader, announce_epoch, dataset_length
 from loopkit.data.sampler import Sharding, WorkItem, group_by_length, permutation, weighted_sample
 from loopkit.data.samples import SeededSamples
 from loopkit.data.worker_errors import end_workers, is_worker_failure
+from loopkit.data.worker_transfer import worker_transfer
 from loopkit.errors import DataError
 
 
 class _WorkerCollate:
     """The collate function in a worker process; its errors name the samples."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any], name: str) -> None:
+    def __init__(self, collate: Callable[[list[Any]], Any], name: str, num_workers: int) -> None:
         self.collate = collate
         self.name = name
+        self.transfer = worker_transfer(num_workers)
 
     def __call__(self, samples: Any) -> Any:
         try:
-            return self.collate(list(samples))
+            batch = self.collate(list(samples))
         except Exception as error:
             epoch = samples.keys[0][0]
             indices = [index for _, index in samples.keys]
             raise collate_error(error, self.name, samples, indices, epoch) from error
+        return self.transfer(batch)
 
 
 class _EpochBatches:
@@ -253,7 +256,9 @@ class IndexedSource:
             self._workers = DataLoader(
                 self._samples,
                 batch_sampler=self._epoch_batches,
-                collate_fn=_WorkerCollate(self._collate, type(self.loader.dataset).__name__),
+                collate_fn=_WorkerCollate(
+                    self._collate, type(self.loader.dataset).__name__, self.loader.num_workers
+                ),
                 generator=torch.Generator(),
                 **self.loader.worker_options(),
             )

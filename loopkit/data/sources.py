@@ -97,7 +97,7 @@ def open_source(data: Any, config: DataConfig, what: str) -> Source:
             loader.dataset,
             batch_size=size,
             drop_last=loader.drop_last,
-            collate_fn=StreamCollate(collate, name, size),
+            collate_fn=StreamCollate(collate, name, size, loader.num_workers),
             **loader.worker_options(),
         )
     return _open_stream(data, config, what, sharded=sharded)

@@ -23,7 +23,7 @@ from benchmarks import (
     prediction,
     record,
     start,
-    throughput,
+    turns,
 )
 from benchmarks.job import Job
 
@@ -187,7 +187,7 @@ def test_each_line_of_the_gpu_command_runs_on_the_cpu():
     assert "left out: loopkit" not in done.stderr
 
 
-def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights(rank_programs):
+def test_strategies_are_compared_in_turns_and_train_to_the_same_weights(rank_programs):
     words = [sys.executable, "benchmarks/strategies.py", "--rounds=2", "--block=1", "--kind=DDP"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = rank_programs.run(
@@ -195,24 +195,32 @@ def test_ranks_are_compared_in_one_group_and_train_to_the_same_weights(rank_prog
     )
     assert done.returncode == 0, done.stderr
     rows = done.stdout.split("\nDDP\n")[1].splitlines()[1:]
-    ratios = {row[:12].strip(): float(row.split()[-4]) for row in rows}
+    ratios = {row[:22].strip(): float(row.split()[-4]) for row in rows}
     assert ratios["by hand"] == 1.0
     assert ratios["loopkit"] > 0
 
 
 def test_the_clock_of_a_contestant_stands_still_between_its_turns(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(throughput, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(turns, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(turns, "TURN", 0.5)
 
     def others_train() -> None:
         now[0] += 30.0
 
-    clock, told = throughput.TurnClock(others_train), []
+    clock, told = turns.TurnClock(others_train), []
     for _ in range(5):
         now[0] += 0.4
         told.append(clock() - 100.0)
     assert told == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert now[0] == pytest.approx(162.0)  # a turn ended at 0.8 and at 1.6
+    clock = turns.TurnClock(others_train, calls=3)
+    began = now[0]
+    for _ in range(7):
+        now[0] += 0.4
+        told = clock()
+    assert told - began == pytest.approx(7 * 0.4)
+    assert now[0] - began == pytest.approx(7 * 0.4 + 60.0)  # a turn ended at the third and sixth
 
 
 TURNS = {"slow": "4", "fast": "2"}
@@ -227,11 +235,9 @@ for turn in range(turns):
     print("next" if turn < turns - 1 else f"{name} {seed}", flush=True)
 """
     with ExitStack() as ends:
-        words = {name: [sys.executable, "-c", code, name, turns] for name, turns in TURNS.items()}
-        runners = {
-            name: ends.enter_context(throughput.answering(each)) for name, each in words.items()
-        }
-        found = throughput.in_turns(runners, ["fast", "slow"], 7)
+        words = {name: [sys.executable, "-c", code, name, count] for name, count in TURNS.items()}
+        runners = {name: ends.enter_context(turns.answering(it)) for name, it in words.items()}
+        found = turns.in_turns(runners, ["fast", "slow"], 7)
         assert found == [("fast", "fast 7"), ("slow", "slow 7")]
         with pytest.raises(RuntimeError, match="fast ended with exit code 0"):
-            throughput.in_turns(runners, ["fast"], 8)
+            turns.in_turns(runners, ["fast"], 8)
