@@ -78,6 +78,17 @@ def state() -> list[float]:
     return [float(torch.rand(())), random.random(), float(numpy.random.rand())]
 
 
+def check_batches(data: Plain, wanted: Plain) -> None:
+    """Check eight batches, and what the generators give after each, against samples read alone."""
+    read = reader(data)
+    for low in range(0, 80, 10):
+        batch = list(range(low, low + 10))
+        assert read.read(EPOCH, batch) == [alone(wanted, index) for index in batch]
+        after = state()
+        alone(wanted, batch[-1])
+        assert state() == after
+
+
 def test_data_that_draws_nothing_is_read_at_once_and_leaves_the_generators_as_seeds_would():
     data, plain = AtOnce(), Plain()
     at_once, one_by_one = reader(data), reader(plain)
@@ -98,14 +109,7 @@ def test_data_that_draws_nothing_is_read_at_once_and_leaves_the_generators_as_se
 def test_samples_that_draw_are_those_of_their_own_seeds_whenever_the_first_of_them_comes(
     kind, first
 ):
-    read = reader(Draws(kind, first))
-    wanted = Draws(kind, first)
-    for low in range(0, 80, 10):
-        batch = list(range(low, low + 10))
-        assert read.read(EPOCH, batch) == [alone(wanted, index) for index in batch]
-        after = state()
-        alone(wanted, batch[-1])
-        assert state() == after
+    check_batches(Draws(kind, first), Draws(kind, first))
 
 
 class DrawsMore(Plain):
@@ -126,13 +130,7 @@ class DrawsMore(Plain):
 
 @pytest.mark.parametrize("first", [0, 3, 4, 25, 39])
 def test_another_generator_is_seeded_from_the_batch_on_that_draws_from_it(first):
-    read, wanted = reader(DrawsMore(first)), DrawsMore(first)
-    for low in range(0, 80, 10):
-        batch = list(range(low, low + 10))
-        assert read.read(EPOCH, batch) == [alone(wanted, index) for index in batch]
-        after = state()
-        alone(wanted, batch[-1])
-        assert state() == after
+    check_batches(DrawsMore(first), DrawsMore(first))
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy", "python"])
@@ -167,6 +165,8 @@ def test_a_draw_is_noticed_and_a_restored_state_is_none(kind):
     rng.watch(rng.GENERATORS)
     with rng.preserved():
         draws()
+    assert not rng.drawn(rng.GENERATORS)
+    rng.watch(rng.GENERATORS)
     assert not rng.drawn(rng.GENERATORS)
     others = [name for name in rng.GENERATORS if name != kind]
     rng.watch(others)
