@@ -167,10 +167,7 @@ def write_tensors(
         tensor = tensors[name].detach().cpu()
         view = _bytes_of(tensor.resolve_conj().resolve_neg().contiguous())
         digest = Digest(digests.CHUNK)
-        for start in range(0, len(view), CHUNK):
-            piece = view[start : start + CHUNK]
-            digest.update(piece)
-            file.write(piece)
+        file.write(view, digest)
         specs[name] = TensorSpec(CODE_OF[tensor.dtype], tuple(tensor.shape), digest.text)
     return specs
 
@@ -231,14 +228,11 @@ def _mapped(
 
 def _fill(file: FileReader, size: int, view: memoryview | None, digest: Digest) -> None:
     """Read ``size`` bytes, into ``view`` if it is given, and into ``digest``."""
+    if view is not None:
+        file.read_into(view, digest)
+        return
     for start in range(0, size, CHUNK):
-        count = min(CHUNK, size - start)
-        if view is None:
-            piece = file.read_piece(count)
-        else:
-            piece = view[start : start + count]
-            file.read_into(piece)
-        digest.update(piece)
+        file.read_piece(min(CHUNK, size - start), digest)
 
 
 def _allocate(file: FileReader, name: str, spec: TensorSpec) -> torch.Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import mmap
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +17,16 @@ from loopkit.checkpoint.digests import Digest
 from loopkit.errors import CorruptCheckpointError
 
 CHUNK = 8 << 20
-"""The most bytes that one read or write moves."""
+"""The most bytes of one operation of a store."""
+
+CACHED = 256 << 10
+"""The bytes that are moved and hashed together: a processor's cache still holds them."""
+
+WRITEBACK = 32 << 20
+"""The bytes after which a writer asks the system to begin to move them to the disk."""
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_WRITE_RANGE = 2  # SYNC_FILE_RANGE_WRITE
 
 Operation = Callable[..., AbstractContextManager[None]]
 """A store's context around one operation: it announces the operation and translates its errors."""
@@ -31,24 +42,44 @@ class FileWriter:
         self._handle = handle
         self._expected = expected
         self._digest = Digest(digests.FILE)
+        self._started = 0
 
     @property
     def digest(self) -> str:
         """The checksum of all bytes written, see :mod:`loopkit.checkpoint.digests`."""
         return self._digest.text
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Append bytes, in pieces of at most :data:`CHUNK`."""
+    def write(self, data: bytes | memoryview, digest: Digest | None = None) -> None:
+        """Append bytes, and give them to ``digest`` too.
+
+        One operation of the store writes at most :data:`CHUNK` bytes.
+        """
         view = memoryview(data).cast("B")
+        into = [self._digest] if digest is None else [self._digest, digest]
         for start in range(0, len(view), CHUNK):
-            piece = view[start : start + CHUNK]
-            wanted = self._expected if self._expected is not None else self.size + len(piece)
-            with self._operation("write", self.path, extra=piece, wanted=wanted):
-                rest = piece
-                while rest:
-                    rest = rest[os.write(self._handle, rest) :]
-            self._digest.update(piece)
-            self.size += len(piece)
+            chunk = view[start : start + CHUNK]
+            wanted = self._expected if self._expected is not None else self.size + len(chunk)
+            with self._operation("write", self.path, extra=chunk, wanted=wanted):
+                for piece in _pieces(chunk):
+                    for each in into:
+                        each.update(piece)
+                    rest = piece
+                    while rest:
+                        rest = rest[os.write(self._handle, rest) :]
+            self.size += len(chunk)
+            self._start_writeback()
+
+    def _start_writeback(self) -> None:
+        """Let Linux move bytes to the disk from now on, so that the sync at the end is short.
+
+        This promises nothing, and other systems do without it. See sync_file_range(2).
+        """
+        start_range = getattr(_LIBC, "sync_file_range", None)
+        size = self.size - self._started
+        if start_range is None or size < WRITEBACK:
+            return
+        start_range(self._handle, ctypes.c_int64(self._started), ctypes.c_int64(size), _WRITE_RANGE)
+        self._started = self.size
 
     def __enter__(self) -> FileWriter:
         return self
@@ -78,29 +109,33 @@ class FileReader:
         self._digest = digest
         self._scratch = memoryview(b"")
 
-    def read_into(self, view: memoryview) -> None:
-        """Fill ``view``.
+    def read_into(self, view: memoryview, digest: Digest | None = None) -> None:
+        """Fill ``view``, and give its bytes to ``digest`` too.
 
         Raises:
             CorruptCheckpointError: the file ends before.
         """
+        into = [each for each in (self._digest, digest) if each is not None]
         for start in range(0, len(view), CHUNK):
-            rest = view[start : start + CHUNK]
             with self._operation("read", self.path):
-                while rest:
-                    count = self._file.readinto(rest)
-                    if not count:
-                        raise CorruptCheckpointError(f"{self.path} ends early")
-                    rest = rest[count:]
-            if self._digest is not None:
-                self._digest.update(view[start : start + CHUNK])
+                for piece in _pieces(view[start : start + CHUNK]):
+                    self._fill(piece)
+                    for each in into:
+                        each.update(piece)
 
-    def read_piece(self, size: int) -> memoryview:
+    def _fill(self, rest: memoryview) -> None:
+        while rest:
+            count = self._file.readinto(rest)
+            if not count:
+                raise CorruptCheckpointError(f"{self.path} ends early")
+            rest = rest[count:]
+
+    def read_piece(self, size: int, digest: Digest | None = None) -> memoryview:
         """Return the next ``size`` bytes, at most :data:`CHUNK`. The next call reuses the memory."""
         if len(self._scratch) < size:
             self._scratch = memoryview(bytearray(size))
         piece = self._scratch[:size]
-        self.read_into(piece)
+        self.read_into(piece, digest)
         return piece
 
     def read_all(self, keep: bool = True) -> bytes:
@@ -123,3 +158,9 @@ class FileReader:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _pieces(view: memoryview) -> Iterator[memoryview]:
+    """Yield ``view`` in pieces of :data:`CACHED` bytes."""
+    for start in range(0, len(view), CACHED):
+        yield view[start : start + CACHED]
