@@ -62,8 +62,8 @@ THROUGHPUT = """
 Small jobs on one core, each with its data pipeline. Every contestant reads every sample once per epoch, and has a fused
 AdamW. "By hand" is a loop around torch's `DataLoader`. "Ratio" compares the samples per second with it in the same
 round, of {rounds}: above 1 is faster. Each round has orders of its own, as the order decides how much is padded. Each
-contestant has a process of its own. They take turns of a quarter of a second, so that what else the machine does slows
-all of them. Memory is the peak of the first run.
+contestant has processes of its own. They take turns of some steps, so that what else the machine does slows all of
+them. Memory is the peak of the first run.
 
 While loopkit trains on a CPU, the process keeps the memory that torch frees
 ([why](decisions/cpu-memory.md)). A loop by hand gets the same with two environment variables of glibc, and "by hand,

@@ -1,13 +1,13 @@
 """Samples per second and peak memory of small real jobs, with their data pipelines, side by side.
 
     pip install -c constraints.txt -e '.[bench,hf,examples]'
-    python benchmarks/throughput.py                      # ten minutes on an idle machine
+    python benchmarks/throughput.py                      # half an hour on an idle machine
     python benchmarks/throughput.py --job CNN --rounds 3
 
 Every contestant trains the same model from the same weights, reads every sample once per epoch in
 an order of its own, and has a fused AdamW. Each contestant has a process of its own with one torch
-thread. All train at once and take turns of a quarter of a second, so that what else the machine
-does slows all of them. The clock is in the model, and stands still between turns: the first epoch's
+thread, a new one in each round. All train at once and take turns of some steps, so that what else
+the machine does slows all of them. The clock is in the model, and stands still between turns: the first epoch's
 first part warms up, and the rest counts, with the change of the epoch. Peak memory is that of the
 first run.
 """
@@ -33,7 +33,9 @@ from benchmarks.real.jobs import JOBS, RealJob
 from benchmarks.turns import MISSING, TurnClock, rounds_of, wait_for_turn
 
 BASE = "by hand"
-WARMUP = 10
+WARMUP = 10  # steps
+# Seconds. Worker processes read ahead while others train; in a turn of few steps nothing else is read.
+WORKERS_TURN = 0.25
 PACKAGES = ("torch", "loopkit-torch", "lightning", "transformers", "accelerate", "datasets")
 
 
@@ -41,7 +43,7 @@ def once(
     make: Callable[[], RealJob],
     train: Callable[[RealJob], None],
     seed: int,
-    clock: Callable[[], float],
+    clock: TurnClock,
 ) -> float:
     """Return the samples per second of one run.
 
@@ -55,6 +57,8 @@ def once(
     job = make()
     job.seed = seed
     job.timed.clock = clock
+    if job.num_workers:
+        clock.seconds = WORKERS_TURN
     torch.manual_seed(seed)
     gc.collect()
     with quiet():
@@ -69,17 +73,16 @@ def once(
 def measure(name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return samples per second of each round, and peak memory in MB, by contestant.
 
-    The first round imports and warms up; it shows the peak.
+    The peak is that of the first round.
     """
     found: dict[str, list[float]] = {}
     peaks: dict[str, float] = {}
     words = [sys.executable, __file__, "--job", name, "--contestant"]
     commands = {contestant: [*words, contestant] for contestant in CONTESTANTS}
-    for number, contestant, answer in rounds_of(name, commands, rounds):
+    for _, contestant, answer in rounds_of(name, commands, rounds):
         speed, peak = map(float, answer.split())
         peaks.setdefault(contestant, peak)
-        if number >= 0:
-            found.setdefault(contestant, []).append(speed)
+        found.setdefault(contestant, []).append(speed)
     return found, peaks
 
 
@@ -133,7 +136,9 @@ def table(summary: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description="Samples per second of real jobs, side by side.")
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="runs of each (default: %(default)s)"
+    )
     parser.add_argument("--job", choices=JOBS, action="append", help="this one alone; no results")
     parser.add_argument(
         "--contestant", choices=CONTESTANTS, help="train once for each line of input"

@@ -17,7 +17,7 @@ from time import perf_counter
 from benchmarks import record
 from loopkit import cpu_memory
 
-TURN = 0.25  # seconds
+TURN = 0.08  # seconds: what slows the machine for a moment then slows all contestants
 # Answers of a contestant's process.
 NEXT = "next"  # its turn is over
 MISSING = "missing"  # it cannot run, and has said why on stderr
@@ -37,10 +37,14 @@ class TurnClock:
 
     Args:
         wait: ends this turn, and returns when the next one begins.
-        calls: how many looks at the clock a turn has; None ends a turn after ``TURN`` seconds.
+        calls: how many looks at the clock a turn has; None ends a turn after ``seconds``.
+
+    Attributes:
+        seconds: how long a turn takes; it ends at the first look after that.
     """
 
     def __init__(self, wait: Callable[[], object], calls: int | None = None) -> None:
+        self.seconds = TURN
         self._wait = wait
         self._calls = calls
         self._looks = 0
@@ -52,7 +56,11 @@ class TurnClock:
         now = perf_counter()
         told = now - self._waited
         self._looks += 1
-        ended = now - self._began > TURN if self._calls is None else self._looks % self._calls == 0
+        ended = (
+            now - self._began > self.seconds
+            if self._calls is None
+            else self._looks % self._calls == 0
+        )
         if ended:
             self._wait()
             self._began = perf_counter()
@@ -71,29 +79,32 @@ def rounds_of(
 ) -> Iterator[tuple[int, str, str]]:
     """Yield the number of a round, a contestant and its answer, for each run.
 
-    Round -1 warms up. A contestant that answers ``MISSING`` is left out from then on.
+    Each round starts processes of its own: where the memory of a process lies can make all its steps
+    some percent faster or slower than those of another process with the same program. A contestant
+    that answers ``MISSING`` is left out from then on.
 
     Args:
         title: what is measured, for the line on stderr that shows the progress.
         commands: the command of each contestant's process.
-        rounds: how many rounds there are after the one that warms up.
+        rounds: how many rounds there are.
 
     Raises:
         RuntimeError: the process of a contestant has ended.
     """
-    with ExitStack() as ends:
-        runners = {
-            name: ends.enter_context(answering(command, **ENVIRONMENTS.get(name, {})))
-            for name, command in commands.items()
-        }
-        for number in range(-1, rounds):
-            for name, answer in in_turns(runners, record.rotated(runners, number), number + 1):
+    left = dict(commands)
+    for number in range(rounds):
+        with ExitStack() as ends:
+            runners = {
+                name: ends.enter_context(answering(command, **ENVIRONMENTS.get(name, {})))
+                for name, command in left.items()
+            }
+            for name, answer in in_turns(runners, record.rotated(runners, number), number):
                 if answer == MISSING:
                     print(f"left out: {name}", file=sys.stderr)
-                    del runners[name]
+                    del left[name]
                 else:
                     yield number, name, answer
-            print(f"\r{title}: round {number + 1} of {rounds}", end="", file=sys.stderr)
+        print(f"\r{title}: round {number + 1} of {rounds}", end="", file=sys.stderr)
     print(file=sys.stderr)
 
 

@@ -101,14 +101,14 @@ def cnn() -> RealJob:
         )  # fmt: skip
         return Timed(net, _classified)
 
-    return RealJob(model, data, stacked, batch_size=32, epochs=30)
+    return RealJob(model, data, stacked, batch_size=32, epochs=20)
 
 
 def charlm() -> RealJob:
     """A small GPT on the characters of Python's standard library, as in tasks/charlm.py."""
     from tasks.charlm import CharLM
 
-    windows = CharLM()._windows(held_out=False)[:3000]
+    windows = CharLM()._windows(held_out=False)[:1500]
 
     def next_letter(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(x.long()).flatten(0, 1), labels.long().flatten())
@@ -129,7 +129,7 @@ def bert() -> RealJob:
     )
 
     draw = torch.Generator().manual_seed(1)
-    lengths = torch.randint(8, 65, (1600,), generator=draw).tolist()
+    lengths = torch.randint(8, 65, (1000,), generator=draw).tolist()
     rows = [torch.randint(5, 4000, (n,), generator=draw).tolist() for n in lengths]
     table = Table.from_dict(
         {
@@ -189,7 +189,7 @@ def vit() -> RealJob:
 
     return RealJob(
         lambda: Timed(ViTForImageClassification(config), loss),
-        Photos(1600),
+        Photos(1000),
         stacked,
         batch_size=32,
         epochs=4,

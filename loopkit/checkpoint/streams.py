@@ -20,7 +20,7 @@ CHUNK = 8 << 20
 """The most bytes of one operation of a store."""
 
 CACHED = 256 << 10
-"""The bytes that are moved and hashed together: a processor's cache still holds them."""
+"""The bytes that are hashed at a time: a processor's cache holds them for the next checksum."""
 
 WRITEBACK = 32 << 20
 """The bytes after which a writer asks the system to begin to move them to the disk."""
@@ -60,12 +60,10 @@ class FileWriter:
             chunk = view[start : start + CHUNK]
             wanted = self._expected if self._expected is not None else self.size + len(chunk)
             with self._operation("write", self.path, extra=chunk, wanted=wanted):
-                for piece in _pieces(chunk):
-                    for each in into:
-                        each.update(piece)
-                    rest = piece
-                    while rest:
-                        rest = rest[os.write(self._handle, rest) :]
+                _hash(chunk, into)
+                rest = chunk
+                while rest:  # writes of a cached piece take longer together than one of a chunk
+                    rest = rest[os.write(self._handle, rest) :]
             self.size += len(chunk)
             self._start_writeback()
 
@@ -120,8 +118,7 @@ class FileReader:
             with self._operation("read", self.path):
                 for piece in _pieces(view[start : start + CHUNK]):
                     self._fill(piece)
-                    for each in into:
-                        each.update(piece)
+                    _hash(piece, into)
 
     def _fill(self, rest: memoryview) -> None:
         while rest:
@@ -164,3 +161,10 @@ def _pieces(view: memoryview) -> Iterator[memoryview]:
     """Yield ``view`` in pieces of :data:`CACHED` bytes."""
     for start in range(0, len(view), CACHED):
         yield view[start : start + CACHED]
+
+
+def _hash(view: memoryview, into: list[Digest]) -> None:
+    """Give ``view`` to each digest."""
+    for piece in _pieces(view):
+        for digest in into:
+            digest.update(piece)
