@@ -298,7 +298,7 @@ def measure(kind: str, rounds: int, block: int) -> dict[str, list[float]]:
             name: [*words, "--contestant", name, "--weights", str(file)]
             for name, file in files.items()
         }
-        for _, name, answer in rounds_of(kind, commands, rounds):
+        for name, answer in rounds_of(kind, commands, rounds):
             weights, base = torch.load(files[name]), torch.load(files[BASE])
             if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(weights, base)):
                 raise RuntimeError(f"{name} trained to other weights than {BASE}: not the same job")

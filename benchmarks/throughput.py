@@ -7,9 +7,9 @@
 Every contestant trains the same model from the same weights, reads every sample once per epoch in
 an order of its own, and has a fused AdamW. Each contestant has a process of its own with one torch
 thread, a new one in each round. All train at once and take turns of some steps, so that what else
-the machine does slows all of them. The clock is in the model, and stands still between turns: the first epoch's
-first part warms up, and the rest counts, with the change of the epoch. Peak memory is that of the
-first run.
+the machine does slows all of them. The clock is in the model, and stands still between turns: the
+first epoch's first part warms up, and the rest counts, with the change of the epoch. Peak memory is
+that of the first run.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def measure(name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, f
     peaks: dict[str, float] = {}
     words = [sys.executable, __file__, "--job", name, "--contestant"]
     commands = {contestant: [*words, contestant] for contestant in CONTESTANTS}
-    for _, contestant, answer in rounds_of(name, commands, rounds):
+    for contestant, answer in rounds_of(name, commands, rounds):
         speed, peak = map(float, answer.split())
         peaks.setdefault(contestant, peak)
         found.setdefault(contestant, []).append(speed)

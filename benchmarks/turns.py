@@ -74,10 +74,8 @@ def wait_for_turn() -> str:
     return sys.stdin.readline()
 
 
-def rounds_of(
-    title: str, commands: dict[str, list[str]], rounds: int
-) -> Iterator[tuple[int, str, str]]:
-    """Yield the number of a round, a contestant and its answer, for each run.
+def rounds_of(title: str, commands: dict[str, list[str]], rounds: int) -> Iterator[tuple[str, str]]:
+    """Yield a contestant and its answer, for each run of each round.
 
     Each round starts processes of its own: where the memory of a process lies can make all its steps
     some percent faster or slower than those of another process with the same program. A contestant
@@ -103,7 +101,7 @@ def rounds_of(
                     print(f"left out: {name}", file=sys.stderr)
                     del left[name]
                 else:
-                    yield number, name, answer
+                    yield name, answer
         print(f"\r{title}: round {number + 1} of {rounds}", end="", file=sys.stderr)
     print(file=sys.stderr)
 

@@ -60,7 +60,8 @@ class FileWriter:
             chunk = view[start : start + CHUNK]
             wanted = self._expected if self._expected is not None else self.size + len(chunk)
             with self._operation("write", self.path, extra=chunk, wanted=wanted):
-                _hash(chunk, into)
+                for piece in _pieces(chunk):
+                    _update(into, piece)
                 rest = chunk
                 while rest:  # writes of a cached piece take longer together than one of a chunk
                     rest = rest[os.write(self._handle, rest) :]
@@ -118,7 +119,7 @@ class FileReader:
             with self._operation("read", self.path):
                 for piece in _pieces(view[start : start + CHUNK]):
                     self._fill(piece)
-                    _hash(piece, into)
+                    _update(into, piece)
 
     def _fill(self, rest: memoryview) -> None:
         while rest:
@@ -163,8 +164,6 @@ def _pieces(view: memoryview) -> Iterator[memoryview]:
         yield view[start : start + CACHED]
 
 
-def _hash(view: memoryview, into: list[Digest]) -> None:
-    """Give ``view`` to each digest."""
-    for piece in _pieces(view):
-        for digest in into:
-            digest.update(piece)
+def _update(into: list[Digest], piece: memoryview) -> None:
+    for digest in into:
+        digest.update(piece)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -434,6 +435,7 @@ def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
     }
     snapshot = only(model)
     snapshot.files["blob.bin"] = bytes(range(256)) * (CHUNK // 100)
+    threads = set(threading.enumerate())
     path = write_checkpoint(Store(), tmp_path, snapshot)
     manifest = parse_manifest((path / "MANIFEST.json").read_bytes())
     for record in manifest.files.values():
@@ -455,6 +457,7 @@ def test_files_of_many_pieces_are_hashed_as_they_are(tmp_path):
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte]))
     assert verify_checkpoint(Store(), path) == []
+    assert set(threading.enumerate()) <= threads, "a thread is left"
 
 
 class WritebackRanges:
