@@ -13,7 +13,7 @@ The scripts in `benchmarks/` measured these numbers and wrote this page. `benchm
 with their quartiles. The tables show medians. To measure again, use a machine with nothing else to do:
 
 ```console
-$ make bench                   # everything below but the GPU, in about an hour
+$ make bench                   # everything below but the GPU, in about an hour and a half
 $ python benchmarks/gpu.py     # and the tests that need a GPU
 ```
 """
@@ -62,8 +62,8 @@ THROUGHPUT = """
 Small jobs on one core, each with its data pipeline. Every contestant reads every sample once per epoch, and has a fused
 AdamW. "By hand" is a loop around torch's `DataLoader`. "Ratio" compares the samples per second with it in the same
 round, of {rounds}: above 1 is faster. Each round has orders of its own, as the order decides how much is padded. Each
-contestant has processes of its own. They take turns of some steps, so that what else the machine does slows all of
-them. Memory is the peak of the first run.
+contestant has new processes in each round, as the memory that a process gets is a part of its speed. They take turns
+of some steps, so that what else the machine does slows all of them. Memory is the peak of the first run.
 
 While loopkit trains on a CPU, the process keeps the memory that torch frees
 ([why](decisions/cpu-memory.md)). A loop by hand gets the same with two environment variables of glibc, and "by hand,
@@ -116,7 +116,7 @@ STRATEGIES = """
 ## The cost of a step over several ranks
 
 The model is a GPT of {parameters:,} parameters on {ranks} ranks over gloo, with one torch thread each. Each contestant
-has two processes of its own. The contestants take turns of a few steps, in {rounds} runs each, and end with the same
+has two new processes in each of {rounds} rounds. The contestants take turns of a few steps, and end with the same
 weights. "By hand" is a loop around torch's `DistributedDataParallel` or `fully_shard` with a fused AdamW. "By hand,
 tuned malloc" is as above. "Ratio" compares the time of a step with that by hand in the turns of the same moment.
 loopkit runs with its defaults: it catches a non-finite value on any rank before the update. All ranks react to a signal
